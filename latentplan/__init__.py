@@ -1,0 +1,1 @@
+"""latentplan: learn a latent dynamics model from robot experience and plan with it."""

@@ -1,0 +1,65 @@
+"""Every error that latentplan raises on purpose: a user's mistake, told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LatentplanError(Exception):
+    """Base class; the command line prints its text as one line and exits with 2."""
+
+
+class ConfigError(LatentplanError, ValueError):
+    """A preset, an override or a field does not fit its schema."""
+
+
+class ShapeError(LatentplanError, ValueError):
+    """An array at a seam has the wrong shape, dtype or a non-finite value."""
+
+
+class UnknownName(LatentplanError, LookupError):
+    """A name that no registry holds."""
+
+
+class MissingDependency(LatentplanError, ImportError):
+    """A package, a library or a device that a feature needs is not there."""
+
+
+class StoreError(LatentplanError):
+    """An episode store is missing, empty, corrupt, of another schema or of another spec."""
+
+
+class CheckpointError(LatentplanError):
+    """A run or checkpoint is missing, corrupt, or does not fit what it is used with."""
+
+
+class PlanningError(LatentplanError):
+    """A model, objective or planner gave no finite plan; nothing was sent."""
+
+
+class UnstablePhysics(LatentplanError):
+    """The simulator diverged; the episode must be dropped."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """Return the error for a name that is not among `known`, with the nearest one."""
+    names = sorted(known)
+    near = get_close_matches(name, names, 1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return UnknownName(f"no {kind} named {name!r};{hint} known: {', '.join(names)}")
+
+
+def check_range(
+    where: str, value: float, low: float | None = None, high: float | None = None
+) -> None:
+    """Raise ConfigError unless `low <= value <= high` (a NaN never passes).
+
+    `where` names the field (`CEM.elites`); a bound of None is open.
+    """
+    if (low is None or value >= low) and (high is None or value <= high) and value == value:
+        return
+    if low is not None and high is not None:
+        raise ConfigError(f"{where}: {value} is not within [{low}, {high}]")
+    bound = f"at least {low}" if low is not None else f"at most {high}"
+    raise ConfigError(f"{where}: {value} must be {bound}")

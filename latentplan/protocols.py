@@ -1,0 +1,139 @@
+"""The seams: what an env, a model, an objective, a planner must offer, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from latentplan.types import Array, Batch, Episode, Loss, Observation, Plan, Spec, Tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Generator, Tensor
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A simulated task; numpy in and out. Also a `gymnasium.Env` (so `spec` is theirs).
+
+    A failing simulator raises UnstablePhysics from `reset` or `step`; the caller drops the episode.
+    """
+
+    @property
+    def data_spec(self) -> Spec:
+        """What this env's observations and actions are."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; the same seed gives the same start, whatever ran before."""
+
+    def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Apply an action (A,) and return a `types.Step`."""
+
+    def snapshot(self) -> Any:
+        """Return the whole simulator state; stepping on from it is bit-equal every time."""
+
+    def restore(self, state: Any) -> Observation:
+        """Go back to a `snapshot` of this env and return what is seen there."""
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return the task's error in metres between two observations, from privileged keys."""
+
+    def oracle(self, observation: Observation, goal: Observation) -> Array:
+        """Return the action (A,) of a scripted expert that sees the privileged keys."""
+
+    def close(self) -> None:
+        """Free the simulator; the renderer of the process stays."""
+
+
+class Explorer(Protocol):
+    """Who chooses actions while collecting."""
+
+    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return an action (A,) inside the bounds."""
+
+
+class EpisodeStore(Protocol):
+    """Episodes on disk, appended whole or not at all."""
+
+    spec: Spec
+
+    def append(self, episode: Episode) -> None:
+        """Write one episode; after a crash at any moment it is there whole or not at all."""
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+
+    def episode(self, index: int) -> Episode:
+        """Return one episode."""
+
+
+class Dynamics(Protocol):
+    """A latent dynamics model (a `torch.nn.Module`): `f(z, a) -> z'` behind an encoder.
+
+    It never scores: costs are Objectives. Its device is that of its weights.
+    """
+
+    spec: Spec
+    latent_dim: int  # D
+    context: int  # T, the past latents that `rollout` needs
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, D) of observations, each (B, T, ...); pictures are uint8."""
+
+    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each action, from (B, T, D) and (B, N, H, A)."""
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the training loss of windows."""
+
+
+class Objective(Protocol):
+    """What a plan costs. It never rolls out; lower is better, always."""
+
+    def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Return cost (B, N) of latents (B, N, H, D) reached by actions (B, N, H, A)."""
+
+
+class ActionSpace(Protocol):
+    """Which actions make sense now, for each of B problems: what a planner may draw and return."""
+
+    low: Tensor  # (A,)
+    high: Tensor  # (A,)
+
+    def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
+        """Return (B, N, H, A) actions drawn over the whole space."""
+
+    def project(self, actions: Tensor) -> Tensor:
+        """Return the nearest allowed actions to (B, N, H, A); allowed ones come back unchanged."""
+
+
+class Planner(Protocol):
+    """A sampling or gradient optimiser of action sequences; stateless."""
+
+    def plan(
+        self,
+        context: Tensor,
+        dynamics: Dynamics,
+        *,
+        objective: Objective,
+        space: ActionSpace,
+        generator: Generator,
+        warm_start: Tensor | None = None,
+    ) -> Plan:
+        """Return the best plan for context (B, T, D), from warm_start (B, H, A) where given."""
+
+
+class Metrics(Protocol):
+    """Where training writes its curves."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write one point of each curve."""
+
+
+class Windows(Protocol):
+    """An endless, seeded, resumable stream of training windows."""
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yield batch number `start`, `start + 1`, ...; number i is the same in every process."""

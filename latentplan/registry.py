@@ -1,0 +1,39 @@
+"""Names that commands and configs use, each with the object it stands for.
+
+To add a system: one file, one line here (or an entry point `latentplan.<kind>` in another
+package), and one preset. Objects are imported when first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from latentplan.errors import unknown
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "env": {"rope": "latentplan.sim.rope:Rope"},
+    "model": {"cfm": "latentplan.models.cfm:CFM"},
+    "planner": {
+        "cem": "latentplan.planning.cem:CEM",
+        "shooting": "latentplan.planning.shooting:Shooting",
+    },
+    "objective": {"goal": "latentplan.objectives.goal:GoalDistance"},
+    "explorer": {"random": "latentplan.exploration.picks:RandomPick"},
+}
+
+
+def names(kind: str) -> dict[str, str]:
+    """Return every known name of a kind (`env`, `model`, ...), plug-ins included."""
+    found = {e.name: e.value for e in entry_points(group=f"latentplan.{kind}")}
+    return found | BUILT_IN[kind]
+
+
+def get(kind: str, name: str) -> Any:
+    """Import and return what `name` stands for; UnknownName where nothing does."""
+    known = names(kind)
+    if name not in known:
+        raise unknown(kind, name, known)
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)

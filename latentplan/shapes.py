@@ -1,0 +1,32 @@
+"""Shape and finiteness checks for the seams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentplan.errors import ShapeError
+
+
+def check(where: str, x: Any, axes: str, **sizes: int) -> None:
+    """Raise ShapeError unless `x` has the axes named, of the sizes given.
+
+    `check("Planner.context", z, "B T D", D=16)` accepts any B and T. `x` is a numpy array or a
+    tensor. A size that is not given is free.
+    """
+    names = axes.split()
+    shape = tuple(x.shape)
+    fits = len(shape) == len(names) and all(
+        sizes.get(name, size) == size for name, size in zip(names, shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
+        raise ShapeError(f"{where}: found shape {shape}, need ({want})")
+
+
+def check_finite(where: str, x: Any) -> None:
+    """Raise ShapeError where `x` (numpy array) holds a NaN or an infinity."""
+    import numpy as np
+
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).sum())
+        raise ShapeError(f"{where}: {bad} of {x.size} numbers are NaN or infinite")

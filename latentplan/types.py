@@ -1,0 +1,187 @@
+"""The values that cross seams: frozen dataclasses, no behaviour beyond checks and JSON.
+
+Axes, here and everywhere: B batch, T past, H horizon, N candidates, D latent, A action,
+C h w image. torch is imported for type checkers only, so that commands start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from latentplan.errors import ShapeError, StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Observation: TypeAlias = Mapping[str, Array]  # what the sensors give at one instant, by name
+Tensors: TypeAlias = Mapping[str, "Tensor"]  # observations stacked to (B, T, ...)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape, dtype name and meaning (with the unit) of one observation array, without B and T."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """Bounds of an action and what its numbers mean."""
+
+    low: tuple[float, ...]  # (A,)
+    high: tuple[float, ...]  # (A,)
+    meaning: str = ""  # for instance "pick x, pick y, drag x, drag y; 1 = 0.3 m, 0.3 m, 0.1 m, 0.1 m"
+
+    @property
+    def size(self) -> int:
+        """A, the number of action dimensions."""
+        return len(self.low)
+
+
+@dataclass(frozen=True)
+class PickSpec:
+    """How an action's first two numbers point into a picture.
+
+    The action's (x, y) in [-1, 1] are picture coordinates: x to the right, y up, +-1 at the
+    outer edges of the picture. The object is what lies within the colour range, as a camera
+    would segment it (CFM does the same; cfm/sample_trajectories in the paper's terms).
+    """
+
+    image: str  # observation key of a (h, w, 3) uint8 picture
+    low: tuple[int, int, int]  # smallest red, green, blue of the object
+    high: tuple[int, int, int] = (255, 255, 255)  # largest
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a data set, an env or a model was made with: learnt at run time, never a config key."""
+
+    observation: Mapping[str, ArraySpec]
+    action: ActionSpec
+    env: str = ""  # registry name of the env that made it
+    privileged: tuple[str, ...] = ()  # simulator truth: for metrics and oracles, never for a model
+    pick: PickSpec | None = None  # where actions point into a picture, if they do
+    dt: float | None = None  # seconds between observations; None for a primitive that takes its time
+    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values that only reports read
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_json` is the inverse."""
+        return {
+            "observation": {
+                k: {"shape": list(a.shape), "dtype": a.dtype, "meaning": a.meaning}
+                for k, a in self.observation.items()
+            },
+            "action": {
+                "low": list(self.action.low),
+                "high": list(self.action.high),
+                "meaning": self.action.meaning,
+            },
+            "env": self.env,
+            "privileged": list(self.privileged),
+            "pick": None
+            if self.pick is None
+            else {
+                "image": self.pick.image,
+                "low": list(self.pick.low),
+                "high": list(self.pick.high),
+            },
+            "dt": self.dt,
+            "extra": dict(self.extra),
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Spec:
+        """Return the Spec that `to_json` described; StoreError where it is not one."""
+        try:
+            pick = values["pick"]
+            return Spec(
+                observation={
+                    k: ArraySpec(tuple(a["shape"]), a["dtype"], a["meaning"])
+                    for k, a in values["observation"].items()
+                },
+                action=ActionSpec(
+                    tuple(values["action"]["low"]),
+                    tuple(values["action"]["high"]),
+                    values["action"]["meaning"],
+                ),
+                env=values["env"],
+                privileged=tuple(values["privileged"]),
+                pick=None
+                if pick is None
+                else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
+                dt=values["dt"],
+                extra=values["extra"],
+            )
+        except (KeyError, TypeError, AttributeError) as e:
+            raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None
+
+
+class Step(NamedTuple):
+    """What `Env.step` returns: gymnasium's five values, named."""
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One real episode of L actions and L + 1 observations."""
+
+    observations: Mapping[str, Array]  # each (L + 1, ...)
+    actions: Array  # (L, A) float32; actions[t] leads from observation t to t + 1
+    rewards: Array  # (L,) float32
+    terminated: bool = False
+    truncated: bool = False
+    seed: int = -1  # what the episode was made from; -1 unknown
+
+    def __post_init__(self) -> None:
+        """Raise ShapeError where the lengths do not fit together."""
+        steps = len(self.actions)
+        if self.actions.ndim != 2 or steps < 1:
+            raise ShapeError(f"Episode.actions: got shape {self.actions.shape}, need (L >= 1, A)")
+        if len(self.rewards) != steps:
+            raise ShapeError(f"Episode.rewards: got {len(self.rewards)} for {steps} actions")
+        for key, value in self.observations.items():
+            if len(value) != steps + 1:
+                raise ShapeError(
+                    f"Episode.observations[{key!r}]: got {len(value)} rows for {steps} actions, "
+                    f"need {steps + 1}"
+                )
+
+    def __len__(self) -> int:
+        """Return L, the number of actions."""
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training windows: T observations with the T - 1 actions between them."""
+
+    observations: Tensors  # each (B, T, ...); pictures stay uint8 (B, T, h, w, 3)
+    actions: Tensor  # (B, T - 1, A) float32
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a training step minimises, and its parts for the curves (detached scalars)."""
+
+    total: Tensor  # ()
+    parts: Mapping[str, Tensor]  # each ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a planner returns."""
+
+    actions: Tensor  # (B, H, A), inside the bounds
+    cost: Tensor  # (B,), of these actions; low is good
