@@ -1,0 +1,1 @@
+"""Training of latent dynamics models: the loop, held-out figures, checkpoints."""
