@@ -1,0 +1,1 @@
+"""Simulated tasks; each file is one env (or an adapter to one)."""

@@ -1,0 +1,135 @@
+"""Pictures from MuJoCo, with one OpenGL context for the life of the process.
+
+MuJoCo's own `Renderer` makes a GL context of its own. When two of them live in one process and
+the first is freed, it deletes GL objects in whichever context is current, so the second goes on
+with garbage pictures and no error. Here every `Camera` shares one context that is made once and
+never freed; so what a Camera frees is always its own. Use it from one thread only.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import MissingDependency
+from latentplan.sim import gl
+from latentplan.types import Array
+
+# Mesa's software renderer: threads cost more than they save on pictures this small, and workers
+# are processes already.
+os.environ.setdefault("LP_NUM_THREADS", "0")
+os.environ["MUJOCO_GL"] = gl.choose()  # MuJoCo reads it while it is imported
+import mujoco  # noqa: E402
+
+# What costs time on a software GL and shows nothing that a policy needs: the 4096^2 shadow map
+# alone is 20 to 50 ms a picture.
+OFF = (
+    mujoco.mjtRndFlag.mjRND_SHADOW,
+    mujoco.mjtRndFlag.mjRND_REFLECTION,
+    mujoco.mjtRndFlag.mjRND_SKYBOX,
+)
+LARGEST = 512  # pixels a side of the offscreen buffer
+
+
+@cache
+def _context() -> tuple[Any, int]:
+    """Return the process's only GL context and the thread that owns it."""
+    if not hasattr(mujoco, "GLContext"):
+        raise MissingDependency(
+            "MuJoCo was imported before latentplan with rendering off; import latentplan's env "
+            "first, or set MUJOCO_GL=egl (or osmesa) before Python starts"
+        )
+    context = mujoco.GLContext(LARGEST, LARGEST)
+    context.make_current()
+    return context, get_ident()
+
+
+class Camera:
+    """A fixed camera of one model: `picture(data)` is (size, size, 3) uint8, top row first."""
+
+    def __init__(self, model: Any, name: str, *, size: int) -> None:
+        """Upload the model's textures; `size` is in pixels, at most 512."""
+        self._current()
+        self._size = size
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera(name).id
+        self._options = mujoco.MjvOption()
+        self._model = model
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+        self._resources: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._resources)
+        self._pixels = np.empty((size, size, 3), np.uint8)
+
+    def _current(self) -> None:
+        context, thread = _context()
+        if thread != get_ident():
+            raise MissingDependency(
+                "rendering: OpenGL belongs to the thread that made the first picture; "
+                "make and step envs in one thread, or in several processes"
+            )
+        context.make_current()
+
+    def picture(self, data: Any) -> Array:
+        """Return what the camera sees now as a new (size, size, 3) uint8 array."""
+        self._current()
+        mujoco.mjv_updateScene(
+            self._model,
+            data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        for flag in OFF:  # mjv_updateScene keeps them, a new scene does not
+            self._scene.flags[flag] = 0
+        mujoco.mjr_render(self._rectangle, self._scene, self._resources)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
+        return self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
+
+    def close(self) -> None:
+        """Free the model's textures; the GL context stays for other cameras."""
+        if self._resources is not None:
+            self._current()
+            self._resources.free()
+            self._resources = None
+
+
+_SCENE = """
+<mujoco><visual><quality shadowsize="0" offsamples="0"/></visual><worldbody>
+<light pos="0 0 1" dir="0 0 -1"/><camera name="top" pos="0 0 1" fovy="60"/>
+<geom type="plane" size="2 2 .1" rgba="0 .6 0 1"/>
+<geom type="box" size=".2 .2 .1" pos=".2 .2 0" rgba="1 0 0 1"/>
+</worldbody></mujoco>
+"""
+
+
+@cache
+def self_test() -> str:
+    """Return the name of the GL that works, having drawn a known scene twice and compared.
+
+    Raises MissingDependency where the pictures differ or are not of the scene. Runs once a
+    process (about 20 ms); every env calls it before its first picture.
+    """
+    model = mujoco.MjModel.from_xml_string(_SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    pictures = []
+    for _ in range(2):
+        camera = Camera(model, "top", size=64)
+        pictures.append(camera.picture(data))
+        camera.close()
+    box, table = pictures[0][20, 44].astype(int), pictures[0][50, 10].astype(int)
+    name = os.environ["MUJOCO_GL"]
+    if not (pictures[0] == pictures[1]).all() or box[0] < box[1] + 50 or table[1] < table[0] + 50:
+        raise MissingDependency(
+            f"OpenGL ({name}): the self-test drew a wrong picture (box {box.tolist()}, table "
+            f"{table.tolist()}); try the other of MUJOCO_GL=egl and MUJOCO_GL=osmesa"
+        )
+    return name
