@@ -1,0 +1,256 @@
+"""Settings: defaults < preset < `key=value`, checked against the dataclass beside each class.
+
+The only module that knows OmegaConf; what leaves it are plain values and frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from latentplan import registry
+from latentplan.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named choice: which registered class, and what is set differently from its defaults."""
+
+    base: str  # registry name
+    values: dict[str, Any]  # as in the file, without `base`
+
+
+def presets() -> dict[str, list[str]]:
+    """Return the names of the shipped presets, by kind (`model`, `planner`, ...)."""
+    return {
+        kind.name: sorted(
+            f.name.removesuffix(".yaml") for f in kind.iterdir() if f.name.endswith(".yaml")
+        )
+        for kind in sorted(files("latentplan.configs").iterdir(), key=lambda f: f.name)
+        if kind.is_dir() and not kind.name.startswith("_")
+    }
+
+
+def resolve(kind: str, name: str) -> Preset:
+    """Return what `name` stands for: a preset `configs/<kind>/<name>.yaml`, else a registry name.
+
+    A preset that bears a registry name is what that name means to a user. Raises UnknownName
+    where `name` is neither, ConfigError where the file is not a preset.
+    """
+    registered = registry.names(kind)
+    shipped = presets().get(kind, [])
+    if name not in shipped:
+        if name not in registered:
+            raise unknown(kind, name, {*registered, *shipped})
+        return Preset(name, {})
+    where = f"preset {kind}/{name}"
+    text = files("latentplan.configs").joinpath(kind, f"{name}.yaml").read_text(encoding="utf-8")
+    values = _parse(where, text)
+    base = values.pop("base", None)
+    if base not in registered:
+        known = ", ".join(sorted(registered))
+        raise ConfigError(f"{where}.base: {base!r} is not a registered {kind}; known: {known}")
+    return Preset(cast(str, base), values)
+
+
+def load(
+    sections: Mapping[str, type],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return one filled dataclass a section: defaults, then the preset, then the overrides.
+
+    A key is `section.field`, or `field` alone where exactly one section has it; an override is
+    `key=value` with the value in YAML. Raises ConfigError that names the key, the nearest one and
+    the known ones.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    layers = [dict(preset or {})]
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r}: an override is key=value")
+        try:
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, YAMLError) as e:
+            raise ConfigError(f"{override!r}: not key=value in YAML ({_first_line(e)})") from None
+        layers.append(cast(dict[str, Any], layer))
+
+    merged: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for layer in layers:
+        for key, value in layer.items():
+            section = _section(key, sections)
+            inner = value if key in sections else {key: value}
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{key}: found {inner!r}; it is a section: set {key}.FIELD")
+            _update(merged[section], inner)
+    return {name: from_values(schema, merged[name]) for name, schema in sections.items()}
+
+
+def from_values(schema: type[T], values: Mapping[str, Any]) -> T:
+    """Return the dataclass `schema` filled with plain values; `to_values` is the inverse.
+
+    Raises ConfigError for an unknown key, a wrong type, and whatever `__post_init__` refuses.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    where = schema.__qualname__.rpartition("<locals>.")[2].removesuffix(".Config")
+    _check_keys(where, schema, values)
+    filled: Any = OmegaConf.structured(schema)
+    for key, value in values.items():
+        try:
+            filled = OmegaConf.merge(filled, {key: value})
+        except OmegaConfBaseException as e:
+            path = str(e.full_key or key)
+            found, needed = _lookup(schema, values, path)
+            raise ConfigError(f"{where}.{path}: found {found!r}, needs {needed}") from None
+    merged = OmegaConf.to_container(filled)
+    return cast(T, _build(schema, cast(dict[str, Any], merged)))
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain dicts, lists, numbers and strings."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return cast(dict[str, Any], json.loads(json.dumps(values)))  # tuples become lists
+
+
+def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
+    """Write `mapping` (plain values) as YAML: whole or not at all."""
+    import yaml
+
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as f:
+            yaml.safe_dump(dict(mapping), f, sort_keys=False, allow_unicode=True)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Return what `save_yaml` wrote; ConfigError where it is missing or not a mapping."""
+    try:
+        return _parse(str(path), Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read ({_first_line(e)})") from None
+
+
+def _parse(where: str, text: str) -> dict[str, Any]:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        parsed = OmegaConf.create(text)  # reads 1e-3 as a number, refuses a key given twice
+        if not isinstance(parsed, DictConfig):
+            raise ConfigError(f"{where}: not a mapping of keys to values")
+        return cast(dict[str, Any], OmegaConf.to_container(parsed))
+    except (OmegaConfBaseException, YAMLError, OSError) as e:
+        raise ConfigError(f"{where}: not valid YAML ({_first_line(e)})") from None
+
+
+def _section(key: str, sections: Mapping[str, type]) -> str:
+    if key in sections:
+        return key
+    owners = [name for name, schema in sections.items() if key in _names(schema)]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        choice = " or ".join(f"{name}.{key}" for name in owners)
+        raise ConfigError(f"{key}: several sections have it; write {choice}")
+    keys = {name: [f"{name}.{field}" for field in _names(s)] for name, s in sections.items()}
+    short = [*sections, *(field for schema in sections.values() for field in _names(schema))]
+    known = ", ".join(sorted(k for names in keys.values() for k in names))
+    raise ConfigError(f"no key {key!r};{_near(key, short)} known: {known}")
+
+
+def _check_keys(where: str, schema: type, values: Mapping[str, Any]) -> None:
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        if key not in _names(schema):
+            near, known = _near(key, _names(schema)), ", ".join(_names(schema))
+            raise ConfigError(f"{where} has no key {key!r};{near} known: {known}")
+        inner = _dataclass_in(hints[key])
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(f"{where}.{key}", inner, value)
+        elif isinstance(value, str) and ("${" in value or value == "???"):
+            # OmegaConf would read the environment or other keys: presets hold values only.
+            raise ConfigError(f"{where}.{key}: found {value!r}; interpolation is not allowed")
+
+
+def _names(schema: type) -> list[str]:
+    return [f.name for f in fields(schema) if f.init]
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, 1)
+    return f" did you mean {near[0]!r}?" if near else ""
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """Return the dataclass that a hint is or may be (`Inner`, `Inner | None`)."""
+    return next((o for o in _options(hint) if isinstance(o, type) and is_dataclass(o)), None)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _lookup(schema: type, values: Mapping[str, Any], path: str) -> tuple[Any, str]:
+    """Return the value found at a dotted path and the name of the type that it should have."""
+    found: Any = values
+    hint: Any = schema
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        inner = _dataclass_in(hint)
+        if inner is None or not isinstance(found, Mapping):
+            break
+        found, hint = found.get(part), get_type_hints(inner)[part]
+    name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return found, name.replace("typing.", "")
+
+
+def _build(schema: type, values: Mapping[str, Any]) -> Any:
+    """Call `schema` with values of the right types: nested dataclasses, and tuples for lists."""
+    arguments: dict[str, Any] = {}
+    for name, hint in get_type_hints(schema).items():
+        if name not in values:
+            continue
+        value = values[name]
+        inner = _dataclass_in(hint)
+        if inner is not None and isinstance(value, Mapping):
+            value = _build(inner, value)
+        elif isinstance(value, list) and any(get_origin(o) is tuple for o in _options(hint)):
+            value = tuple(value)
+        arguments[name] = value
+    return schema(**arguments)
+
+
+def _update(target: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _update(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
