@@ -1,0 +1,89 @@
+"""Which OpenGL draws without a screen: EGL, else OSMesa. Needs the standard library only.
+
+`python -m latentplan.sim.gl` prints the choice; where there is none it prints the line to type
+and exits with 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from ctypes import CDLL, CFUNCTYPE, byref, c_int, c_uint, c_void_p
+from functools import cache
+
+from latentplan.errors import MissingDependency
+
+INSTALL = "apt-get install -y libegl1 libgl1-mesa-dri"  # or libosmesa6
+_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
+_MAX_DEVICES = 16
+
+
+@cache
+def choose() -> str:
+    """Return `egl` or `osmesa`: what MUJOCO_GL says, else the first of the two that works.
+
+    Raises MissingDependency, with the line that installs one, where none works or where
+    MUJOCO_GL asks for one that does not: pictures must not depend on a silent fallback.
+    """
+    works = {"egl": _egl, "osmesa": _osmesa}
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    if asked:
+        if asked not in works:
+            raise MissingDependency(
+                f"MUJOCO_GL: found {asked!r}, which needs a screen; set egl or osmesa, or unset it"
+            )
+        if not works[asked]():
+            raise MissingDependency(f"MUJOCO_GL: {asked!r} does not work here; {_advice()}")
+        return asked
+    for name, probe in works.items():
+        if probe():
+            return name
+    raise MissingDependency(f"OpenGL: neither EGL nor OSMesa works here; {_advice()}")
+
+
+def _advice() -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"type: {sudo}{INSTALL}"
+
+
+def _egl() -> bool:
+    """Return whether EGL starts on some device, asked the way that MuJoCo asks.
+
+    That the library loads says little: it is only a dispatcher, and the drivers come apart.
+    """
+    try:
+        egl = CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = c_void_p
+    query_address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    display_address = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+    if not query_address or not display_address:
+        return False
+    query = CFUNCTYPE(c_uint, c_int, c_void_p, c_void_p)(query_address)
+    get_display = CFUNCTYPE(c_void_p, c_uint, c_void_p, c_void_p)(display_address)
+    egl.eglInitialize.argtypes = [c_void_p, c_void_p, c_void_p]
+    devices = (c_void_p * _MAX_DEVICES)()
+    count = c_int()
+    if not query(_MAX_DEVICES, devices, byref(count)):
+        return False
+    displays = (get_display(_PLATFORM_DEVICE, d, None) for d in devices[: count.value])
+    return any(display and egl.eglInitialize(display, None, None) for display in displays)
+
+
+def _osmesa() -> bool:
+    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        try:
+            CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    try:
+        print(choose())
+    except MissingDependency as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
