@@ -1,0 +1,1 @@
+"""Episode stores and training windows."""

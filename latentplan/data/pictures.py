@@ -1,0 +1,33 @@
+"""Where an object is in a picture, and how pixels and actions point at each other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan.shapes import check
+from latentplan.types import Array, PickSpec
+
+
+def segment(image: Array, pick: PickSpec) -> Array:
+    """Return the mask (..., h, w) bool of the object in uint8 pictures (..., h, w, 3).
+
+    A pixel belongs to it where all three colours lie in the range of `pick`, both ends included.
+    Raises ShapeError where the last axis is not 3 colours.
+    """
+    check("segment.image", image.reshape(-1, *image.shape[-3:]), "n h w rgb", rgb=3)
+    inside = (image >= np.array(pick.low)) & (image <= np.array(pick.high))
+    return np.asarray(inside.all(axis=-1))
+
+
+def pixel_to_action(rows: Array, columns: Array, *, height: int, width: int) -> tuple[Array, Array]:
+    """Return the action's x and y in [-1, 1] that point at the middles of pixels.
+
+    Row r and column c may be fractions: x = (c + 0.5) / width * 2 - 1 to the right,
+    y = 1 - (r + 0.5) / height * 2 upwards; +-1 are the outer edges of the picture.
+    """
+    return (columns + 0.5) / width * 2 - 1, 1 - (rows + 0.5) / height * 2
+
+
+def action_to_pixel(x: Array, y: Array, *, height: int, width: int) -> tuple[Array, Array]:
+    """Return the rows and columns (fractions) that x and y point at: `pixel_to_action` undone."""
+    return (1 - y) / 2 * height - 0.5, (x + 1) / 2 * width - 0.5

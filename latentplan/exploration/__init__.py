@@ -1,0 +1,1 @@
+"""Who chooses actions while collecting, and the collecting itself."""

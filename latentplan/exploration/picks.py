@@ -1,0 +1,67 @@
+"""Random picks on the object that is seen, and random drags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentplan.data.pictures import pixel_to_action, segment
+from latentplan.errors import ConfigError, check_range
+from latentplan.types import Array, Observation, Spec
+
+
+class RandomPick:
+    """Explorer: picks a random pixel of the object and drags it somewhere.
+
+    Contrastive forward models are learnt from such data (Yan et al. 2020, section 4); here a part of
+    the drags is drawn with a uniform length, so that short ones, which finish a task, are seen often.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """How picks and drags are drawn."""
+
+        uniform: float = 0.5  # share of drags uniform in their box; the others uniform in length
+        miss: float = 0.02  # share of picks anywhere in the picture, which mostly do nothing
+        jitter: float = 0.5  # pixels, the largest offset of a pick from the middle of its pixel
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a share or a length is out of range."""
+            check_range("RandomPick.uniform", self.uniform, 0.0, 1.0)
+            check_range("RandomPick.miss", self.miss, 0.0, 1.0)
+            check_range("RandomPick.jitter", self.jitter, 0.0)
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Explore for `spec`; ConfigError where its actions do not point into a picture."""
+        if spec.pick is None:
+            raise ConfigError(
+                f"explorer 'random': needs actions that point into a picture; env {spec.env!r} has none"
+            )
+        self.config = config or self.Config()
+        self.pick = spec.pick
+        self.low = np.asarray(spec.action.low, np.float32)
+        self.high = np.asarray(spec.action.high, np.float32)
+
+    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return an action (A,) float32 inside the bounds: pick x, pick y, drag."""
+        action = np.concatenate([self._point(observation[self.pick.image], rng), self._drag(rng)])
+        return np.clip(action.astype(np.float32), self.low, self.high)
+
+    def _point(self, image: Array, rng: np.random.Generator) -> Array:
+        height, width = image.shape[:2]
+        on_object = np.flatnonzero(segment(image, self.pick))
+        if len(on_object) == 0 or rng.random() < self.config.miss:
+            return rng.uniform(-1, 1, 2)
+        row, column = np.divmod(rng.choice(on_object), width)
+        offset = rng.uniform(-self.config.jitter, self.config.jitter, 2)
+        x, y = pixel_to_action(row + offset[0], column + offset[1], height=height, width=width)
+        return np.array([x, y])
+
+    def _drag(self, rng: np.random.Generator) -> Array:
+        low, high = self.low[2:], self.high[2:]
+        if rng.random() < self.config.uniform:
+            return rng.uniform(low, high)
+        direction = rng.normal(size=len(low))
+        direction *= rng.random() / np.linalg.norm(direction)
+        return np.asarray((low + high) / 2 + direction * (high - low) / 2)
