@@ -206,6 +206,11 @@ class ZarrStore:
         """Return how many rows of an array are decoded together."""
         return _chunk_rows(*self._layout[name])
 
+    def row_bytes(self, name: str) -> int:
+        """Return the bytes of a decoded row of an array."""
+        row, dtype = self._layout[name]
+        return prod(row) * dtype.itemsize
+
     def disk_bytes(self, name: str) -> int:
         """Return the bytes on disk of an array, without the episodes that are still pending."""
         return sum(f.stat().st_size for f in (self.path / name).rglob("*") if f.is_file())

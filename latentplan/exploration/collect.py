@@ -24,7 +24,7 @@ import numpy as np
 
 from latentplan.errors import LatentplanError, UnstablePhysics, check_range
 from latentplan.protocols import Env, EpisodeStore, Explorer
-from latentplan.types import Episode, Spec
+from latentplan.types import Array, Episode, Observation, Spec
 
 AHEAD = 4  # episodes in flight for each worker: keeps it busy, and memory flat
 
@@ -114,8 +114,8 @@ class Recorder:
             except UnstablePhysics as e:
                 reason = e
         raise UnstablePhysics(
-            f"collect: episode {index} was unstable in all of {self.recipe.config.attempts} attempts "
-            f"({reason}); change the env's settings, or CollectConfig.attempts"
+            f"collect: episode {index} was unstable in all of {self.recipe.config.attempts} "
+            f"attempts ({reason}); change the env's settings, or CollectConfig.attempts"
         )
 
     def _attempt(self, index: int, attempt: int) -> Episode:
@@ -125,7 +125,9 @@ class Recorder:
         rng = np.random.default_rng(for_explorer)
 
         observation, _ = self.env.reset(seed=seed)
-        observations, actions, rewards = [observation], [], []
+        observations: list[Observation] = [observation]
+        actions: list[Array] = []
+        rewards: list[float] = []
         terminated = truncated = False
         while len(actions) < self.recipe.config.length and not (terminated or truncated):
             action = self.explorer.act(observation, rng)

@@ -14,8 +14,8 @@ from latentplan.types import Array, Observation, Spec
 class RandomPick:
     """Explorer: picks a random pixel of the object and drags it somewhere.
 
-    Contrastive forward models are learnt from such data (Yan et al. 2020, section 4); here a part of
-    the drags is drawn with a uniform length, so that short ones, which finish a task, are seen often.
+    Contrastive forward models are learnt from such data (Yan et al. 2020, section 4); here a part
+    of the drags has a uniform length, so that short ones, which finish a task, are seen often.
     """
 
     @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class RandomPick:
         """Explore for `spec`; ConfigError where its actions do not point into a picture."""
         if spec.pick is None:
             raise ConfigError(
-                f"explorer 'random': needs actions that point into a picture; env {spec.env!r} has none"
+                f"explorer 'random': needs actions that point into a picture; those of env "
+                f"{spec.env!r} do not"
             )
         self.config = config or self.Config()
         self.pick = spec.pick

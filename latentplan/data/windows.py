@@ -1,0 +1,189 @@
+"""Random windows of episodes, in batches for training: seeded, resumable, gathered all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ConfigError, StoreError, check_range
+from latentplan.types import Array, Batch
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples fill [0, 1) evenly
+
+
+def is_test(episodes: Array, fraction: float) -> Array:
+    """Return which episode numbers (n,) are held out, (n,) bool, about `fraction` of them.
+
+    Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4): depends on the
+    number alone, so an episode stays on its side when the store grows, and every stretch of
+    1 / fraction numbers has one.
+    """
+    with np.errstate(over="ignore"):
+        spread = (episodes.astype(np.uint64) + np.uint64(1)) * GOLDEN
+    return np.asarray(spread / 2.0**64 >= 1 - fraction)
+
+
+class Windows:
+    """Endless batches of windows: T observations in a row of one episode and their T - 1 actions.
+
+    Batch i is a function of (store, seed, i) alone, in any process, so that training resumes
+    exactly. The stream is one random permutation of all windows after the other.
+
+    Arrays are decoded once into memory where all of them fit `budget` bytes. Of the others
+    (pictures of a large store) the chunks used last are kept there, and the rest is read as needed.
+    """
+
+    def __init__(
+        self,
+        store: ZarrStore,
+        *,
+        length: int,
+        batch: int,
+        seed: int = 0,
+        split: Literal["train", "test"] = "train",
+        test_fraction: float = 0.1,
+        keys: Sequence[str] | None = None,
+        budget: int = 8 << 30,
+        pin_memory: bool = False,
+    ) -> None:
+        """Prepare windows of `length` T, `batch` B of them at a time.
+
+        `keys` are the observations to load (None: all that are not privileged), `pin_memory`
+        speeds the copy to a CUDA device up. Raises StoreError where the store has no such window,
+        ConfigError where a number is out of range or a key unknown.
+        """
+        check_range("Windows.length", length, 1)
+        check_range("Windows.batch", batch, 1)
+        check_range("Windows.test_fraction", test_fraction, 0.0, 1.0)
+        spec = store.spec
+        self.keys = tuple(k for k in spec.observation if k not in spec.privileged)
+        if keys is not None:
+            self.keys = tuple(keys)
+        for key in self.keys:
+            if key not in spec.observation:
+                known = ", ".join(spec.observation)
+                raise ConfigError(f"Windows.keys: no observation {key!r}; the store has: {known}")
+        self.length, self.batch, self.seed = length, batch, seed
+        self._pin = pin_memory
+        self._starts = _starts(store, length, split=split, test_fraction=test_fraction)
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+        self._gather: dict[str, Callable[[Array], Tensor]] = {}
+        rows = int(store.ends[-1])
+        names = {"action": "action"} | {key: f"observation/{key}" for key in self.keys}
+        for key, name in sorted(names.items(), key=lambda item: store.row_bytes(item[1])):
+            needed = rows * store.row_bytes(name)
+            if needed <= budget:
+                self._gather[key] = _InMemory(store.rows(name, 0, rows))
+                budget -= needed
+            else:
+                self._gather[key] = _Chunks(store, name, budget=budget, most=batch * length)
+                budget = 0
+
+    def __len__(self) -> int:
+        """Return the number of different windows."""
+        return len(self._starts)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yield batch number `start`, `start + 1`, ... without end."""
+        while True:
+            yield self[start]
+            start += 1
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return batch number `index`: observations (B, T, ...) and actions (B, T - 1, A)."""
+        epoch, place = divmod(index * self.batch + np.arange(self.batch), len(self))
+        chosen = np.empty(self.batch, np.int64)
+        for number in np.unique(epoch):
+            chosen[epoch == number] = self._permutation(int(number))[place[epoch == number]]
+        rows = self._starts[chosen][:, None] + np.arange(self.length)  # (B, T)
+        return Batch(
+            observations={key: self._load(key, rows) for key in self.keys},
+            actions=self._load("action", rows[:, :-1]),
+        )
+
+    def _permute(self, epoch: int) -> Array:
+        source = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+        return np.random.default_rng(source).permutation(len(self))
+
+    def _load(self, key: str, rows: Array) -> Tensor:
+        gathered = self._gather[key](rows.reshape(-1))
+        windows = gathered.unflatten(0, rows.shape)  # (B T) ... -> B T ...
+        return windows.pin_memory() if self._pin else windows
+
+
+class _InMemory:
+    """All rows of an array."""
+
+    def __init__(self, rows: Array) -> None:
+        self._rows = torch.from_numpy(rows)
+
+    def __call__(self, rows: Array) -> Tensor:
+        return self._rows.index_select(0, torch.from_numpy(rows))
+
+
+class _Chunks:
+    """The chunks of an array that were used last, in a pool of `budget` bytes."""
+
+    def __init__(self, store: ZarrStore, name: str, *, budget: int, most: int) -> None:
+        self._store, self._name, self._size = store, name, store.chunk_rows(name)
+        total = -(-int(store.ends[-1]) // self._size)
+        slots = min(budget // (self._size * store.row_bytes(name)), total)
+        if slots < min(most, total):
+            raise ConfigError(
+                f"Windows.budget: too small for a batch of {name}, whose {most} rows may lie in as "
+                f"many chunks of {self._size} rows; give more memory or use smaller batches"
+            )
+        sample = store.rows(name, 0, 1)
+        self._pool = torch.from_numpy(
+            np.zeros((slots, self._size, *sample.shape[1:]), sample.dtype)
+        )
+        self._chunk_in = np.full(slots, -1)  # which chunk a slot holds
+        self._slot_of = np.full(total, -1)  # where a chunk is
+        self._used = np.zeros(slots, np.int64)  # when a slot was last asked for
+        self._clock = 0
+
+    def __call__(self, rows: Array) -> Tensor:
+        chunk, row = np.divmod(rows, self._size)
+        needed = np.unique(chunk)
+        self._clock += 1
+        here = self._slot_of[needed]
+        self._used[here[here >= 0]] = self._clock
+        missing = needed[here < 0]
+        free = np.argsort(self._used, kind="stable")[: len(missing)]
+        for number, slot in zip(missing.tolist(), free.tolist(), strict=True):
+            values = self._store.rows(self._name, number * self._size, (number + 1) * self._size)
+            self._pool[slot, : len(values)] = torch.from_numpy(values)
+            if self._chunk_in[slot] >= 0:
+                self._slot_of[self._chunk_in[slot]] = -1
+            self._chunk_in[slot], self._slot_of[number], self._used[slot] = (
+                number,
+                slot,
+                self._clock,
+            )
+        at = self._slot_of[chunk] * self._size + row
+        return self._pool.flatten(0, 1).index_select(0, torch.from_numpy(at))
+
+
+def _starts(store: ZarrStore, length: int, *, split: str, test_fraction: float) -> Array:
+    """Return the first rows (n,) of all windows of `length` in the episodes of `split`."""
+    if len(store) == 0:
+        raise StoreError(f"{store.path}: is empty; collect some episodes first")
+    held_out = is_test(np.arange(len(store)), test_fraction)
+    chosen = held_out if split == "test" else ~held_out
+    ends = store.ends[chosen]
+    firsts = np.concatenate([[0], store.ends[:-1]])[chosen]
+    counts = np.maximum(ends - firsts - length + 1, 0)  # windows an episode
+    if counts.sum() == 0:
+        raise StoreError(
+            f"{store.path}: none of its {int(chosen.sum())} {split} episodes (of {len(store)}) has "
+            f"{length} observations in a row; collect more or longer episodes"
+        )
+    before = np.cumsum(counts) - counts
+    return np.asarray(np.repeat(firsts - before, counts) + np.arange(counts.sum()))
