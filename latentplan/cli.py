@@ -1,0 +1,226 @@
+"""The `latentplan` command: parses arguments, calls `commands/`, turns errors into one line.
+
+Nothing heavy is imported here or at the top of `commands/`, so that `--help` comes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from latentplan import __version__
+from latentplan.errors import LatentplanError
+
+app = typer.Typer(
+    name="latentplan",
+    help="Learn a latent dynamics model from robot experience and plan with it.",
+    epilog="Example: latentplan plan --run rope-cfm",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r}, needs a whole number") from None
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Config fields: FIELD=VALUE or SECTION.FIELD=VALUE."),
+]
+Seed = Annotated[
+    int, typer.Option(parser=_whole, metavar="<int>", help="Everything random follows from it.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX; never replaced by another.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"latentplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: latentplan collect rope --episodes 500 --out rope.zarr --workers 2")
+def collect(
+    env: Annotated[
+        str, typer.Argument(metavar="ENV", help="An env or a preset of one; see latentplan list.")
+    ],
+    episodes: Annotated[
+        int,
+        typer.Option(
+            parser=_whole, metavar="<int>", help="How many the store shall hold in the end."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Episode store DATA.zarr; an existing one goes on.")],
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole,
+            metavar="<int>",
+            help="Processes; the data is the same. Default: one a core.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    explorer: Annotated[str, typer.Option(help="Who chooses the actions.")] = "random",
+    overrides: Overrides = None,
+) -> None:
+    """Collect episodes of an env into a store."""
+    from latentplan.commands import collect as command
+
+    command.run(
+        env,
+        episodes=episodes,
+        out=out,
+        workers=workers,
+        seed=seed,
+        explorer=explorer,
+        overrides=overrides or [],
+    )
+
+
+@app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope steps=5000")
+def train(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model or a preset of one; see latentplan list."),
+    ],
+    data: Annotated[str, typer.Option(help="Episode store to learn from.")],
+    run: Annotated[str, typer.Option(help="Run folder to write: checkpoints, curves, config.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    overrides: Overrides = None,
+) -> None:
+    """Train a latent dynamics model on a store."""
+    from latentplan.commands import train as command
+
+    command.run(
+        model,
+        data=data,
+        run=run,
+        resume=resume,
+        seed=seed,
+        device=device,
+        overrides=overrides or [],
+    )
+
+
+@app.command(epilog="Example: latentplan plan --run rope-cfm --episodes 8 --out runs/report")
+def plan(
+    run: Annotated[str, typer.Option(help="Run folder, .safetensors file or shipped checkpoint.")],
+    env: Annotated[
+        str | None, typer.Option(help="Where to plan. Default: where the data came from.")
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(parser=_whole, metavar="<int>", help="Held-out starts and goals.")
+    ] = 8,
+    seed: Seed = 0,
+    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    out: Annotated[
+        str | None, typer.Option(help="Folder for metrics.json, report.html and a video.")
+    ] = None,
+    device: Device = "cpu",
+    overrides: Overrides = None,
+) -> None:
+    """Plan to held-out goals with a trained model, beside random, no-op and oracle."""
+    from latentplan.commands import plan as command
+
+    command.run(
+        run,
+        env=env,
+        episodes=episodes,
+        seed=seed,
+        planner=planner,
+        out=out,
+        device=device,
+        overrides=overrides or [],
+    )
+
+
+@app.command(name="list", epilog="Example: latentplan list models")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND",
+            help="envs, models, planners, objectives, explorers, presets or checkpoints.",
+        ),
+    ] = None,
+) -> None:
+    """List the names that commands know, plug-ins included."""
+    from latentplan.commands import list as command
+
+    command.run(kind=kind)
+
+
+@app.command(epilog="Example: latentplan show runs/rope.zarr --out rope.png")
+def show(
+    what: Annotated[
+        str, typer.Argument(metavar="DATA_OR_RUN", help="An episode store, run or checkpoint.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="Picture to write. Default: DATA.png beside it, RUN/curves.png."),
+    ] = None,
+) -> None:
+    """Show what is in an episode store or a run, and draw a picture of it."""
+    from latentplan.commands import show as command
+
+    command.run(what, out=out)
+
+
+@app.command(epilog="Example: latentplan doctor --json")
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check versions, rendering and GPU, and say what to install for what."""
+    from latentplan.commands import doctor as command
+
+    raise typer.Exit(0 if command.run(json=json) else 2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 2 a user's mistake, 130 Ctrl-C.
+
+    An error of our own keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        code = app(arguments, prog_name="latentplan", standalone_mode=False)
+    except (LatentplanError, typer.TyperException) as e:
+        return _refuse(e.format_message() if isinstance(e, typer.TyperException) else str(e))
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        return _refuse(f"{e.filename or 'disk'}: {e.strerror}")
+    except (KeyboardInterrupt, typer.Abort):
+        print("latentplan: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str) -> int:
+    line = " ".join(message.split())
+    print(f"latentplan: {line}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
