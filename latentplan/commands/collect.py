@@ -81,7 +81,7 @@ def run(
         check_same(f"{path}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
         started, done = time.monotonic(), Progress()
         try:
-            with track(max(episodes - len(store), 0), f"collect {env}", "episodes") as bar:
+            with track(episodes, f"collect {env}", "episodes", done=len(store)) as bar:
 
                 def report(progress: Progress) -> None:
                     nonlocal done

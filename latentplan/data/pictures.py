@@ -19,7 +19,7 @@ def segment(image: Array, pick: PickSpec) -> Array:
     return np.asarray(inside.all(axis=-1))
 
 
-def pixel_to_action(rows: Array, columns: Array, height: int, width: int) -> tuple[Array, Array]:
+def pixel_to_action(rows: Array, columns: Array, *, height: int, width: int) -> tuple[Array, Array]:
     """Return the action's x and y in [-1, 1] that point at the middles of pixels.
 
     Row r and column c may be fractions: x = (c + 0.5) / width * 2 - 1 to the right,
@@ -28,6 +28,6 @@ def pixel_to_action(rows: Array, columns: Array, height: int, width: int) -> tup
     return (columns + 0.5) / width * 2 - 1, 1 - (rows + 0.5) / height * 2
 
 
-def action_to_pixel(x: Array, y: Array, height: int, width: int) -> tuple[Array, Array]:
+def action_to_pixel(x: Array, y: Array, *, height: int, width: int) -> tuple[Array, Array]:
     """Return the rows and columns (fractions) that x and y point at: `pixel_to_action` undone."""
     return (1 - y) / 2 * height - 0.5, (x + 1) / 2 * width - 0.5

@@ -49,7 +49,7 @@ class Windows:
         split: Literal["train", "test"] = "train",
         test_fraction: float = 0.1,
         keys: Sequence[str] | None = None,
-        budget: int = 8 << 30,
+        budget: int = 4 << 30,
         pin_memory: bool = False,
     ) -> None:
         """Prepare windows of `length` T, `batch` B of them at a time.
@@ -71,16 +71,18 @@ class Windows:
                 raise ConfigError(f"Windows.keys: no observation {key!r}; the store has: {known}")
         self.length, self.batch, self.seed = length, batch, seed
         self._pin = pin_memory
-        self._starts = _starts(store, length, split=split, test_fraction=test_fraction)
+        held_out = is_test(np.arange(len(store)), test_fraction)
+        episodes = held_out if split == "test" else ~held_out  # (episodes,) bool
+        self._starts = _starts(store, length, episodes=episodes, split=split)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
         self._gather: dict[str, Callable[[Array], Tensor]] = {}
-        rows = int(store.ends[-1])
+        wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
         names = {"action": "action"} | {key: f"observation/{key}" for key in self.keys}
         for key, name in sorted(names.items(), key=lambda item: store.row_bytes(item[1])):
-            needed = rows * store.row_bytes(name)
+            needed = int(wanted.sum()) * store.row_bytes(name)
             if needed <= budget:
-                self._gather[key] = _InMemory(store.rows(name, 0, rows))
+                self._gather[key] = _InMemory(store, name, wanted=wanted)
                 budget -= needed
             else:
                 self._gather[key] = _Chunks(store, name, budget=budget, most=batch * length)
@@ -114,18 +116,27 @@ class Windows:
 
     def _load(self, key: str, rows: Array) -> Tensor:
         gathered = self._gather[key](rows.reshape(-1))
-        windows = gathered.unflatten(0, rows.shape)  # (B T) ... -> B T ...
+        windows = gathered.reshape(*rows.shape, *gathered.shape[1:])  # (b t) ... -> b t ...
         return windows.pin_memory() if self._pin else windows
 
 
 class _InMemory:
-    """All rows of an array."""
+    """The rows of an array that are wanted (rows,) bool."""
 
-    def __init__(self, rows: Array) -> None:
+    def __init__(self, store: ZarrStore, name: str, *, wanted: Array) -> None:
+        edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
+        runs = zip(edges[::2], edges[1::2], strict=True)  # of rows that follow each other
+        self._place = torch.from_numpy(np.cumsum(wanted) - 1)  # of a store's row in ours
+        sample = store.rows(name, 0, 1)
+        rows = np.empty((int(wanted.sum()), *sample.shape[1:]), sample.dtype)
+        filled = 0
+        for start, stop in runs:
+            rows[filled : filled + stop - start] = store.rows(name, start, stop)
+            filled += stop - start
         self._rows = torch.from_numpy(rows)
 
     def __call__(self, rows: Array) -> Tensor:
-        return self._rows.index_select(0, torch.from_numpy(rows))
+        return self._rows.index_select(0, self._place[torch.from_numpy(rows)])
 
 
 class _Chunks:
@@ -171,18 +182,16 @@ class _Chunks:
         return self._pool.flatten(0, 1).index_select(0, torch.from_numpy(at))
 
 
-def _starts(store: ZarrStore, length: int, *, split: str, test_fraction: float) -> Array:
-    """Return the first rows (n,) of all windows of `length` in the episodes of `split`."""
+def _starts(store: ZarrStore, length: int, *, episodes: Array, split: str) -> Array:
+    """Return the first rows (n,) of all windows of `length` in the `episodes` (n,) bool."""
     if len(store) == 0:
         raise StoreError(f"{store.path}: is empty; collect some episodes first")
-    held_out = is_test(np.arange(len(store)), test_fraction)
-    chosen = held_out if split == "test" else ~held_out
-    ends = store.ends[chosen]
-    firsts = np.concatenate([[0], store.ends[:-1]])[chosen]
+    ends = store.ends[episodes]
+    firsts = np.concatenate([[0], store.ends[:-1]])[episodes]
     counts = np.maximum(ends - firsts - length + 1, 0)  # windows an episode
     if counts.sum() == 0:
         raise StoreError(
-            f"{store.path}: none of its {int(chosen.sum())} {split} episodes (of {len(store)}) has "
+            f"{store.path}: none of its {len(ends)} {split} episodes (of {len(store)}) has "
             f"{length} observations in a row; collect more or longer episodes"
         )
     before = np.cumsum(counts) - counts
