@@ -13,7 +13,7 @@ from functools import cache
 
 from latentplan.errors import MissingDependency
 
-INSTALL = "apt-get install -y libegl1 libgl1-mesa-dri"  # or libosmesa6
+PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # Debian's names
 _PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 _MAX_DEVICES = 16
 
@@ -33,17 +33,17 @@ def choose() -> str:
                 f"MUJOCO_GL: found {asked!r}, which needs a screen; set egl or osmesa, or unset it"
             )
         if not works[asked]():
-            raise MissingDependency(f"MUJOCO_GL: {asked!r} does not work here; {_advice()}")
+            raise MissingDependency(f"MUJOCO_GL: {asked!r} does not work here; {_advice(asked)}")
         return asked
     for name, probe in works.items():
         if probe():
             return name
-    raise MissingDependency(f"OpenGL: neither EGL nor OSMesa works here; {_advice()}")
+    raise MissingDependency(f"OpenGL: neither EGL nor OSMesa works here; {_advice('egl')}")
 
 
-def _advice() -> str:
+def _advice(name: str) -> str:
     sudo = "" if os.geteuid() == 0 else "sudo "
-    return f"type: {sudo}{INSTALL}"
+    return f"type: {sudo}apt-get install -y {PACKAGES[name]}"
 
 
 def _egl() -> bool:
