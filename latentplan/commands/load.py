@@ -1,0 +1,69 @@
+"""`latentplan.load`: a trained run as a planner to embed in a control loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from latentplan import config, registry
+from latentplan.planning.mpc import MPC
+from latentplan.training import checkpoint
+
+
+def load(
+    run: Path | str,
+    *,
+    device: str = "cpu",
+    planner: str = "cem",
+    objective: str = "goal",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> MPC:
+    """Return the MPC of a trained run: set its `goal`, then ask it to `act`.
+
+    `run` is a run folder, a .safetensors file or the name of a shipped checkpoint; `planner` and
+    `objective` are registry names or presets; `overrides` are `key=value` of the sections
+    `planner`, `objective` and `mpc` (`planner.candidates=1024`, `chunk=2`). The device is never
+    replaced by another. Raises CheckpointError, UnknownName, ConfigError or MissingDependency.
+    """
+    parts = choose(planner=planner, objective=objective)
+    settings = config.load(parts.sections, preset=parts.presets, overrides=overrides)
+    found = checkpoint.load(checkpoint.find(run), device=device)
+    return assemble(found, parts, settings, seed=seed)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a planner is made of beside the model."""
+
+    classes: Mapping[str, Any]  # planner, objective
+    presets: Mapping[str, Mapping[str, Any]]  # values that differ from the classes' defaults
+    sections: Mapping[str, type]  # of settings: planner, objective, mpc
+
+
+def choose(*, planner: str, objective: str) -> Parts:
+    """Return the parts that two registry names or presets stand for; UnknownName for others."""
+    names = {"planner": planner, "objective": objective}
+    chosen = {kind: config.resolve(kind, name) for kind, name in names.items()}
+    classes = {kind: registry.get(kind, preset.base) for kind, preset in chosen.items()}
+    return Parts(
+        classes,
+        {kind: preset.values for kind, preset in chosen.items()},
+        {kind: each.Config for kind, each in classes.items()} | {"mpc": MPC.Config},
+    )
+
+
+def assemble(
+    found: checkpoint.Checkpoint, parts: Parts, settings: Mapping[str, Any], *, seed: int
+) -> MPC:
+    """Return the MPC of a loaded checkpoint, with one filled config a section of `parts`."""
+    return MPC(
+        found.model,
+        parts.classes["planner"](settings["planner"]),
+        objective=partial(parts.classes["objective"], config=settings["objective"]),
+        seed=seed,
+        config=settings["mpc"],
+    )

@@ -1,0 +1,1 @@
+"""Planners: they choose actions by imagining latents, and know no concrete model."""
