@@ -1,0 +1,1 @@
+"""How good a planner is on starts and goals that it has never seen, beside its controls."""

@@ -1,0 +1,186 @@
+"""The figures of an evaluation, their uncertainty, and what each of them means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from latentplan.evaluation.protocol import Attempt, Trial
+from latentplan.types import Array
+
+RESAMPLES = 10_000  # of the bootstrap
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The headline figures; lengths in metres, low is good. A NaN here is a null in JSON.
+
+    Means run over the trials. `best` is the smallest distance of a trial, `final` its last.
+    """
+
+    episodes: int  # trials, each with its own start and goal
+    seed: int  # of the starts and goals
+    dropped: int  # trials begun anew because the simulator diverged
+    start: float  # m, the same for all contenders
+    final: float  # m, the planner's
+    final_ci95: Interval  # m, bootstrap over trials
+    best: float  # m, the planner's
+    random_final: float  # m, control: random actions
+    random_best: float
+    noop_final: float  # m, control: nobody acts
+    noop_best: float
+    oracle_final: float  # m, control: the scripted expert with the simulator's truth
+    oracle_best: float
+    progress: float  # (random_final - final) / (random_final - oracle_final); 1 is the oracle
+    progress_ci95: Interval  # bootstrap over trials, contenders of a trial kept together
+    spearman: float  # rank correlation, over all steps: predicted cost, distance after the action
+    spearman_candidates: float  # the same among candidates in one state, mean over states
+    act_ms_p50: float  # ms, wall time of the planner's act(), encoding included
+    act_ms_p90: float  # ms
+    success: float | None = None  # share of trials; None where the env has no success test
+    success_ci95: Interval | None = None  # Wilson
+    random_success: float | None = None
+    oracle_success: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, with None for what is not finite."""
+        return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
+
+
+def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
+    """Return the figures of at least one trial; `seed` also seeds the bootstrap."""
+    ends = {
+        name: np.array([t.attempts[name].distance[-1] for t in trials])
+        for name in trials[0].attempts
+    }
+    best = {
+        name: float(np.mean([t.attempts[name].distance.min() for t in trials])) for name in ends
+    }
+    planned = [t.attempts["planner"] for t in trials]
+    states = [s for t in trials for s in t.tried_out]
+    act_ms = np.concatenate([a.act_ms for a in planned])
+    contenders = (ends["planner"], ends["random"], ends["oracle"])
+    reached = [bool(a.success) for a in planned]
+    tested = planned[0].success is not None
+    return Metrics(
+        episodes=len(trials),
+        seed=seed,
+        dropped=sum(t.dropped for t in trials),
+        start=float(np.mean([a.distance[0] for a in planned])),
+        final=float(ends["planner"].mean()),
+        final_ci95=bootstrap(lambda x: x.mean(-1), ends["planner"], seed=seed),
+        best=best["planner"],
+        random_final=float(ends["random"].mean()),
+        random_best=best["random"],
+        noop_final=float(ends["noop"].mean()),
+        noop_best=best["noop"],
+        oracle_final=float(ends["oracle"].mean()),
+        oracle_best=best["oracle"],
+        progress=float(progress(*contenders)),
+        progress_ci95=bootstrap(progress, *contenders, seed=seed),
+        spearman=spearman(
+            np.concatenate([a.predicted for a in planned]),
+            np.concatenate([a.distance[1:] for a in planned]),
+        ),
+        spearman_candidates=_mean([spearman(s.predicted, s.realised) for s in states]),
+        act_ms_p50=float(np.percentile(act_ms, 50)),
+        act_ms_p90=float(np.percentile(act_ms, 90)),
+        success=float(np.mean(reached)) if tested else None,
+        success_ci95=wilson(sum(reached), len(reached)) if tested else None,
+        random_success=_success_rate([t.attempts["random"] for t in trials]),
+        oracle_success=_success_rate([t.attempts["oracle"] for t in trials]),
+    )
+
+
+def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return JSON values from which `summarise` could be checked: seeds, metres, costs, ms."""
+    return [
+        {
+            "start_seed": t.start_seed,
+            "goal_seed": t.goal_seed,
+            "dropped": t.dropped,
+            "distance": {name: a.distance.tolist() for name, a in t.attempts.items()},
+            "success": {name: a.success for name, a in t.attempts.items()},
+            "actions": t.attempts["planner"].actions.tolist(),
+            "predicted": t.attempts["planner"].predicted.tolist(),
+            "act_ms": t.attempts["planner"].act_ms.tolist(),
+            "tried_out": [
+                {"predicted": s.predicted.tolist(), "realised": s.realised.tolist()}
+                for s in t.tried_out
+            ],
+        }
+        for t in trials
+    ]
+
+
+def progress(planner: Array, random: Array, oracle: Array) -> Array:
+    """Return the share (...) of the way from random to oracle, of final distances (..., episodes).
+
+    The means are taken first. NaN where the oracle is no better than random actions: there is no
+    way to measure then.
+    """
+    way = random.mean(-1) - oracle.mean(-1)
+    come = random.mean(-1) - planner.mean(-1)
+    return np.asarray(np.divide(come, way, out=np.full(np.shape(way), np.nan), where=way > 0))
+
+
+def bootstrap(
+    statistic: Callable[..., Array], *samples: Array, seed: int, resamples: int = RESAMPLES
+) -> Interval:
+    """Return the 95 % percentile interval of `statistic` over samples (N,) drawn together.
+
+    `statistic` maps arrays (resamples, N) to (resamples,). NaN for fewer than two samples: one
+    episode says nothing of its spread. (Efron, The Annals of Statistics 7, 1979.)
+    """
+    count = len(samples[0])
+    if count < 2:
+        return math.nan, math.nan
+    rows = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    values = statistic(*(s[rows] for s in samples))
+    low, high = np.percentile(values, [2.5, 97.5])  # a NaN among the values makes both NaN
+    return float(low), float(high)
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return Wilson's 95 % score interval of a success rate; right for few trials and at 0 and 1.
+
+    (Wilson, Journal of the American Statistical Association 22, 1927.)
+    """
+    z = 1.959963984540054  # 97.5 % point of the normal distribution
+    rate, weight = successes / trials, z * z / trials
+    centre = (rate + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / trials + weight / (4 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def spearman(x: Array, y: Array) -> float:
+    """Return the rank correlation of x (N,) and y (N,), ties sharing their mean rank.
+
+    NaN where one of them is constant or has fewer than two values.
+    """
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+
+
+def _success_rate(attempts: Sequence[Attempt]) -> float | None:
+    if attempts[0].success is None:
+        return None
+    return float(np.mean([bool(a.success) for a in attempts]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]  # a state where nothing moves has no ranks
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,81 @@
+"""The planner's trials as a film: what is seen now beside what shall be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from latentplan.evaluation.protocol import Trial
+from latentplan.evaluation.writing import replacing
+from latentplan.types import Array
+
+PANEL = 320  # pixels, about the side of one picture
+BAR = 32  # pixels, the line of text above the pictures
+MARGIN = 8  # pixels
+BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
+
+
+def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
+    """Write an mp4 (H.264, yuv420p) of all trials and return its number of frames.
+
+    A trial of L actions is L + 1 frames, the last one held for a second. Raises LatentplanError
+    where the disk refuses; an earlier file stays then.
+    """
+    import imageio_ffmpeg
+
+    frames = _frames(trials, hold=fps)
+    first = next(frames)
+    height, width, _ = first.shape
+    count = 1
+    with replacing(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            str(partial),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            pix_fmt_out="yuv420p",
+            macro_block_size=2,
+            output_params=["-crf", "20", "-movflags", "+faststart"],
+        )
+        writer.send(None)
+        try:
+            writer.send(first)
+            for frame in frames:
+                writer.send(frame)
+                count += 1
+        finally:
+            writer.close()
+    return count
+
+
+def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
+    for index, trial in enumerate(trials):
+        planner, goal = trial.attempts["planner"], trial.goal
+        assert goal is not None  # the caller shows only trials with pictures
+        for step, (picture, distance) in enumerate(
+            zip(planner.pictures, planner.distance, strict=True)
+        ):
+            text = f"trial {index + 1} of {len(trials)}   action {step}   {distance * 100:.1f} cm"
+            frame = _frame(picture, goal, text)
+            yield frame
+        for _ in range(hold):
+            yield frame
+
+
+def _frame(now: Array, goal: Array, text: str) -> Array:
+    """Return (h, w, 3) uint8: now to the left, the goal to the right, both enlarged crisply."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    factor = max(1, round(PANEL / max(now.shape[:2])))
+    height, width = now.shape[0] * factor, now.shape[1] * factor
+    size = (2 * width + 3 * MARGIN, height + BAR + MARGIN)
+    frame = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), BACKGROUND)
+    for column, picture in enumerate((now, goal)):
+        large = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        frame.paste(large, (MARGIN + column * (width + MARGIN), BAR))
+    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(15)
+    draw.text((MARGIN, BAR / 2), text, TEXT, font, anchor="lm")
+    draw.text((2 * MARGIN + width, BAR / 2), "goal", TEXT, font, anchor="lm")
+    return np.asarray(frame)
