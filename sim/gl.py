@@ -13,7 +13,7 @@ from functools import cache
 
 from latentplan.errors import MissingDependency
 
-PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # Debian's names
+PACKAGES = {"egl": "libegl1 libopengl0 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # Debian's names
 _PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 _MAX_DEVICES = 16
 
@@ -51,9 +51,9 @@ def _egl() -> bool:
 
     That the library loads says little: it is only a dispatcher, and the drivers come apart.
     """
-    try:
-        egl = CDLL("libEGL.so.1")
-    except OSError:
+    egl = _library("libEGL.so.1")
+    calls = _library("libOpenGL.so.0", "libGL.so.1", "libGLESv2.so.2")  # which PyOpenGL looks for
+    if egl is None or calls is None:
         return False
     egl.eglGetProcAddress.restype = c_void_p
     query_address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
@@ -72,13 +72,17 @@ def _egl() -> bool:
 
 
 def _osmesa() -> bool:
-    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+    return _library("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so") is not None
+
+
+def _library(*names: str) -> CDLL | None:
+    """Return the first of the shared libraries that loads."""
+    for name in names:
         try:
-            CDLL(name)
+            return CDLL(name)
         except OSError:
             continue
-        return True
-    return False
+    return None
 
 
 if __name__ == "__main__":

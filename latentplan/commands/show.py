@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EPISODES = 6  # rows of the contact sheet
 STEPS = 10  # columns of the contact sheet
-PIXELS = 96  # smallest side of one picture on it
+PIXELS = 128  # smallest side of one picture on it
 
 
 def run(what: str, *, out: str | None = None) -> None:
@@ -70,7 +70,7 @@ def _contact_sheet(store: ZarrStore, file: Path) -> None:
         episode = store.episode(int(index))
         for key in keys:
             frames = episode.observations[key]
-            scale = max(1, PIXELS // min(frames.shape[1:3]))
+            scale = -(-PIXELS // min(frames.shape[1:3]))
             steps = np.linspace(0, len(frames) - 1, STEPS).astype(int)
             large = frames[steps].repeat(scale, axis=1).repeat(scale, axis=2)
             rows.append(np.concatenate([_framed(picture) for picture in large], axis=1))
