@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,12 @@ class ToyEnv:
         radius: float = 0.03  # metres, of a disc; a pick further away does nothing
         reach: float = 0.1  # metres of a drag of 1
         unstable: float = 0.0  # chance that a step raises UnstablePhysics
+        crash: float = 0.0  # chance that a step ends the process, as a segmentation fault would
 
         def __post_init__(self) -> None:
             check_range("ToyEnv.discs", self.discs, 1, len(COLOURS))
             check_range("ToyEnv.unstable", self.unstable, 0.0, 1.0)
+            check_range("ToyEnv.crash", self.crash, 0.0, 1.0)
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
@@ -55,6 +58,8 @@ class ToyEnv:
     def step(self, action: Array) -> Step:
         if self._rng.random() < self.config.unstable:
             raise UnstablePhysics("toy: the discs flew off")
+        if self.config.crash and self._rng.random() < self.config.crash:
+            os._exit(7)
         action = np.clip(np.asarray(action, np.float64), -1, 1)
         away = np.linalg.norm(self._points - action[:2] * TABLE, axis=1)
         nearest = int(away.argmin())

@@ -1,0 +1,345 @@
+"""What every episode store promises: whole episodes, bit for bit, whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from latentplan.data import pending
+from latentplan.data import store as store_module
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ShapeError, StoreError
+from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
+
+SPEC = Spec(
+    observation={
+        "rgb": ArraySpec((8, 8, 3), "uint8", "picture"),
+        "joints": ArraySpec((2,), "float32", "rad"),
+        "touch": ArraySpec((), "bool", "contact"),
+    },
+    action=ActionSpec((-1.0,) * 3, (1.0,) * 3),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 4 pictures and shards of 8, so that every few episodes fill one."""
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(store_module, "SHARD_CHUNKS", 2)
+    monkeypatch.setattr(store_module, "EPISODE_CHUNK", 4)
+
+
+def episode(number: int, length: int = 3) -> Episode:
+    rng = np.random.default_rng(number)
+    rows = length + 1
+    return Episode(
+        observations={
+            "rgb": rng.integers(0, 256, (rows, 8, 8, 3), np.uint8),
+            "joints": rng.normal(size=(rows, 2)).astype(np.float32),
+            "touch": rng.random(rows) < 0.5,
+        },
+        actions=rng.uniform(-1, 1, (length, 3)).astype(np.float32),
+        rewards=rng.normal(size=length).astype(np.float32),
+        terminated=bool(number % 2),
+        truncated=bool(number % 3),
+        seed=number + (1 << 62),
+    )
+
+
+def assert_same(found: Episode, wanted: Episode) -> None:
+    assert set(found.observations) == set(wanted.observations)
+    for key, value in wanted.observations.items():
+        np.testing.assert_array_equal(found.observations[key], value, strict=True)
+    np.testing.assert_array_equal(found.actions, wanted.actions, strict=True)
+    np.testing.assert_array_equal(found.rewards, wanted.rewards, strict=True)
+    flags = (wanted.terminated, wanted.truncated, wanted.seed)
+    assert (found.terminated, found.truncated, found.seed) == flags
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    group = zarr.open_group(path, mode="r")
+    names = [f"observation/{key}" for key in SPEC.observation] + ["action", "reward"]
+    names += [f"episode/{name}" for name in ("end", "seed", "terminated", "truncated")]
+    return {name: np.asarray(group[name][:]) for name in names}
+
+
+def assert_equal_arrays(path: Path, wanted: dict[str, np.ndarray]) -> None:
+    for name, found in arrays(path).items():
+        np.testing.assert_array_equal(found, wanted[name], strict=True, err_msg=name)
+
+
+def filled(path: Path, count: int) -> Path:
+    with ZarrStore.create(path, SPEC, settings={"seed": 3}) as store:
+        for number in range(count):
+            store.append(episode(number))
+    return path
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lengths=st.lists(st.integers(1, 13), min_size=1, max_size=9), reopen=st.integers(0, 9))
+def test_gives_back_what_was_appended(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], reopen: int
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "data.zarr"
+    wanted = [episode(number, length) for number, length in enumerate(lengths)]
+    with ZarrStore.create(path, SPEC) as store:
+        for one in wanted[:reopen]:
+            store.append(one)
+    with ZarrStore.open(path, "a") as store:
+        for one in wanted[reopen:]:
+            store.append(one)
+        assert len(store) == len(wanted)
+        for number, one in enumerate(wanted):  # some in the arrays, some pending
+            assert_same(store.episode(number), one)
+    with ZarrStore.open(path, spec=SPEC) as store:
+        assert store.spec == SPEC
+        assert store.ends.tolist() == np.cumsum([length + 1 for length in lengths]).tolist()
+        for number, one in enumerate(wanted):
+            assert_same(store.episode(number), one)
+        whole = np.concatenate([one.observations["rgb"] for one in wanted])
+        middle = len(whole) // 2
+        for start, stop in ((0, len(whole)), (middle, middle + 1), (1, 99), (middle, middle)):
+            np.testing.assert_array_equal(
+                store.rows("observation/rgb", start, stop), whole[start:stop]
+            )
+
+
+def test_last_action_row_of_an_episode_is_zero(tmp_path: Path) -> None:
+    with ZarrStore.open(filled(tmp_path / "a.zarr", 5)) as store:
+        last = store.ends - 1
+        assert not store.rows("action", 0, 99)[last].any()
+        assert not store.rows("reward", 0, 99)[last].any()
+
+
+def test_index_counts_from_the_end_and_is_checked(tmp_path: Path) -> None:
+    with ZarrStore.open(filled(tmp_path / "a.zarr", 3)) as store:
+        assert_same(store.episode(-1), episode(2))
+        for index in (3, -4):
+            with pytest.raises(IndexError):
+                store.episode(index)
+
+
+def test_a_reader_sees_the_episodes_of_an_open_writer(tmp_path: Path) -> None:
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC) as writer:
+        for number in range(5):
+            writer.append(episode(number))
+            with ZarrStore.open(tmp_path / "a.zarr") as reader:
+                assert len(reader) == number + 1
+                assert_same(reader.episode(number), episode(number))
+        before = ZarrStore.open(tmp_path / "a.zarr")
+    assert [before.episode(number).seed for number in range(5)] == [
+        episode(number).seed for number in range(5)
+    ]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing after it runs."""
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Raise Crash at the disk operation number `steps`, and at every later one."""
+    left = [steps]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+
+    write, unlink, replace = store_module._Durable.set, Path.unlink, Path.replace
+
+    async def set_(self, key, value):  # type: ignore[no-untyped-def]
+        step()
+        await write(self, key, value)
+
+    def unlink_(self: Path, missing_ok: bool = False) -> None:
+        step()
+        unlink(self, missing_ok)
+
+    def replace_(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial" and target.suffix == ".npz":  # zarr's own are in set
+            step()
+        return replace(self, target)
+
+    monkeypatch.setattr(store_module._Durable, "set", set_)
+    monkeypatch.setattr(Path, "unlink", unlink_)
+    monkeypatch.setattr(Path, "replace", replace_)
+
+
+def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = 3  # two fill a shard, the third is written on closing
+    undisturbed = arrays(filled(tmp_path / "whole.zarr", total))
+    empty = filled(tmp_path / "empty.zarr", 0)
+    crashes = 0
+    for steps in range(1000):
+        path = tmp_path / f"{steps}.zarr"
+        shutil.copytree(empty, path)
+        store = ZarrStore.open(path, "a")
+        appended = 0
+        with monkeypatch.context() as patch:
+            crash_after(patch, steps)
+            try:
+                for number in range(total):
+                    store.append(episode(number))
+                    appended += 1
+                store.close()
+            except Crash:
+                crashes += 1
+            else:
+                break
+        store._release()  # as the kernel does for a process that is gone
+        with ZarrStore.open(path) as reader:  # readable at once, before any repair
+            assert appended <= len(reader) <= appended + 1
+            for number in range(len(reader)):
+                assert_same(reader.episode(number), episode(number))
+        with ZarrStore.open(path, "a") as store:
+            for number in range(len(store), total):
+                store.append(episode(number))
+        assert_equal_arrays(path, undisturbed)
+        assert not list(path.rglob("*.partial")) and not list(path.rglob("*.npz"))
+    assert crashes > 30  # the steps of appending, of writing shards and of cleaning up
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC):
+        with pytest.raises(StoreError, match="another process is writing"):
+            ZarrStore.open(tmp_path / "a.zarr", "a")
+    ZarrStore.open(tmp_path / "a.zarr", "a").close()
+
+
+def test_a_reader_does_not_append(tmp_path: Path) -> None:
+    with ZarrStore.open(filled(tmp_path / "a.zarr", 1)) as store:
+        with pytest.raises(StoreError, match="mode 'a'"):
+            store.append(episode(1))
+    assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: {"observations": {"rgb": e.observations["rgb"]}}, "need .*joints"),
+        (lambda e: {"actions": e.actions[:, :2]}, "action: found float32 rows of shape"),
+        (lambda e: {"actions": e.actions.astype(np.float64)}, "action: found float64"),
+        (lambda e: {"actions": e.actions * np.nan}, "NaN or infinite"),
+    ],
+)
+def test_an_episode_of_another_spec_is_refused(tmp_path: Path, change, message: str) -> None:
+    good = episode(0)
+    bad = Episode(**{**vars(good), **change(good)})
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC) as store:
+        with pytest.raises(ShapeError, match=message):
+            store.append(bad)
+        store.append(good)
+        assert len(store) == 1
+        assert_same(store.episode(0), good)
+
+
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
+    filled(tmp_path / "a.zarr", 1)
+    with pytest.raises(StoreError, match="is there already"):
+        ZarrStore.create(tmp_path / "a.zarr", SPEC)
+    assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
+
+
+def test_what_is_not_a_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    zarr.open_group(tmp_path / "foreign", mode="w")
+    for mode in ("r", "a"):
+        with pytest.raises(StoreError, match="no such episode store"):
+            ZarrStore.open(tmp_path / "nowhere", mode)
+        for name in ("folder", "file", "foreign"):
+            with pytest.raises(StoreError, match=f"{name}: is not an episode store"):
+                ZarrStore.open(tmp_path / name, mode)
+    assert os.listdir(tmp_path / "folder") == []
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path / "a.zarr", 1)
+    metadata = json.loads((path / "zarr.json").read_text())
+    metadata["attributes"]["latentplan"]["schema"] = 99
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="schema version 99, this version of latentplan reads 1"):
+        ZarrStore.open(path)
+
+
+def test_another_spec_is_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path / "a.zarr", 1)
+    other = Spec(SPEC.observation, ActionSpec((-2.0,) * 3, (1.0,) * 3))
+    with pytest.raises(StoreError, match=r"spec\.action\.low: the store has \[-1.0"):
+        ZarrStore.open(path, "a", spec=other)
+    ZarrStore.open(path, "a", spec=SPEC).close()  # the lock was given back
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    file.write_bytes(content)
+
+
+def test_damage_is_told_not_returned(tmp_path: Path) -> None:
+    path = filled(tmp_path / "flipped.zarr", 6)
+    flip_a_byte(path / "observation/rgb/c/1/0/0/0")
+    with ZarrStore.open(path) as store:
+        with pytest.raises(StoreError, match="observation/rgb cannot be read.*damaged"):
+            store.rows("observation/rgb", 0, 24)
+
+    path = filled(tmp_path / "lost.zarr", 6)
+    (path / "observation/rgb/c/1/0/0/0").unlink()
+    with pytest.raises(StoreError, match="observation/rgb/c/1/0/0/0 is missing.*damaged"):
+        ZarrStore.open(path)
+
+    path = filled(tmp_path / "cut.zarr", 6)
+    (path / "action/zarr.json").write_text("{")
+    with pytest.raises(StoreError, match="arrays cannot be read"):
+        ZarrStore.open(path)
+
+    path = tmp_path / "pending.zarr"
+    ZarrStore.create(path, SPEC).close()
+    pending.write(path / ".pending", 0, episode(0))
+    flip_a_byte(path / ".pending/00000000.npz")
+    with pytest.raises(StoreError, match="damaged"):
+        ZarrStore.open(path)
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, whole = tmp_path / "a.zarr", arrays(filled(tmp_path / "whole.zarr", 4))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = ZarrStore.create(path, SPEC)
+    store.append(episode(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="disk is full.*are kept"):
+                store.append(episode(1))
+    assert len(store) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module._Durable, "set", full)
+        with pytest.raises(StoreError, match="disk is full.*are kept"):
+            store.append(episode(1))  # is pending, but the shard that it fills finds no place
+        with pytest.raises(StoreError, match="disk is full"):
+            store.close()
+    with ZarrStore.open(path) as reader:
+        assert [reader.episode(i).seed for i in range(len(reader))] == [
+            episode(0).seed,
+            episode(1).seed,
+        ]
+    with ZarrStore.open(path, "a") as store:
+        store.append(episode(2))
+        store.append(episode(3))
+    assert_equal_arrays(path, whole)
