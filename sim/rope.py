@@ -30,7 +30,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
     The pick (x, y) is a point of the picture, +-1 at its edges (x right, y up), which are +-`view`
     metres on the table. It snaps to the nearest link; farther than `pick_radius` from any link the
     gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units of
-    `drag` metres, and its end is clipped to +-`workspace`, so that the rope stays in view. After
+    `drag` metres, and its end is clipped to +-`workspace`; invisible walls keep the rope in view. After
     the move the rope is let go and comes to rest; an observation always shows a rope at rest.
 
     Observation: `rgb` (image, image, 3) uint8, and the privileged `keypoints` (links + 1, 2)
@@ -291,6 +291,13 @@ def _xml(c: Rope.Config) -> str:
             f'<geom type="capsule" fromto="0 0 0 {step} 0 0" size="{c.radius}" mass="0"'
             f' contype="0" conaffinity="0" rgba="1 .92 .84 1"/>{end}{chain}</body>'
         )
+    # Walls that the camera does not see, so that a tail that swings out stays in the picture.
+    edge = c.view - c.radius / 2
+    walls = "".join(
+        f'<geom type="plane" pos="{-edge * x} {-edge * y} 0" zaxis="{x} {y} 0" size="1 1 .1"'
+        f' contype="1" conaffinity="0" friction="0.1" rgba="0 0 0 0"/>'
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    )
     fovy = np.degrees(2 * np.arctan2(c.view, CAMERA_HEIGHT - c.radius))
     return f"""<mujoco model="rope">
       <option timestep="{c.timestep}" integrator="implicitfast" cone="pyramidal" iterations="8">
@@ -303,6 +310,7 @@ def _xml(c: Rope.Config) -> str:
       <worldbody>
         <camera name="top" pos="0 0 {CAMERA_HEIGHT}" fovy="{fovy}"/>
         <geom type="plane" size="2 2 .1" rgba=".18 .45 .34 1" contype="1" conaffinity="0"/>
+        {walls}
         {chain}
         <body name="gripper" mocap="true"/>
       </worldbody>

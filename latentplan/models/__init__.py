@@ -1,0 +1,1 @@
+"""Latent dynamics models, one a file; each satisfies `protocols.Dynamics`."""

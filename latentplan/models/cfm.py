@@ -1,0 +1,206 @@
+"""CFM: a contrastive forward model (Yan, Vangipuram, Abbeel, Pinto, CoRL 2020, arXiv 2003.05436).
+
+An encoder z = g(o) and a latent dynamics z' = f(z, a), trained so that the predicted z' is nearer
+to the latent of what really followed than to latents of other pictures (InfoNCE with similarity
+h(a, b) = exp(-||a - b||^2), section 3). Distances between latents are then costs to plan with.
+
+The preset `cfm_paper` is the published model. `cfm` differs in four ways, each a config field:
+the negatives are the next pictures of the whole batch, neighbours in time among them, so that
+near misses are told apart; the dynamics adds to z instead of multiplying it; training sees every
+window turned and flipped (picture and actions together); and planning sees all eight turns at
+once, which makes the model exactly symmetric and averages the error of its views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.nn import symmetry
+from latentplan.shapes import check
+from latentplan.types import Batch, Loss, Spec, Tensors
+
+
+class CFM(nn.Module):
+    """A `protocols.Dynamics` on one picture; latents are (views latent) wide."""
+
+    context = 1  # the last latent is all that `rollout` needs
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of, and how it is trained."""
+
+        image: str = "rgb"  # observation key of the picture
+        latent: int = 16  # numbers a view
+        channels: tuple[int, ...] = (16, 32, 64, 64)  # of the convolutions
+        strides: tuple[int, ...] = (2, 2, 2, 2)  # 1 (kernel 3) or 2 (kernel 4)
+        dynamics: str = "residual"  # z + MLP(z, a), or locally_linear: tanh(MLP(z, a)) z
+        hidden: tuple[int, ...] = (128, 128)  # widths of the dynamics' layers
+        negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
+        steps: int = 1  # predictions 1 to `steps` actions ahead are trained
+        symmetric: bool = True  # train turned and flipped, plan with all eight views
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("CFM.latent", self.latent, 1, 4096)
+            check_range("CFM.steps", self.steps, 1, 100)
+            if len(self.channels) != len(self.strides) or not self.channels:
+                raise ConfigError(
+                    f"CFM.strides: {len(self.strides)} for {len(self.channels)} channels; "
+                    "give one a convolution"
+                )
+            for name in ("channels", "strides", "hidden"):
+                for value in getattr(self, name):
+                    check_range(f"CFM.{name}", value, 1, 2 if name == "strides" else 4096)
+            for name, known in (
+                ("dynamics", ("residual", "locally_linear")),
+                ("negatives", ("next", "current")),
+            ):
+                if getattr(self, name) not in known:
+                    raise ConfigError(
+                        f"CFM.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}"
+                    )
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build the network for the pictures and actions of `spec`."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        if c.image not in spec.observation:
+            known = ", ".join(spec.observation)
+            raise ConfigError(f"CFM.image: no observation {c.image!r}; the data have: {known}")
+        height, width, colours = spec.observation[c.image].shape
+        if height != width or spec.action.size % 2:
+            if c.symmetric:
+                raise ConfigError(
+                    f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
+                    f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
+                )
+        self.views = symmetry.ELEMENTS if c.symmetric else 1
+        self.latent_dim = self.views * c.latent
+        self.encoder = _encoder(colours, (height, width), c)
+        self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else Residual)(
+            c.latent, spec.action.size, c.hidden
+        )
+        self.register_buffer("matrices", symmetry.matrices()[: self.views], persistent=False)
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the latents of all views in a row."""
+        picture = observations[self.config.image]
+        check("CFM.encode", picture, "B T h w c")
+        batch = len(picture)
+        x = _to_float(rearrange(picture, "b t h w c -> (b t) c h w"))
+        views = torch.stack([symmetry.turn_picture(x, g) for g in range(self.views)])
+        z = self.encoder(rearrange(views, "v n c h w -> (v n) c h w"))
+        return rearrange(z, "(v b t) d -> b t (v d)", v=self.views, b=batch)
+
+    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
+        check("CFM.rollout.context", context, "B T D", D=self.latent_dim)
+        check("CFM.rollout.actions", actions, "B N H A", B=len(context), A=self.spec.action.size)
+        z = rearrange(context[:, -1:], "b n (v d) -> b n v d", v=self.views)  # n = 1: broadcasts
+        turned = symmetry.turn_vectors(actions[..., None, :], self.matrices)  # b n h v a
+        latents = []
+        for step in turned.unbind(2):
+            z = self.dynamics(z, step)
+            latents.append(z)
+        return rearrange(torch.stack(latents, 2), "b n h v d -> b n h (v d)")
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the InfoNCE of windows, and how often the true next picture is the nearest."""
+        picture, actions = batch.observations[self.config.image], batch.actions
+        check("CFM.loss.actions", actions, "B T A", B=len(picture), T=picture.shape[1] - 1)
+        x = rearrange(picture, "b t h w c -> b t c h w")
+        if self.config.symmetric:  # row i is seen under element i mod 8: no chance needed
+            x = x.clone()
+            for g in range(1, self.views):
+                x[g :: self.views] = symmetry.turn_picture(x[g :: self.views], g)
+            rows = torch.arange(len(x), device=x.device) % self.views
+            actions = symmetry.turn_vectors(actions, self.matrices[rows, None])
+        z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
+        z = rearrange(z, "(b t) d -> b t d", b=len(x))
+        losses, hits = [], []
+        ahead = z
+        for k in range(1, min(self.config.steps, actions.shape[1]) + 1):
+            ahead = self.dynamics(ahead[:, :-1], actions[:, k - 1 :])  # b (t - k) d
+            logits = self._logits(ahead, z[:, :-k], z[:, k:])
+            truth = torch.arange(len(logits), device=logits.device)
+            losses.append(F.cross_entropy(logits, truth))
+            hits.append((logits.detach().argmax(1) == truth).float().mean())
+        total = torch.stack(losses).mean()
+        return Loss(total, {"infonce": losses[0].detach(), "top1": hits[0]})
+
+    def _logits(self, predicted: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        """Return (n, n) logits -||z'_i - z_j||^2 with the positives on the diagonal."""
+        predicted, now, after = (rearrange(v, "b t d -> (b t) d") for v in (predicted, now, after))
+        if self.config.negatives == "next":
+            return -_squared_distances(predicted, after)
+        logits = -_squared_distances(predicted, now)
+        positive = -(predicted - after).square().sum(1)
+        return torch.diagonal_scatter(logits, positive)
+
+
+class Residual(nn.Module):
+    """z' = z + MLP(z, a). The first layer is two, so that z's half runs once for all candidates."""
+
+    def __init__(self, latent: int, action: int, hidden: tuple[int, ...]) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.state = nn.Linear(latent, hidden[0])
+        self.action = nn.Linear(action, hidden[0], bias=False)
+        self.rest = _mlp(hidden, latent)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        """Return z' of z (..., d) and actions (..., A), whose leading axes broadcast."""
+        change: Tensor = self.rest(F.relu(self.state(z) + self.action(action)))
+        return z + change
+
+
+class LocallyLinear(nn.Module):
+    """z' = W z with W = tanh(MLP(z, a)) / sqrt(d): the paper's dynamics (its run_train default)."""
+
+    def __init__(self, latent: int, action: int, hidden: tuple[int, ...]) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.latent = latent
+        self.first = nn.Linear(latent + action, hidden[0])
+        self.rest = _mlp(hidden, latent * latent)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        """Return z' of z (..., d) and actions (..., A), whose leading axes broadcast."""
+        z = z.expand(*action.shape[:-1], self.latent)
+        weights = torch.tanh(self.rest(F.relu(self.first(torch.cat([z, action], -1)))))
+        matrix = rearrange(weights, "... (i j) -> ... i j", j=self.latent) / self.latent**0.5
+        return (matrix @ z[..., None])[..., 0]
+
+
+def _mlp(hidden: tuple[int, ...], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(hidden, hidden[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], out))
+
+
+def _encoder(colours: int, size: tuple[int, int], c: CFM.Config) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    before = colours
+    for after, stride in zip(c.channels, c.strides, strict=True):
+        layers += [nn.Conv2d(before, after, 2 + stride, stride, 1), nn.LeakyReLU(0.2)]
+        before = after
+        size = (size[0] // stride, size[1] // stride)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size[0] * size[1], c.latent))
+
+
+def _to_float(picture: Tensor) -> Tensor:
+    """Return uint8 pictures as floats in [-1, 1]."""
+    return picture.float() / 127.5 - 1
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return (n, m): ||a_i - b_j||^2, by one matrix product."""
+    return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T

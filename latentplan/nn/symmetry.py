@@ -1,0 +1,35 @@
+"""The eight turns and flips of a square (the dihedral group D4), on pictures and on actions.
+
+Seen from straight above, a table has no preferred direction: turn the picture and the action
+together, and what follows is turned as well. Element g flips left to right where g >= 4, then
+turns g mod 4 quarter turns to the left.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+ELEMENTS = 8
+
+
+def turn_picture(picture: Tensor, element: int) -> Tensor:
+    """Return pictures (..., h, w) with h = w, flipped and turned by one element."""
+    if element >= 4:
+        picture = picture.flip(-1)
+    return torch.rot90(picture, element % 4, dims=(-2, -1))
+
+
+def matrices() -> Tensor:
+    """Return (8, 2, 2): what each element does to a vector (x to the right, y up)."""
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    flip = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+    turns = [torch.linalg.matrix_power(quarter, k) for k in range(4)]
+    return torch.stack(turns + [turn @ flip for turn in turns])
+
+
+def turn_vectors(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """Return vectors (..., 2 k), pairs of (x, y), under matrices (..., 2, 2) that broadcast."""
+    pairs = rearrange(vectors, "... (k xy) -> ... k xy", xy=2)
+    return rearrange(pairs @ matrix.mT, "... k xy -> ... (k xy)")
