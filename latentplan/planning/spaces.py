@@ -18,6 +18,8 @@ from latentplan.errors import ShapeError
 from latentplan.protocols import ActionSpace
 from latentplan.types import Observation, Spec
 
+POINTS = 1024  # of an object at most, evenly spread: a large picture has more pixels than it needs
+
 
 class Box:
     """Every action between `low` and `high`, each (A,), for each of `problems` problems."""
@@ -110,5 +112,6 @@ def from_observation(
         points = torch.from_numpy(np.stack([x, y], axis=-1)).float()  # k 2
         points = points[((points >= low[:2]) & (points <= high[:2])).all(-1)]
         if len(points):
+            points = points[:: -(-len(points) // POINTS)]
             return Picks(low.to(device), high.to(device), points=points[None].to(device))
     return Box(low.to(device), high.to(device))

@@ -41,14 +41,17 @@ def drive(mpc: MPC, steps: int = 8) -> list[np.ndarray]:
 
 
 def test_act_gives_finite_actions_inside_the_bounds_that_lead_to_the_goal():
-    mpc = controller()
-    mpc.goal(THERE)
-    actions = drive(mpc, 15)
-    for action in actions:
+    model = ToyModel(toy_spec(states=2), ToyModel.Config(coupling=0))  # any goal can be reached
+    mpc = MPC(model, CEM(CEM.Config(horizon=2)), objective=QUADRATIC)
+    goal, latent = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    mpc.goal({"state": goal.numpy()})
+    for _ in range(30):
+        action = mpc.act({"state": latent.numpy()})
         assert action.shape == (2,) and action.dtype == np.float32
         assert np.isfinite(action).all() and (np.abs(action) <= 1).all()
-    held = mpc.evaluate(HERE, np.zeros((1, 1, 2)))
-    assert float(mpc.plan.cost) < 0.5 * float(held)
+        with torch.no_grad():
+            latent = model.A @ latent + model.B @ torch.from_numpy(action)
+    assert (latent - goal).norm() < 0.05
 
 
 def test_same_seed_same_actions_and_reset_with_a_seed_starts_anew():
