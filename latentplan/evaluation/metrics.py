@@ -108,10 +108,10 @@ def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "distance": {name: a.distance.tolist() for name, a in t.attempts.items()},
             "success": {name: a.success for name, a in t.attempts.items()},
             "actions": t.attempts["planner"].actions.tolist(),
-            "predicted": t.attempts["planner"].predicted.tolist(),
+            "predicted": _json(t.attempts["planner"].predicted.tolist()),
             "act_ms": t.attempts["planner"].act_ms.tolist(),
             "tried_out": [
-                {"predicted": s.predicted.tolist(), "realised": s.realised.tolist()}
+                {"predicted": _json(s.predicted.tolist()), "realised": s.realised.tolist()}
                 for s in t.tried_out
             ],
         }
@@ -164,7 +164,7 @@ def spearman(x: Array, y: Array) -> float:
 
     NaN where one of them is constant or has fewer than two values.
     """
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < 2 or (x == x[0]).all() or (y == y[0]).all():
         return math.nan
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
@@ -181,6 +181,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_json(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

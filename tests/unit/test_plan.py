@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy import ToyEnv
+
+from latentplan import registry
+from latentplan.commands.plan import check_fit, run
+from latentplan.config import read_yaml
+from latentplan.errors import CheckpointError, ConfigError, LatentplanError, UnknownName
+from latentplan.training import checkpoint
+from latentplan.types import ArraySpec
+
+QUICK = ["planner.candidates=16", "evaluation.length=4", "evaluation.states=2"]
+FILES = {"metrics.json", "episodes.json", "report.html", "video.mp4", "config.yaml"}
+
+
+@pytest.fixture(autouse=True)
+def toy_is_registered(monkeypatch):
+    monkeypatch.setitem(registry.BUILT_IN["env"], "toy", "toy:ToyEnv")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy-run")
+    build = registry.get("model", "cfm")
+    torch.manual_seed(0)
+    model = build(ToyEnv().data_spec, build.Config(latent=4, channels=(8, 8, 8, 8)))
+    checkpoint.save(folder / "best.safetensors", model, name="cfm", step=7, metrics={})
+    return folder
+
+
+def test_everything_is_written_and_says_where_it_comes_from(trained, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    metrics = run(trained, episodes=2, seed=3, out=out, overrides=QUICK)
+    assert {p.name for p in out.iterdir()} == FILES
+    assert all(p.stat().st_size > 0 for p in out.iterdir())
+    values = json.loads((out / "metrics.json").read_text())
+    assert {k: values[k] for k in metrics.to_json()} == metrics.to_json()
+    assert (values["episodes"], values["seed"], values["env"]) == (2, 3, "toy")
+    assert values["checkpoint"]["step"] == 7
+    assert values["config"]["planner"]["candidates"] == 16
+    assert read_yaml(out / "config.yaml")["config"] == values["config"]
+    episodes = json.loads((out / "episodes.json").read_text())
+    assert np.mean([e["distance"]["planner"][-1] for e in episodes]) == metrics.final
+    printed = capsys.readouterr().out
+    assert str(out / "report.html") in printed
+    assert "oracle" in printed
+
+
+def test_the_same_command_gives_the_same_figures(trained, tmp_path):
+    found = [run(trained, episodes=1, out=tmp_path / n, overrides=QUICK) for n in "ab"]
+    timed = {"act_ms_p50": 0.0, "act_ms_p90": 0.0}
+    one, other = (str(replace(m, **timed)) for m in found)  # as text: a NaN is not itself
+    assert one == other
+
+
+def test_results_go_to_a_new_folder_by_default(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        run(trained, episodes=1, overrides=QUICK)
+    names = {p.name for p in (tmp_path / "runs").iterdir()}
+    assert names == {f"plan-{trained.name}-1", f"plan-{trained.name}-2"}
+
+
+def test_ctrl_c_reports_what_was_done(trained, tmp_path, monkeypatch):
+    resets = iter(range(1000))
+    reset = ToyEnv.reset
+
+    def interrupted(self, **options):
+        if next(resets) == 7:  # five resets a trial: in the middle of the second
+            raise KeyboardInterrupt
+        return reset(self, **options)
+
+    monkeypatch.setattr(ToyEnv, "reset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, episodes=3, out=tmp_path, overrides=QUICK)
+    assert {p.name for p in tmp_path.iterdir()} == FILES
+    assert json.loads((tmp_path / "metrics.json").read_text())["episodes"] == 1
+
+
+def test_ctrl_c_before_the_first_trial_writes_nothing(trained, tmp_path, monkeypatch):
+    def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ToyEnv, "reset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, episodes=3, out=tmp_path, overrides=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_fit_the_env_says_what_differs():
+    env = ToyEnv().data_spec
+    check_fit("run 'a'", env, env)
+    camera = ArraySpec((32, 32, 3), "uint8")
+    other = replace(env, observation={"rgb": camera, "depth": camera, "keypoints": camera})
+    with pytest.raises(CheckpointError) as caught:
+        check_fit("run 'a'", replace(other, dt=0.1), env)
+    text = str(caught.value)
+    assert "observation 'rgb' is uint8 (64, 64, 3), need uint8 (32, 32, 3)" in text
+    assert "observation 'depth' is missing" in text
+    assert "dt is None s, need 0.1 s" in text
+    assert "keypoints" not in text  # privileged: no model sees it
+    with pytest.raises(CheckpointError, match=r"action.low is \(-1.0, .*need \(-2.0,"):
+        check_fit("run 'a'", replace(env, action=replace(env.action, low=(-2.0,) * 4)), env)
+    with pytest.raises(CheckpointError, match="'keypoints' is privileged there"):
+        check_fit("run 'a'", replace(env, privileged=()), env)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ({"episodes": 0}, ConfigError, "--episodes: 0 must be at least 1"),
+        ({"seed": -1}, ConfigError, "--seed: -1 must be at least 0"),
+        ({"env": "toyy"}, UnknownName, "did you mean 'toy'"),
+        ({"planner": "cen"}, UnknownName, "did you mean 'cem'"),
+        ({"overrides": ["evaluation.lenght=3"]}, ConfigError, "did you mean 'length'"),
+        ({"run": "no-such-run"}, CheckpointError, "no-such-run"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(trained, tmp_path, wrong, error, text):
+    with pytest.raises(error, match=text):
+        run(wrong.pop("run", trained), out=tmp_path / "out", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_is_a_file_is_an_error(trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LatentplanError, match="--out .*file: cannot be made"):
+        run(trained, out=tmp_path / "file", overrides=QUICK)
+    assert (tmp_path / "file").read_text() == "mine"
