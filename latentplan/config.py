@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -105,21 +105,8 @@ def from_values(schema: type[T], values: Mapping[str, Any]) -> T:
 
     Raises ConfigError for an unknown key, a wrong type, and whatever `__post_init__` refuses.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     where = schema.__qualname__.rpartition("<locals>.")[2].removesuffix(".Config")
-    _check_keys(where, schema, values)
-    filled: Any = OmegaConf.structured(schema)
-    for key, value in values.items():
-        try:
-            filled = OmegaConf.merge(filled, {key: value})
-        except OmegaConfBaseException as e:
-            path = str(e.full_key or key)
-            found, needed = _lookup(schema, values, path)
-            raise ConfigError(f"{where}.{path}: found {found!r}, needs {needed}") from None
-    merged = OmegaConf.to_container(filled)
-    return cast(T, _build(schema, cast(dict[str, Any], merged)))
+    return _replace(where, schema(), values)
 
 
 def to_values(config: Any) -> dict[str, Any]:
@@ -183,18 +170,48 @@ def _section(key: str, sections: Mapping[str, type]) -> str:
     raise ConfigError(f"no key {key!r};{_near(key, short)} known: {known}")
 
 
-def _check_keys(where: str, schema: type, values: Mapping[str, Any]) -> None:
-    hints = get_type_hints(schema)
+def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
+    """Return `config` with `values` in place of its own, each of its field's type."""
+    hints = get_type_hints(type(config))
+    known = _names(type(config))
+    changed: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in _names(schema):
-            near, known = _near(key, _names(schema)), ", ".join(_names(schema))
-            raise ConfigError(f"{where} has no key {key!r};{near} known: {known}")
-        inner = _dataclass_in(hints[key])
-        if inner is not None and isinstance(value, Mapping):
-            _check_keys(f"{where}.{key}", inner, value)
-        elif isinstance(value, str) and ("${" in value or value == "???"):
-            # OmegaConf would read the environment or other keys: presets hold values only.
-            raise ConfigError(f"{where}.{key}: found {value!r}; interpolation is not allowed")
+        if key not in known:
+            near = _near(key, known)
+            raise ConfigError(f"{where} has no key {key!r};{near} known: {', '.join(known)}")
+        inner = next((o for o in _options(hints[key]) if is_dataclass(o)), None)
+        if isinstance(value, Mapping) and isinstance(inner, type):
+            before = getattr(config, key)
+            nested = before if isinstance(before, inner) else inner()
+            changed[key] = _replace(f"{where}.{key}", nested, value)
+        else:
+            changed[key] = _typed(f"{where}.{key}", config, key, value, hints[key])
+    return cast(T, replace(cast(Any, config), **changed))
+
+
+def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
+    """Return `value` as what the field `key` of `config` holds: 2 as 2.0, a list as a tuple."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        # OmegaConf would read the environment or other keys: presets hold values only.
+        raise ConfigError(f"{where}: found {value!r}; interpolation is not allowed")
+    try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(config), {key: value})
+    except OmegaConfBaseException:
+        needed = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+        found = f"found {value!r}, needs {needed.replace('typing.', '')}"
+        raise ConfigError(f"{where}: {found}") from None
+    typed = cast(dict[str, Any], OmegaConf.to_container(merged))[key]
+    if isinstance(typed, list) and any(get_origin(o) is tuple for o in _options(hint)):
+        return tuple(typed)
+    return typed
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Return what a hint allows: the members of a union, else the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _names(schema: type) -> list[str]:
@@ -204,44 +221,6 @@ def _names(schema: type) -> list[str]:
 def _near(key: str, known: Sequence[str]) -> str:
     near = get_close_matches(key, known, 1)
     return f" did you mean {near[0]!r}?" if near else ""
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    """Return the dataclass that a hint is or may be (`Inner`, `Inner | None`)."""
-    return next((o for o in _options(hint) if isinstance(o, type) and is_dataclass(o)), None)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _lookup(schema: type, values: Mapping[str, Any], path: str) -> tuple[Any, str]:
-    """Return the value found at a dotted path and the name of the type that it should have."""
-    found: Any = values
-    hint: Any = schema
-    for part in path.replace("[", ".").replace("]", "").split("."):
-        inner = _dataclass_in(hint)
-        if inner is None or not isinstance(found, Mapping):
-            break
-        found, hint = found.get(part), get_type_hints(inner)[part]
-    name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-    return found, name.replace("typing.", "")
-
-
-def _build(schema: type, values: Mapping[str, Any]) -> Any:
-    """Call `schema` with values of the right types: nested dataclasses, and tuples for lists."""
-    arguments: dict[str, Any] = {}
-    for name, hint in get_type_hints(schema).items():
-        if name not in values:
-            continue
-        value = values[name]
-        inner = _dataclass_in(hint)
-        if inner is not None and isinstance(value, Mapping):
-            value = _build(inner, value)
-        elif isinstance(value, list) and any(get_origin(o) is tuple for o in _options(hint)):
-            value = tuple(value)
-        arguments[name] = value
-    return schema(**arguments)
 
 
 def _update(target: dict[str, Any], layer: Mapping[str, Any]) -> None:

@@ -1,0 +1,197 @@
+"""The command line: a user's mistake is one line that names the nearest, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latentplan.cli import main
+from latentplan.commands import doctor, progress
+from latentplan.commands import list as listing
+
+COMMANDS = ["collect", "train", "plan", "list", "show", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"Example: latentplan {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {command} " in shown for command in COMMANDS)
+
+
+COLLECT = ["--episodes", "1", "--workers", "0", "--out", "data.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["colect"], ["'colect'", "'collect'"]),
+        (["collect"], ["ENV"]),
+        (["collect", "rope", "--episode", "3"], ["--episode", "--episodes"]),
+        (["collect", "rpoe", *COLLECT], ["no env named 'rpoe'", "did you mean 'rope'", "known:"]),
+        (["collect", "rope", *COLLECT, "--explorer", "rand"], ["'rand'", "'random'"]),
+        (["collect", "rope", *COLLECT, "link=3"], ["no key 'link'", "'links'", "env.links"]),
+        (["collect", "rope", *COLLECT, "links=a"], ["Rope.links", "found 'a'", "int"]),
+        (["collect", "rope", *COLLECT, "links=1"], ["Rope.links", "1 ", "[2, "]),
+        (["collect", "rope", *COLLECT, "links"], ["'links'", "key=value"]),
+        (["collect", "rope", "--episodes", "x", "--out", "a"], ["--episodes", "'x'", "whole"]),
+        (["collect", "rope", "--episodes", "0", "--out", "a"], ["--episodes", "0", "at least 1"]),
+        (["train", "cmf", "--data", "a", "--run", "b"], ["no model named 'cmf'", "'cfm'"]),
+        (["train", "cfm", "--data", "absent.zarr", "--run", "b"], ["absent.zarr"]),
+        (["plan", "--run", "absent"], ["absent", "shipped"]),
+        (["plan", "--run", "absent", "--planner", "cme"], ["no planner named 'cme'", "'cem'"]),
+        (["list", "modles"], ["no kind named 'modles'", "'models'"]),
+        (["show", "absent.zarr"], ["absent.zarr"]),
+        (["show", "absent"], ["absent"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    argv: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert all(word in told.err for word in words), told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_own_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(listing, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+def test_a_full_disk_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: object) -> None:
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+
+    monkeypatch.setattr(listing, "run", full)
+    assert main(["list"]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_the_exit_code_reaches_the_shell() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "latentplan.cli", "list", "modles"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_was_done(tmp_path: Path) -> None:
+    out = tmp_path / "data.zarr"
+    argv = ["collect", "rope", "--episodes", "100000", "--out", str(out), "--workers", "1"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "latentplan.cli", *argv], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".pending/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=30)
+    assert running.returncode == 130, told
+    assert "Traceback" not in told
+    assert "interrupted; what was done is kept" in told
+    assert main(["show", str(out), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_show_draws_what_a_store_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "data.zarr"
+    assert main(["collect", "rope", "--episodes", "2", "--out", str(out), "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert main(["show", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "2 episodes, 40 transitions" in told
+    assert "rgb (64, 64, 3) uint8" in told and "privileged" in told
+    from PIL import Image
+
+    sheet = Image.open(tmp_path / "data.png")
+    assert sheet.size[1] == 2 * (128 + 2)
+
+
+@pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "explorers"])
+def test_list_says_what_each_name_is(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == kind
+    assert lines and all(len(line.split(maxsplit=1)[1]) > 10 for line in lines)
+
+
+def test_doctor_says_that_the_core_works_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    states = {finding["name"]: finding["state"] for finding in told["findings"]}
+    assert told["works"] and states["rendering"] == states["torch"] == "ok"
+
+
+def test_doctor_says_how_to_mend_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = doctor.version
+
+    def without_mujoco(name: str) -> str:
+        return "4.0.0" if name == "mujoco" else installed(name)
+
+    monkeypatch.setattr(doctor, "version", without_mujoco)
+    assert main(["doctor"]) == 2
+    told = capsys.readouterr().out
+    assert "4.0.0, needs <3.10,>=3.3.7" in told
+    assert '-> pip install "mujoco<3.10,>=3.3.7"' in told
+
+
+def test_doctor_without_opengl_says_what_to_type() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "latentplan.cli", "doctor"],
+        env={**os.environ, "MUJOCO_GL": "glfw"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "needs a screen; set egl or osmesa" in done.stdout
+
+
+def test_progress_off_a_terminal_is_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    with progress.track(12, "train", "steps", done=2) as bar:
+        for loss in range(10):
+            bar.advance(loss=float(loss))
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 < len(lines) < 10
+    assert all(line.startswith("train: ") and "/12 steps, " in line for line in lines)
+    assert "left, loss" in lines[0] and lines[-1].startswith("train: 12/12 steps")
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_progress_tells_what_was_done_when_it_is_interrupted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(KeyboardInterrupt), progress.track(5, "plan", "trials") as bar:
+        bar.advance(3)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.startswith("plan: 3/5 trials")
