@@ -69,6 +69,7 @@ class EpisodeStore(Protocol):
         """Return one episode."""
 
 
+@runtime_checkable
 class Dynamics(Protocol):
     """A latent dynamics model (a `torch.nn.Module`): `f(z, a) -> z'` behind an encoder.
 

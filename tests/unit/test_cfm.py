@@ -1,0 +1,145 @@
+"""CFM: the loss on cases with a known value, the paper's sizes, exact symmetry."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from latentplan.errors import ConfigError
+from latentplan.models.cfm import CFM
+from latentplan.nn import symmetry
+from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
+
+SPEC = Spec(
+    observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
+)
+PAPER = CFM.Config(
+    latent=8,
+    channels=(64, 64, 64, 128, 256, 256),
+    strides=(1, 2, 1, 2, 2, 2),
+    dynamics="locally_linear",
+    hidden=(64, 64),
+    negatives="current",
+    symmetric=False,
+)
+
+
+def pixel(x, y, size=64):
+    """A dark picture with a bright pixel at action coordinates (x, y)."""
+    picture = torch.zeros(size, size, 3, dtype=torch.uint8)
+    picture[round((1 - y) / 2 * size - 0.5), round((x + 1) / 2 * size - 0.5)] = 255
+    return picture
+
+
+@pytest.mark.parametrize("element", range(symmetry.ELEMENTS))
+def test_pictures_and_vectors_turn_alike(element):
+    point = torch.tensor([0.515625, -0.234375])  # centre of a pixel
+    picture = pixel(*point.tolist()).permute(2, 0, 1)
+    x, y = symmetry.turn_vectors(point, symmetry.matrices()[element]).tolist()
+    assert torch.equal(symmetry.turn_picture(picture, element), pixel(x, y).permute(2, 0, 1))
+
+
+def test_the_eight_elements_are_a_group_without_repeats():
+    matrices = symmetry.matrices()
+    products = (matrices[:, None] @ matrices[None]).reshape(-1, 4)
+    assert len(torch.unique(matrices.reshape(-1, 4), dim=0)) == 8
+    assert len(torch.unique(torch.cat([products, matrices.reshape(-1, 4)]), dim=0)) == 8
+
+
+def test_costs_are_exactly_symmetric():
+    torch.manual_seed(0)
+    model = CFM(SPEC).eval()
+    now, goal = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    actions = torch.rand(1, 6, 2, 4) * 2 - 1
+
+    def cost(turn):
+        def z(picture):
+            x = symmetry.turn_picture(picture.permute(2, 0, 1), turn).permute(1, 2, 0)
+            return model.encode({"rgb": x[None, None]})
+
+        turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn])
+        return (model.rollout(z(now), turned) - z(goal)[:, None]).square().sum(-1)
+
+    for turn in range(1, 8):
+        torch.testing.assert_close(cost(turn), cost(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_papers_network_has_the_papers_size():
+    model = CFM(SPEC, PAPER)
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    dynamics = sum(p.numel() for p in model.dynamics.parameters())
+    assert encoder == pytest.approx(1.84e6, rel=0.01)
+    assert dynamics == pytest.approx(9e3, rel=0.1)
+
+
+class Position(nn.Module):
+    """Reads a latent of two numbers off the first pixel."""
+
+    def forward(self, x):
+        return x[:, :2, 0, 0]
+
+
+class Same(nn.Module):
+    def forward(self, z, action):
+        return z
+
+
+@pytest.mark.parametrize("negatives", ["next", "current"])
+def test_the_loss_of_known_latents(negatives):
+    model = CFM(SPEC, CFM.Config(latent=2, negatives=negatives, symmetric=False))
+    model.encoder, model.dynamics = Position(), Same()
+    same = torch.zeros(5, 2, 64, 64, 3, dtype=torch.uint8)
+    batch = Batch({"rgb": same}, torch.zeros(5, 1, 4))
+    assert model.loss(batch).total.item() == pytest.approx(math.log(5))  # chance
+    apart = same.clone()
+    for i in range(5):
+        apart[i, ..., 0] = 50 * i  # 50 / 127.5 apart; now equals next
+    gap = 50 / 127.5
+    logits = [[-((gap * (i - j)) ** 2) for j in range(5)] for i in range(5)]
+    want = sum(math.log(sum(map(math.exp, row))) - row[i] for i, row in enumerate(logits)) / 5
+    assert model.loss(Batch({"rgb": apart}, batch.actions)).total.item() == pytest.approx(want)
+
+
+def test_steps_ahead_compare_with_the_right_pictures():
+    class Plus(nn.Module):
+        def forward(self, z, action):
+            return z + action[..., :2]
+
+    model = CFM(SPEC, CFM.Config(latent=2, steps=3, symmetric=False))
+    model.encoder, model.dynamics = Position(), Plus()
+    values = torch.tensor([[0, 10, 30, 70, 150], [250, 240, 200, 100, 20]], dtype=torch.uint8)
+    picture = values[..., None, None, None].expand(2, 5, 64, 64, 3)
+    actions = torch.zeros(2, 4, 4)
+    actions[..., :2] = (values.float().diff(dim=1) / 127.5)[..., None]
+    logits = []
+    model._logits = lambda ahead, now, after: logits.append((ahead, after)) or torch.eye(
+        ahead.shape[0] * ahead.shape[1]
+    )
+    model.loss(Batch({"rgb": picture}, actions))
+    assert len(logits) == 3
+    for ahead, after in logits:
+        torch.testing.assert_close(ahead, after)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"latent": 0}, "CFM.latent"),
+        ({"strides": (2, 2)}, "CFM.strides"),
+        ({"dynamics": "linear"}, "CFM.dynamics.*residual"),
+        ({"negatives": "all"}, "CFM.negatives.*current"),
+        ({"steps": 0}, "CFM.steps"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CFM.Config(**settings)
+
+
+def test_data_that_do_not_fit_are_named():
+    odd = Spec(observation={"rgb": ArraySpec((48, 64, 3), "uint8")}, action=SPEC.action)
+    with pytest.raises(ConfigError, match="symmetric"):
+        CFM(odd)
+    with pytest.raises(ConfigError, match="no observation 'front'"):
+        CFM(SPEC, CFM.Config(image="front"))
