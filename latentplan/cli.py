@@ -15,6 +15,8 @@ import typer
 from latentplan import __version__
 from latentplan.errors import LatentplanError
 
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
 app = typer.Typer(
     name="latentplan",
     help="Learn a latent dynamics model from robot experience and plan with it.",
@@ -210,9 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         return _refuse(f"{e.filename or 'disk'}: {e.strerror}")
-    except (KeyboardInterrupt, typer.Abort):
+    if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
         print("latentplan: interrupted; what was done is kept", file=sys.stderr)
-        return 130
     return code if isinstance(code, int) else 0
 
 

@@ -63,10 +63,8 @@ def test_the_wheel_holds_what_the_tree_holds(wheel: list[str]) -> None:
     needed = {"latentplan/sim/rope.py", "latentplan/py.typed"}
     for data in ("configs/*/*.yaml", "pretrained/*/*", "sim/scenes/*", "evaluation/*.[hj]*"):
         needed |= {str(p.relative_to(ROOT)) for p in PACKAGE.glob(data) if p.is_file()}
-    needed |= {
-        str(p.relative_to(ROOT))
-        for p in PACKAGE.glob("*/*.py", recurse_symlinks=True)
-        if "__pycache__" not in p.parts
-    }
+    for folder in filter(Path.is_dir, PACKAGE.iterdir()):  # rglob does not follow links
+        modules = (p.relative_to(folder.resolve()) for p in folder.resolve().rglob("*.py"))
+        needed |= {f"latentplan/{folder.name}/{module}" for module in modules}
     assert needed <= set(wheel), sorted(needed - set(wheel))
     assert any(name.startswith("latentplan/configs/model/") for name in wheel)
