@@ -30,9 +30,8 @@ def write(folder: Path, index: int, episode: Episode) -> None:
             f.flush()
             os.fsync(f.fileno())
         partial.replace(_file(folder, index))
-    except OSError:
+    finally:  # a full disk, or Ctrl-C
         partial.unlink(missing_ok=True)
-        raise
 
 
 def read(folder: Path) -> dict[int, Episode]:

@@ -204,7 +204,7 @@ class ZarrStore:
 
     def chunk_rows(self, name: str) -> int:
         """Return how many rows of an array are decoded together."""
-        return _chunk_rows(*self._layout[name])
+        return int(self._arrays[name].chunks[0])
 
     def row_bytes(self, name: str) -> int:
         """Return the bytes of a decoded row of an array."""

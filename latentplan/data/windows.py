@@ -25,8 +25,8 @@ def is_test(episodes: Array, fraction: float) -> Array:
     1 / fraction numbers has one.
     """
     with np.errstate(over="ignore"):
-        spread = (episodes.astype(np.uint64) + np.uint64(1)) * GOLDEN
-    return np.asarray(spread / 2.0**64 >= 1 - fraction)
+        spread = episodes.astype(np.uint64) * GOLDEN
+    return np.asarray(spread / 2.0**64 < fraction)
 
 
 class Windows:

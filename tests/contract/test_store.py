@@ -205,6 +205,9 @@ def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
             for number in range(len(reader)):
                 assert_same(reader.episode(number), episode(number))
         with ZarrStore.open(path, "a") as store:
+            group = zarr.open_group(path, mode="r")
+            ends = np.asarray(group["episode/end"][:])
+            assert group["action"].shape[0] == ends.max(initial=0)  # no rows without an end
             for number in range(len(store), total):
                 store.append(episode(number))
         assert_equal_arrays(path, undisturbed)

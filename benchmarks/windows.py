@@ -1,0 +1,88 @@
+"""How fast training windows come: `python benchmarks/windows.py DATA.zarr [OUT.json]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+
+import numpy as np
+import torch
+import zarr
+
+from latentplan.data.store import ZarrStore
+from latentplan.data.windows import Windows
+
+SECONDS = 2.0  # of each of REPEATS measurements
+REPEATS = 5
+CASES = ({"length": 9, "batch": 64}, {"length": 2, "batch": 512})
+
+
+def rates(windows: Windows) -> list[float]:
+    """Return windows per second of each measurement."""
+    stream = windows.batches()
+    next(stream)
+    found = []
+    for _ in range(REPEATS):
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < SECONDS:
+            next(stream)
+            count += windows.batch
+        found.append(count / (time.perf_counter() - start))
+    return found
+
+
+def main(data: str, out: str = "benchmarks/windows.json") -> None:
+    """Measure in-memory windows, and windows with a tenth of the pictures in memory."""
+    results = []
+    with ZarrStore.open(data) as store:
+        rows = int(store.ends[-1])
+        size = sum(rows * store.row_bytes(f"observation/{key}") for key in store.spec.observation)
+        for case in CASES:
+            for budget in (4 * size, max(size // 10, 1 << 29)):
+                start = time.perf_counter()
+                windows = Windows(store, **case, budget=budget)
+                loading = time.perf_counter() - start
+                found = rates(windows)
+                results.append(
+                    {
+                        **case,
+                        "budget_bytes": budget,
+                        "loading_s": round(loading, 3),
+                        "windows_per_s": round(float(np.mean(found))),
+                        "windows_per_s_min_max": [round(min(found)), round(max(found))],
+                    }
+                )
+        report = {
+            "data": {
+                "episodes": len(store),
+                "rows": rows,
+                "decoded_bytes": size,
+                "bytes_on_disk_per_row": {
+                    key: round(store.disk_bytes(f"observation/{key}") / rows, 1)
+                    for key in store.spec.observation
+                },
+            },
+            "results": results,
+            "machine": {
+                "cpus": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "load_average": os.getloadavg(),
+                "processor": platform.processor() or platform.machine(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "zarr": zarr.__version__,
+                "numpy": np.__version__,
+            },
+        }
+    with open(out, "w") as f:
+        json.dump(report, f, indent=1)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from toy import ToyEnv
+
+from latentplan import registry
+from latentplan.commands.collect import run
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ConfigError, LatentplanError, StoreError, UnstablePhysics
+from latentplan.exploration.collect import CollectConfig, Progress, Recipe, collect
+from latentplan.exploration.picks import RandomPick
+from latentplan.types import Step
+
+
+def recipe(env: type = ToyEnv, *, seed: int = 0, length: int = 6, **settings: Any) -> Recipe:
+    return Recipe(
+        env,
+        RandomPick,
+        env_config=ToyEnv.Config(**settings),
+        explorer_config=RandomPick.Config(),
+        config=CollectConfig(length=length),
+        seed=seed,
+    )
+
+
+def collected(path: Path, made_by: Recipe, *, episodes: int, workers: int) -> Progress:
+    exists = path.exists()
+    with ZarrStore.open(path, "a") if exists else ZarrStore.create(path, ToyEnv().data_spec) as s:
+        return collect(s, made_by, episodes=episodes, workers=workers)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    group = zarr.open_group(path, mode="r")
+    names = ["observation/rgb", "observation/keypoints", "action", "reward"]
+    names += [f"episode/{name}" for name in ("end", "seed", "terminated", "truncated")]
+    return {name: np.asarray(group[name][:]) for name in names}
+
+
+def assert_equal_arrays(path: Path, other: Path) -> None:
+    wanted = arrays(other)
+    for name, found in arrays(path).items():
+        np.testing.assert_array_equal(found, wanted[name], strict=True, err_msg=name)
+
+
+def test_the_data_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    unstable = recipe(unstable=0.03)
+    one = collected(tmp_path / "0.zarr", unstable, episodes=24, workers=0)
+    assert one.episodes == 24 and one.transitions == 24 * 6
+    assert one.unstable > 0  # dropped, and made again
+    for workers in (1, 3):
+        path = tmp_path / f"{workers}.zarr"
+        assert collected(path, unstable, episodes=24, workers=workers) == one
+        assert_equal_arrays(path, tmp_path / "0.zarr")
+    with ZarrStore.open(tmp_path / "0.zarr") as store:
+        assert len(set(arrays(store.path)["episode/seed"].tolist())) == 24
+
+
+def test_an_episode_depends_on_the_seed_and_replays(tmp_path: Path) -> None:
+    collected(tmp_path / "a.zarr", recipe(seed=1), episodes=3, workers=0)
+    collected(tmp_path / "b.zarr", recipe(seed=2), episodes=3, workers=0)
+    with ZarrStore.open(tmp_path / "a.zarr") as a, ZarrStore.open(tmp_path / "b.zarr") as b:
+        episode = a.episode(2)
+        assert not np.array_equal(episode.actions, b.episode(2).actions)
+        env = ToyEnv()
+        seen, _ = env.reset(seed=episode.seed)
+        for t, action in enumerate(episode.actions):
+            np.testing.assert_array_equal(seen["rgb"], episode.observations["rgb"][t])
+            seen = env.step(action).observation
+        np.testing.assert_array_equal(seen["keypoints"], episode.observations["keypoints"][-1])
+
+
+def test_goes_on_where_the_store_ends(tmp_path: Path) -> None:
+    collected(tmp_path / "whole.zarr", recipe(), episodes=9, workers=0)
+    for episodes in (2, 2, 7, 9, 5):  # 5: there are more already
+        collected(tmp_path / "parts.zarr", recipe(), episodes=episodes, workers=0)
+    assert_equal_arrays(tmp_path / "parts.zarr", tmp_path / "whole.zarr")
+
+
+class Ends(ToyEnv):
+    def step(self, action: np.ndarray) -> Step:
+        return super().step(action)._replace(terminated=action[0] > 0, reward=float(action[0]))
+
+
+def test_an_episode_ends_with_its_env(tmp_path: Path) -> None:
+    collected(tmp_path / "a.zarr", recipe(Ends, length=5), episodes=20, workers=0)
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        episodes = [store.episode(number) for number in range(20)]
+    assert len({len(e) for e in episodes}) > 1
+    for e in episodes:
+        assert (e.rewards == e.actions[:, 0]).all()
+        assert (e.actions[:-1, 0] <= 0).all()
+        assert e.terminated == (e.actions[-1, 0] > 0) and (e.terminated or len(e) == 5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_physics_that_never_holds_is_told(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(UnstablePhysics, match="episode 0 was unstable in all of 20 attempts"):
+        collected(tmp_path / "a.zarr", recipe(unstable=1), episodes=3, workers=workers)
+    assert len(ZarrStore.open(tmp_path / "a.zarr")) == 0
+
+
+def test_a_dead_worker_is_told_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(LatentplanError, match=r"worker process died.* (\d+) of 500 episodes are"):
+        collected(tmp_path / "a.zarr", recipe(crash=0.004), episodes=500, workers=2)
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        kept = len(store)
+        assert 0 < kept < 500
+    collected(tmp_path / "a.zarr", recipe(), episodes=kept + 1, workers=0)
+
+
+def test_errors_of_an_env_reach_the_user(tmp_path: Path) -> None:
+    broken = recipe()
+    with pytest.raises(AttributeError, match="discs"):  # a bug, not a user's mistake
+        collected(
+            tmp_path / "a.zarr",
+            Recipe(
+                ToyEnv,
+                RandomPick,
+                env_config="not a config",
+                explorer_config=None,
+                config=broken.config,
+                seed=0,
+            ),
+            episodes=3,
+            workers=2,
+        )
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BUILT_IN["env"], "toy", "toy:ToyEnv")
+
+
+def test_command_collects_and_tells(
+    toy: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.zarr"
+    run("toy", episodes=4, out=str(out), workers=0, overrides=["length=3", "env.discs=2"])
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert "4 episodes, 12 transitions" in told and "0 unstable" in told and "bytes a pic" in told
+    run("toy", episodes=6, out=out, workers=0, overrides=["length=3", "env.discs=2"])
+    assert "6 episodes, 18 transitions; new 2 episodes, 6 trans" in capsys.readouterr().out
+    with ZarrStore.open(out) as store:
+        assert store.settings["env"] == {
+            "name": "toy",
+            "discs": 2,
+            "radius": 0.03,
+            "reach": 0.1,
+            "unstable": 0.0,
+            "crash": 0.0,
+        }
+        assert store.settings["collect"]["length"] == 3 and store.settings["seed"] == 0
+
+
+def test_command_refuses_to_mix_settings(toy: None, tmp_path: Path) -> None:
+    out = tmp_path / "a.zarr"
+    run("toy", episodes=1, out=out, workers=0)
+    for change, message in (
+        ({"overrides": ["env.radius=0.05"]}, "env.radius: the store has 0.03, asked for is 0.05"),
+        ({"overrides": ["length=3"]}, "collect.length: the store has 20, asked for is 3"),
+        ({"seed": 1}, "seed: the store has 0, asked for is 1"),
+    ):
+        with pytest.raises(StoreError, match=f"{message}; .* another --out"):
+            run("toy", **{"episodes": 2, "out": out, "workers": 0, **change})
+    with ZarrStore.open(out) as store:
+        assert len(store) == 1
+
+
+def test_command_checks_its_numbers(toy: None, tmp_path: Path) -> None:
+    for wrong in ({"episodes": 0}, {"workers": -1}, {"seed": -1}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(wrong))}: "):
+            run("toy", **{"episodes": 1, "out": tmp_path / "a.zarr", "workers": 0, **wrong})
+    assert not (tmp_path / "a.zarr").exists()
+
+
+SCRIPT = """
+from latentplan import registry
+from latentplan.commands.collect import run
+if __name__ == "__main__":
+    registry.BUILT_IN["env"]["toy"] = "toy:ToyEnv"
+    run("toy", episodes=400, out={out!r}, workers=2, overrides=["length=7"])
+"""
+
+
+def started(folder: Path, out: Path) -> subprocess.Popen[str]:
+    script = folder / "collect.py"
+    script.write_text(SCRIPT.format(out=str(out)))
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "tests")])
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(count: int, out: Path) -> None:
+    """Return when `count` episodes were seen in the store."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pending = [int(f.stem) + 1 for f in (out / ".pending").glob("*.npz")]
+        if max(pending, default=0) >= count:
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"{count} episodes did not come")
+
+
+def assert_session_ends(session: int) -> None:
+    """Wait until no process of a session is left: workers do not outlive their parent."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(session, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("worker processes are left")
+
+
+def test_kill_9_at_any_moment_then_resume_gives_the_same_data(toy: None, tmp_path: Path) -> None:
+    run("toy", episodes=400, out=tmp_path / "whole.zarr", workers=0, overrides=["length=7"])
+    out = tmp_path / "killed.zarr"
+    rng = np.random.default_rng()
+    done = 0
+    for _ in range(3):
+        process = started(tmp_path, out)
+        wait_for(done + int(rng.integers(1, 40)), out)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert_session_ends(process.pid)
+        with ZarrStore.open(out) as store:
+            assert len(store) > done
+            done = len(store)
+    assert done < 400
+    process = started(tmp_path, out)
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert f"new {400 - done} episodes" in told
+    assert_equal_arrays(out, tmp_path / "whole.zarr")
+
+
+def test_ctrl_c_keeps_what_was_done(toy: None, tmp_path: Path) -> None:
+    out = tmp_path / "a.zarr"
+    process = started(tmp_path, out)
+    wait_for(5, out)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
+    told, errors = process.communicate(timeout=30)
+    assert_session_ends(process.pid)
+    assert process.returncode != 0 and "Process" not in errors  # workers print no tracebacks
+    with ZarrStore.open(out) as store:
+        assert 5 <= len(store) < 400
+        assert f"{len(store)} episodes" in told
+    assert not list((out / ".pending").iterdir())
