@@ -135,8 +135,12 @@ def plan(
     ] = 8,
     seed: Seed = 0,
     planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
     out: Annotated[
-        str | None, typer.Option(help="Folder for metrics.json, report.html and a video.")
+        str | None,
+        typer.Option(
+            help="Folder for metrics.json, report.html and video.mp4. Default: runs/plan-..."
+        ),
     ] = None,
     device: Device = "cpu",
     overrides: Overrides = None,
@@ -150,6 +154,7 @@ def plan(
         episodes=episodes,
         seed=seed,
         planner=planner,
+        objective=objective,
         out=out,
         device=device,
         overrides=overrides or [],

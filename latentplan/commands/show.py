@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentplan.errors import CheckpointError
 from latentplan.types import Array, Spec
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 EPISODES = 6  # rows of the contact sheet
 STEPS = 10  # columns of the contact sheet
+COLUMNS = 3  # of the curves
 PIXELS = 128  # smallest side of one picture on it
 
 
@@ -31,7 +30,7 @@ def run(what: str, *, out: str | None = None) -> None:
     if path.suffix == ".zarr" or (path / "zarr.json").exists():
         _show_store(path, Path(out) if out else path.with_suffix(".png"))
     else:
-        _show_run(what, Path(out) if out else path / "curves.png")
+        _show_run(what, Path(out) if out else None)
 
 
 def _show_store(path: Path, out: Path) -> None:
@@ -55,20 +54,19 @@ def _show_store(path: Path, out: Path) -> None:
         ):
             print(f"action {name:8} {', '.join(f'{x:.3f}' for x in value)}")
         print(f"seeds        {store.episode(0).seed} (first) to {store.episode(-1).seed} (last)")
-        _write(out, lambda draft: _contact_sheet(store, draft))
+        cameras = [k for k, a in store.spec.observation.items() if _is_picture(a.shape, a.dtype)]
+        if cameras:
+            _write(out, lambda draft: _contact_sheet(store, cameras, draft))
 
 
-def _contact_sheet(store: ZarrStore, file: Path) -> None:
+def _contact_sheet(store: ZarrStore, cameras: Sequence[str], file: Path) -> None:
     """Draw an episode a row, its steps from left to right, and every camera one above the other."""
     from PIL import Image
 
-    keys = [k for k, a in store.spec.observation.items() if _is_picture(a.shape, a.dtype)]
-    if not keys:
-        raise CheckpointError(f"{store.path}: has no pictures to draw; it holds numbers only")
     rows = []
     for index in np.unique(np.linspace(0, len(store) - 1, EPISODES).astype(int)):
         episode = store.episode(int(index))
-        for key in keys:
+        for key in cameras:
             frames = episode.observations[key]
             scale = -(-PIXELS // min(frames.shape[1:3]))
             steps = np.linspace(0, len(frames) - 1, STEPS).astype(int)
@@ -87,8 +85,8 @@ def _is_picture(shape: tuple[int, ...], dtype: str) -> bool:
     return len(shape) == 3 and shape[-1] == 3 and dtype == "uint8"
 
 
-def _show_run(what: str, out: Path) -> None:
-    from latentplan.training import checkpoint
+def _show_run(what: str, out: Path | None) -> None:
+    from latentplan.training import checkpoint, curves
 
     file = checkpoint.find(what)
     weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
@@ -98,35 +96,22 @@ def _show_run(what: str, out: Path) -> None:
     _print_mapping("held out", header["metrics"])
     _print_mapping("config", header["config"])
     _print_spec(Spec.from_json(header["spec"]))
-    log = file.parent / "log.jsonl"
-    if log.is_file():
-        curves = _read_curves(log)
-        _write(out, lambda draft: _draw_curves(curves, draft))
+    points = curves.read(file.parent / "log.jsonl")
+    if points:
+        _write(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
 
 
-def _read_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) points by curve; a last line that was cut short is left out."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            point = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        for name, value in point.items():
-            if name != "step" and isinstance(value, int | float):
-                curves.setdefault(name, []).append((point["step"], value))
-    return curves
-
-
-def _draw_curves(curves: Mapping[str, list[tuple[int, float]]], file: Path) -> None:
+def _draw_curves(points: Sequence[Mapping[str, float]], file: Path) -> None:
+    """Draw each curve of a log.jsonl over the training steps."""
     from matplotlib.figure import Figure
 
-    columns = 3
-    rows = max(1, -(-len(curves) // columns))
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
-    for position, (name, points) in enumerate(sorted(curves.items()), start=1):
-        axes = figure.add_subplot(rows, columns, position, title=name, xlabel="step")
-        axes.plot(*zip(*points, strict=True))
+    names = sorted({name for point in points for name in point} - {"step"})
+    rows = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
+    for position, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, COLUMNS, position, title=name, xlabel="step")
+        known = [(point["step"], point[name]) for point in points if name in point]
+        axes.plot(*zip(*known, strict=True))
         axes.grid(alpha=0.3)
     figure.savefig(file, format="png", dpi=100)
 

@@ -10,11 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from toy import ToyEnv
 
+from latentplan import registry
 from latentplan.cli import main
 from latentplan.commands import doctor, progress
 from latentplan.commands import list as listing
+from latentplan.training import checkpoint
 
 COMMANDS = ["collect", "train", "plan", "list", "show", "doctor"]
 
@@ -130,6 +134,23 @@ def test_show_draws_what_a_store_holds(tmp_path: Path, capsys: pytest.CaptureFix
 
     sheet = Image.open(tmp_path / "data.png")
     assert sheet.size[1] == 2 * (128 + 2)
+
+
+def test_show_draws_the_curves_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = registry.get("model", "cfm")
+    model = build(ToyEnv().data_spec, build.Config(latent=4, channels=(8, 8, 8, 8)))
+    figures = {"held_out/loss": 1.25}
+    checkpoint.save(tmp_path / "best.safetensors", model, name="cfm", step=7, metrics=figures)
+    assert main(["show", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "step         7" in told and "held_out/loss = 1.25" in told
+    assert "config       latent = 4" in told and not (tmp_path / "curves.png").exists()
+    points = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "held_out/loss": 2.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points))
+    assert main(["show", str(tmp_path / "best.safetensors")]) == 0
+    from PIL import Image
+
+    assert np.asarray(Image.open(tmp_path / "curves.png"))[..., :3].std() > 1
 
 
 @pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "explorers"])
