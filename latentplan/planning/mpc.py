@@ -89,21 +89,21 @@ class MPC:
         self._latents.append(latent)
         if self.plan is None or self._sent == self.config.chunk:
             space = spaces.from_observation(self.model.spec, observation, device=self._device)
-            plan, self.plan = self.plan, None  # a failed plan must leave nothing to send
-            self.plan = self.planner.plan(
+            last, self.plan = self.plan, None  # a failed plan must leave nothing to send
+            plan = self.planner.plan(
                 self._context(self._latents),
                 self.model,
                 objective=objective,
                 space=space,
                 generator=self._generator,
-                warm_start=self._rest(plan),
+                warm_start=self._rest(last),
             )
-            self._sent = 0
-            if self.config.chunk > self.plan.actions.shape[1]:
+            horizon = plan.actions.shape[1]
+            if self.config.chunk > horizon:
                 raise ConfigError(
-                    f"MPC.chunk: {self.config.chunk} is not within "
-                    f"[1, horizon={self.plan.actions.shape[1]}]"
+                    f"MPC.chunk: {self.config.chunk} is not within [1, horizon={horizon}]"
                 )
+            self.plan, self._sent = plan, 0
         action: Array = self.plan.actions[0, self._sent].float().cpu().numpy().copy()
         self._sent += 1
         self._milliseconds.append((perf_counter() - start) * 1e3)
