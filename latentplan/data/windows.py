@@ -85,7 +85,9 @@ class Windows:
                 self._gather[key] = _InMemory(store, name, wanted=wanted)
                 budget -= needed
             else:
-                self._gather[key] = _Chunks(store, name, budget=budget, most=batch * length)
+                self._gather[key] = _Chunks(
+                    store, name, budget=budget, windows=batch, length=length
+                )
                 budget = 0
 
     def __len__(self) -> int:
@@ -142,14 +144,18 @@ class _InMemory:
 class _Chunks:
     """The chunks of an array that were used last, in a pool of `budget` bytes."""
 
-    def __init__(self, store: ZarrStore, name: str, *, budget: int, most: int) -> None:
+    def __init__(
+        self, store: ZarrStore, name: str, *, budget: int, windows: int, length: int
+    ) -> None:
         self._store, self._name, self._size = store, name, store.chunk_rows(name)
         total = -(-int(store.ends[-1]) // self._size)
-        slots = min(budget // (self._size * store.row_bytes(name)), total)
-        if slots < min(most, total):
+        chunk_bytes = self._size * store.row_bytes(name)
+        slots = min(budget // chunk_bytes, total)
+        most = min(windows * (-(-(length - 1) // self._size) + 1), total)  # chunks of a batch
+        if slots < most:
             raise ConfigError(
-                f"Windows.budget: too small for a batch of {name}, whose {most} rows may lie in as "
-                f"many chunks of {self._size} rows; give more memory or use smaller batches"
+                f"Windows.budget: {budget} bytes are left for {name}, a batch may need "
+                f"{most * chunk_bytes}; give more memory or use smaller batches"
             )
         sample = store.rows(name, 0, 1)
         self._pool = torch.from_numpy(
