@@ -34,6 +34,10 @@ class CheckpointError(LatentplanError):
     """A run or checkpoint is missing, corrupt, or does not fit what it is used with."""
 
 
+class TrainingError(LatentplanError):
+    """Training diverged; the last good checkpoint is kept."""
+
+
 class PlanningError(LatentplanError):
     """A model, objective or planner gave no finite plan; nothing was sent."""
 

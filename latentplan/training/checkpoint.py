@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from latentplan import config, registry
@@ -61,7 +61,7 @@ def save(
     `load` gives them back in the model's own dtype. Raises CheckpointError where the disk is full
     or a weight does not fit the dtype.
     """
-    weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    weights = model.state_dict()
     if dtype is not None:
         weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
         for key, value in weights.items():
@@ -156,20 +156,21 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
     Raises CheckpointError where the disk does not take it; what was there before stays.
     """
     # A tensor that shares memory with another (tied weights) is stored once for each name.
-    own = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     draft = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(own, draft, {"format": format, "header": text})
-        with open(draft, "rb+") as f:
+        with open(draft, "wb") as f:
+            f.write(serialize(own, {"format": format, "header": text}))
+            f.flush()
             os.fsync(f.fileno())
         os.replace(draft, path)
-    except (OSError, SafetensorError) as e:
+    except OSError as e:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path}: not written ({e}); earlier files are intact, free some disk space"
+            f"{path}: not written ({e.strerror or e}); earlier files are intact, free some disk space"
         ) from e
 
 
@@ -178,6 +179,18 @@ def read(path: Path, *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
     Raises CheckpointError where it is missing, corrupt or of another format.
     """
+    with _opened(path, format) as (f, header):
+        return {k: f.get_tensor(k) for k in f.keys()}, header
+
+
+def read_header(path: Path, *, format: str) -> dict[str, Any]:
+    """Return the header alone of a file that `write` wrote; raises as `read` does."""
+    with _opened(path, format) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -188,7 +201,7 @@ def read(path: Path, *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]
                 raise CheckpointError(
                     f"{path}: format is {found!r}, this version of latentplan reads {format!r}"
                 )
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(meta["header"])
+            yield f, json.loads(meta["header"])
     except (OSError, SafetensorError, ValueError, KeyError) as e:
         if isinstance(e, LatentplanError):
             raise

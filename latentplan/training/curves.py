@@ -1,0 +1,59 @@
+"""Where a run's curves go: log.jsonl, one point a line, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class Curves:
+    """The protocols.Metrics of a run folder, a context manager.
+
+    Lines hold no times, so that a resumed run writes the very file of an undisturbed one.
+    """
+
+    def __init__(self, run: Path, *, start: int) -> None:
+        """Open the curves of `run` behind step `start`; points after it are dropped."""
+        path = run / "log.jsonl"
+        kept = [line for line in read(path) if line["step"] <= start]
+        draft = run / ".log.jsonl.tmp"
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(draft, path)
+        self._log = path.open("a")
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write one point of each curve."""
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Return when every point is on the disk."""
+        self._events.flush()
+        os.fsync(self._log.fileno())
+
+    def __enter__(self) -> Curves:
+        """Return the curves."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files."""
+        self._log.close()
+        self._events.close()
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """Return the points of a log.jsonl; a last line that a kill cut off is left out."""
+    lines: list[dict[str, float]] = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,105 @@
+"""Held-out figures of a latent dynamics model: loss, retrieval, and order of distances.
+
+They use `encode`, `rollout` and `loss` alone, so they mean the same for every Dynamics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan.types import Array, Batch
+
+SHIFTS = 8  # each state is compared with the next 8 of its batch: 8 n pairs
+SEED = 0  # of whatever a loss draws (masks, crops): the same at every evaluation
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any, batches: Sequence[Batch], *, keypoints: str | None = None, retrieval: int = 512
+) -> dict[str, float]:
+    """Return `loss`, `top1`, `top1_of` and, where `keypoints` names an observation, `spearman`.
+
+    `loss` is the mean of the model's own loss over the batches. `top1` is the share of transitions
+    whose predicted latent lies nearest to its own next latent among `top1_of` (at most
+    `retrieval`) held-out ones; a tie counts its share, so a collapsed encoder scores 1/top1_of.
+    `spearman` is the rank correlation of latent with keypoint distance over pairs of states. The
+    keypoints (K, 2 or 3), metres, are read for this figure only and kept from the model.
+    """
+    trained = model.training
+    model.eval()
+    device, t = next(model.parameters()).device, model.context
+    losses, predicted, nexts, latents, points = [], [], [], [], []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        for windows in batches:
+            batch = for_model(windows, model)
+            losses.append(model.loss(batch).total.float())
+            z = model.encode(batch.observations)  # b t d
+            step = model.rollout(z[:, :t], batch.actions[:, None, t - 1 : t])  # b 1 1 d
+            predicted.append(step[:, 0, 0])
+            nexts.append(z[:, t])
+            latents.append(z[:, 0])
+            if keypoints is not None:
+                points.append(windows.observations[keypoints][:, 0])
+    model.train(trained)
+
+    queries = torch.cat(predicted)[:retrieval]
+    figures = {
+        "loss": float(torch.stack(losses).mean()),
+        "top1": top1(queries, torch.cat(nexts)[:retrieval]),
+        "top1_of": float(len(queries)),
+    }
+    if keypoints is not None:
+        figures["spearman"] = spearman(*distances(torch.cat(latents), torch.cat(points)))
+    return figures
+
+
+def top1(predicted: Tensor, nexts: Tensor) -> float:
+    """Return the share of `predicted` (n, d) whose own row of `nexts` (n, d) is the nearest."""
+    away = torch.cdist(
+        predicted.double(), nexts.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    nearest = away == away.amin(dim=1, keepdim=True)  # n n, several where there is a tie
+    return float((nearest.diagonal() / nearest.sum(dim=1).clamp(min=1)).mean())
+
+
+def distances(latents: Tensor, points: Tensor) -> tuple[Array, Array]:
+    """Return latent and keypoint distance of pairs of states: each row with the next SHIFTS ones.
+
+    `latents` (n, d); `points` (n, k, 2 or 3) in metres, ordered along a line whose two ends look
+    alike, so the distance is the mean over points in the better of the two orders.
+    """
+    z, p = latents.double().cpu(), points.double().cpu()
+    far: list[Tensor] = []
+    apart: list[Tensor] = []
+    for shift in range(1, min(SHIFTS, len(z) - 1) + 1):
+        q = p.roll(shift, 0)
+        ends = [(p - order).norm(dim=-1).mean(dim=-1) for order in (q, q.flip(1))]
+        apart.append(torch.minimum(*ends))
+        far.append((z - z.roll(shift, 0)).norm(dim=-1))
+    return torch.cat(far).numpy(), torch.cat(apart).numpy()
+
+
+def spearman(x: Array, y: Array) -> float:
+    """Return the rank correlation of x and y (n,), ties at their mean rank; 0 for a constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+
+
+def _ranks(x: Array) -> Array:
+    _, row, count = np.unique(x, return_inverse=True, return_counts=True)
+    ranks: Array = np.cumsum(count) - (count - 1) / 2  # of each value that occurs
+    return ranks[row]
+
+
+def for_model(batch: Batch, model: Any) -> Batch:
+    """Return the batch on the model's device, with the observations of its spec alone."""
+    device = next(model.parameters()).device
+    seen = {k: batch.observations[k].to(device, non_blocking=True) for k in model.spec.observation}
+    return Batch(seen, batch.actions.to(device, non_blocking=True))

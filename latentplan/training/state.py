@@ -1,0 +1,103 @@
+"""Everything that an exact resume needs, in one file: so a kill never leaves half of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from latentplan.errors import CheckpointError
+from latentplan.training import checkpoint
+
+FORMAT = "latentplan-training-1"
+FILE = "state.safetensors"  # in the run folder
+
+
+class State:
+    """What changes while a run trains.
+
+    No random state is kept: each step seeds itself from (seed, step).
+    """
+
+    def __init__(
+        self, model: Any, *, optimizer: torch.optim.Optimizer, ema: AveragedModel | None
+    ) -> None:
+        """Start at step 0."""
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.step = 0  # done
+        self.best = math.inf  # lowest held-out loss so far
+        self.figures: dict[str, float] = {}  # held out, newest
+        self._sums: dict[str, Tensor] = {}  # of the loss's parts since the last point of the curve
+        self._count = 0
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """Note the parts of one step's loss; nothing waits for the GPU."""
+        for key, value in parts.items():
+            value = value.detach().double()
+            self._sums[key] = self._sums[key] + value if self._count else value
+        self._count += 1
+
+    def finite(self) -> bool:
+        """Return whether every part was finite since the last `mean`."""
+        return all(math.isfinite(float(value)) for value in self._sums.values())
+
+    def mean(self) -> dict[str, float]:
+        """Return the mean of each part since the last call."""
+        means = {key: float(value) / self._count for key, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def save(self, run: Path) -> None:
+        """Write state.safetensors, whole or not at all; CheckpointError where that fails."""
+        tensors = _prefixed("model", self.model)
+        if self.ema is not None:
+            tensors |= _prefixed("ema", self.ema)
+        for name, weight in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                tensors[f"optimizer/{name}/{key}"] = value
+        tensors |= {f"sum/{key}": value for key, value in self._sums.items()}
+        header = {
+            "step": self.step,
+            "best": self.best,
+            "figures": self.figures,
+            "count": self._count,
+        }
+        checkpoint.write(run / FILE, tensors, format=FORMAT, header=header)
+
+    def restore(self, run: Path) -> None:
+        """Become what `save` wrote; CheckpointError where it does not fit the model."""
+        tensors, header = checkpoint.read(run / FILE, format=FORMAT)
+        device = next(self.model.parameters()).device
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "sum": {}}
+        for name, value in tensors.items():
+            part, _, key = name.partition("/")
+            parts[part][key] = value.to(device)
+        try:
+            self.model.load_state_dict(parts["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(parts["ema"])
+        except RuntimeError as e:
+            raise CheckpointError(f"{run / FILE}: does not fit the model: {e}") from e
+        weights = dict(self.model.named_parameters())
+        for name, value in parts["optimizer"].items():
+            weight, _, key = name.rpartition("/")
+            self.optimizer.state[weights[weight]][key] = value
+        self._sums, self._count = parts["sum"], header["count"]
+        self.step, self.best, self.figures = header["step"], header["best"], header["figures"]
+
+
+def steps_done(run: Path) -> int:
+    """Return the step that a resume would go on from; 0 where nothing is saved."""
+    if not (run / FILE).exists():
+        return 0
+    header = checkpoint.read_header(run / FILE, format=FORMAT)
+    return int(header["step"])
+
+
+def _prefixed(part: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{part}/{key}": value for key, value in module.state_dict().items()}
