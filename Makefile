@@ -18,7 +18,8 @@ READY := $(VENV)/.ready
 
 demo: gl
 	$(BIN)/latentplan collect rope --episodes $(EPISODES) --out $(DEMO)/rope.zarr
-	$(BIN)/latentplan train cfm --data $(DEMO)/rope.zarr --run $(DEMO)/run --resume steps=$(STEPS)
+	$(BIN)/latentplan train cfm --data $(DEMO)/rope.zarr --run $(DEMO)/run --resume \
+	  training.steps=$(STEPS)
 	@$(MAKE) --no-print-directory $(DEMO)/report/.$(GOALS)-goals
 	@echo "The report: $(DEMO)/report/report.html"
 

@@ -97,7 +97,7 @@ def collect(
     )
 
 
-@app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope steps=5000")
+@app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope batch=256")
 def train(
     model: Annotated[
         str,

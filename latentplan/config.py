@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -35,7 +36,7 @@ def presets() -> dict[str, list[str]]:
         kind.name: sorted(
             f.name.removesuffix(".yaml") for f in kind.iterdir() if f.name.endswith(".yaml")
         )
-        for kind in sorted(files("latentplan.configs").iterdir(), key=lambda f: f.name)
+        for kind in sorted(_folder().iterdir(), key=lambda f: f.name)
         if kind.is_dir() and not kind.name.startswith("_")
     }
 
@@ -53,7 +54,7 @@ def resolve(kind: str, name: str) -> Preset:
             raise unknown(kind, name, {*registered, *shipped})
         return Preset(name, {})
     where = f"preset {kind}/{name}"
-    text = files("latentplan.configs").joinpath(kind, f"{name}.yaml").read_text(encoding="utf-8")
+    text = _folder().joinpath(kind, f"{name}.yaml").read_text(encoding="utf-8")
     values = _parse(where, text)
     base = values.pop("base", None)
     if base not in registered:
@@ -139,6 +140,15 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         return _parse(str(path), Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({_first_line(e)})") from None
+
+
+def _folder() -> Traversable:
+    try:
+        return files("latentplan.configs")
+    except ModuleNotFoundError:  # the link to ../configs is broken
+        raise ConfigError(
+            "latentplan/configs: not a folder; git clone -c core.symlinks=true, or reinstall"
+        ) from None
 
 
 def _parse(where: str, text: str) -> dict[str, Any]:
