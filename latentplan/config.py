@@ -10,8 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -20,6 +18,7 @@ from latentplan import registry
 from latentplan.errors import ConfigError, unknown
 
 T = TypeVar("T")
+FOLDER = Path(__file__).parent / "configs"  # a link in the tree, a folder in a wheel
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,12 @@ class Preset:
 
 def presets() -> dict[str, list[str]]:
     """Return the names of the shipped presets, by kind (`model`, `planner`, ...)."""
-    return {
-        kind.name: sorted(
-            f.name.removesuffix(".yaml") for f in kind.iterdir() if f.name.endswith(".yaml")
-        )
-        for kind in sorted(_folder().iterdir(), key=lambda f: f.name)
-        if kind.is_dir() and not kind.name.startswith("_")
-    }
+    if not FOLDER.is_dir():
+        raise ConfigError(f"{FOLDER}: not a folder; git clone -c core.symlinks=true, or reinstall")
+    found: dict[str, list[str]] = {}
+    for file in sorted(FOLDER.glob("*/*.yaml")):
+        found.setdefault(file.parent.name, []).append(file.stem)
+    return found
 
 
 def resolve(kind: str, name: str) -> Preset:
@@ -54,8 +52,7 @@ def resolve(kind: str, name: str) -> Preset:
             raise unknown(kind, name, {*registered, *shipped})
         return Preset(name, {})
     where = f"preset {kind}/{name}"
-    text = _folder().joinpath(kind, f"{name}.yaml").read_text(encoding="utf-8")
-    values = _parse(where, text)
+    values = _parse(where, (FOLDER / kind / f"{name}.yaml").read_text(encoding="utf-8"))
     base = values.pop("base", None)
     if base not in registered:
         known = ", ".join(sorted(registered))
@@ -140,15 +137,6 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         return _parse(str(path), Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({_first_line(e)})") from None
-
-
-def _folder() -> Traversable:
-    try:
-        return files("latentplan.configs")
-    except ModuleNotFoundError:  # the link to ../configs is broken
-        raise ConfigError(
-            "latentplan/configs: not a folder; git clone -c core.symlinks=true, or reinstall"
-        ) from None
 
 
 def _parse(where: str, text: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 @pytest.fixture
 def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "env").mkdir()
-    monkeypatch.setattr(config, "files", lambda package: tmp_path)
+    monkeypatch.setattr(config, "FOLDER", tmp_path)
     return tmp_path / "env"
 
 
