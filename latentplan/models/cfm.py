@@ -42,13 +42,13 @@ class CFM(nn.Module):
         dynamics: str = "residual"  # z + MLP(z, a), or locally_linear: tanh(MLP(z, a)) z
         hidden: tuple[int, ...] = (128, 128)  # widths of the dynamics' layers
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
-        steps: int = 1  # predictions 1 to `steps` actions ahead are trained
+        ahead: int = 1  # predictions 1 to `ahead` actions later are trained, as windows are long
         symmetric: bool = True  # train turned and flipped, plan with all eight views
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
             check_range("CFM.latent", self.latent, 1, 4096)
-            check_range("CFM.steps", self.steps, 1, 100)
+            check_range("CFM.ahead", self.ahead, 1, 100)
             if len(self.channels) != len(self.strides) or not self.channels:
                 raise ConfigError(
                     f"CFM.strides: {len(self.strides)} for {len(self.channels)} channels; "
@@ -126,7 +126,7 @@ class CFM(nn.Module):
         z = rearrange(z, "(b t) d -> b t d", b=len(x))
         losses, hits = [], []
         ahead = z
-        for k in range(1, min(self.config.steps, actions.shape[1]) + 1):
+        for k in range(1, min(self.config.ahead, actions.shape[1]) + 1):
             ahead = self.dynamics(ahead[:, :-1], actions[:, k - 1 :])  # b (t - k) d
             logits = self._logits(ahead, z[:, :-k], z[:, k:])
             truth = torch.arange(len(logits), device=logits.device)

@@ -170,7 +170,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path}: not written ({e.strerror or e}); earlier files are intact, free some disk space"
+            f"{path}: not written ({e.strerror or e}); what was there before is intact, "
+            "free some disk space"
         ) from e
 
 

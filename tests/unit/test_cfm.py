@@ -106,7 +106,7 @@ def test_steps_ahead_compare_with_the_right_pictures():
         def forward(self, z, action):
             return z + action[..., :2]
 
-    model = CFM(SPEC, CFM.Config(latent=2, steps=3, symmetric=False))
+    model = CFM(SPEC, CFM.Config(latent=2, ahead=3, symmetric=False))
     model.encoder, model.dynamics = Position(), Plus()
     values = torch.tensor([[0, 10, 30, 70, 150], [250, 240, 200, 100, 20]], dtype=torch.uint8)
     picture = values[..., None, None, None].expand(2, 5, 64, 64, 3)
@@ -129,7 +129,7 @@ def test_steps_ahead_compare_with_the_right_pictures():
         ({"strides": (2, 2)}, "CFM.strides"),
         ({"dynamics": "linear"}, "CFM.dynamics.*residual"),
         ({"negatives": "all"}, "CFM.negatives.*current"),
-        ({"steps": 0}, "CFM.steps"),
+        ({"ahead": 0}, "CFM.ahead"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings, message):
