@@ -123,7 +123,7 @@ def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as f:
-            yaml.safe_dump(dict(mapping), f, sort_keys=False, allow_unicode=True)
+            yaml.safe_dump(dict(mapping), f, sort_keys=False)
             f.flush()
             os.fsync(f.fileno())
         partial.replace(target)

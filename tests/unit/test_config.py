@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentplan import config, registry
@@ -114,6 +114,7 @@ def test_a_preset_is_checked_as_an_override_is() -> None:
         load(preset={"sampler": {"elites": "x"}})
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.builds(
         Sampler.Config,
