@@ -37,7 +37,7 @@ class ActionSpec:
 
     low: tuple[float, ...]  # (A,)
     high: tuple[float, ...]  # (A,)
-    meaning: str = ""  # for instance "pick x, pick y, drag x, drag y; 1 = 0.3 m, 0.3 m, 0.1 m, 0.1 m"
+    meaning: str = ""  # for instance "pick x, y (1 = 0.3 m), drag x, y (1 = 0.1 m)"
 
     @property
     def size(self) -> int:
@@ -66,9 +66,9 @@ class Spec:
     observation: Mapping[str, ArraySpec]
     action: ActionSpec
     env: str = ""  # registry name of the env that made it
-    privileged: tuple[str, ...] = ()  # simulator truth: for metrics and oracles, never for a model
+    privileged: tuple[str, ...] = ()  # simulator truth, for metrics and oracles alone
     pick: PickSpec | None = None  # where actions point into a picture, if they do
-    dt: float | None = None  # seconds between observations; None for a primitive that takes its time
+    dt: float | None = None  # s between observations; None where an action takes its time
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values that only reports read
 
     def to_json(self) -> dict[str, Any]:

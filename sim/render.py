@@ -23,7 +23,7 @@ from latentplan.types import Array
 # are processes already.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ["MUJOCO_GL"] = gl.choose()  # MuJoCo reads it while it is imported
-import mujoco  # noqa: E402
+import mujoco as mujoco  # noqa: E402  (envs import it from here, after the choice)
 
 # What costs time on a software GL and shows nothing that a policy needs: the 4096^2 shadow map
 # alone is 20 to 50 ms a picture.
@@ -91,7 +91,8 @@ class Camera:
             self._scene.flags[flag] = 0
         mujoco.mjr_render(self._rectangle, self._scene, self._resources)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
-        return self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
+        picture: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
+        return picture
 
     def close(self) -> None:
         """Free the model's textures; the GL context stays for other cameras."""

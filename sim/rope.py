@@ -9,7 +9,7 @@ instead of a push along the table, and goals drawn from the distribution of star
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,8 @@ from gymnasium.spaces import Box, Dict
 
 from latentplan.errors import ShapeError, UnstablePhysics, check_range
 from latentplan.shapes import check, check_finite
-from latentplan.sim.render import Camera, mujoco, self_test
+from latentplan.sim import render
+from latentplan.sim.render import mujoco
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
 
 CAMERA_HEIGHT = 1.0  # m above the table
@@ -30,8 +31,8 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
     The pick (x, y) is a point of the picture, +-1 at its edges (x right, y up), which are +-`view`
     metres on the table. It snaps to the nearest link; farther than `pick_radius` from any link the
     gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units of
-    `drag` metres, and its end is clipped to +-`workspace`; invisible walls keep the rope in view. After
-    the move the rope is let go and comes to rest; an observation always shows a rope at rest.
+    `drag` metres, and its end is clipped to +-`workspace`; invisible walls keep the rope in view.
+    After the move the rope is let go and comes to rest; an observation always shows it at rest.
 
     Observation: `rgb` (image, image, 3) uint8, and the privileged `keypoints` (links + 1, 2)
     float32, metres, from end to end. Reward: minus `distance` to `options["goal"]` where `reset`
@@ -39,7 +40,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
     diverges; reset it then.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
     @dataclass(frozen=True)
     class Config:
@@ -85,7 +86,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
         self._model = mujoco.MjModel.from_xml_string(_xml(self.config))
         self._data = mujoco.MjData(self._model)
         self._state = np.empty(mujoco.mj_stateSize(self._model, STATE))
-        self._camera: Camera | None = None
+        self._camera: render.Camera | None = None
         self._model.eq_data[0, 3:6] = self.config.length / self.config.links / 2, 0, 0  # centre
         self._goal: Observation | None = None
         c = self.config
@@ -104,7 +105,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
             pick=PickSpec(image="rgb", low=(120, 120, 120)),
         )
         self.action_space = Box(-1.0, 1.0, (4,), np.float32)
-        self.observation_space = Dict(
+        self.observation_space: Dict = Dict(  # type: ignore[assignment]
             rgb=Box(0, 255, (c.image, c.image, 3), np.uint8),
             keypoints=Box(-np.inf, np.inf, (c.links + 1, 2), np.float32),
         )
@@ -128,7 +129,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
         self._come_to_rest()
         return self._observe(), {}
 
-    def step(self, action: Array) -> Step:
+    def step(self, action: Array) -> Step:  # type: ignore[override]
         """Pick, lift, move, lower, let go, and wait until the rope rests."""
         action = np.asarray(action, np.float64)
         check("Rope.action", action, "A", A=4)
@@ -167,7 +168,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
 
     def distance(self, observation: Observation, goal: Observation) -> float:
         """Return the mean distance of the points in metres, in the better of the two orders."""
-        return float(min(np.linalg.norm(_ordered(observation, goal), axis=1).mean(), np.inf))
+        return float(np.linalg.norm(_ordered(observation, goal), axis=1).mean())
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the action that brings the link farthest from its place there."""
@@ -176,16 +177,15 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
         points = observation["keypoints"]
         centres = (points[1:] + points[:-1]) / 2
         worst = int(np.linalg.norm(to_goal, axis=1).argmax())
-        action = np.concatenate(
-            [centres[worst] / self.config.view, to_goal[worst] / self.config.drag]
-        )
-        return np.clip(action, -1, 1).astype(np.float32)
+        pick, drag = centres[worst] / self.config.view, to_goal[worst] / self.config.drag
+        action: Array = np.clip(np.concatenate([pick, drag]), -1, 1).astype(np.float32)
+        return action
 
-    def render(self) -> Array:  # type: ignore[override]
+    def render(self) -> Array:
         """Return the picture that `rgb` holds."""
         if self._camera is None:
-            self_test()
-            self._camera = Camera(self._model, "top", size=self.config.image)
+            render.self_test()
+            self._camera = render.Camera(self._model, "top", size=self.config.image)
         return self._camera.picture(self._data)
 
     def close(self) -> None:
@@ -304,7 +304,8 @@ def _xml(c: Rope.Config) -> str:
         <flag autoreset="disable"/>
       </option>
       <visual>
-        <quality shadowsize="0" offsamples="0" numslices="8" numstacks="4" numquads="2"/><global offwidth="512" offheight="512"/>
+        <quality shadowsize="0" offsamples="0" numslices="8" numstacks="4" numquads="2"/>
+        <global offwidth="512" offheight="512"/>
         <headlight ambient=".4 .4 .4" diffuse=".6 .6 .6" specular="0 0 0"/>
       </visual>
       <worldbody>

@@ -7,8 +7,8 @@ h(a, b) = exp(-||a - b||^2), section 3). Distances between latents are then cost
 The preset `cfm_paper` is the published model. `cfm` differs in four ways, each a config field:
 the negatives are the next pictures of the whole batch, neighbours in time among them, so that
 near misses are told apart; the dynamics adds to z instead of multiplying it; training sees every
-window turned and flipped (picture and actions together); and planning sees all eight turns at
-once, which makes the model exactly symmetric and averages the error of its views.
+window turned and flipped (picture and actions together); and planning can see all eight turns
+at once (`views`), which makes the model exactly symmetric and averages the error of its views.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class CFM(nn.Module):
         hidden: tuple[int, ...] = (128, 128)  # widths of the dynamics' layers
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
         ahead: int = 1  # predictions 1 to `ahead` actions later are trained, as windows are long
-        symmetric: bool = True  # train turned and flipped, plan with all eight views
+        symmetric: bool = True  # train turned and flipped
+        views: int = 1  # of the eight turns and flips, how many planning sees at once
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
             check_range("CFM.latent", self.latent, 1, 4096)
+            check_range("CFM.views", self.views, 1, symmetry.ELEMENTS if self.symmetric else 1)
             check_range("CFM.ahead", self.ahead, 1, 100)
             if len(self.channels) != len(self.strides) or not self.channels:
                 raise ConfigError(
@@ -81,13 +83,13 @@ class CFM(nn.Module):
                     f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
                     f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
                 )
-        self.views = symmetry.ELEMENTS if c.symmetric else 1
-        self.latent_dim = self.views * c.latent
+        self.latent_dim = c.views * c.latent
         self.encoder = _encoder(colours, (height, width), c)
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else Residual)(
             c.latent, spec.action.size, c.hidden
         )
-        self.register_buffer("matrices", symmetry.matrices()[: self.views], persistent=False)
+        self.matrices: Tensor
+        self.register_buffer("matrices", symmetry.matrices(), persistent=False)
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the latents of all views in a row."""
@@ -95,16 +97,18 @@ class CFM(nn.Module):
         check("CFM.encode", picture, "B T h w c")
         batch = len(picture)
         x = _to_float(rearrange(picture, "b t h w c -> (b t) c h w"))
-        views = torch.stack([symmetry.turn_picture(x, g) for g in range(self.views)])
+        views = torch.stack([symmetry.turn_picture(x, g) for g in range(self.config.views)])
         z = self.encoder(rearrange(views, "v n c h w -> (v n) c h w"))
-        return rearrange(z, "(v b t) d -> b t (v d)", v=self.views, b=batch)
+        latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=picture.shape[1])
+        return latents
 
     def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
         """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
         check("CFM.rollout.context", context, "B T D", D=self.latent_dim)
         check("CFM.rollout.actions", actions, "B N H A", B=len(context), A=self.spec.action.size)
-        z = rearrange(context[:, -1:], "b n (v d) -> b n v d", v=self.views)  # n = 1: broadcasts
-        turned = symmetry.turn_vectors(actions[..., None, :], self.matrices)  # b n h v a
+        views = self.config.views
+        z = rearrange(context[:, -1:], "b n (v d) -> b n v d", v=views)  # n = 1: broadcasts
+        turned = symmetry.turn_vectors(actions[..., None, :], self.matrices[:views])  # b n h v a
         latents = []
         for step in turned.unbind(2):
             z = self.dynamics(z, step)
@@ -118,9 +122,10 @@ class CFM(nn.Module):
         x = rearrange(picture, "b t h w c -> b t c h w")
         if self.config.symmetric:  # row i is seen under element i mod 8: no chance needed
             x = x.clone()
-            for g in range(1, self.views):
-                x[g :: self.views] = symmetry.turn_picture(x[g :: self.views], g)
-            rows = torch.arange(len(x), device=x.device) % self.views
+            for g in range(1, symmetry.ELEMENTS):
+                part = x[g :: symmetry.ELEMENTS]
+                part.copy_(symmetry.turn_picture(part, g))
+            rows = torch.arange(len(x), device=x.device) % symmetry.ELEMENTS
             actions = symmetry.turn_vectors(actions, self.matrices[rows, None])
         z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
         z = rearrange(z, "(b t) d -> b t d", b=len(x))
@@ -176,7 +181,8 @@ class LocallyLinear(nn.Module):
         z = z.expand(*action.shape[:-1], self.latent)
         weights = torch.tanh(self.rest(F.relu(self.first(torch.cat([z, action], -1)))))
         matrix = rearrange(weights, "... (i j) -> ... i j", j=self.latent) / self.latent**0.5
-        return (matrix @ z[..., None])[..., 0]
+        after: Tensor = (matrix @ z[..., None])[..., 0]
+        return after
 
 
 def _mlp(hidden: tuple[int, ...], out: int) -> nn.Sequential:

@@ -49,7 +49,7 @@ def test_the_eight_elements_are_a_group_without_repeats():
 
 def test_costs_are_exactly_symmetric():
     torch.manual_seed(0)
-    model = CFM(SPEC).eval()
+    model = CFM(SPEC, CFM.Config(views=8)).eval()
     now, goal = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     actions = torch.rand(1, 6, 2, 4) * 2 - 1
 
@@ -113,8 +113,8 @@ def test_steps_ahead_compare_with_the_right_pictures():
     actions = torch.zeros(2, 4, 4)
     actions[..., :2] = (values.float().diff(dim=1) / 127.5)[..., None]
     logits = []
-    model._logits = lambda ahead, now, after: logits.append((ahead, after)) or torch.eye(
-        ahead.shape[0] * ahead.shape[1]
+    model._logits = lambda ahead, now, after: (
+        logits.append((ahead, after)) or torch.eye(ahead.shape[0] * ahead.shape[1])
     )
     model.loss(Batch({"rgb": picture}, actions))
     assert len(logits) == 3
