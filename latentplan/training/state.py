@@ -48,7 +48,7 @@ class State:
 
     def mean(self) -> dict[str, float]:
         """Return the mean of each part since the last call."""
-        means = {key: float(value) / self._count for key, value in self._sums.items()}
+        means = {key: float(self._sums[key]) / self._count for key in sorted(self._sums)}
         self._sums, self._count = {}, 0
         return means
 
