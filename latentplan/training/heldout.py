@@ -39,7 +39,8 @@ def evaluate(
         for windows in batches:
             batch = for_model(windows, model)
             losses.append(model.loss(batch).total.float())
-            z = model.encode(batch.observations)  # b t d
+            first = {k: v[:, : t + 1] for k, v in batch.observations.items()}
+            z = model.encode(first)  # b (t + 1) d
             step = model.rollout(z[:, :t], batch.actions[:, None, t - 1 : t])  # b 1 1 d
             predicted.append(step[:, 0, 0])
             nexts.append(z[:, t])

@@ -36,7 +36,7 @@ from latentplan.types import Batch, Episode, Loss
 
 SMALL = [
     *("model.channels=[4,4]", "model.strides=[2,2]", "model.hidden=[8,8]", "model.latent=4"),
-    *("model.symmetric=false", "batch=8", "warmup=5", "held_out=0.2"),
+    *("model.symmetric=false", "window=2", "batch=8", "warmup=5", "held_out=0.2"),
     *("log_every=2", "eval_every=3", "save_every=2"),
 ]
 
@@ -142,15 +142,15 @@ def driven(data: Path, run: Path, moments: str, *overrides: str) -> list[tuple[s
 
 
 def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_path: Path) -> None:
-    settings = ("steps=120", "training.ema=0.9")
+    settings = ("steps=60", "training.ema=0.9")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert driven(data, whole, "end:0", *settings) == [("end:0", 0, 120)]
+    assert driven(data, whole, "end:0", *settings) == [("end:0", 0, 60)]
     places = [f"replace:{n}" for n in range(1, 10)]
-    times = ["kill:20+0.001", "kill:40+0.013", "kill:60+0.007", "interrupt:80+0.004"]
+    times = ["kill:20+0.001", "kill:28+0.013", "kill:36+0.007", "interrupt:44+0.004"]
     found = driven(data, cut, " ".join([*places, *times, "end:0"]), *settings)
     assert [code for _, code, _ in found] == [-9] * (len(places) + 3) + [130, 0]
     assert [step for *_, step in found] == sorted(step for *_, step in found)
-    assert 0 < found[len(places) - 1][2] < 20 and found[-1][2] == 120
+    assert 0 < found[len(places) - 1][2] < 20 and found[-1][2] == 60
     assert contents(cut) == contents(whole)
     assert "held_out/spearman" in contents(whole)["log"]
     left = {p.name for p in cut.iterdir()} - {p.name for p in whole.iterdir()}
