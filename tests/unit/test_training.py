@@ -297,10 +297,14 @@ class Points:
             start += 1
 
 
-def taught(model: ToyModel, run: Path, **settings: Any) -> dict[str, float]:
+def taught(
+    model: ToyModel, run: Path, *, resume: bool = False, **settings: Any
+) -> dict[str, float]:
     held_out = [next(Points(1).batches())]
     chosen = Training(**{"steps": 400, "learning_rate": 0.03, "warmup": 10, **settings})
-    return train(model, Points(), held_out=held_out, run=run, config=chosen, name="cfm")
+    return train(
+        model, Points(), held_out=held_out, run=run, config=chosen, name="cfm", resume=resume
+    )
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -313,6 +317,23 @@ def test_a_linear_model_learns_the_truth(tmp_path: Path, ema: float) -> None:
     assert header["metrics"] == figures and header["step"] == 400
     assert torch.equal(judged["A"], model.A) is (ema == 0)
     torch.testing.assert_close(judged["A"], Points().truth.A.detach(), atol=0.01, rtol=0)
+
+
+class Noisy(ToyModel):
+    def loss(self, batch: Batch) -> Loss:
+        return super().loss(Batch(batch.observations, batch.actions + torch.rand(1)))
+
+
+def test_chance_in_a_loss_resumes_exactly(tmp_path: Path) -> None:
+    same = {"final_rate": 1.0, "warmup": 0, "save_every": 1}
+    whole = Noisy(toy_spec())
+    taught(whole, tmp_path / "a", steps=6, **same)
+    taught(Noisy(toy_spec()), tmp_path / "b", steps=3, **same)
+    torch.rand(5)
+    halves = Noisy(toy_spec())
+    taught(halves, tmp_path / "b", steps=6, resume=True, **same)
+    assert torch.equal(whole.A, halves.A)
+    assert not torch.equal(whole.A, Noisy(toy_spec()).A)
 
 
 class Diverging(ToyModel):
