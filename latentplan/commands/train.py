@@ -16,10 +16,12 @@ from latentplan.types import Batch, Spec
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
+    from latentplan.training.heldout import HeldOut
     from latentplan.training.loop import Training
 
 KEYPOINTS = "keypoints"  # privileged observation that one held-out figure reads
-HELD_OUT = 512  # windows that the held-out figures are of, where there are as many
+HELD_OUT = 512  # windows and transitions that held-out figures are of, where there are as many
+RETRIEVED = 32  # transitions encoded at a time
 
 
 def run(
@@ -76,8 +78,7 @@ def run(
                 f"Training.window: {training.window} observations leave nothing to predict behind "
                 f"the model's context of {network.context}; set training.window higher"
             )
-        keypoints = KEYPOINTS if KEYPOINTS in store.spec.privileged else None
-        held_out = _held_out(store, training, [*spec.observation] + [KEYPOINTS] * bool(keypoints))
+        held_out = _held_out(store, training, context=network.context)
         windows = Windows(
             store,
             length=training.window,
@@ -101,7 +102,6 @@ def run(
                     name=preset.base,
                     seed=seed,
                     resume=resume,
-                    keypoints=keypoints,
                     advance=bar.advance,
                 )
             except KeyboardInterrupt:
@@ -166,29 +166,32 @@ def _public(spec: Spec) -> Spec:
     return replace(spec, observation=seen, privileged=())
 
 
-def _held_out(store: ZarrStore, training: Training, keys: Sequence[str]) -> list[Batch]:
-    """Return the batches that held-out figures are of: the same for every seed and model."""
+def _held_out(store: ZarrStore, training: Training, *, context: int) -> HeldOut:
+    """Return what the held-out figures are of: the same for every seed."""
     from latentplan.data.windows import Windows
+    from latentplan.training.heldout import HeldOut
 
-    def windows(batch: int) -> Windows:
-        return Windows(
+    keypoints = KEYPOINTS if KEYPOINTS in store.spec.privileged else None
+    public = [*_public(store.spec).observation]
+
+    def batches(length: int, batch: int, keys: Sequence[str]) -> list[Batch]:
+        windows = Windows(
             store,
-            length=training.window,
+            length=length,
             batch=batch,
             split="test",
             test_fraction=training.held_out,
             keys=keys,
         )
+        if len(windows) < batch:  # not one of them twice
+            return batches(length, len(windows), keys)
+        count = min(-(-HELD_OUT // batch), len(windows) // batch)
+        return [windows[index] for index in range(count)]
 
-    chosen = windows(training.batch)
-    if len(chosen) < 2:
-        raise StoreError(
-            f"{store.path}: holds {len(chosen)} held-out window, need at least 2; collect more"
-        )
-    if len(chosen) < training.batch:
-        chosen = windows(len(chosen))
-    count = min(-(-HELD_OUT // chosen.batch), len(chosen) // chosen.batch)
-    return [chosen[index] for index in range(count)]
+    transitions = batches(context + 1, RETRIEVED, public + [KEYPOINTS] * bool(keypoints))
+    if sum(len(batch.actions) for batch in transitions) < 2:
+        raise StoreError(f"{store.path}: holds out 1 transition alone, need 2; collect more")
+    return HeldOut(batches(training.window, training.batch, public), transitions, keypoints)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

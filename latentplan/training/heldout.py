@@ -6,6 +6,7 @@ They use `encode`, `rollout` and `loss` alone, so they mean the same for every D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,23 @@ SHIFTS = 8  # each state is compared with the next 8 of its batch: 8 n pairs
 SEED = 0  # of whatever a loss draws (masks, crops): the same at every evaluation
 
 
-@torch.no_grad()
-def evaluate(
-    model: Any, batches: Sequence[Batch], *, keypoints: str | None = None, retrieval: int = 512
-) -> dict[str, float]:
-    """Return `loss`, `top1`, `top1_of` and, where `keypoints` names an observation, `spearman`.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run is judged by, never trained on."""
 
-    `loss` is the mean of the model's own loss over the batches. `top1` is the share of transitions
-    whose predicted latent lies nearest to its own next latent among `top1_of` (at most
-    `retrieval`) held-out ones; a tie counts its share, so a collapsed encoder scores 1/top1_of.
-    `spearman` is the rank correlation of latent with keypoint distance over pairs of states. The
-    keypoints (K, 2 or 3), metres, are read for this figure only and kept from the model.
+    windows: Sequence[Batch]  # as in training
+    transitions: Sequence[Batch]  # different windows of context + 1 observations
+    keypoints: str | None = None  # observation (K, 2 or 3), metres; read for `spearman` alone
+
+
+@torch.no_grad()
+def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
+    """Return `loss`, `top1`, `top1_of` and, where there are keypoints, `spearman`.
+
+    `loss` is the mean of the model's own loss over the windows. `top1` is the share of transitions
+    whose predicted latent lies nearest to its own next latent among `top1_of` of them; a tie
+    counts its share, so a collapsed encoder scores 1 / top1_of. `spearman` is the rank correlation
+    of latent with keypoint distance over pairs of states; keypoints are kept from the model.
     """
     trained = model.training
     model.eval()
@@ -36,26 +43,25 @@ def evaluate(
     losses, predicted, nexts, latents, points = [], [], [], [], []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(SEED)
-        for windows in batches:
-            batch = for_model(windows, model)
-            losses.append(model.loss(batch).total.float())
-            first = {k: v[:, : t + 1] for k, v in batch.observations.items()}
-            z = model.encode(first)  # b (t + 1) d
-            step = model.rollout(z[:, :t], batch.actions[:, None, t - 1 : t])  # b 1 1 d
+        for batch in held_out.windows:
+            losses.append(model.loss(for_model(batch, model)).total.float())
+        for batch in held_out.transitions:
+            seen = for_model(batch, model)
+            z = model.encode(seen.observations)  # b (t + 1) d
+            step = model.rollout(z[:, :t], seen.actions[:, None, t - 1 :])  # b 1 1 d
             predicted.append(step[:, 0, 0])
             nexts.append(z[:, t])
             latents.append(z[:, 0])
-            if keypoints is not None:
-                points.append(windows.observations[keypoints][:, 0])
+            if held_out.keypoints is not None:
+                points.append(batch.observations[held_out.keypoints][:, 0])
     model.train(trained)
 
-    queries = torch.cat(predicted)[:retrieval]
     figures = {
         "loss": float(torch.stack(losses).mean()),
-        "top1": top1(queries, torch.cat(nexts)[:retrieval]),
-        "top1_of": float(len(queries)),
+        "top1": top1(torch.cat(predicted), torch.cat(nexts)),
+        "top1_of": sum(map(len, nexts)),
     }
-    if keypoints is not None:
+    if held_out.keypoints is not None:
         figures["spearman"] = spearman(*distances(torch.cat(latents), torch.cat(points)))
     return figures
 

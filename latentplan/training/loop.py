@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,9 +20,8 @@ from latentplan.errors import CheckpointError, ConfigError, TrainingError, check
 from latentplan.protocols import Windows
 from latentplan.training import checkpoint, state
 from latentplan.training.curves import Curves
-from latentplan.training.heldout import evaluate, for_model
+from latentplan.training.heldout import HeldOut, evaluate, for_model
 from latentplan.training.state import State
-from latentplan.types import Batch
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,12 @@ def train(
     model: Any,
     windows: Windows,
     *,
-    held_out: Sequence[Batch],
+    held_out: HeldOut,
     run: Path,
     config: Training,
     name: str,
     seed: int = 0,
     resume: bool = False,
-    keypoints: str | None = None,
     advance: Callable[..., None] = lambda n, **fields: None,
 ) -> dict[str, float]:
     """Train `model` (protocols.Dynamics) where it is; return the held-out figures at the end.
@@ -83,8 +81,7 @@ def train(
     under the registry name `name`, `state.safetensors`, `log.jsonl`, `tensorboard/`. With `resume`
     it goes on from the state there, if any, and ends bit-equal to a run that was never stopped
     (on the CPU: the same weights and log.jsonl for the same number of threads); without, it starts
-    anew and replaces them. `keypoints` names the observation that one held-out figure reads.
-    `advance(steps, **fields)` is called as it goes on.
+    anew and replaces them. `advance(steps, **fields)` is called as it goes on.
 
     Raises TrainingError when the loss or its gradient is not finite, CheckpointError when the disk
     does not take a file: what was saved before stays good. Ctrl-C saves, then raises
@@ -138,7 +135,7 @@ def train(
                 fields = {**now.mean(), "learning_rate": learning_rate(now.step - 1, config)}
                 curves.scalars(fields, now.step)
             if judge:
-                now.figures = evaluate(kept, held_out, keypoints=keypoints)
+                now.figures = evaluate(kept, held_out)
                 if not math.isfinite(now.figures["loss"]):
                     raise _diverged(run, now.step, "the held-out loss")
                 curves.scalars({f"held_out/{k}": v for k, v in now.figures.items()}, now.step)

