@@ -53,6 +53,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
         friction: float = 1.0  # sliding, rope on table
         stiffness: float = 0.0  # N m/rad at every joint
         damping: float = 2e-3  # N m s/rad at every joint
+        bend: float = 0.2  # rad between links (smoothed) of the most bent shape that a reset draws
         image: int = 64  # pixels a side of `rgb`
         view: float = 0.3  # half the side of the table that the picture shows
         workspace: float = 0.25  # |x|, |y| of the end of a drag at most
@@ -200,7 +201,7 @@ class Rope(gymnasium.Env[dict[str, Array], Array]):
         step = c.length / c.links
         while True:
             heading = self.np_random.uniform(-np.pi, np.pi)
-            scale = self.np_random.uniform(0.05, 0.3) * np.sqrt(20 / c.links)
+            scale = self.np_random.uniform(0.05, self.config.bend) * np.sqrt(20 / c.links)
             noise = self.np_random.normal(0, scale, c.links + 3)
             bends = np.convolve(noise, np.ones(5) / 2, "valid")  # smooth over five links
             angles = heading + np.concatenate([[0], np.cumsum(bends)])
