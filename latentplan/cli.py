@@ -16,6 +16,8 @@ from latentplan import __version__
 from latentplan.errors import LatentplanError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+# A disk that is full (or as good as) or closed to us is the user's matter.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 app = typer.Typer(
     name="latentplan",
@@ -214,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LatentplanError, typer.TyperException) as e:
         return _refuse(e.format_message() if isinstance(e, typer.TyperException) else str(e))
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if e.errno not in NO_ROOM:
             raise
         return _refuse(f"{e.filename or 'disk'}: {e.strerror}")
     if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt

@@ -150,9 +150,8 @@ def _write(
     settings = {k: made_with[k] for k in ("env", "planner", "objective", "checkpoint", "device")}
     settings |= {"episodes": metrics.episodes, "seed": metrics.seed, "config": made_with["config"]}
     texts = {
-        "metrics.json": json.dumps({**metrics.to_json(), **made_with}, indent=2),
-        "episodes.json": json.dumps(per_episode(trials)),
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),
+        "episodes.json": json.dumps(per_episode(trials)),
     }
     texts["report.html"] = report.render(
         trials,
@@ -161,7 +160,8 @@ def _write(
         config=texts["config.yaml"],
         provenance={k: made_with[k] for k in ("created", "command", "versions", "machine")},
     )
-    for name, text in texts.items():
+    texts["metrics.json"] = json.dumps({**metrics.to_json(), **made_with}, indent=2)
+    for name, text in texts.items():  # the figures last: where they are, so is what explains them
         with replacing(folder / name) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     if all(trial.goal is not None for trial in trials):
@@ -186,7 +186,9 @@ def _print(metrics: Metrics, folder: Path) -> None:
         table.add_row(name, *(f"{100 * value:.1f}" for value in (m.start, final, best)))
     Console().print(table)
     low, high = m.progress_ci95
-    print(f"progress {m.progress:.2f} (95 %: {low:.2f} to {high:.2f}) over {m.episodes} trials")
+    interval = f" (95 %: {low:.2f} to {high:.2f})" if m.episodes > 1 else ""
+    count = f"{m.episodes} trials" if m.episodes > 1 else "1 trial"
+    print(f"progress {m.progress:.2f}{interval} over {count}")
     if m.success is not None:
         print(f"success {m.success:.0%}, oracle {m.oracle_success:.0%}")
     print(f"report: {folder / 'report.html'}")
