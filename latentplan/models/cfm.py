@@ -36,13 +36,13 @@ class CFM(nn.Module):
         """What the network is made of, and how it is trained."""
 
         image: str = "rgb"  # observation key of the picture
-        latent: int = 16  # numbers a view
-        channels: tuple[int, ...] = (16, 32, 64, 64)  # of the convolutions
+        latent: int = 64  # numbers a view
+        channels: tuple[int, ...] = (16, 32, 64, 96)  # of the convolutions
         strides: tuple[int, ...] = (2, 2, 2, 2)  # 1 (kernel 3) or 2 (kernel 4)
         dynamics: str = "residual"  # z + MLP(z, a), or locally_linear: tanh(MLP(z, a)) z
-        hidden: tuple[int, ...] = (128, 128)  # widths of the dynamics' layers
+        hidden: tuple[int, ...] = (512, 512)  # widths of the dynamics' layers
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
-        ahead: int = 1  # predictions 1 to `ahead` actions later are trained, as windows are long
+        ahead: int = 3  # predictions 1 to `ahead` actions later are trained, as windows are long
         symmetric: bool = True  # train turned and flipped
         views: int = 1  # of the eight turns and flips, how many planning sees at once
 

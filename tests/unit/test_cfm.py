@@ -6,23 +6,32 @@ import pytest
 import torch
 from torch import nn
 
+from latentplan import config
 from latentplan.errors import ConfigError
 from latentplan.models.cfm import CFM
 from latentplan.nn import symmetry
+from latentplan.training.loop import Training
 from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
 
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
 )
-PAPER = CFM.Config(
+PAPER = CFM.Config(  # what configs/model/cfm_paper.yaml says
     latent=8,
     channels=(64, 64, 64, 128, 256, 256),
     strides=(1, 2, 1, 2, 2, 2),
     dynamics="locally_linear",
     hidden=(64, 64),
     negatives="current",
+    ahead=1,
     symmetric=False,
 )
+
+
+def test_the_paper_preset_is_the_paper():
+    preset = config.resolve("model", "cfm_paper")
+    sections = {"model": CFM.Config, "training": Training}
+    assert config.load(sections, preset=preset.values)["model"] == PAPER
 
 
 def pixel(x, y, size=64):

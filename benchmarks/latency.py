@@ -1,0 +1,80 @@
+"""How long a user waits: `python benchmarks/latency.py [OUT.json]`.
+
+`act()` of the shipped rope-cfm, encoding included, at several planners and numbers of candidates,
+and the start-up of the package and of the command line (medians of fresh processes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import latentplan
+from latentplan.evaluation.provenance import provenance
+from latentplan.sim.rope import Rope
+
+PLANNERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cem, as shipped": ("cem", ()),
+    "cem, 512 candidates in 1 round": ("cem", ("candidates=512", "iterations=1")),
+    "cem, 512 candidates in 2 rounds of 256": ("cem", ("candidates=256", "iterations=2")),
+    "cem, 512 candidates, 3 rounds": ("cem", ("candidates=512", "iterations=3")),
+    "shooting, 512 candidates": ("shooting", ("candidates=512",)),
+    "shooting, 100 candidates (paper)": ("shooting", ()),
+}
+CALLS = 200  # of act() each
+STARTS = 15  # fresh processes each
+START_UP = {
+    "import latentplan": [sys.executable, "-c", "import latentplan"],
+    "latentplan --help": [str(Path(sys.executable).with_name("latentplan")), "--help"],
+    "python alone": [sys.executable, "-c", ""],
+}
+
+
+def act(planner: str, overrides: tuple[str, ...]) -> dict[str, float]:
+    """Return quantiles of act() in milliseconds, after ten calls to warm up."""
+    env = Rope()
+    goal, _ = env.reset(seed=1)
+    agent = latentplan.load("rope-cfm", planner=planner, overrides=overrides)
+    agent.goal(goal)
+    milliseconds = []
+    observation, _ = env.reset(seed=2)
+    for call in range(CALLS + 10):
+        if call % 20 == 0:
+            observation, _ = env.reset(seed=3 + call)
+        start = time.perf_counter()
+        action = agent.act(observation)
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+        observation = env.step(action).observation
+    p50, p90, p99 = np.percentile(milliseconds[10:], [50, 90, 99])
+    return {"p50_ms": round(p50, 2), "p90_ms": round(p90, 2), "p99_ms": round(p99, 2)}
+
+
+def start_up(command: list[str]) -> float:
+    """Return the median wall time of a fresh process in seconds."""
+    seconds = []
+    for _ in range(STARTS):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return round(float(np.median(seconds)), 3)
+
+
+def main(out: str = "benchmarks/latency.json") -> None:
+    """Measure all, and write one JSON file."""
+    report = {
+        "act": {name: act(*settings) for name, settings in PLANNERS.items()},
+        "start_up_s": {name: start_up(command) for name, command in START_UP.items()},
+        "load_average": os.getloadavg(),
+    } | provenance()
+    Path(out).write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
