@@ -1,0 +1,63 @@
+"""The README is true: its commands run as they stand but for smaller numbers, and its code too."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from latentplan.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALLER = {"collect": ("--episodes ", 12), "train": ("steps=", 6), "plan": ("--episodes ", 1)}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def scaled(command: str) -> list[str]:
+    """Return the arguments of a command line of the README, with a smaller number."""
+    name, *_ = words = shlex.split(command)[1:]
+    if name not in SMALLER:
+        return words
+    before, number = SMALLER[name]
+    smaller, count = re.subn(rf"{before}\d+", f"{before}{number}", command)
+    assert count == 1, f"{command}: has no {before}N that could be scaled"
+    return shlex.split(smaller)[1:]
+
+
+def test_commands_and_code_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    three = [line for line in lines if line.startswith("latentplan ")]
+    assert [shlex.split(line)[1] for line in three] == ["collect", "train", "plan"]
+    inline = re.findall(r"`(latentplan (?:plan|list|show|doctor)[^`]*)`", README)
+    assert len(inline) >= 4
+    for command in [*three, *dict.fromkeys(inline)]:
+        assert main(scaled(command)) == 0, command
+    (code,) = blocks("python")
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.fullmatch(
+        r"\d+\.\d cm from the goal\n\d+\.\d ms an action\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:latentplan|sim|tests|benchmarks|docs)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 120
