@@ -6,7 +6,6 @@ The only module that knows OmegaConf; what leaves it are plain values and frozen
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 from latentplan import registry
 from latentplan.errors import ConfigError, unknown
+from latentplan.files import replacing
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent / "configs"  # a link in the tree, a folder in a wheel
@@ -27,6 +27,7 @@ class Preset:
 
     base: str  # registry name
     values: dict[str, Any]  # as in the file, without `base`
+    about: str = ""  # the comment in the file's first line
 
 
 def presets() -> dict[str, list[str]]:
@@ -52,12 +53,15 @@ def resolve(kind: str, name: str) -> Preset:
             raise unknown(kind, name, {*registered, *shipped})
         return Preset(name, {})
     where = f"preset {kind}/{name}"
-    values = _parse(where, (FOLDER / kind / f"{name}.yaml").read_text(encoding="utf-8"))
+    text = (FOLDER / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    values = _parse(where, text)
     base = values.pop("base", None)
     if base not in registered:
         known = ", ".join(sorted(registered))
         raise ConfigError(f"{where}.base: {base!r} is not a registered {kind}; known: {known}")
-    return Preset(cast(str, base), values)
+    first = text.partition("\n")[0]
+    about = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return Preset(cast(str, base), values, about)
 
 
 def load(
@@ -119,16 +123,8 @@ def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
     """Write `mapping` (plain values) as YAML: whole or not at all."""
     import yaml
 
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as f:
-            yaml.safe_dump(dict(mapping), f, sort_keys=False)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(Path(path)) as partial:
+        partial.write_text(yaml.safe_dump(dict(mapping), sort_keys=False), encoding="utf-8")
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -26,7 +26,9 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next mj_step 
 
 
 class Rope(gymnasium.Env[dict[str, Array], Array]):
-    """The rope env. Action (4,) in [-1, 1]: pick (x, y), drag (dx, dy).
+    """A rope on a table, brought into the shape of a goal picture by pick-and-drag.
+
+    Action (4,) in [-1, 1]: pick (x, y), drag (dx, dy).
 
     The pick (x, y) is a point of the picture, +-1 at its edges (x right, y up), which are +-`view`
     metres on the table. It snaps to the nearest link; farther than `pick_radius` from any link the

@@ -41,7 +41,7 @@ def entries(section: str) -> dict[str, str]:
     """Return name -> one line that says what it is, of one section of the list."""
     if section == "presets":
         return {
-            f"{kind}/{name}": f"preset of {kind} {config.resolve(kind, name).base}"
+            f"{kind}/{name}": config.resolve(kind, name).about
             for kind, names in config.presets().items()
             for name in names
         }

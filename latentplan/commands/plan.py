@@ -144,7 +144,7 @@ def _write(
 
     from latentplan.evaluation import report, video
     from latentplan.evaluation.metrics import per_episode
-    from latentplan.evaluation.writing import replacing
+    from latentplan.files import replacing
 
     title = f"{Path(made_with['checkpoint']['run']).name} on {made_with['env']}"
     settings = {k: made_with[k] for k in ("env", "planner", "objective", "checkpoint", "device")}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentplan.files import replacing
 from latentplan.types import Array, Spec
 
 if TYPE_CHECKING:
@@ -140,11 +140,6 @@ def _print_mapping(title: str, values: Mapping[str, Any], prefix: str = "") -> N
 
 def _write(out: Path, draw: Callable[[Path], None]) -> None:
     """Let `draw` write a file that is there whole or not at all, and say where it is."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        draw(draft)
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(out) as partial:
+        draw(partial)
     print(f"picture      {out}")

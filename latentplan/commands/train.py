@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentplan import config, registry
 from latentplan.errors import CheckpointError, ConfigError, StoreError, check_range
+from latentplan.files import replacing
 from latentplan.types import Batch, Spec
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def run(
         )
         with writing(folder):
             config.save_yaml(folder / "config.yaml", settings)
-            _write_json(folder / "spec.json", spec.to_json())
+            with replacing(folder / "spec.json") as partial:
+                partial.write_text(json.dumps(spec.to_json(), indent=2), encoding="utf-8")
         with track(training.steps, f"train {model}", "steps", done=done) as bar:
             try:
                 train(
@@ -192,12 +193,3 @@ def _held_out(store: ZarrStore, training: Training, *, context: int) -> HeldOut:
     if sum(len(batch.actions) for batch in transitions) < 2:
         raise StoreError(f"{store.path}: holds out 1 transition alone, need 2; collect more")
     return HeldOut(batches(training.window, training.batch, public), transitions, keypoints)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as f:
-        json.dump(values, f, indent=2)
-        f.flush()
-        os.fsync(f.fileno())
-    draft.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from latentplan.evaluation.protocol import Trial
-from latentplan.evaluation.writing import replacing
+from latentplan.files import replacing
 from latentplan.types import Array
 
 PANEL = 320  # pixels, about the side of one picture
@@ -20,8 +20,8 @@ BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
 def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
     """Write an mp4 (H.264, yuv420p) of all trials and return its number of frames.
 
-    A trial of L actions is L + 1 frames, the last one held for a second. Raises LatentplanError
-    where the disk refuses; an earlier file stays then.
+    A trial of L actions is L + 1 frames, the last one held for a second. Raises OSError where
+    the disk refuses; an earlier file stays then.
     """
     import imageio_ffmpeg
 

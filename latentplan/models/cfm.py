@@ -27,7 +27,10 @@ from latentplan.types import Batch, Loss, Spec, Tensors
 
 
 class CFM(nn.Module):
-    """A `protocols.Dynamics` on one picture; latents are (views latent) wide."""
+    """Contrastive forward model of one picture: an encoder and a latent dynamics, by InfoNCE.
+
+    A `protocols.Dynamics`; its latents are views x latent numbers wide.
+    """
 
     context = 1  # the last latent is all that `rollout` needs
 

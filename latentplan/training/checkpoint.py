@@ -7,9 +7,8 @@ figures as JSON, so that a file is loaded by itself, and nothing in it is ever e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +27,7 @@ from latentplan.errors import (
     MissingDependency,
     StoreError,
 )
+from latentplan.files import replacing
 from latentplan.types import Spec
 
 FORMAT = "latentplan-checkpoint-1"
@@ -158,17 +158,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
     # A tensor that shares memory with another (tied weights) is stored once for each name.
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     text = json.dumps(header, sort_keys=True)
-    draft = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as f:
-            f.write(serialize(own, {"format": format, "header": text}))
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(draft, path)
+        with replacing(path) as partial:
+            partial.write_bytes(serialize(own, {"format": format, "header": text}))
     except OSError as e:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: not written ({e.strerror or e}); what was there before is intact, "
             "free some disk space"

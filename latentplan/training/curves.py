@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from latentplan.files import replacing
+
 
 class Curves:
     """The protocols.Metrics of a run folder, a context manager.
@@ -20,9 +22,8 @@ class Curves:
         """Open the curves of `run` behind step `start`; points after it are dropped."""
         path = run / "log.jsonl"
         kept = [line for line in read(path) if line["step"] <= start]
-        draft = run / ".log.jsonl.tmp"
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(draft, path)
+        with replacing(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._log = path.open("a")
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentplan.errors import LatentplanError
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to, with the same suffix; it becomes `path` when the block ends well.
 
-    Where the block fails, `path` stays as it was. Raises LatentplanError where the disk refuses.
+    Where the block or the disk fails (OSError), `path` stays as it was and nothing else is left.
+    Folders on the way to `path` are made.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -23,7 +22,5 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as f:
             os.fsync(f.fileno())
         partial.replace(path)
-    except OSError as e:
-        raise LatentplanError(f"{path}: not written ({e.strerror or e})") from e
     finally:
         partial.unlink(missing_ok=True)
