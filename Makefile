@@ -5,7 +5,7 @@
 # Each makes .venv first, and installs a library for drawing without a screen where it can.
 
 EPISODES ?= 1500
-STEPS ?= 10000
+STEPS ?= 1500
 GOALS ?= 40
 DEMO ?= runs/demo
 

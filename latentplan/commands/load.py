@@ -49,9 +49,13 @@ def choose(*, planner: str, objective: str) -> Parts:
     names = {"planner": planner, "objective": objective}
     chosen = {kind: config.resolve(kind, name) for kind, name in names.items()}
     classes = {kind: registry.get(kind, preset.base) for kind, preset in chosen.items()}
+    values: dict[str, dict[str, Any]] = {}
+    for preset in chosen.values():  # a planner's preset may set its objective, too
+        for section, fields in preset.values.items():
+            values.setdefault(section, {}).update(fields)
     return Parts(
         classes,
-        {kind: preset.values for kind, preset in chosen.items()},
+        values,
         {kind: each.Config for kind, each in classes.items()} | {"mpc": MPC.Config},
     )
 

@@ -66,13 +66,13 @@ class Evaluation:
 
         length: int = 20  # actions in a trial
         states: int = 8  # states, over all trials, in which candidates are tried out; 0 none
-        candidates: int = 12  # random actions tried out in each of these states
+        tries: int = 12  # random actions tried out in each of these states
 
         def __post_init__(self) -> None:
             """Raise ConfigError for a value out of range."""
             check_range("Evaluation.length", self.length, 1)
             check_range("Evaluation.states", self.states, 0)
-            check_range("Evaluation.candidates", self.candidates, 3)
+            check_range("Evaluation.tries", self.tries, 3)
 
     def __init__(self, agent: Agent, env: Env, *, config: Config | None = None) -> None:
         """Take the agent, and the only env that this process will use."""
@@ -175,7 +175,7 @@ class Evaluation:
     def _try_out(
         self, planned: Planned, candidates: Random, observation: Observation, goal: Observation
     ) -> TriedOut:
-        actions = np.stack([candidates.act(observation) for _ in range(self.config.candidates)])
+        actions = np.stack([candidates.act(observation) for _ in range(self.config.tries)])
         state, realised = self.env.snapshot(), []
         for action in actions:
             realised.append(self.env.distance(self.env.step(action)[0], goal))

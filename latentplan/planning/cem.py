@@ -33,8 +33,8 @@ class CEM:
     class Config:
         """Settings."""
 
-        candidates: int = 512  # N, sequences drawn in a round
-        iterations: int = 3  # rounds
+        candidates: int = 256  # N, sequences drawn in a round
+        iterations: int = 2  # rounds
         elites: int = 16  # K, the best so far, from which the next round is drawn
         horizon: int = 1  # H, actions of one sequence
         locality: float = 0.7  # l: 0 draws round the elites' mean, towards 1 round each elite

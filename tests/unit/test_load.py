@@ -68,7 +68,7 @@ def test_every_section_can_be_set(run):
         ({"planner": "cme"}, UnknownName, "no planner named 'cme'; did you mean 'cem'?"),
         ({"objective": "gaol"}, UnknownName, "no objective named 'gaol'; did you mean 'goal'?"),
         ({"overrides": ["elitse=3"]}, ConfigError, "did you mean '(planner.)?elites'"),
-        ({"overrides": ["elites=999"]}, ConfigError, r"CEM.elites: 999 is not within \[1, 512\]"),
+        ({"overrides": ["elites=999"]}, ConfigError, r"CEM.elites: 999 is not within \[1, 256\]"),
         ({"overrides": ["candidates=many"]}, ConfigError, "CEM.candidates: found 'many'"),
         ({"overrides": ["chunk=0"]}, ConfigError, "MPC.chunk: 0 must be at least 1"),
         ({"device": "tpu"}, ConfigError, "device: found 'tpu'"),

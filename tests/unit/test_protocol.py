@@ -188,7 +188,7 @@ def test_costs_of_the_wrong_shape_are_an_error():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"length": 0}, {"states": -1}, {"candidates": 2}, {"episodes": 0}, {"seed": -1}]
+    "settings", [{"length": 0}, {"states": -1}, {"tries": 2}, {"episodes": 0}, {"seed": -1}]
 )
 def test_numbers_out_of_range_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
