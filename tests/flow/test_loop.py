@@ -229,7 +229,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("argv", "words"),
     [
         (["plan", "--run", "run", "--env", "rpoe"], ["no env named 'rpoe'", "did you mean 'rope'"]),
-        (["plan", "--run", "run", "elites=9999"], ["CEM.elites: 9999 is not within [1, 512]"]),
+        (["plan", "--run", "run", "elites=9999"], ["CEM.elites: 9999 is not within [1, 256]"]),
         (["plan", "--run", "run", "env.image=32"], ["does not fit", "(32, 32, 3)", "(64, 64, 3)"]),
         (["plan", "--run", "nothing"], ["no checkpoint in this folder", "latentplan train"]),
         (["plan", "--run", "cut.safetensors"], ["cut.safetensors: corrupt"]),
