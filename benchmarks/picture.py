@@ -1,6 +1,7 @@
-"""Draw the README's picture of a run: `python benchmarks/picture.py RUN [OUT.png]`.
+"""Draw the README's picture of a run: `python benchmarks/picture.py RUN [PLANNER [OUT.png]]`.
 
-Its rows are the first held-out trials of `latentplan plan --run RUN --seed 0`, none left out.
+Its rows are the first held-out trials of `latentplan plan --run RUN --planner PLANNER --seed 0`,
+none left out.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ STEPS = (0, 2, 4, 8, 12, 20)  # actions done
 INK = "#57606a"  # reads on light and on dark
 
 
-def main(run: str, out: str = "docs/images/rope.png") -> None:
+def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> None:
     """Run the trials and draw what the planner saw, with the distance to the goal in cm."""
     config = Evaluation.Config(length=STEPS[-1], states=0)
-    evaluation = Evaluation(latentplan.load(run), Rope(), config=config)
+    evaluation = Evaluation(latentplan.load(run, planner=planner), Rope(), config=config)
     figure = Figure(figsize=(8.4, 3.9), layout="constrained")
     rows = figure.subplots(TRIALS, len(STEPS) + 1)
     for axes, trial in zip(rows, evaluation.trials(episodes=TRIALS, seed=0), strict=True):
-        planner = trial.attempts["planner"]
+        attempt = trial.attempts["planner"]
         for cell, step in zip(axes, STEPS, strict=False):
-            cell.imshow(planner.pictures[step])
-            cell.set_xlabel(f"{100 * planner.distance[step]:.1f} cm")
+            cell.imshow(attempt.pictures[step])
+            cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")
         axes[-1].imshow(trial.goal)
     for cell, title in zip(rows[0], ("start", *STEPS[1:], "goal"), strict=True):
         cell.set_title(f"{title} actions" if isinstance(title, int) else title)
