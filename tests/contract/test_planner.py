@@ -312,7 +312,9 @@ def test_cem_reaches_the_riccati_optimum_within_one_percent(horizon, locality):
     limit = torch.full((2,), 4.0, dtype=DOUBLE)
     effort = 0.1
     cem = registry.get("planner", "cem")
-    config = cem.Config(candidates=512, iterations=20, elites=48, horizon=horizon, locality=locality, std_min=0.001)
+    config = cem.Config(
+        candidates=512, iterations=20, elites=48, horizon=horizon, locality=locality, std_min=0.001
+    )
     cost = GoalDistance(
         torch.zeros(4, 4, dtype=DOUBLE),
         GoalDistance.Config(power=2, reduce="mean", effort=(effort, effort)),

@@ -153,7 +153,7 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_pat
     assert contents(cut) == contents(whole)
     assert "held_out/spearman" in contents(whole)["log"]
     left = {p.name for p in cut.iterdir()} - {p.name for p in whole.iterdir()}
-    assert all(name.endswith(".partial") for name in left)
+    assert all(".partial" in name for name in left)
     assert events(cut) == events(whole)
 
 
