@@ -25,6 +25,10 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ["MUJOCO_GL"] = gl.choose()  # MuJoCo reads it while it is imported
 import mujoco as mujoco  # noqa: E402  (envs import it from here, after the choice)
 
+# Envs read the counters of `data.warning` and raise UnstablePhysics; without this MuJoCo would also
+# write a MUJOCO_LOG.TXT into the user's folder.
+mujoco.set_mju_user_warning(lambda message: None)
+
 # What costs time on a software GL and shows nothing that a policy needs: the 4096^2 shadow map
 # alone is 20 to 50 ms a picture.
 OFF = (

@@ -88,12 +88,14 @@ def test_the_rope_stays_in_view(env):
         assert np.abs(observation["keypoints"]).max() < env.config.view
 
 
-def test_diverged_physics_is_an_error_and_reset_recovers():
+def test_diverged_physics_is_an_error_and_reset_recovers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     env = Rope()
     env.reset(seed=0)
     env._data.qvel[:] = 1e12
     with pytest.raises(UnstablePhysics):
         env.step(np.zeros(4, np.float32))
+    assert not list(tmp_path.iterdir())  # no log of MuJoCo's
     want = Rope().reset(seed=1)[0]["keypoints"]
     assert np.array_equal(env.reset(seed=1)[0]["keypoints"], want)
 
