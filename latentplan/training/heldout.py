@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from latentplan.types import Array, Batch
@@ -93,16 +94,10 @@ def distances(latents: Tensor, points: Tensor) -> tuple[Array, Array]:
 
 
 def spearman(x: Array, y: Array) -> float:
-    """Return the rank correlation of x and y (n,), ties at their mean rank; 0 for a constant."""
+    """Return the rank correlation of x and y (n,); 0 for a constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
-
-
-def _ranks(x: Array) -> Array:
-    _, row, count = np.unique(x, return_inverse=True, return_counts=True)
-    ranks: Array = np.cumsum(count) - (count - 1) / 2  # of each value that occurs
-    return ranks[row]
+    return float(spearmanr(x, y).statistic)
 
 
 def for_model(batch: Batch, model: Any) -> Batch:
