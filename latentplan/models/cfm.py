@@ -80,12 +80,11 @@ class CFM(nn.Module):
             known = ", ".join(spec.observation)
             raise ConfigError(f"CFM.image: no observation {c.image!r}; the data have: {known}")
         height, width, colours = spec.observation[c.image].shape
-        if height != width or spec.action.size % 2:
-            if c.symmetric:
-                raise ConfigError(
-                    f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
-                    f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
-                )
+        if c.symmetric and (height != width or spec.action.size % 2):
+            raise ConfigError(
+                f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
+                f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
+            )
         self.latent_dim = c.views * c.latent
         self.encoder = _encoder(colours, (height, width), c)
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else Residual)(

@@ -12,17 +12,11 @@ import latentplan
 from latentplan import registry
 from latentplan.errors import CheckpointError, ConfigError, MissingDependency, UnknownName
 from latentplan.planning.mpc import MPC
-from latentplan.training import checkpoint
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    build = registry.get("model", "cfm")
-    torch.manual_seed(0)
-    model = build(ToyEnv().data_spec, build.Config(latent=4, channels=(8, 8, 8, 8)))
-    checkpoint.save(folder / "best.safetensors", model, name="cfm", step=7, metrics={})
-    return folder
+@pytest.fixture
+def run(untrained_run):
+    return untrained_run
 
 
 def act(planner: MPC) -> np.ndarray:

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from toy import ToyEnv
 
 from latentplan import registry
 from latentplan.commands.plan import check_fit, run
 from latentplan.config import read_yaml
 from latentplan.errors import CheckpointError, ConfigError, LatentplanError, UnknownName
-from latentplan.training import checkpoint
 from latentplan.types import ArraySpec
 
 QUICK = ["planner.candidates=16", "evaluation.length=4", "evaluation.states=2"]
@@ -24,14 +22,9 @@ def toy_is_registered(monkeypatch):
     monkeypatch.setitem(registry.BUILT_IN["env"], "toy", "toy:ToyEnv")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy-run")
-    build = registry.get("model", "cfm")
-    torch.manual_seed(0)
-    model = build(ToyEnv().data_spec, build.Config(latent=4, channels=(8, 8, 8, 8)))
-    checkpoint.save(folder / "best.safetensors", model, name="cfm", step=7, metrics={})
-    return folder
+@pytest.fixture
+def trained(untrained_run):
+    return untrained_run
 
 
 def test_everything_is_written_and_says_where_it_comes_from(trained, tmp_path, capsys):
