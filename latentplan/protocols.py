@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentplan.types import Array, Batch, Episode, Loss, Observation, Plan, Spec, Tensors
@@ -124,13 +124,6 @@ class Planner(Protocol):
         warm_start: Tensor | None = None,
     ) -> Plan:
         """Return the best plan for context (B, T, D), from warm_start (B, H, A) where given."""
-
-
-class Metrics(Protocol):
-    """Where training writes its curves."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write one point of each curve."""
 
 
 class Windows(Protocol):

@@ -7,7 +7,7 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -69,7 +69,6 @@ class Spec:
     privileged: tuple[str, ...] = ()  # simulator truth, for metrics and oracles alone
     pick: PickSpec | None = None  # where actions point into a picture, if they do
     dt: float | None = None  # s between observations; None where an action takes its time
-    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values that only reports read
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` is the inverse."""
@@ -93,7 +92,6 @@ class Spec:
                 "high": list(self.pick.high),
             },
             "dt": self.dt,
-            "extra": dict(self.extra),
         }
 
     @staticmethod
@@ -117,7 +115,6 @@ class Spec:
                 if pick is None
                 else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
                 dt=values["dt"],
-                extra=values["extra"],
             )
         except (KeyError, TypeError, AttributeError) as e:
             raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None

@@ -13,7 +13,7 @@ from latentplan.files import replacing
 
 
 class Curves:
-    """The protocols.Metrics of a run folder, a context manager.
+    """The curves of a run folder, a context manager.
 
     Lines hold no times, so that a resumed run writes the very file of an undisturbed one.
     """
