@@ -1,11 +1,17 @@
 """What several test files need."""
 
+import signal
+
 import pytest
 import torch
 from toy import ToyEnv
 
 from latentplan import registry
 from latentplan.training import checkpoint
+
+# A shell that runs the tests in the background ignores Ctrl-C for all its children; the tests
+# of Ctrl-C start some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
