@@ -36,6 +36,7 @@ OFF = (
     mujoco.mjtRndFlag.mjRND_REFLECTION,
     mujoco.mjtRndFlag.mjRND_SKYBOX,
 )
+SEGMENT = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
 LARGEST = 512  # pixels a side of the offscreen buffer
 
 
@@ -81,6 +82,37 @@ class Camera:
 
     def picture(self, data: Any) -> Array:
         """Return what the camera sees now as a new (size, size, 3) uint8 array."""
+        self._draw(data)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
+        picture: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
+        return picture
+
+    def depth(self, data: Any) -> Array:
+        """Return (size, size) float32: metres from the camera, along its axis."""
+        self._draw(data)
+        buffer = np.empty((self._size, self._size), np.float32)
+        mujoco.mjr_readPixels(None, buffer, self._rectangle, self._resources)
+        extent, planes = self._model.stat.extent, self._model.vis.map
+        near, far = planes.znear * extent, planes.zfar * extent
+        metres: Array = near / (1 - buffer[::-1] * (1 - near / far))
+        return metres.astype(np.float32)
+
+    def segmentation(self, data: Any) -> Array:
+        """Return (size, size, 2) int32: MuJoCo's type (mjtObj) and number of what is seen, or -1.
+
+        What a picture shows is a geom, a site or a flex; nothing is (-1, -1).
+        """
+        self._draw(data, segment=True)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
+        code = self._pixels[::-1].astype(np.int32) @ (1, 256, 65536)
+        seen = np.full((self._scene.ngeom + 1, 2), -1, np.int32)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.segid >= 0:
+                seen[geom.segid + 1] = geom.objtype, geom.objid
+        found: Array = seen[code]
+        return found
+
+    def _draw(self, data: Any, *, segment: bool = False) -> None:
         self._current()
         mujoco.mjv_updateScene(
             self._model,
@@ -93,10 +125,9 @@ class Camera:
         )
         for flag in OFF:  # mjv_updateScene keeps them, a new scene does not
             self._scene.flags[flag] = 0
+        for flag in SEGMENT:
+            self._scene.flags[flag] = segment
         mujoco.mjr_render(self._rectangle, self._scene, self._resources)
-        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
-        picture: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
-        return picture
 
     def close(self) -> None:
         """Free the model's textures; the GL context stays for other cameras."""

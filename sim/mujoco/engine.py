@@ -1,0 +1,185 @@
+"""What the MuJoCo engines share: the gripper, the state, the pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan.errors import UnstablePhysics
+from latentplan.shapes import check
+from latentplan.sim import render
+from latentplan.sim.engine import Kind
+from latentplan.sim.render import mujoco
+from latentplan.types import Array
+
+CAMERA_HEIGHT = 1.0  # m above the table
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next mj_step depends on
+_DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
+
+
+class MujocoEngine:
+    """An object whose grips are bodies, and a mocap body `gripper` with a soft pin to one of them.
+
+    The MJCF holds a camera `top`, a mocap body `gripper` and, as its first equality, a `connect`
+    from it to any body of the object. Geoms of other bodies than the world's are the object's.
+    """
+
+    def __init__(self, xml: str, *, name: str, bodies: range, image: int) -> None:
+        """Build the model; `bodies` are the grips, `image` the pixels a side of a picture."""
+        self._name = name
+        self._model = mujoco.MjModel.from_xml_string(xml)
+        self._data = mujoco.MjData(self._model)
+        self._bodies = bodies
+        self._gripper = self._model.body("gripper").id
+        self._image = image
+        self._state = np.empty(mujoco.mj_stateSize(self._model, STATE))
+        self._cameras: dict[str, render.Camera] = {}
+        self.timestep = float(self._model.opt.timestep)
+        self.held = -1
+
+    def points(self) -> Array:
+        """Return the keypoints (P, 3): here the grips."""
+        return self.grips()
+
+    def grips(self) -> Array:
+        """Return the centres of the bodies, (G, 3)."""
+        grips: Array = self._data.xipos[self._bodies.start : self._bodies.stop].copy()
+        return grips
+
+    def grasp(self, grip: int) -> None:
+        """Pin the centre of a body to the gripper, which goes there."""
+        body = self._bodies[grip]
+        self._data.mocap_pos[0] = self._data.xipos[body]
+        self._model.eq_obj2id[0] = body
+        self._data.eq_active[0] = 1
+        self.held = grip
+
+    def release(self) -> None:
+        """Take the pin out."""
+        self._data.eq_active[0] = 0
+        self.held = -1
+
+    def place_gripper(self, position: Array) -> None:
+        """Put the empty gripper somewhere, (3,)."""
+        self._data.mocap_pos[0] = position
+        self._pose()
+
+    def follow(self, path: Array) -> None:
+        """Move the gripper along a path (S, 3), one timestep a point."""
+        for point in path:
+            self._data.mocap_pos[0] = point
+            mujoco.mj_step(self._model, self._data)
+
+    def wait(self, steps: int) -> None:
+        """Step the physics."""
+        mujoco.mj_step(self._model, self._data, steps)
+
+    def rest(self) -> None:
+        """Stop what still moves, so that the next state depends on the points alone."""
+        self._data.qvel[:] = 0
+        self._data.qacc_warmstart[:] = 0
+        self._pose()
+
+    def check(self) -> None:
+        """Raise UnstablePhysics where MuJoCo warned or the state is not finite."""
+        data = self._data
+        diverged = any(data.warning[w].number for w in _DIVERGED)
+        if diverged or not np.isfinite(data.qpos).all():
+            raise UnstablePhysics(
+                f"{self._name}: the simulation diverged; reset and drop the episode"
+            )
+
+    def gripper(self) -> Array:
+        """Return where the gripper is, (3,)."""
+        position: Array = self._data.mocap_pos[0].copy()
+        return position
+
+    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+        """Return what a camera sees; see `Engine.picture`."""
+        if camera not in self._cameras:
+            render.self_test()
+            self._cameras[camera] = render.Camera(self._model, camera, size=self._image)
+        view = self._cameras[camera]
+        if kind == "depth":
+            return view.depth(self._data)
+        if kind == "segmentation":
+            return self._labels(view.segmentation(self._data))
+        return view.picture(self._data)
+
+    def snapshot(self) -> Array:
+        """Return the simulator's state and the grip that is held, as a vector."""
+        mujoco.mj_getState(self._model, self._data, self._state, STATE)
+        return np.append(self._state, self.held)
+
+    def restore(self, state: Array) -> None:
+        """Go back to a `snapshot`."""
+        check(f"{self._name}.restore", state, "n", n=len(self._state) + 1)
+        self.held = int(state[-1])
+        mujoco.mj_setState(self._model, self._data, state[:-1], STATE)
+        if self.held >= 0:
+            self._model.eq_obj2id[0] = self._bodies[self.held]
+        for warning in self._data.warning:
+            warning.number = 0
+        self._pose()
+
+    def close(self) -> None:
+        """Free the pictures' resources."""
+        for camera in self._cameras.values():
+            camera.close()
+        self._cameras = {}
+
+    def _labels(self, seen: Array) -> Array:
+        """Return (h, w) uint8: 0 the table, 1 the object, 2 the gripper."""
+        kind, number = seen[..., 0], seen[..., 1]
+        body = np.where(kind == mujoco.mjtObj.mjOBJ_GEOM, self._model.geom_bodyid[number], 0)
+        label = np.where(body == self._gripper, 2, body > 0)
+        return np.where(kind == mujoco.mjtObj.mjOBJ_FLEX, 1, label).astype(np.uint8)
+
+    def _clear(self) -> None:
+        """Forget everything, what the gripper holds included."""
+        mujoco.mj_resetData(self._model, self._data)
+        self.held = -1
+
+    def _pose(self) -> None:
+        """Compute all positions from the joints."""
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+
+
+def scene(name: str, *, view: float, top: float, body: str, option: str, tail: str = "") -> str:
+    """Return an MJCF of a green table seen from straight above, with `body` on it.
+
+    `view` is half the side of the square that the camera sees at the height `top`; `option` are
+    the attributes of MuJoCo's option, `tail` is what stands after the worldbody.
+    """
+    fovy = np.degrees(2 * np.arctan2(view, CAMERA_HEIGHT - top))
+    return f"""<mujoco model="{name}">
+      <option {option}>
+        <flag autoreset="disable"/>
+      </option>
+      <visual>
+        <quality shadowsize="0" offsamples="0" numslices="8" numstacks="4" numquads="2"/>
+        <global offwidth="512" offheight="512"/>
+        <headlight ambient=".4 .4 .4" diffuse=".6 .6 .6" specular="0 0 0"/>
+      </visual>
+      <worldbody>
+        <camera name="top" pos="0 0 {CAMERA_HEIGHT}" fovy="{fovy}"/>
+        <geom type="plane" size="2 2 .1" rgba=".18 .45 .34 1" contype="1" conaffinity="0"/>
+        {body}
+        <body name="gripper" mocap="true"/>
+      </worldbody>
+      {tail}</mujoco>"""
+
+
+def walls(edge: float, *, friction: float = 0.1) -> str:
+    """Return four upright planes, which no camera sees, at +-edge metres: they keep things in."""
+    return "".join(
+        f'<geom type="plane" pos="{-edge * x} {-edge * y} 0" zaxis="{x} {y} 0" size="1 1 .1"'
+        f' contype="1" conaffinity="0" friction="{friction}" rgba="0 0 0 0"/>'
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    )
+
+

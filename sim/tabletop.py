@@ -1,0 +1,293 @@
+"""What all tasks with one deformable object on a table share: actions, goals, observations.
+
+A task adds how its object is laid down, what a goal is, how far from it an observation is, and a
+scripted expert. What happens to the object is the engine's part (`sim/engine.py`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from gymnasium.utils.seeding import np_random
+
+from latentplan.errors import ConfigError, ShapeError, check_range, unknown
+from latentplan.shapes import check, check_finite
+from latentplan.sim import engine
+from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
+
+LIFT = (0.0, 0.15)  # m, height of the middle of a drag with a lift of -1 and of 1
+
+
+def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of the words in `known`."""
+    if value not in known:
+        raise ConfigError(str(unknown(where, value, known)))
+
+
+@dataclass(frozen=True)
+class TabletopConfig:
+    """What every task sets. Lengths in metres, masses in kilograms; a task gives the defaults."""
+
+    engine: str = "mujoco"  # who simulates
+    control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
+    image: int = 64  # pixels a side of `rgb`
+    view: float = 0.3  # half the side of the table that the picture shows
+    workspace: float = 0.25  # |x|, |y| of the gripper at most
+    drag: float = 0.1  # length of a drag of 1 along one axis
+    pick_radius: float = 0.03  # a pick farther from the object grasps nothing
+    speed: float = 0.3  # m/s, of a velocity of 1 along one axis; control=velocity
+    rate: float = 12.5  # actions a second; control=velocity
+    timestep: float = 0.008  # s
+    move_steps: int = 40  # physics steps of a drag
+    rest_steps: int = 16  # physics steps after letting go, at most
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        where = type(self).__qualname__.removesuffix(".Config")
+        check_choice(f"{where}.control", self.control, ("pick", "velocity"))
+        for name in ("view", "workspace", "drag", "pick_radius", "speed"):
+            check_range(f"{where}.{name}", getattr(self, name), 1e-4, 10)
+        check_range(f"{where}.image", self.image, 16, 512)
+        check_range(f"{where}.workspace", self.workspace, 0, self.view)
+        check_range(f"{where}.timestep", self.timestep, 1e-4, 0.01)
+        check_range(f"{where}.rate", self.rate, 1, 1 / self.timestep)
+        check_range(f"{where}.move_steps", self.move_steps, 1, 10_000)
+        check_range(f"{where}.rest_steps", self.rest_steps, 0, 10_000)
+
+
+class Tabletop(gymnasium.Env[dict[str, Array], Array]):
+    """A deformable object on a table, moved by a gripper that holds one point of it.
+
+    control=pick: an action is a whole pick-and-drag, in [-1, 1]. The pick (x, y) is a point of
+    the picture, +-1 at its edges (x right, y up), which are +-`view` metres on the table. It snaps
+    to the nearest point of the object that the gripper can hold; farther than `pick_radius` from
+    any, the gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units
+    of `drag` metres, and its end is clipped to +-`workspace`. After the move the object is let go
+    and comes to rest; an observation always shows it at rest.
+
+    control=velocity: an action (4,) is what the gripper does for 1 / `rate` seconds: velocity
+    (x, y, z), 1 = `speed`, within the workspace and 0 to CEILING metres high, and grip: above 0 the
+    gripper is closed. It takes hold of the object where it closes within `pick_radius` of it (and
+    REACH in height), and of nothing where it closes elsewhere, until it opens and closes again.
+
+    Observation: `rgb` (image, image, 3) uint8, the privileged `keypoints` in metres, and with
+    control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed.
+
+    `reset` draws a goal of the task unless `options["goal"]` gives one (an observation with
+    keypoints): `info["goal"]`. Reward: minus `distance` to it. After each step `info` holds
+    `picked`, `distance` (m) and `success`. Never terminates by itself. Raises UnstablePhysics where
+    the simulation diverges; reset it then.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
+    CEILING = 0.2  # m, the highest that the gripper goes
+    HOVER = 0.05  # m, height of the gripper after a reset
+    REACH = 0.03  # m, height over a grip at which the gripper still gets hold of it
+
+    name: str  # registry name
+    success_threshold: float  # m, distance to the goal at most
+
+    def __init__(self, config: Any, *, lift: bool, keypoints: ArraySpec, pick: PickSpec) -> None:
+        """Build the engine; `lift`: a drag has a third number, the height of its middle."""
+        self.config = config
+        self.render_mode = "rgb_array"
+        self._engine = engine.make(self.name, config.engine, config=config)
+        self._goal: Observation | None = None
+        self._closed = False
+        c = config
+        observation = {
+            "rgb": ArraySpec((c.image, c.image, 3), "uint8", "camera above the table"),
+            "keypoints": keypoints,
+        }
+        if c.control == "velocity":
+            observation["gripper"] = ArraySpec((4,), "float32", "x, y, z in m; 1 while closed")
+            size, meaning = 4, f"velocity x, y, z (1 = {c.speed} m/s), grip (closed above 0)"
+        else:
+            size, meaning = 4, f"pick x, y (1 = {c.view} m), drag x, y (1 = {c.drag} m)"
+            if lift:
+                size, meaning = 5, f"{meaning}, lift (-1 to 1 = {LIFT[0]} to {LIFT[1]} m)"
+        self.data_spec = Spec(
+            observation=observation,
+            action=ActionSpec(low=(-1.0,) * size, high=(1.0,) * size, meaning=meaning),
+            env=self.name,
+            privileged=("keypoints",),
+            pick=pick if c.control == "pick" else None,
+            dt=self._period() if c.control == "velocity" else None,
+        )
+        self.action_space = Box(-1.0, 1.0, (size,), np.float32)
+        self.observation_space: Dict = Dict(  # type: ignore[assignment]
+            {
+                key: Box(0, 255, a.shape, np.uint8)
+                if a.dtype == "uint8"
+                else Box(-np.inf, np.inf, a.shape, np.float32)
+                for key, a in observation.items()
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Lay the object down at random; `options["goal"]` is the goal, see the class."""
+        super().reset(seed=seed)
+        self._goal = (options or {}).get("goal")
+        self._lay_start(self.np_random)
+        self._raise_gripper()
+        if self._goal is None:
+            self._goal = self.goal(seed=int(self.np_random.integers(2**31)))
+        return self._observe(), {"goal": self._goal}
+
+    def goal(self, *, seed: int) -> dict[str, Array]:
+        """Return a goal of the task, an observation of the object where it shall be.
+
+        The same seed gives the same goal, whatever ran before; the episode goes on as it was.
+        """
+        state = self.snapshot()
+        try:
+            self._lay_goal(np_random(seed)[0])
+            self._raise_gripper()
+            return self._observe()
+        finally:
+            self._restore(state)
+
+    def step(self, action: Array) -> Step:  # type: ignore[override]
+        """Do what the action says, see the class, and return what is seen then."""
+        action = np.asarray(action, np.float64)
+        where, size = f"{type(self).__name__}.action", self.data_spec.action.size
+        check(where, action, "A", A=size)
+        check_finite(where, action)
+        if np.abs(action).max() > 1 + 1e-6:
+            raise ShapeError(f"{where}: {action.tolist()} is not within [-1, 1]")
+        if self.config.control == "velocity":
+            picked = self._steer(action[:3], closed=bool(action[3] > 0))
+        else:
+            picked = self._pick_and_drag(action)
+        observation = self._observe()
+        info: dict[str, Any] = {"picked": picked}
+        reward = 0.0
+        if self._goal is not None:
+            distance = self.distance(observation, self._goal)
+            info |= {"distance": distance, "success": self.success(observation, self._goal)}
+            reward = -distance
+        return Step(observation, reward, False, False, info)
+
+    def snapshot(self) -> Any:
+        """Return the state of the simulator and of the gripper."""
+        return self._engine.snapshot(), self._closed
+
+    def restore(self, state: Any) -> dict[str, Array]:
+        """Go back to a `snapshot`; the goal stays as it is."""
+        self._restore(state)
+        return self._observe()
+
+    @abstractmethod
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return the task's error in metres between two observations."""
+
+    def success(self, observation: Observation, goal: Observation) -> bool:
+        """Return whether the task is done."""
+        return self.distance(observation, goal) <= self.success_threshold
+
+    @abstractmethod
+    def oracle(self, observation: Observation, goal: Observation) -> Array:
+        """Return the expert's action (A,)."""
+
+    def render(self) -> Array:
+        """Return the picture that `rgb` holds."""
+        picture: Array = self._engine.picture()
+        return picture
+
+    def close(self) -> None:
+        """Free the pictures' resources."""
+        self._engine.close()
+
+    @abstractmethod
+    def _lay_start(self, rng: np.random.Generator) -> None:
+        """Lay the object down where an episode starts, at rest."""
+
+    @abstractmethod
+    def _lay_goal(self, rng: np.random.Generator) -> None:
+        """Lay the object down where a goal is, at rest."""
+
+    @abstractmethod
+    def _keypoints(self) -> Array:
+        """Return the observation `keypoints`."""
+
+    def _choose(self, grips: Array, point: Array) -> int:
+        """Return the grip nearest to `point` (2,), -1 where none is within the pick radius."""
+        gap = np.linalg.norm(grips[:, :2] - point, axis=1)
+        nearest = int(gap.argmin())
+        return nearest if gap[nearest] <= self.config.pick_radius else -1
+
+    def _lift(self, action: Array) -> float:
+        """Return the height in metres of the middle of a drag."""
+        return float(LIFT[0] + (action[4] + 1) / 2 * (LIFT[1] - LIFT[0]))
+
+    def _pick_and_drag(self, action: Array) -> int:
+        """Pick, lift, move, lower, let go, wait for rest; return the grip that was picked."""
+        c = self.config
+        grips = self._engine.grips()
+        grip = self._choose(grips, action[:2] * c.view)
+        if grip >= 0:
+            end = np.clip(grips[grip, :2] + action[2:4] * c.drag, -c.workspace, c.workspace)
+            self._carry(grip, end, lift=self._lift(action))
+        else:
+            self._engine.wait(c.move_steps)
+        self._engine.wait(c.rest_steps)
+        self._engine.check()
+        self._engine.rest()
+        return grip
+
+    def _carry(self, grip: int, end: Array, *, lift: float) -> None:
+        """Take a grip to `end` (2,) along an arc and let it go."""
+        start = self._engine.grips()[grip]
+        path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
+        self._engine.grasp(grip)
+        self._engine.follow(path)
+        self._engine.release()
+
+    def _steer(self, velocity: Array, *, closed: bool) -> int:
+        """Move the gripper for one period, and return the grip that it holds."""
+        c, here = self.config, self._engine.gripper()
+        if closed and not self._closed:
+            grips = self._engine.grips()
+            grip = self._choose(grips, here[:2])
+            if grip >= 0 and here[2] - grips[grip, 2] <= self.REACH:
+                self._engine.grasp(grip)
+                here = self._engine.gripper()
+        elif not closed and self._closed:
+            self._engine.release()
+        self._closed = closed
+        side = c.workspace
+        end = here + velocity * c.speed * self._period()
+        end = np.clip(end, (-side, -side, 0), (side, side, self.CEILING))
+        steps = round(self._period() / c.timestep)
+        self._engine.follow(np.linspace(here, end, steps + 1)[1:])
+        self._engine.check()
+        held: int = self._engine.held
+        return held
+
+    def _period(self) -> float:
+        """Return the seconds of one action with control=velocity: whole timesteps."""
+        step = self.config.timestep
+        return float(step * round(1 / self.config.rate / step))
+
+    def _raise_gripper(self) -> None:
+        """Put the empty gripper over the middle of the table."""
+        self._closed = False
+        if self.config.control == "velocity":
+            self._engine.place_gripper(np.array([0.0, 0.0, self.HOVER]))
+
+    def _restore(self, state: Any) -> None:
+        engine_state, self._closed = state
+        self._engine.restore(engine_state)
+
+    def _observe(self) -> dict[str, Array]:
+        seen = {"rgb": self.render(), "keypoints": self._keypoints()}
+        if self.config.control == "velocity":
+            seen["gripper"] = np.append(self._engine.gripper(), self._closed).astype(np.float32)
+        return seen
