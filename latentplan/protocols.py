@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentplan.types import Array, Batch, Episode, Loss, Observation, Plan, Spec, Tensors
@@ -26,7 +26,10 @@ class Env(Protocol):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; the same seed gives the same start, whatever ran before."""
+        """Start an episode; the same seed gives the same start, whatever ran before.
+
+        Numbers in the info say what was drawn for the episode; collection stores them with it.
+        """
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply an action (A,) and return a `types.Step`."""
@@ -48,7 +51,13 @@ class Env(Protocol):
 
 
 class Explorer(Protocol):
-    """Who chooses actions while collecting."""
+    """Who chooses actions while collecting: `begin` before every episode, then `act`."""
+
+    def begin(self, env: Env, rng: np.random.Generator) -> Observation | None:
+        """Prepare for an episode and return its goal, None where it has none.
+
+        `env` is reset to the start of the episode afterwards, so it may be used to draw the goal.
+        """
 
     def act(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return an action (A,) inside the bounds."""
@@ -102,12 +111,28 @@ class ActionSpace(Protocol):
 
     low: Tensor  # (A,)
     high: Tensor  # (A,)
+    choices: Tensor | None  # (B, K, C): the rows that an action's first C numbers are one of
+    valid: Tensor | None  # (B, K): which rows count; the others only fill up
 
     def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
         """Return (B, N, H, A) actions drawn over the whole space."""
 
     def project(self, actions: Tensor) -> Tensor:
         """Return the nearest allowed actions to (B, N, H, A); allowed ones come back unchanged."""
+
+
+class Constraint(Protocol):
+    """What imagined latents or actions must keep to."""
+
+    def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N), from (B, N, H, D) and (B, N, H, A): positive where it is exceeded."""
+
+
+class Proposal(Protocol):
+    """A source of candidates that any planner can mix in: scripted, learned, remembered."""
+
+    def sample(self, context: Tensor, count: int, *, horizon: int, generator: Generator) -> Tensor:
+        """Return about `count` action sequences (B, n, H, A) for context (B, T, D)."""
 
 
 class Planner(Protocol):
@@ -122,8 +147,18 @@ class Planner(Protocol):
         space: ActionSpace,
         generator: Generator,
         warm_start: Tensor | None = None,
+        proposals: Sequence[Proposal] = (),
+        constraints: Sequence[Constraint] = (),
+        deadline_ms: float | None = None,
     ) -> Plan:
-        """Return the best plan for context (B, T, D), from warm_start (B, H, A) where given."""
+        """Return the best plan for context (B, T, D).
+
+        It starts from warm_start (B, H, A), or several (B, W, H, A) with the best first, and the
+        proposals' candidates where there are any. Constraints go before cost: one who keeps them
+        beats any who does not. With a deadline the best so far comes back in time. Raises
+        ShapeError where shapes do not fit; PlanningError where no cost is finite, a part raises,
+        or the deadline is shorter than one iteration.
+        """
 
 
 class Windows(Protocol):

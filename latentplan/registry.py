@@ -16,11 +16,24 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "env": {"rope": "latentplan.sim.rope:Rope"},
     "model": {"cfm": "latentplan.models.cfm:CFM"},
     "planner": {
+        "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
+        "gradient": "latentplan.planning.gradient:Gradient",
+        "hybrid": "latentplan.planning.hybrid:Hybrid",
+        "icem": "latentplan.planning.icem:ICEM",
+        "mppi": "latentplan.planning.mppi:MPPI",
+        "predictive": "latentplan.planning.predictive:PredictiveSampling",
         "shooting": "latentplan.planning.shooting:Shooting",
     },
     "objective": {"goal": "latentplan.objectives.goal:GoalDistance"},
-    "explorer": {"random": "latentplan.exploration.picks:RandomPick"},
+    "explorer": {
+        "random": "latentplan.exploration.picks:RandomPick",
+        "box": "latentplan.exploration.box:Box",
+        "oracle": "latentplan.exploration.scripted:Oracle",
+        "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
+        "mixture": "latentplan.exploration.scripted:Mixture",
+    },
+    "robot": {"arm": "latentplan.robots.description:Arm"},
 }
 
 

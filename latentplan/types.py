@@ -7,7 +7,7 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -140,6 +140,7 @@ class Episode:
     terminated: bool = False
     truncated: bool = False
     seed: int = -1  # what the episode was made from; -1 unknown
+    info: Mapping[str, float] = field(default_factory=dict)  # by name: what was drawn for it, ...
 
     def __post_init__(self) -> None:
         """Raise ShapeError where the lengths do not fit together."""
@@ -178,7 +179,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a planner returns."""
+    """What a planner returns, and what was reached."""
 
-    actions: Tensor  # (B, H, A), inside the bounds
+    actions: Tensor  # (B, H, A), allowed by the space
     cost: Tensor  # (B,), of these actions; low is good
+    violation: Tensor | None = None  # (B,), 0 where the constraints hold; None without any
+    elites: Tensor | None = None  # (B, K, H, A), the best first: the next solve may start there
+    iterations: int = 1  # rounds done
+    complete: bool = True  # False where the deadline came before the last round
+    milliseconds: float = float("nan")  # that it took

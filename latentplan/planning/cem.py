@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from latentplan.errors import ConfigError, check_range
-from latentplan.planning import sampling
-from latentplan.protocols import ActionSpace, Dynamics, Objective
-from latentplan.types import Plan
+from latentplan.planning.problem import Problem, Scored
+from latentplan.planning.solver import Solver
 
 
-class CEM:
+class State(NamedTuple):
+    """The elites and what the next round is drawn from."""
+
+    best: Scored  # (B, K)
+    mean: Tensor  # (B, 1, H, A)
+    std: Tensor  # (B, 1, H, A)
+
+
+class CEM(Solver):
     """The best sequence that a distribution, refitted to its elites each round, has drawn.
 
     Rubinstein & Kroese, "The Cross-Entropy Method" (2004), with the elites kept from round to
@@ -30,95 +37,61 @@ class CEM:
     """
 
     @dataclass(frozen=True)
-    class Config:
-        """Settings."""
+    class Config(Solver.Config):
+        """Settings. The elites kept from the last round count as candidates of the next."""
 
-        candidates: int = 256  # N, sequences drawn in a round
-        iterations: int = 2  # rounds
         elites: int = 16  # K, the best so far, from which the next round is drawn
-        horizon: int = 1  # H, actions of one sequence
         locality: float = 0.7  # l: 0 draws round the elites' mean, towards 1 round each elite
         momentum: float = 0.1  # share of the last round's mean and std that is kept
-        std_init: float = 0.3  # round the warm start in the first round; 1 = half the action range
-        std_min: float = 0.03  # floor in later rounds; 1 = half the action range
-        hold: bool = True  # whether the action nearest to zero always competes
+        std_min: float = 0.03  # floor in later rounds
         answer: str = "best"  # the best sequence ever drawn, or the "mean" of the last elites
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a setting is out of its range."""
-            check_range("CEM.candidates", self.candidates, 1)
-            check_range("CEM.iterations", self.iterations, 1)
-            check_range("CEM.elites", self.elites, 1, self.candidates)
-            check_range("CEM.horizon", self.horizon, 1)
-            check_range("CEM.locality", self.locality, 0, 1)
-            check_range("CEM.momentum", self.momentum, 0, 1)
-            check_range("CEM.std_init", self.std_init, 0)
-            check_range("CEM.std_min", self.std_min, 0)
-            if self.answer not in ("best", "mean"):
-                raise ConfigError(f"CEM.answer: {self.answer!r} is not 'best' or 'mean'")
+            super().__post_init__()
+            self._check("elites", 1, self.candidates)
+            self._check("locality", 0, 1)
+            self._check("momentum", 0, 1)
+            self._check("std_min", 0)
+            self._choose("answer", "best", "mean")
 
-    def __init__(self, config: Config | None = None) -> None:
-        """Take settings; the defaults where there are none."""
-        self.config = config or self.Config()
+    def first(self, problem: Problem) -> State:
+        """Draw over the whole space."""
+        best = self.opening(problem).best(self.config.elites)
+        return State(best, *_fit(best))
 
-    @torch.no_grad()
-    def plan(
-        self,
-        context: Tensor,
-        dynamics: Dynamics,
-        *,
-        objective: Objective,
-        space: ActionSpace,
-        generator: Generator,
-        warm_start: Tensor | None = None,
-    ) -> Plan:
-        """Return the best sequence (B, H, A) for context (B, T, D) and its cost (B,).
-
-        With a warm start (B, H, A), it and draws round it are half of the first round. Raises
-        ShapeError where shapes do not fit and PlanningError where no cost is finite.
-        """
+    def next(self, problem: Problem, state: State, index: int) -> State:
+        """Draw from the elites, and keep the best of both."""
         c = self.config
-        half = (space.high - space.low) / 2  # (A,)
+        drawn = self.draw(problem, state, max(1, c.candidates - c.elites))
+        return self.refit(state, state.best.join(problem.score(drawn)))
 
-        actions = sampling.draw(
-            context,
-            dynamics,
-            space=space,
-            candidates=c.candidates,
-            horizon=c.horizon,
-            generator=generator,
-            warm_start=warm_start,
-            hold=c.hold,
-        )
-        if warm_start is not None:
-            near = c.candidates // 2
-            centre = warm_start[:, None].to(actions).expand(-1, near, -1, -1)
-            around = space.project(_scatter(centre, c.std_init * half, generator))
-            actions = torch.cat([actions[:, : c.candidates - near], around], dim=1)
-        cost = sampling.costs(actions, context, dynamics, objective=objective)
-        best, best_cost = sampling.elites(actions, cost, c.elites)  # B K H A, B K
-        mean, std = best.mean(1, keepdim=True), best.std(1, correction=0, keepdim=True)
+    def draw(
+        self, problem: Problem, state: State, count: int, basis: Tensor | None = None
+    ) -> Tensor:
+        """Return (B, count, H, A) draws from the smoothed elites."""
+        c, (best, mean, std) = self.config, state
+        centre = mean.expand(-1, count, -1, -1)
+        if c.locality:
+            parent = torch.arange(count, device=mean.device) % c.elites
+            centre = mean.lerp(best.actions, c.locality)[:, parent]
+        spread = (sqrt(1 - c.locality**2) * std).maximum(c.std_min * problem.half)
+        return problem.scatter(centre, spread, basis)
 
-        parent = torch.arange(c.candidates, device=actions.device) % c.elites
-        for _ in range(c.iterations - 1):
-            centre = mean.lerp(best, c.locality)[:, parent]
-            spread = (sqrt(1 - c.locality**2) * std).maximum(c.std_min * half)
-            actions = space.project(_scatter(centre, spread, generator))
-            cost = sampling.costs(actions, context, dynamics, objective=objective)
-            actions, cost = torch.cat([best, actions], 1), torch.cat([best_cost, cost], 1)
-            best, best_cost = sampling.elites(actions, cost, c.elites)
-            mean = best.mean(1, keepdim=True).lerp(mean, c.momentum)
-            std = best.std(1, correction=0, keepdim=True).lerp(std, c.momentum)
+    def refit(self, state: State, pool: Scored) -> State:
+        """Return the elites of the pool, and what they are drawn from with some of the past."""
+        best, c = pool.best(self.config.elites), self.config
+        mean, std = _fit(best)
+        return State(best, mean.lerp(state.mean, c.momentum), std.lerp(state.std, c.momentum))
 
-        if c.answer == "mean":
-            best = space.project(mean)
-            best_cost = sampling.costs(best, context, dynamics, objective=objective)
-        return sampling.finish(best[:, 0], best_cost[:, 0])
+    def answer(self, problem: Problem, state: State) -> Scored:
+        """Return the best ever drawn, or the last mean."""
+        if self.config.answer == "mean":
+            return problem.score(problem.space.project(state.mean))
+        return state.best
 
 
-def _scatter(centre: Tensor, std: Tensor, generator: Generator) -> Tensor:
-    """Return (B, N, H, A) normal draws round `centre`, with the same noise for all problems."""
-    noise = torch.randn(
-        centre.shape[1:], generator=generator, dtype=centre.dtype, device=centre.device
-    )
-    return centre + std * noise
+def _fit(elites: Scored) -> tuple[Tensor, Tensor]:
+    """Return mean and std (B, 1, H, A) of the elites."""
+    std, mean = torch.std_mean(elites.actions, dim=1, correction=0, keepdim=True)
+    return mean, std

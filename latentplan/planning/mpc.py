@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
@@ -14,12 +16,35 @@ import torch
 from torch import Tensor, nn
 
 from latentplan import shapes
-from latentplan.errors import ConfigError, PlanningError, ShapeError, check_range
-from latentplan.planning import sampling, spaces
-from latentplan.protocols import Dynamics, Objective, Planner
+from latentplan.errors import (
+    ConfigError,
+    LatentplanError,
+    PlanningError,
+    ShapeError,
+    check_range,
+)
+from latentplan.planning import spaces
+from latentplan.planning.graph import Captured
+from latentplan.planning.problem import Problem
+from latentplan.planning.solver import Solver, shift
+from latentplan.protocols import (
+    ActionSpace,
+    Constraint,
+    Dynamics,
+    Objective,
+    Planner,
+    Proposal,
+)
 from latentplan.types import Array, Observation, Plan
 
 REMEMBERED = 10_000  # calls that the latency is taken from
+CARRIED = 4  # sequences of the last plan that the next one starts from
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +60,9 @@ class Latency:
 class MPC:
     """A model, a planner and a goal: `act` turns what the sensors give into an action.
 
-    It remembers what the stateless planner does not: the goal, the last latents, the rest of the
-    last plan. Observations need only the keys that the model was trained on; privileged and
-    other keys are ignored.
+    It remembers what the stateless planner does not: the goal, the last latents, the last action,
+    the rest of the last plan. Observations need only the keys that the model was trained on;
+    privileged and other keys are ignored.
     """
 
     @dataclass(frozen=True)
@@ -46,10 +71,30 @@ class MPC:
 
         chunk: int = 1  # actions sent before planning again; at most the planner's horizon
         warm_start: bool = True  # whether a plan starts from what is left of the last one
+        deadline_ms: float | None = None  # of `act`, encoding included; the best so far is sent
+        rate: tuple[float, ...] = ()  # most that each number changes between actions; () for any
+        surprise: float | None = None  # plan again where what is seen misses what was predicted
+        # by more than this share of the predicted change; for chunk > 1
+        dtype: str = "float32"  # of rollouts: float32, tf32 (CUDA), bfloat16 or float16
+        graph: bool = False  # a solve is one CUDA graph; needs a CUDA device
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a setting is out of its range."""
             check_range("MPC.chunk", self.chunk, 1)
+            if self.deadline_ms is not None:
+                check_range("MPC.deadline_ms", self.deadline_ms, 0)
+            for each in self.rate:
+                check_range("MPC.rate", each, 1e-6)
+            if self.surprise is not None:
+                check_range("MPC.surprise", self.surprise, 0)
+            if self.dtype not in DTYPES:
+                known = ", ".join(DTYPES)
+                raise ConfigError(f"MPC.dtype: {self.dtype!r} is not one of {known}")
+            if self.graph and self.deadline_ms is not None:
+                raise ConfigError(
+                    "MPC.graph: a captured solve runs as a whole and cannot keep deadline_ms; "
+                    "set one of them"
+                )
 
     def __init__(
         self,
@@ -59,10 +104,17 @@ class MPC:
         objective: Callable[[Tensor], Objective],
         seed: int = 0,
         config: Config | None = None,
+        proposals: Sequence[Proposal] = (),
+        constraints: Sequence[Constraint] = (),
     ) -> None:
-        """Take a model, a planner, and what makes an objective of a goal's latent (1, D)."""
+        """Take a model, a planner, and what makes an objective of a goal's latent (1, D).
+
+        Proposals are candidates that compete in every plan; constraints are what imagined latents
+        and actions must keep to. Raises ConfigError where settings do not fit model or device.
+        """
         self.model, self.planner = model, planner
         self.config = config or self.Config()
+        self.proposals, self.constraints = tuple(proposals), tuple(constraints)
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._make_objective = objective
         self._objective: Objective | None = None
@@ -70,7 +122,24 @@ class MPC:
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._latents: deque[Tensor] = deque(maxlen=model.context)  # each (1, 1, D)
         self._sent = 0  # actions of the plan
+        self._last: Tensor | None = None  # action sent (1, A)
+        self._predicted: Tensor | None = None  # latents (H + 1, D) of the plan, the start first
         self._milliseconds: deque[float] = deque(maxlen=REMEMBERED)
+
+        self._dtype = DTYPES[self.config.dtype]
+        self._imagine = model  # rolls out; the encoder stays in full precision
+        if self._dtype != torch.float32:
+            self._imagine = cast(Dynamics, deepcopy(cast(nn.Module, model)).to(self._dtype))
+        if self._device.type != "cuda" and (self.config.graph or self.config.dtype == "tf32"):
+            field = "graph" if self.config.graph else "dtype=tf32"
+            raise ConfigError(f"MPC.{field}: needs a CUDA device, the model is on {self._device}")
+        if self.config.graph:
+            self.planner = Captured(cast(Solver, planner))
+        size = model.spec.action.size
+        if self.config.rate and (len(self.config.rate) != size or model.spec.pick is not None):
+            why = "which are picks" if model.spec.pick is not None else "one rate each"
+            found = len(self.config.rate)
+            raise ConfigError(f"MPC.rate: {found} rates for actions of {size} numbers, {why}")
 
     def goal(self, observation: Observation) -> None:
         """Set what to reach: an observation with the model's keys. Raises ShapeError."""
@@ -78,36 +147,69 @@ class MPC:
         self.plan = None  # it led to another goal
 
     def act(self, observation: Observation) -> Array:
-        """Return the next action (A,) float32: finite and inside the bounds.
+        """Return the next action (A,) float32: finite, inside the bounds, within the rate.
 
         Raises ShapeError where the observation does not fit the model, PlanningError where no
-        goal is set or the model gives no finite plan.
+        goal is set, the model raises or gives no finite plan, or the deadline is too short.
         """
         start = perf_counter()
         objective = self._need_goal()
-        latent = self._encode("MPC.act", observation)
-        self._latents.append(latent)
-        if self.plan is None or self._sent == self.config.chunk:
-            space = spaces.from_observation(self.model.spec, observation, device=self._device)
-            last, self.plan = self.plan, None  # a failed plan must leave nothing to send
-            plan = self.planner.plan(
-                self._context(self._latents),
-                self.model,
-                objective=objective,
-                space=space,
-                generator=self._generator,
-                warm_start=self._rest(last),
-            )
-            horizon = plan.actions.shape[1]
-            if self.config.chunk > horizon:
-                raise ConfigError(
-                    f"MPC.chunk: {self.config.chunk} is not within [1, horizon={horizon}]"
-                )
-            self.plan, self._sent = plan, 0
-        action: Array = self.plan.actions[0, self._sent].float().cpu().numpy().copy()
+        self._latents.append(self._encode("MPC.act", observation))
+        if self.plan is None or self._sent == self.config.chunk or self._surprised():
+            self._plan(observation, objective, start)
+        assert self.plan is not None
+        self._last = self.plan.actions[:, self._sent]
         self._sent += 1
+        action: Array = self._last[0].float().cpu().numpy().copy()
         self._milliseconds.append((perf_counter() - start) * 1e3)
         return action
+
+    def _plan(self, observation: Observation, objective: Objective, start: float) -> None:
+        """Make the plan for what is seen now."""
+        c = self.config
+        last, self.plan = self.plan, None  # a failed plan must leave nothing to send
+        left = None
+        if c.deadline_ms is not None:
+            left = c.deadline_ms - (perf_counter() - start) * 1e3
+        context = self._context(self._latents)
+        with _matmul(c.dtype):
+            plan = self.planner.plan(
+                context.to(self._dtype),
+                self._imagine,
+                objective=objective,
+                space=self._space(observation),
+                generator=self._generator,
+                warm_start=self._rest(last),
+                proposals=self.proposals,
+                constraints=self.constraints,
+                deadline_ms=left,
+            )
+        horizon = plan.actions.shape[1]
+        if c.chunk > horizon:
+            raise ConfigError(f"MPC.chunk: {c.chunk} is not within [1, horizon={horizon}]")
+        if c.surprise is not None and c.chunk > 1:
+            with torch.no_grad():
+                ahead = self.model.rollout(context, plan.actions[:, None])[0, 0]
+            self._predicted = torch.cat([context[0, -1:], ahead])
+        self.plan, self._sent = plan, 0
+
+    def _surprised(self) -> bool:
+        """Whether the last latent is too far from where the plan should have led by now."""
+        if self.config.surprise is None or self._predicted is None:
+            return False
+        start, predicted = self._predicted[0], self._predicted[self._sent]
+        missed = (self._latents[-1][0, 0] - predicted).norm()
+        return bool(missed > self.config.surprise * (predicted - start).norm())
+
+    def _space(self, observation: Observation) -> ActionSpace:
+        if not self.config.rate:
+            return spaces.from_observation(self.model.spec, observation, device=self._device)
+        action = self.model.spec.action
+        low, high, rate = (
+            torch.tensor(values, dtype=torch.float32, device=self._device)
+            for values in (action.low, action.high, self.config.rate)
+        )
+        return spaces.Box(low, high, rate=rate, previous=self._last)
 
     def evaluate(self, observation: Observation, actions: Array) -> Array:
         """Return the predicted cost (N,) of actions (N, A) or (N, H, A), from this observation.
@@ -123,20 +225,23 @@ class MPC:
         shapes.check("MPC.evaluate.actions", candidates, "N H A", A=size)
         latents = deque(self._latents, self.model.context)
         latents.append(self._encode("MPC.evaluate", observation))
-        with torch.no_grad():
-            cost = sampling.costs(
-                candidates[None].to(self._device),
-                self._context(latents),
-                self.model,
-                objective=objective,
+        with torch.no_grad(), _matmul(self.config.dtype):
+            problem = Problem(
+                self._context(latents).to(self._dtype),
+                self._imagine,
+                objective,
+                self._space(observation),
+                self._generator,
+                candidates.shape[1],
             )
+            cost = problem.score(candidates[None].to(self._device)).cost
         found: Array = cost[0].cpu().numpy()
         return found
 
     def reset(self, *, seed: int | None = None) -> None:
         """Forget the episode, not the goal; with a seed, draw as a new MPC of that seed would."""
         self._latents.clear()
-        self.plan = None
+        self.plan = self._last = None
         if seed is not None:
             self._generator.manual_seed(seed)
 
@@ -175,8 +280,14 @@ class MPC:
                 value = np.array(value, wanted, order="C")  # a copy: torch wants it writable
             shapes.check_finite(f"{where}[{key!r}]", value)
             inputs[key] = torch.from_numpy(value).to(self._device)
-        with torch.no_grad():
-            return self.model.encode({key: x[None, None] for key, x in inputs.items()})
+        try:
+            with torch.no_grad():
+                return self.model.encode({key: x[None, None] for key, x in inputs.items()})
+        except LatentplanError:
+            raise
+        except Exception as e:
+            name = type(self.model).__name__
+            raise PlanningError(f"{name}.encode raised {type(e).__name__}: {e}") from e
 
     def _context(self, latents: deque[Tensor]) -> Tensor:
         """Return (1, T, D); before T observations were seen, the first stands for those before."""
@@ -187,7 +298,9 @@ class MPC:
         """Return the warm start: the last plan without what was sent, if anything is left."""
         if plan is None or not self.config.warm_start or self._sent >= plan.actions.shape[1]:
             return None
-        return sampling.shift(plan.actions, self._sent)
+        elites = plan.actions[:, None] if plan.elites is None else plan.elites
+        best = torch.cat([plan.actions[:, None], elites[:, : CARRIED - 1]], dim=1)
+        return shift(best, self._sent)
 
 
 def _device(model: Dynamics) -> torch.device:
@@ -195,3 +308,17 @@ def _device(model: Dynamics) -> torch.device:
     module = cast(nn.Module, model)
     weight = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if weight is None else weight.device
+
+
+@contextmanager
+def _matmul(dtype: str) -> Iterator[None]:
+    """Let float32 products on CUDA round to TF32 in here, where `dtype` asks for it."""
+    if dtype != "tf32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-from torch import Generator, Tensor
-
-from latentplan.errors import check_range
-from latentplan.planning import sampling
-from latentplan.protocols import ActionSpace, Dynamics, Objective
-from latentplan.types import Plan
+from latentplan.planning.problem import Problem, Scored
+from latentplan.planning.solver import Solver
 
 
-class Shooting:
+class State(NamedTuple):
+    """The best so far."""
+
+    best: Scored  # (B, 1)
+
+
+class Shooting(Solver):
     """The cheapest of independent draws; with horizon 1, how CFM plans.
 
     Yan et al., "Learning Predictive Representations for Deformable Objects Using Contrastive
@@ -23,48 +25,18 @@ class Shooting:
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Solver.Config):
         """Settings."""
 
-        candidates: int = 100  # N, action sequences drawn
-        horizon: int = 1  # H, actions of one sequence
-        hold: bool = False  # whether the action nearest to zero always competes
+        candidates: int = 100
+        iterations: int = 1
+        hold: bool = False
 
-        def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
-            check_range("Shooting.candidates", self.candidates, 1)
-            check_range("Shooting.horizon", self.horizon, 1)
+    def first(self, problem: Problem) -> State:
+        """Draw, and keep the best."""
+        return State(self.opening(problem).best(1))
 
-    def __init__(self, config: Config | None = None) -> None:
-        """Take settings; the defaults where there are none."""
-        self.config = config or self.Config()
-
-    @torch.no_grad()
-    def plan(
-        self,
-        context: Tensor,
-        dynamics: Dynamics,
-        *,
-        objective: Objective,
-        space: ActionSpace,
-        generator: Generator,
-        warm_start: Tensor | None = None,
-    ) -> Plan:
-        """Return the cheapest sequence (B, H, A) for context (B, T, D) and its cost (B,).
-
-        Raises ShapeError where shapes do not fit and PlanningError where no cost is finite.
-        """
-        c = self.config
-        actions = sampling.draw(
-            context,
-            dynamics,
-            space=space,
-            candidates=c.candidates,
-            horizon=c.horizon,
-            generator=generator,
-            warm_start=warm_start,
-            hold=c.hold,
-        )
-        cost = sampling.costs(actions, context, dynamics, objective=objective)
-        actions, cost = sampling.elites(actions, cost, 1)
-        return sampling.finish(actions[:, 0], cost[:, 0])
+    def next(self, problem: Problem, state: State, index: int) -> State:
+        """Draw again, and keep the best of all."""
+        drawn = problem.score(problem.draw(self.config.candidates))
+        return State(state.best.join(drawn).best(1))

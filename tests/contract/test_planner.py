@@ -12,7 +12,7 @@ from toy_model import ToyModel, lq_optimum, toy_spec
 from latentplan import registry
 from latentplan.errors import ConfigError, PlanningError, ShapeError
 from latentplan.objectives.goal import GoalDistance
-from latentplan.planning.spaces import Box, Picks
+from latentplan.planning.spaces import Box, Choices
 
 PLANNERS = sorted(registry.names("planner"))
 DOUBLE = torch.float64  # so that a batch and its rows break ties alike
@@ -102,7 +102,7 @@ def test_picks_are_points_of_the_object(name, seed, horizon, warm):
     model, context, goal, (low, high) = problem(2, actions=4, seed=seed)
     points = [torch.rand(k, 2, generator=seeded(seed), dtype=DOUBLE) * 2 - 1 for k in (1, 30)]
     warm_start = torch.randn(2, horizon, 4, dtype=DOUBLE) if warm else None
-    space = Picks(low, high, points=points)
+    space = Choices(low, high, choices=points)
     planner = build(name, candidates=64, horizon=horizon)
     plan = solve(planner, model, context, goal, space, seed=seed, warm_start=warm_start)
     for actions, allowed in zip(plan.actions, points, strict=True):
@@ -141,10 +141,10 @@ def test_picks_in_a_batch_equal_their_rows(name):
     model, context, goal, (low, high) = problem(2, actions=4)
     points = [torch.rand(k, 2, generator=seeded(k), dtype=DOUBLE) for k in (3, 40)]
     planner = build(name, candidates=64)
-    both = solve(planner, model, context, goal, Picks(low, high, points=points))
+    both = solve(planner, model, context, goal, Choices(low, high, choices=points))
     for row in range(2):
         part = slice(row, row + 1)
-        space = Picks(low, high, points=points[part])
+        space = Choices(low, high, choices=points[part])
         alone = solve(planner, model, context[part], goal[part], space)
         torch.testing.assert_close(alone.actions, both.actions[part])
 
@@ -243,7 +243,7 @@ def test_a_hold_candidate_lets_the_arm_rest_at_the_goal(name):
     model, _, goal, (low, high) = problem(1, actions=4)
     model.A.data = torch.eye(4, dtype=DOUBLE)
     model.B.data[:, :2] = 0  # a pick alone moves nothing
-    space = Picks(low, high, points=torch.rand(1, 20, 2, dtype=DOUBLE))
+    space = Choices(low, high, choices=torch.rand(1, 20, 2, dtype=DOUBLE))
     plan = solve(build(name, hold=True), model, goal[:, None], goal, space)
     assert (plan.actions[..., 2:] == 0).all() and (plan.cost == 0).all()
 

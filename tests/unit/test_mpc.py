@@ -12,7 +12,7 @@ from latentplan.errors import ConfigError, PlanningError, ShapeError
 from latentplan.objectives.goal import GoalDistance
 from latentplan.planning.cem import CEM
 from latentplan.planning.mpc import MPC
-from latentplan.planning.sampling import shift
+from latentplan.planning.solver import shift
 
 QUADRATIC = partial(GoalDistance, config=GoalDistance.Config(power=2, reduce="mean"))
 
@@ -94,7 +94,8 @@ def test_the_warm_start_is_what_is_left_of_the_last_plan():
         assert len(seen) == 4 // chunk and seen[0][0] is None
         for (_, last), (start, _) in zip(seen, seen[1:], strict=False):
             if warm_start:
-                assert torch.equal(start, shift(last.actions, chunk))
+                assert torch.equal(start[:, 0], shift(last.actions, chunk))
+                assert torch.equal(start[:, 1:], shift(last.elites[:, :3], chunk))
             else:
                 assert start is None
     mpc = controller(horizon=1)  # nothing is left of a plan of one action

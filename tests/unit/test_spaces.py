@@ -10,7 +10,7 @@ from toy_model import toy_spec
 
 from latentplan.data.pictures import action_to_pixel
 from latentplan.errors import ShapeError
-from latentplan.planning.spaces import Box, Picks, from_observation
+from latentplan.planning.spaces import Box, Choices, from_observation
 
 LOW, HIGH = torch.full((4,), -1.0), torch.full((4,), 1.0)
 
@@ -48,7 +48,7 @@ def test_box_draws_uniformly_over_the_whole_box():
 
 def test_picks_draw_every_point_equally_often_whatever_the_padding():
     points = [torch.rand(k, 2, generator=seeded(k)) for k in (3, 50)]
-    space = Picks(LOW, HIGH, points=points)
+    space = Choices(LOW, HIGH, choices=points)
     drawn = space.sample(30_000, 1, generator=seeded())[:, :, 0]
     for actions, allowed in zip(drawn, points, strict=True):
         share = (actions[:, None, :2] == allowed).all(-1).float().mean(0)
@@ -63,7 +63,7 @@ def test_picks_draw_every_point_equally_often_whatever_the_padding():
 @given(seed=st.integers(0, 2**32 - 1), gap=st.sampled_from([1.0, 1e-3, 1e-6]))
 def test_picks_go_to_the_nearest_point_and_stay_there(seed, gap):
     points = [torch.rand(k, 2, generator=seeded(seed)) * gap for k in (1, 40)]
-    space = Picks(LOW, HIGH, points=points)
+    space = Choices(LOW, HIGH, choices=points)
     wild = torch.randn(2, 20, 2, 4, generator=seeded(seed)) * 2
     tame = space.project(wild)
     assert torch.equal(tame[..., 2:], wild[..., 2:].clamp(-1, 1))
@@ -95,10 +95,10 @@ def test_bounds_and_points_of_another_shape_are_refused():
         torch.full((1, 3, 2), 1.5),
         torch.full((1, 1, 2), torch.nan),
     ):
-        with pytest.raises(ShapeError, match="at least one point, all inside the bounds"):
-            Picks(LOW, HIGH, points=points)
-    with pytest.raises(ShapeError, match="Picks.points: found shape"):
-        Picks(LOW, HIGH, points=torch.zeros(1, 5, 3))
+        with pytest.raises(ShapeError, match="at least one row, all inside the bounds"):
+            Choices(LOW, HIGH, choices=points)
+    with pytest.raises(ShapeError, match="Choices.choices: found shape"):
+        Choices(LOW, HIGH, choices=torch.zeros(1, 5, 9))
 
 
 def test_what_is_seen_gives_the_picks():

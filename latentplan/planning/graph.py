@@ -1,0 +1,154 @@
+"""A whole solve, all its rounds, as one CUDA graph: the host launches once instead of 1,000 times.
+
+What a solve depends on are tensors: the context, the warm start, those in the space, the objective,
+the constraints and proposals. A solve is captured once for each set of shapes; from then on new
+values are copied to where the graph reads them. On a CPU the same code runs without the graph, so
+that everything but the capture itself is tested there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from time import perf_counter
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from latentplan.errors import ConfigError
+from latentplan.planning.problem import Problem, Scored
+from latentplan.planning.solver import Solver, finish
+from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
+from latentplan.types import Plan
+
+KEPT = 8  # captured solves, the last used; each holds its memory on the device
+WARM_UP = 3  # runs before a capture, in which libraries choose kernels and make their buffers
+
+
+class Captured:
+    """A `protocols.Planner` that plans as `planner` does, through a captured graph on CUDA.
+
+    It draws the same kind of random numbers, not the same ones. Objects that are given to `plan`
+    are told apart by their type and what they hold; a function or a torch module counts as the
+    same only when it is the same object. Weights may change in place, not be replaced.
+    """
+
+    def __init__(self, planner: Solver) -> None:
+        """Take the planner."""
+        self.planner = planner
+        self.config = planner.config
+        self._solves: OrderedDict[Hashable, _Solve] = OrderedDict()
+
+    @torch.no_grad()
+    def plan(
+        self,
+        context: Tensor,
+        dynamics: Dynamics,
+        *,
+        objective: Objective,
+        space: ActionSpace,
+        generator: Generator,
+        warm_start: Tensor | None = None,
+        proposals: Sequence[Proposal] = (),
+        constraints: Sequence[Constraint] = (),
+        deadline_ms: float | None = None,
+    ) -> Plan:
+        """Return the best plan found for context (B, T, D), as `protocols.Planner` says."""
+        if deadline_ms is not None:
+            raise ConfigError("deadline_ms: a captured solve runs as a whole; take graph=false")
+        start = perf_counter()
+        problem = Problem(
+            context,
+            dynamics,
+            objective,
+            space,
+            generator,
+            self.config.horizon,
+            warm_start,
+            tuple(proposals),
+            tuple(constraints),
+        )
+        given: list[Tensor] = []
+        key = _outline(problem, given)
+        if key not in self._solves:
+            self._solves[key] = _Solve(self.planner, problem)
+            if len(self._solves) > KEPT:
+                self._solves.popitem(last=False)
+        self._solves.move_to_end(key)
+        found, elites = self._solves[key].run(given)
+        rounds = self.planner.rounds
+        return finish(found, elites, start=start, done=rounds, rounds=rounds)
+
+
+class _Solve:
+    """One captured solve, and the tensors that it reads."""
+
+    def __init__(self, planner: Solver, problem: Problem) -> None:
+        self._planner, self._problem = planner, _clone(problem)
+        self._reads: list[Tensor] = []
+        _outline(self._problem, self._reads)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if problem.context.is_cuda:
+            self._capture()
+
+    def run(self, given: Sequence[Tensor]) -> tuple[Scored, Tensor]:
+        """Solve for the given tensors, in the order of `_outline`."""
+        for read, new in zip(self._reads, given, strict=True):
+            read.copy_(new)
+        if self._graph is None:
+            _, found, elites = self._planner.solve(self._problem)
+        else:
+            self._graph.replay()
+            found, elites = self._found, self._elites
+        # Copies: the next solve writes where the graph always writes.
+        return found.take(torch.zeros_like(found.cost[:, :1], dtype=torch.long)), elites.clone()
+
+    def _capture(self) -> None:
+        generator, device = self._problem.generator, self._problem.context.device
+        drawn = generator.get_state()
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._planner.solve(self._problem)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(generator)
+        with torch.cuda.graph(self._graph):
+            _, self._found, self._elites = self._planner.solve(self._problem)
+        generator.set_state(drawn)  # as if nothing had been drawn yet
+
+
+def _outline(value: Any, tensors: list[Tensor]) -> Hashable:
+    """Return what stays the same from solve to solve, and append the tensors, which may change."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.shape, value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return type(value), *(_outline(each, tensors) for each in value)
+    if _opaque(value):
+        return value if isinstance(value, Hashable) else id(value)
+    fields = sorted(vars(value).items())
+    return type(value), *((name, _outline(each, tensors)) for name, each in fields)
+
+
+def _clone(value: Any) -> Any:
+    """Return the same with tensors of its own, which `_outline` finds in the same order."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple | list):
+        return type(value)(_clone(each) for each in value)
+    if _opaque(value):
+        return value
+    twin = copy.copy(value)
+    twin.__dict__.update({name: _clone(each) for name, each in vars(value).items()})
+    return twin
+
+
+def _opaque(value: Any) -> bool:
+    """Whether a value is used as it is, never copied or looked into."""
+    kept = (nn.Module, Generator, FunctionType, type)
+    return isinstance(value, kept) or not hasattr(value, "__dict__")

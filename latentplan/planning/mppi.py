@@ -1,0 +1,105 @@
+"""Model predictive path integral control: the mean of all draws, the cheap ones weighing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentplan.planning.problem import Problem, Scored
+from latentplan.planning.solver import Solver
+
+HALVINGS = 20  # of the temperature's bracket: a factor of 10^8 to within one in a hundred
+
+
+class State(NamedTuple):
+    """The best so far and what the next round is drawn from."""
+
+    best: Scored  # (B, 1)
+    mean: Tensor  # (B, 1, H, A)
+    std: Tensor  # (B, 1, H, A)
+
+
+class MPPI(Solver):
+    """Path integral control with a temperature, or with an effective sample size.
+
+    Williams et al., "Information Theoretic MPC for Model-Based Reinforcement Learning" (ICRA
+    2017): weights w = exp(-cost / temperature), the next mean is the weighted mean of the draws.
+    With temperature 0 it is chosen in every round and problem so that the effective sample size
+    1 / sum w^2 is the share `effective` of the draws, whatever the cost's unit. As in TD-MPC
+    (Hansen et al., ICML 2022, section 4) the std is refitted with the same weights; `adapt=false`
+    keeps it, as the paper does.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Solver.Config):
+        """Settings."""
+
+        temperature: float = 0.0  # in the cost's unit; 0 follows `effective`
+        effective: float = 0.05  # effective sample size as a share of the draws
+        adapt: bool = True  # whether the std follows the weighted draws
+        std_min: float = 0.03  # floor of the std
+        answer: str = "best"  # the best sequence ever drawn, or the last weighted "mean"
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a setting is out of its range."""
+            super().__post_init__()
+            self._check("temperature", 0)
+            self._check("effective", 0, 1)
+            self._check("std_min", 0)
+            self._choose("answer", "best", "mean")
+
+    def first(self, problem: Problem) -> State:
+        """Draw over the whole space."""
+        pool = self.opening(problem)
+        mean, std = self._fit(problem, pool)
+        return State(pool.best(1), mean, std)
+
+    def next(self, problem: Problem, state: State, index: int) -> State:
+        """Draw round the mean, which competes too."""
+        centre = state.mean.expand(-1, max(1, self.config.candidates - 1), -1, -1)
+        drawn = problem.scatter(centre, state.std)
+        pool = problem.score(torch.cat([problem.space.project(state.mean), drawn], dim=1))
+        mean, std = self._fit(problem, pool)
+        return State(state.best.join(pool).best(1), mean, std)
+
+    def answer(self, problem: Problem, state: State) -> Scored:
+        """Return the best ever drawn, or the last mean."""
+        if self.config.answer == "mean":
+            return problem.score(problem.space.project(state.mean))
+        return state.best
+
+    def _fit(self, problem: Problem, pool: Scored) -> tuple[Tensor, Tensor]:
+        """Return the weighted mean and std (B, 1, H, A) of the pool."""
+        c = self.config
+        weight = weights(pool.rank, c.temperature, c.effective).to(pool.actions)[..., None, None]
+        mean = (weight * pool.actions).sum(1, keepdim=True)
+        floor = c.std_min * problem.half
+        if not c.adapt:
+            return mean, (c.std_init * problem.half).maximum(floor).expand_as(mean)
+        spread = (weight * (pool.actions - mean).square()).sum(1, keepdim=True).sqrt()
+        return mean, spread.maximum(floor)
+
+
+def weights(cost: Tensor, temperature: float, effective: float) -> Tensor:
+    """Return (B, N), each row of sum 1: how much each draw of cost (B, N) weighs.
+
+    Without a temperature it is found by bisection in its logarithm, a fixed number of times, since
+    waiting for it to converge would wait for the device.
+    """
+    low_cost = cost.amin(1, keepdim=True)
+    above = (cost - torch.where(low_cost.isfinite(), low_cost, 0)).double()
+    if temperature > 0:
+        return torch.softmax(-above / temperature, dim=1).nan_to_num()
+    finite = above.isfinite()
+    scale = torch.where(finite, above, 0).amax(1, keepdim=True).clamp_min(1e-300)
+    wanted = max(1.0, effective * cost.shape[1])
+    low, high = torch.full_like(scale, -16.0), torch.full_like(scale, 3.0)  # log(t / scale)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        weight = torch.softmax(-above / (scale * middle.exp()), dim=1)
+        enough = 1 / weight.square().sum(1, keepdim=True) >= wanted
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return torch.softmax(-above / (scale * high.exp()), dim=1).nan_to_num()

@@ -1,0 +1,66 @@
+"""Noise along the horizon: a basis (H, P) turns P independent numbers into H related ones."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+DEGREES = {"zero": 0, "linear": 1, "cubic": 3}
+
+
+@lru_cache(maxsize=64)
+def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype]) -> Tensor:
+    """Return the basis (H, P) of noise with power density 1 / f^beta and variance 1.
+
+    beta 0 is white, 1 pink, 2 red; the higher, the smoother along the horizon. Timmer & Koenig,
+    "On generating power law noise" (1995), written as a matrix: a column is a cosine or a sine of
+    one frequency, scaled. As there the lowest frequency, the constant, has the next one's power.
+    """
+    frequency = np.fft.rfftfreq(horizon)
+    frequency[0] = 1 / horizon
+    power = frequency ** (-beta / 2)
+    angle = 2 * np.pi * np.outer(np.arange(horizon), np.fft.rfftfreq(horizon))
+    basis = np.concatenate([np.cos(angle) * power, np.sin(angle) * power], axis=1)
+    basis = basis[:, np.abs(basis).max(0) > 1e-9]  # sin of the constant, and of half the rate
+    basis /= np.sqrt((basis**2).sum(1, keepdims=True))
+    return _tensor(basis, like)
+
+
+@lru_cache(maxsize=64)
+def spline(
+    horizon: int, knots: int, degree: str, *, like: tuple[torch.device, torch.dtype]
+) -> Tensor:
+    """Return the basis (H, P) that interpolates P knots spread evenly over the horizon.
+
+    `degree` is "zero" (steps), "linear" or "cubic"; with fewer knots than a cubic needs, lower.
+    """
+    knots = min(knots, horizon)
+    power = min(DEGREES[degree], knots - 1)
+    if power == 0:
+        at = np.arange(horizon) * knots // horizon
+        return _tensor(np.eye(knots)[at], like)
+    places = np.linspace(0, horizon - 1, knots)
+    basis = make_interp_spline(places, np.eye(knots), k=power)(np.arange(horizon))
+    return _tensor(basis, like)
+
+
+@lru_cache(maxsize=64)
+def inverse(
+    horizon: int, knots: int, degree: str, *, like: tuple[torch.device, torch.dtype]
+) -> Tensor:
+    """Return (P, H): the knots whose spline is nearest to given actions, by least squares."""
+    cpu = (torch.device("cpu"), torch.float64)
+    basis = spline(horizon, knots, degree, like=cpu)
+    return _tensor(np.linalg.pinv(basis.numpy()), like)
+
+
+def _tensor(
+    values: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+    like: tuple[torch.device, torch.dtype],
+) -> Tensor:
+    device, dtype = like
+    return torch.as_tensor(values, dtype=dtype, device=device)

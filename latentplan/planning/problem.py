@@ -1,0 +1,232 @@
+"""What one solve is about, and how candidates for it are drawn, scored and compared.
+
+Every planner is a loop over these: draw, score, keep the best, draw again. Nothing here waits for
+the device, so that a whole solve can be one CUDA graph; randomness is drawn once for all problems
+(common random numbers), so that a problem's plan does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from latentplan import shapes
+from latentplan.errors import LatentplanError, PlanningError
+from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
+
+ROWS = 512  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Action sequences and what the model says of them."""
+
+    actions: Tensor  # (B, N, H, A)
+    cost: Tensor  # (B, N); inf where model or objective give NaN or infinity
+    violation: Tensor | None = None  # (B, N), 0 where all constraints hold; None without any
+
+    @property
+    def rank(self) -> Tensor:
+        """What decides between candidates (B, N), low is good: feasibility first, then cost.
+
+        Deb, "An efficient constraint handling method for genetic algorithms" (2000): whoever
+        keeps the constraints goes before whoever does not; those who do not by how far they miss.
+        """
+        if self.violation is None:
+            return self.cost
+        cost, violation = self.cost.double(), self.violation.double()
+        feasible = (violation == 0) & cost.isfinite()
+        worst = cost.detach().masked_fill(~feasible, -torch.inf).amax(1, keepdim=True)
+        behind = torch.where(worst.isfinite(), worst, 0) + violation
+        return torch.where(feasible, cost, torch.where(cost.isfinite(), behind, torch.inf))
+
+    def best(self, count: int) -> Scored:
+        """Return the `count` best, the best first.
+
+        Where fewer have a finite cost, the best stands in for the others.
+        """
+        lowest, index = self.rank.topk(count, dim=1, largest=False)
+        return self.take(torch.where(lowest.isfinite(), index, index[:, :1]))
+
+    def take(self, index: Tensor) -> Scored:
+        """Return the candidates of `index` (B, K)."""
+        violation = None if self.violation is None else self.violation.gather(1, index)
+        return Scored(pick(self.actions, index), self.cost.gather(1, index), violation)
+
+    def first(self, count: int) -> Scored:
+        """Return the first `count`: the best of what `best` gave."""
+        violation = None if self.violation is None else self.violation[:, :count]
+        return Scored(self.actions[:, :count], self.cost[:, :count], violation)
+
+    def detach(self) -> Scored:
+        """Return the same, without the graph that led there."""
+        violation = None if self.violation is None else self.violation.detach()
+        return Scored(self.actions.detach(), self.cost.detach(), violation)
+
+    def join(self, other: Scored) -> Scored:
+        """Return these and the others."""
+        violation = None
+        if self.violation is not None and other.violation is not None:
+            violation = torch.cat([self.violation, other.violation], dim=1)
+        return Scored(
+            torch.cat([self.actions, other.actions], dim=1),
+            torch.cat([self.cost, other.cost], dim=1),
+            violation,
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """B starts, the model that imagines, what counts as good, and which actions are allowed."""
+
+    context: Tensor  # (B, T, D)
+    dynamics: Dynamics
+    objective: Objective
+    space: ActionSpace
+    generator: Generator
+    horizon: int  # H
+    warm_start: Tensor | None = None  # (B, W, H, A), the best first
+    proposals: Sequence[Proposal] = ()
+    constraints: Sequence[Constraint] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ShapeError where context or warm start do not fit the model or each other."""
+        d = self.dynamics
+        shapes.check("Planner.context", self.context, "B T D", T=d.context, D=d.latent_dim)
+        if self.warm_start is not None:
+            sizes = {"B": len(self.context), "H": self.horizon, "A": len(self.space.low)}
+            axes = "B H A" if self.warm_start.ndim != 4 else "B W H A"
+            shapes.check("Planner.warm_start", self.warm_start, axes, **sizes)
+            if self.warm_start.ndim == 3:
+                object.__setattr__(self, "warm_start", self.warm_start[:, None])
+
+    @property
+    def half(self) -> Tensor:
+        """Half the range of each action (A,): the unit of every std."""
+        return (self.space.high - self.space.low) / 2
+
+    def first(self, count: int, *, hold: bool, proposed: float, near: float) -> Tensor:
+        """Return the first candidates (B, N, H, A).
+
+        In this order: the warm start; with `hold`, the action nearest to zero, which leaves things
+        as they are where actions are displacements; the share `proposed` from the proposals; then
+        draws from the whole space, half of them round the warm start where there is one (`near`
+        is their std; 1 = half the range).
+        """
+        low, problems = self.space.low, len(self.context)
+        given: list[Tensor] = []
+        if self.warm_start is not None:
+            given.append(self.warm_start.to(low))
+        if hold:
+            given.append(low.new_zeros(problems, 1, self.horizon, len(low)))
+        for proposal in self.proposals:
+            share = max(1, int(proposed * count) // len(self.proposals))
+            given.append(self._propose(proposal, share))
+        fixed = torch.cat(given, dim=1)[:, :count] if given else None
+        free = count - (0 if fixed is None else fixed.shape[1])
+        parts = [] if fixed is None else [self.space.project(fixed)]
+        if self.warm_start is None:
+            parts.append(self.draw(free))
+        else:
+            around = min(free, count // 2)
+            parts.append(self.draw(free - around))
+            centre = self.warm_start[:, :1].to(low).expand(-1, around, -1, -1)
+            parts.append(self.scatter(centre, near * self.half))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def draw(self, count: int) -> Tensor:
+        """Return (B, N, H, A) draws from the whole space; ShapeError where it does not fit."""
+        drawn = self.space.sample(count, self.horizon, generator=self.generator)
+        sizes = {"B": len(self.context), "N": count, "H": self.horizon, "A": len(self.space.low)}
+        shapes.check("ActionSpace.sample", drawn, "B N H A", **sizes)
+        return drawn
+
+    def scatter(self, centre: Tensor, std: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Return allowed normal draws (B, N, H, A) round `centre` (B, N, H, A)."""
+        return self.space.project(self.noisy(centre, std, basis))
+
+    def noisy(self, centre: Tensor, std: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Return `centre` (B, N, H, A) plus std times noise, the same noise for all B.
+
+        `basis` (H, P) makes the noise of P numbers along the horizon: coloured, or a spline.
+        """
+        _, count, horizon, size = centre.shape
+        steps = horizon if basis is None else basis.shape[1]
+        noise = torch.randn(
+            (count, steps, size),
+            generator=self.generator,
+            dtype=centre.dtype,
+            device=centre.device,
+        )
+        if basis is not None:
+            noise = basis @ noise
+        return torch.addcmul(centre, std, noise)
+
+    def score(self, actions: Tensor) -> Scored:
+        """Return what the model says of candidates (B, N, H, A).
+
+        On a CPU in blocks of rows, each with all problems. Raises PlanningError where the model,
+        the objective or a constraint raises, ShapeError where what they return does not fit.
+        """
+        problems, count = actions.shape[:2]
+        block = count
+        if actions.device.type == "cpu":
+            block = max(1, ROWS * torch.get_num_threads() // problems)
+        parts = [self._score(part) for part in torch.split(actions, block, dim=1)]
+        if len(parts) == 1:
+            return Scored(actions, *parts[0])
+        cost = torch.cat([cost for cost, _ in parts], dim=1)
+        missed = [violation for _, violation in parts if violation is not None]
+        return Scored(actions, cost, torch.cat(missed, dim=1) if missed else None)
+
+    def _score(self, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        problems, count = actions.shape[:2]
+        with _told(self.dynamics, "rollout"):
+            latents = self.dynamics.rollout(self.context, actions.to(self.context.dtype))
+        latents = latents.to(actions.dtype)  # a model in half precision is judged in full
+        with _told(self.objective):
+            cost = self.objective(latents, actions)
+        shapes.check("Objective", cost, "B N", B=problems, N=count)
+        cost = torch.where(cost.isfinite(), cost, torch.inf)
+        violation: Tensor | None = None
+        for constraint in self.constraints:
+            with _told(constraint):
+                excess = constraint(latents, actions)
+            shapes.check("Constraint", excess, "B N", B=problems, N=count)
+            excess = torch.where(excess.isnan(), torch.inf, excess.relu())
+            violation = excess if violation is None else violation + excess
+        return cost, violation
+
+    def _propose(self, proposal: Proposal, count: int) -> Tensor:
+        with _told(proposal, "sample"):
+            actions = proposal.sample(
+                self.context, count, horizon=self.horizon, generator=self.generator
+            )
+        sizes = {"B": len(self.context), "H": self.horizon, "A": len(self.space.low)}
+        shapes.check("Proposal.sample", actions, "B n H A", **sizes)
+        return actions.to(self.space.low).nan_to_num()
+
+
+class _told:
+    """Whatever a part raises in here becomes a PlanningError that names it."""
+
+    def __init__(self, part: object, method: str = "") -> None:
+        self.part, self.method = part, method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LatentplanError):
+            name = getattr(self.part, "__name__", type(self.part).__name__)
+            where = f"{name}.{self.method}" if self.method else name
+            raise PlanningError(f"{where} raised {type(error).__name__}: {error}") from error
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Return (B, K, ...): rows `index` (B, K) of values (B, N, ...)."""
+    problem = torch.arange(len(index), device=index.device)[:, None]
+    return values[problem, index]

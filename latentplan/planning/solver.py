@@ -1,0 +1,179 @@
+"""What every planner is: a first round, further rounds, the best so far; checked and timed once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.planning.problem import Problem, Scored
+from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
+from latentplan.types import Plan
+
+
+class State(Protocol):
+    """What a planner carries from round to round; all of it tensors."""
+
+    @property
+    def best(self) -> Scored:
+        """The best candidates so far (B, K), the best first."""
+
+
+class Solver(ABC):
+    """A `protocols.Planner`; a method of planning gives `first` and `next`, a few lines each."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of every planner; shares are within [0, 1], a std of 1 is half the range."""
+
+        candidates: int = 256  # N, sequences compared in a round
+        iterations: int = 2  # rounds; never more cost with more of them
+        horizon: int = 1  # H, actions of one sequence
+        hold: bool = True  # whether the action nearest to zero competes in the first round
+        proposed: float = 0.25  # share of the first round from proposals, where there are any
+        std_init: float = 0.3  # of draws round the warm start in the first round
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a setting is out of its range."""
+            self._check("candidates", 1)
+            self._check("iterations", 1)
+            self._check("horizon", 1)
+            self._check("proposed", 0, 1)
+            self._check("std_init", 0)
+
+        def _check(self, field: str, low: float | None = None, high: float | None = None) -> None:
+            owner = type(self).__qualname__.split(".")[0]
+            check_range(f"{owner}.{field}", getattr(self, field), low, high)
+
+        def _choose(self, field: str, *known: str) -> None:
+            owner = type(self).__qualname__.split(".")[0]
+            if getattr(self, field) not in known:
+                names = " or ".join(map(repr, known))
+                raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
+
+    config: Any
+
+    def __init__(self, config: Any = None) -> None:
+        """Take settings; the defaults where there are none."""
+        self.config = config or type(self).Config()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds a whole solve has."""
+        return int(self.config.iterations)
+
+    @abstractmethod
+    def first(self, problem: Problem) -> Any:
+        """Return the State after the first round."""
+
+    @abstractmethod
+    def next(self, problem: Problem, state: Any, index: int) -> Any:
+        """Return the State after round `index` (from 1), from that before it."""
+
+    def answer(self, problem: Problem, state: Any) -> Scored:
+        """Return what is sent (B, 1); the best so far unless a planner says otherwise."""
+        best: Scored = state.best
+        return best
+
+    def opening(self, problem: Problem) -> Scored:
+        """Return the scored candidates of the first round."""
+        c = self.config
+        first = problem.first(c.candidates, hold=c.hold, proposed=c.proposed, near=c.std_init)
+        return problem.score(first)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        context: Tensor,
+        dynamics: Dynamics,
+        *,
+        objective: Objective,
+        space: ActionSpace,
+        generator: Generator,
+        warm_start: Tensor | None = None,
+        proposals: Sequence[Proposal] = (),
+        constraints: Sequence[Constraint] = (),
+        deadline_ms: float | None = None,
+    ) -> Plan:
+        """Return the best plan found for context (B, T, D), as `protocols.Planner` says."""
+        start = perf_counter()
+        problem = Problem(
+            context,
+            dynamics,
+            objective,
+            space,
+            generator,
+            self.config.horizon,
+            warm_start,
+            tuple(proposals),
+            tuple(constraints),
+        )
+        done, found, elites = self.solve(problem, start=start, deadline_ms=deadline_ms)
+        return finish(found, elites, start=start, done=done, rounds=self.rounds)
+
+    def solve(
+        self, problem: Problem, *, start: float = 0, deadline_ms: float | None = None
+    ) -> tuple[int, Scored, Tensor]:
+        """Return the rounds done, the answer (B, 1) and the elites (B, K, H, A).
+
+        Without a deadline nothing here waits for the device. With one, a round is begun only
+        where the longest so far says that it will end in time.
+        """
+        state, done, longest, last = self.first(problem), 1, 0.0, start
+        while done < self.rounds:
+            if deadline_ms is not None:
+                _wait(problem.context)
+                now = perf_counter()
+                longest, last = max(longest, now - last), now
+                if (now - start + longest) * 1e3 > deadline_ms:
+                    break
+            state = self.next(problem, state, done)
+            done += 1
+        found = self.answer(problem, state)
+        if deadline_ms is not None:
+            _wait(problem.context)
+            took = (perf_counter() - start) * 1e3
+            if done == 1 and took > deadline_ms:
+                raise PlanningError(
+                    f"deadline_ms: {deadline_ms:g} ms is less than one iteration takes "
+                    f"({took:.1f} ms); give more, or the planner fewer candidates"
+                )
+        return done, found, state.best.best(state.best.cost.shape[1]).actions
+
+
+def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: int) -> Plan:
+    """Return the plan of an answer (B, 1); PlanningError unless all of it is finite."""
+    actions, cost = found.actions[:, 0], found.cost[:, 0]
+    if not bool(cost.isfinite().all() & actions.isfinite().all()):
+        bad = int((~cost.isfinite()).sum())
+        raise PlanningError(
+            f"no candidate has a finite cost in {bad} of {len(cost)} problems: "
+            "the model or the objective gives NaN or infinity"
+        )
+    return Plan(
+        actions,
+        cost,
+        violation=None if found.violation is None else found.violation[:, 0],
+        elites=elites,
+        iterations=done,
+        complete=done == rounds,
+        milliseconds=(perf_counter() - start) * 1e3,
+    )
+
+
+def shift(actions: Tensor, steps: int) -> Tensor:
+    """Return the warm start (..., H, A) after `steps` were sent: the rest, its last repeated."""
+    horizon = actions.shape[-2]
+    rest = torch.arange(steps, steps + horizon, device=actions.device).clamp_max(horizon - 1)
+    return actions[..., rest, :]
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
