@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from threading import get_ident
 from typing import Any
 
@@ -43,12 +44,9 @@ LARGEST = 512  # pixels a side of the offscreen buffer
 @cache
 def _context() -> tuple[Any, int]:
     """Return the process's only GL context and the thread that owns it."""
-    if not hasattr(mujoco, "GLContext"):
-        raise MissingDependency(
-            "MuJoCo was imported before latentplan with rendering off; import latentplan's env "
-            "first, or set MUJOCO_GL=egl (or osmesa) before Python starts"
-        )
-    context = mujoco.GLContext(LARGEST, LARGEST)
+    # Not mujoco.GLContext: that was settled by whoever imported MuJoCo first, maybe for a screen.
+    platform = import_module(f"mujoco.{gl.choose()}")
+    context = platform.GLContext(LARGEST, LARGEST)
     context.make_current()
     return context, get_ident()
 
