@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.nn import symmetry
+from latentplan.nn.mlp import LatentMLP, mlp
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors
 
@@ -87,7 +88,7 @@ class CFM(nn.Module):
             )
         self.latent_dim = c.views * c.latent
         self.encoder = _encoder(colours, (height, width), c)
-        self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else Residual)(
+        self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else LatentMLP)(
             c.latent, spec.action.size, c.hidden
         )
         self.matrices: Tensor
@@ -108,14 +109,13 @@ class CFM(nn.Module):
         """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
         check("CFM.rollout.context", context, "B T D", D=self.latent_dim)
         check("CFM.rollout.actions", actions, "B N H A", B=len(context), A=self.spec.action.size)
-        views = self.config.views
-        z = rearrange(context[:, -1:], "b n (v d) -> b n v d", v=views)  # n = 1: broadcasts
-        turned = symmetry.turn_vectors(actions[..., None, :], self.matrices[:views])  # b n h v a
-        latents = []
-        for step in turned.unbind(2):
-            z = self.dynamics(z, step)
-            latents.append(z)
-        return rearrange(torch.stack(latents, 2), "b n h v d -> b n h (v d)")
+        v = self.config.views
+        z = rearrange(context[:, -1], "b (v d) -> (b v) d", v=v)
+        turned = actions[:, None]  # b v n h a
+        if v > 1:
+            turned = symmetry.turn_vectors(turned, self.matrices[:v, None, None])
+        latents = self.dynamics.unroll(z, rearrange(turned, "b v n h a -> (b v) n h a"))
+        return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the InfoNCE of windows, and how often the true next picture is the nearest."""
@@ -152,22 +152,6 @@ class CFM(nn.Module):
         return torch.diagonal_scatter(logits, positive)
 
 
-class Residual(nn.Module):
-    """z' = z + MLP(z, a). The first layer is two, so that z's half runs once for all candidates."""
-
-    def __init__(self, latent: int, action: int, hidden: tuple[int, ...]) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.state = nn.Linear(latent, hidden[0])
-        self.action = nn.Linear(action, hidden[0], bias=False)
-        self.rest = _mlp(hidden, latent)
-
-    def forward(self, z: Tensor, action: Tensor) -> Tensor:
-        """Return z' of z (..., d) and actions (..., A), whose leading axes broadcast."""
-        change: Tensor = self.rest(F.relu(self.state(z) + self.action(action)))
-        return z + change
-
-
 class LocallyLinear(nn.Module):
     """z' = W z with W = tanh(MLP(z, a)) / sqrt(d): the paper's dynamics (its run_train default)."""
 
@@ -176,7 +160,7 @@ class LocallyLinear(nn.Module):
         super().__init__()
         self.latent = latent
         self.first = nn.Linear(latent + action, hidden[0])
-        self.rest = _mlp(hidden, latent * latent)
+        self.rest = mlp(hidden, latent * latent)
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
         """Return z' of z (..., d) and actions (..., A), whose leading axes broadcast."""
@@ -186,12 +170,13 @@ class LocallyLinear(nn.Module):
         after: Tensor = (matrix @ z[..., None])[..., 0]
         return after
 
-
-def _mlp(hidden: tuple[int, ...], out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in zip(hidden, hidden[1:], strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1], out))
+    def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each of the actions (B, N, H, A), from z (B, D)."""
+        now, latents = z[:, None], []
+        for action in actions.unbind(2):
+            now = self(now, action)
+            latents.append(now)
+        return torch.stack(latents, dim=2)
 
 
 def _encoder(colours: int, size: tuple[int, int], c: CFM.Config) -> nn.Sequential:
