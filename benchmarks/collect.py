@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from latentplan.data.store import ZarrStore
-from latentplan.exploration.collect import CollectConfig, Progress, Recipe, collect
+from latentplan.exploration.collect import Progress, collect
 from latentplan.exploration.picks import RandomPick
+from latentplan.exploration.recorder import CollectConfig, Recipe
 from latentplan.sim.rope import Rope
 
 EPISODES = 120  # of each measurement

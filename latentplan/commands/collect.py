@@ -34,7 +34,8 @@ def run(
     """
     from latentplan.commands.progress import track
     from latentplan.data.store import ZarrStore, check_same
-    from latentplan.exploration.collect import CollectConfig, Progress, Recipe, collect
+    from latentplan.exploration.collect import Progress, collect
+    from latentplan.exploration.recorder import CollectConfig, Recipe
 
     check_range("--episodes", episodes, 1)
     check_range("--seed", seed, 0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from latentplan.data.pictures import pixel_to_action, segment
 from latentplan.errors import ConfigError, check_range
+from latentplan.protocols import Env
 from latentplan.types import Array, Observation, Spec
 
 
@@ -37,12 +38,15 @@ class RandomPick:
         if spec.pick is None:
             raise ConfigError(
                 f"explorer 'random': needs actions that point into a picture; those of env "
-                f"{spec.env!r} do not"
+                f"{spec.env!r} do not; take explorer 'box'"
             )
         self.config = config or self.Config()
         self.pick = spec.pick
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
+
+    def begin(self, env: Env, rng: np.random.Generator) -> None:
+        """Do nothing: picks need no goal, and none depends on the one before."""
 
     def act(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return an action (A,) float32 inside the bounds: pick x, pick y, drag."""

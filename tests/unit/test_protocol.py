@@ -11,7 +11,8 @@ from toy import ToyEnv
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics
 from latentplan.evaluation.metrics import summarise
 from latentplan.evaluation.protocol import Evaluation, image_key
-from latentplan.exploration.collect import CollectConfig, Recipe, collect
+from latentplan.exploration.collect import collect
+from latentplan.exploration.recorder import CollectConfig, Recipe
 from latentplan.registry import get
 from latentplan.types import Step
 

@@ -1,0 +1,132 @@
+"""One episode after the other: an env, an explorer, and the number that all chance comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latentplan.errors import LatentplanError, UnstablePhysics, check_range
+from latentplan.protocols import Env, Explorer
+from latentplan.types import Array, Episode, Observation, Spec
+
+UNSTABLE = "unstable_tries"  # name in an episode's info: tries before it that the physics ended
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How long episodes are, and how often one is tried."""
+
+    length: int = 20  # actions an episode, unless the env ends it
+    attempts: int = 20  # tries of one episode that meets unstable physics each time
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a number is out of range."""
+        check_range("CollectConfig.length", self.length, 1)
+        check_range("CollectConfig.attempts", self.attempts, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that an episode depends on besides its number; goes to the workers."""
+
+    env: Callable[[Any], Env]  # importable class, called with its config
+    explorer: Callable[[Spec, Any], Explorer]  # importable class, called with spec and config
+    env_config: Any
+    explorer_config: Any
+    config: CollectConfig
+    seed: int
+
+
+class WorkerDied(LatentplanError):
+    """An episode ended every worker that made it."""
+
+    def __init__(self, index: int, deaths: int) -> None:
+        """Say that episode number `index` ended `deaths` workers."""
+        super().__init__(
+            "collect: a worker process died (killed, out of memory, or its env crashed), "
+            f"{deaths} times at episode {index}"
+        )
+
+
+class Recording(NamedTuple):
+    """What a worker gives back."""
+
+    episode: Episode
+    unstable: int  # tries dropped because the physics diverged
+    env_seconds: float  # spent in the env: goal, reset and steps, dropped tries included
+
+
+class Recorder:
+    """An env and an explorer that make any episode of a recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Build the env; it lives as long as the recorder."""
+        self.recipe = recipe
+        self.env = recipe.env(recipe.env_config)
+        self.explorer = recipe.explorer(self.env.data_spec, recipe.explorer_config)
+        self._seconds = 0.0
+
+    def record(self, index: int) -> Recording:
+        """Return episode number `index`, made again while the physics is unstable.
+
+        Raises UnstablePhysics where every attempt of the recipe was.
+        """
+        self._seconds = 0.0
+        for attempt in range(self.recipe.config.attempts):
+            try:
+                return Recording(self._attempt(index, attempt), attempt, self._seconds)
+            except UnstablePhysics as e:
+                reason = e
+        raise UnstablePhysics(
+            f"collect: episode {index} was unstable in all of {self.recipe.config.attempts} "
+            f"attempts ({reason}); change the env's settings, or CollectConfig.attempts"
+        )
+
+    def _attempt(self, index: int, attempt: int) -> Episode:
+        source = np.random.SeedSequence(self.recipe.seed, spawn_key=(index, attempt))
+        for_env, for_explorer = source.spawn(2)
+        seed = int(for_env.generate_state(1, np.uint64)[0] >> np.uint64(1))  # fits an int64
+        rng = np.random.default_rng(for_explorer)
+
+        goal = self._timed(self.explorer.begin, self.env, rng)
+        options = None if goal is None else {"goal": goal}
+        observation, info = self._timed(self.env.reset, seed=seed, options=options)
+        observations: list[Observation] = [observation]
+        actions: list[Array] = []
+        rewards: list[float] = []
+        terminated = truncated = False
+        while len(actions) < self.recipe.config.length and not (terminated or truncated):
+            action = self.explorer.act(observation, rng)
+            observation, reward, terminated, truncated, _ = self._timed(self.env.step, action)
+            observations.append(observation)
+            actions.append(action)
+            rewards.append(reward)
+        return Episode(
+            observations={
+                key: np.stack([o[key] for o in observations])
+                for key in self.env.data_spec.observation
+            },
+            actions=np.stack(actions).astype(np.float32),
+            rewards=np.asarray(rewards, np.float32),
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            seed=seed,
+            info=_numbers(info) | {UNSTABLE: float(attempt)},
+        )
+
+    def _timed(self, of_env: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        start = perf_counter()
+        try:
+            return of_env(*arguments, **named)
+        finally:
+            self._seconds += perf_counter() - start
+
+
+def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an env tells of an episode in single numbers."""
+    kinds = bool | int | float | np.bool_ | np.integer | np.floating
+    return {key: float(value) for key, value in info.items() if isinstance(value, kinds)}

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import ToyEnv
+
+from latentplan.errors import ConfigError
+from latentplan.exploration.box import Box
+from latentplan.exploration.scripted import Mixture, NoisyOracle, Oracle
+from latentplan.protocols import Explorer
+from latentplan.types import ActionSpec, Observation, Spec
+
+TWO = Spec({}, ActionSpec((-1.0, 0.0), (1.0, 4.0)), env="arm")
+
+
+def drawn(colour: float, episodes: int = 300, length: int = 40) -> np.ndarray:
+    """Return (episodes, length, 2) actions."""
+    explorer, rng = Box(TWO, Box.Config(colour=colour)), np.random.default_rng(0)
+    every = []
+    for _ in range(episodes):
+        explorer.begin(ToyEnv(), rng)
+        every.append([explorer.act({}, rng) for _ in range(length)])
+    return np.array(every)
+
+
+@pytest.mark.parametrize("colour", [0.0, 1.0, 2.0])
+def test_noise_of_any_colour_is_uniform_in_the_box(colour: float) -> None:
+    first, second = np.moveaxis(drawn(colour), -1, 0)
+    for values, low, high in ((first, -1, 1), (second, 0, 4)):
+        fifths = np.histogram(values, 5, (low, high))[0] / values.size
+        assert np.abs(fifths - 0.2).max() < 0.04
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1
+
+
+def test_colour_makes_actions_hang_together() -> None:
+    def next_to_each_other(colour: float) -> float:
+        x = drawn(colour)[..., 0]
+        return float(np.corrcoef(x[:, :-1].ravel(), x[:, 1:].ravel())[0, 1])
+
+    white, pink, red = (next_to_each_other(colour) for colour in (0.0, 1.0, 2.0))
+    assert abs(white) < 0.03
+    assert 0.5 < pink < 0.85
+    assert red > 0.97
+
+
+def test_noise_goes_on_when_an_episode_is_long() -> None:
+    actions = drawn(1.0, episodes=1, length=700)[0]
+    assert len(np.unique(actions[:, 0])) > 690
+
+
+@given(low=st.floats(-1e3, 1e3), width=st.floats(0, 1e3), seed=st.integers(0, 99))
+def test_a_box_is_never_left(low: float, width: float, seed: int) -> None:
+    explorer = Box(Spec({}, ActionSpec((low,), (low + width,))))
+    action = explorer.act({}, np.random.default_rng(seed))
+    assert np.float32(low) <= action[0] <= np.float32(low + width)
+
+
+def final(explorer: Explorer, seed: int) -> tuple[float, float]:
+    """Return the distance to the goal at the start and at the end of an episode."""
+    env, rng = ToyEnv(ToyEnv.Config(discs=2)), np.random.default_rng(seed)
+    goal = explorer.begin(env, rng)
+    assert goal is not None
+    observation: Observation = env.reset(seed=seed)[0]
+    start = env.distance(observation, goal)
+    for _ in range(20):
+        observation = env.step(explorer.act(observation, rng)).observation
+    return start, env.distance(observation, goal)
+
+
+def mean_final(explorer: Explorer) -> tuple[float, float]:
+    start, end = zip(*(final(explorer, seed) for seed in range(20)), strict=True)
+    return float(np.mean(start)), float(np.mean(end))
+
+
+def test_the_oracle_reaches_its_goals_and_noise_costs() -> None:
+    spec = ToyEnv(ToyEnv.Config(discs=2)).data_spec
+    start, oracle = mean_final(Oracle(spec))
+    _, exact = mean_final(NoisyOracle(spec, NoisyOracle.Config(noise=0, aim=0)))
+    _, some = mean_final(NoisyOracle(spec, NoisyOracle.Config(noise=0.2, aim=0.03)))
+    _, much = mean_final(NoisyOracle(spec, NoisyOracle.Config(noise=3, aim=1)))
+    assert oracle == exact < 0.02 * start
+    assert exact < some < 0.4 * start
+    assert much > 0.8 * start
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixture_has_its_share_of_the_expert(share: float) -> None:
+    env, rng = ToyEnv(), np.random.default_rng(0)
+    explorer = Mixture(env.data_spec, Mixture.Config(share=share))
+    expert = [explorer.begin(env, rng) is not None for _ in range(400)]
+    assert abs(np.mean(expert) - share) < 0.08
+    assert share not in (0, 1) or np.mean(expert) == share
+
+
+def test_a_mixture_without_picks_takes_the_box() -> None:
+    class Reach(ToyEnv):
+        def oracle(self, observation: Observation, goal: Observation) -> np.ndarray:
+            return np.array([0.5, 2.0], np.float32)
+
+    explorer = Mixture(TWO, Mixture.Config(expert=NoisyOracle.Config(noise=0)))
+    rng = np.random.default_rng(3)
+    seen = {True: [], False: []}
+    for _ in range(40):
+        goal = explorer.begin(Reach(), rng)
+        seen[goal is not None].append(tuple(explorer.act({}, rng).tolist()))
+    assert set(seen[True]) == {(0.5, 2.0)}
+    assert len(set(seen[False])) == len(seen[False]) > 5
+
+
+def test_settings_are_checked() -> None:
+    for wrong, message in (
+        (lambda: Box.Config(colour=-1), "Box.colour"),
+        (lambda: NoisyOracle.Config(noise=-0.1), "NoisyOracle.noise"),
+        (lambda: NoisyOracle.Config(aim=float("nan")), "NoisyOracle.aim"),
+        (lambda: Mixture.Config(share=1.5), "Mixture.share"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            wrong()
