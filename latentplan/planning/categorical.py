@@ -39,7 +39,7 @@ class Categorical(Solver):
         reach: float = 0.1  # std of the kernel between choices; 1 = half the action range
         momentum: float = 0.1  # share of the last round's distributions that is kept
         explore: float = 0.05  # share of the choices that is drawn uniformly
-        std_min: float = 0.05  # floor of the arguments' std
+        std_min: float = 0.01  # floor of the arguments' std
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a setting is out of its range."""

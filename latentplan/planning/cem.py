@@ -43,7 +43,7 @@ class CEM(Solver):
         elites: int = 16  # K, the best so far, from which the next round is drawn
         locality: float = 0.7  # l: 0 draws round the elites' mean, towards 1 round each elite
         momentum: float = 0.1  # share of the last round's mean and std that is kept
-        std_min: float = 0.03  # floor in later rounds
+        std_min: float = 0.01  # floor in later rounds
         answer: str = "best"  # the best sequence ever drawn, or the "mean" of the last elites
 
         def __post_init__(self) -> None:

@@ -23,6 +23,8 @@ def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype])
     frequency = np.fft.rfftfreq(horizon)
     frequency[0] = 1 / horizon
     power = frequency ** (-beta / 2)
+    power[0] *= 0.5**0.5  # the constant and half the rate have no sine beside their cosine
+    power[horizon // 2] *= 0.5**0.5 if horizon % 2 == 0 else 1
     angle = 2 * np.pi * np.outer(np.arange(horizon), np.fft.rfftfreq(horizon))
     basis = np.concatenate([np.cos(angle) * power, np.sin(angle) * power], axis=1)
     basis = basis[:, np.abs(basis).max(0) > 1e-9]  # sin of the constant, and of half the rate
