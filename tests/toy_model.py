@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from latentplan.types import ActionSpec, ArraySpec, Batch, Loss, Spec, Tensors
+from latentplan.types import ActionSpec, Array, ArraySpec, Batch, Loss, Spec, Tensors
 
 
 def toy_spec(states: int = 4, actions: int = 2, bound: float = 1.0) -> Spec:
@@ -66,6 +68,15 @@ class ToyModel(nn.Module):
         return Loss(total, {"prediction": total.detach()})
 
 
+class Residuals(NamedTuple):
+    """A linear-quadratic problem in terms of the actions in a row."""
+
+    M: Array  # (H D + H A, H A)
+    c: Array  # (H D + H A,)
+    reached: Array  # (H D, H A): the latents in a row are reached @ a + drift
+    drift: Array  # (H D,)
+
+
 def lq_optimum(model: ToyModel, start: Tensor, *, horizon: int, effort: float) -> Tensor:
     """Return the least mean over the horizon of |z|^2 + effort |a|^2, (B,), by Riccati's recursion.
 
@@ -79,3 +90,20 @@ def lq_optimum(model: ToyModel, start: Tensor, *, horizon: int, effort: float) -
         last = step == horizon - 1
         go = A.T @ go @ (A - B @ gain) + (0 if last else state)
     return torch.einsum("bi,ij,bj->b", start, go, start) / horizon
+
+
+def lq_residuals(model: ToyModel, start: Tensor, *, horizon: int, effort: float) -> Residuals:
+    """Return M and c such that |M a + c|^2 is the cost that `lq_optimum` has the least of.
+
+    `a` (H A,) are the actions in a row; `start` is one latent (D,).
+    """
+    A, B = model.A.detach().numpy(), model.B.detach().numpy()
+    size = B.shape[1]
+    power = [np.linalg.matrix_power(A, k) for k in range(horizon + 1)]
+    reached = np.block(
+        [[power[t - s] @ B if s <= t else 0 * B for s in range(horizon)] for t in range(horizon)]
+    )
+    drift = np.concatenate([power[t + 1] @ start.numpy() for t in range(horizon)])
+    M = np.concatenate([reached, effort**0.5 * np.eye(horizon * size)])
+    c = np.concatenate([drift, np.zeros(horizon * size)])
+    return Residuals(M / horizon**0.5, c / horizon**0.5, reached, drift)

@@ -22,6 +22,9 @@ class Shooting(Solver):
     Estimation" (arXiv 2003.05436): 100 draws, picks uniform over the segmented object, drags
     uniform in the box, the smallest latent distance to the goal. The warm start competes too
     where one is given; the paper has none.
+
+    On linear-quadratic problems of one action of two numbers: within 10 % by 4096 draws; of more
+    numbers, no fair count of draws comes near.
     """
 
     @dataclass(frozen=True)
