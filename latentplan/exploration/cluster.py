@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -22,7 +23,7 @@ DEATHS = 3  # of the actors that make the same episode, or start, before giving 
 OBJECTS = 512 << 20  # bytes that a local Ray may keep episodes in
 # Ray tells nobody, hides no GPU from actors that ask for none, and says so only when wrong.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40)"
 
 
 def record(recipe: Recipe, indices: range, *, workers: int, address: str) -> Generator[Recording]:
@@ -76,7 +77,8 @@ class _Actors:
             self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._ray.remote(num_cpus=1)(_Actor).remote(self._recipe)
+        kind: Any = self._ray.remote(num_cpus=1)(_Actor)
+        actor = kind.remote(self._recipe)
         self._starting[actor.here.remote()] = actor
 
     def _give(self, todo: list[int], *, before: int) -> None:
@@ -166,10 +168,16 @@ def _connected(address: str, workers: int) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address == "local":
         cpus = max(workers, os.cpu_count() or 1)
-        own = {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+        modules = {"PYTHONPATH": os.pathsep.join(sys.path)}  # what this process can import
+        own = {
+            "num_cpus": cpus,
+            "object_store_memory": OBJECTS,
+            "include_dashboard": False,
+            "runtime_env": {"env_vars": modules},
+        }
     else:
         _check_answers(address)
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         yield
     finally:
