@@ -1,0 +1,1 @@
+"""Arms: descriptions with limits, kinematics, timed trajectories, and arms that MuJoCo moves."""

@@ -1,0 +1,88 @@
+"""A simulated arm: MuJoCo moves its joints by position servos of limited torque."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from latentplan.errors import ShapeError
+from latentplan.robots import mjcf
+from latentplan.robots.description import Arm
+from latentplan.robots.pick_and_place import Motion
+from latentplan.types import Array
+
+
+class SimulatedArm:
+    """An arm on a table of its own, with inertia, servos and torque limits; gravity compensated.
+
+    `execute` says where the arm really was while it followed a motion. The object that it carries
+    is light against the arm (a rope weighs 40 g), so it lives in another simulation, of any engine,
+    and follows the end effector there.
+    """
+
+    TIMESTEP = 0.004  # s, at most
+
+    def __init__(self, arm: Arm) -> None:
+        """Build the model and put the arm at home, with the gripper open."""
+        import mujoco
+
+        spec = mujoco.MjSpec()
+        spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+        mjcf.add(spec, arm)
+        self.arm = arm
+        self.model = spec.compile()
+        self.data = mujoco.MjData(self.model)
+        self._mujoco = mujoco
+        self._joints = len(arm.joints)
+        self._ee = self.model.body(mjcf.EE).id
+        # A servo's force is kp (target - q) - kv dq: with kv / kp dq in the target it does not lag.
+        self._lead = -self.model.actuator_biasprm[:, 2] / self.model.actuator_gainprm[:, 0]
+        self.reset()
+
+    def reset(self) -> None:
+        """Put the arm at home, at rest, with the gripper open."""
+        self._mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[: self._joints] = self.arm.column("home")
+        self.data.qpos[self._joints :] = self.arm.gripper.width / 2
+        self.data.ctrl[:] = self.data.qpos
+        self._mujoco.mj_forward(self.model, self.data)
+
+    @property
+    def q(self) -> Array:
+        """Return the joint positions (J,), rad."""
+        return np.asarray(self.data.qpos[: self._joints].copy())
+
+    @property
+    def ee(self) -> Array:
+        """Return the pose (7,) of the end effector."""
+        return np.concatenate([self.data.xpos[self._ee], self.data.xquat[self._ee]])
+
+    def execute(self, motion: Motion) -> Motion:
+        """Return the motion as it came out, at the same instants.
+
+        The arm starts where it is; a motion that starts elsewhere is refused with a ShapeError.
+        """
+        gap = float(np.abs(motion.q[0] - self.q).max())
+        if gap > 0.05:
+            raise ShapeError(
+                f"SimulatedArm.motion: starts {gap:.3f} rad from where the arm is; reset() it"
+            )
+        substeps = int(np.ceil(motion.dt / self.TIMESTEP - 1e-9))
+        self.model.opt.timestep = motion.dt / substeps
+        fingers = np.repeat(motion.gripper[:, None] / 2, 2, axis=1)
+        targets = np.concatenate([motion.q, fingers], axis=1)
+        rates = np.concatenate([motion.dq, np.zeros_like(fingers)], axis=1) * self._lead
+        q, dq = np.empty_like(motion.q), np.empty_like(motion.dq)
+        ee, gripper = np.empty_like(motion.ee), np.empty_like(motion.gripper)
+        for i in range(len(motion)):
+            if i > 0:
+                for share in np.arange(1, substeps + 1) / substeps:
+                    target = targets[i - 1] + share * (targets[i] - targets[i - 1])
+                    lead = rates[i - 1] + share * (rates[i] - rates[i - 1])
+                    self.data.ctrl[:] = target + lead
+                    self._mujoco.mj_step(self.model, self.data)
+            self._mujoco.mj_kinematics(self.model, self.data)
+            q[i], dq[i] = self.q, self.data.qvel[: self._joints]
+            ee[i], gripper[i] = self.ee, self.data.qpos[self._joints :].sum()
+        return replace(motion, q=q, dq=dq, ee=ee, gripper=gripper)

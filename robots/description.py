@@ -1,0 +1,149 @@
+"""What an arm is: its joints, limits, links and gripper, read from a file of values.
+
+A shipped arm is `configs/robot/<name>.yaml`; any other arm is a file of the same form, so a new
+arm is configuration alone. There are no meshes: links are capsules, which is what collision
+checks use anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from latentplan import config
+from latentplan.errors import ConfigError, check_range
+from latentplan.types import Array
+
+Capsules = tuple[tuple[float, ...], ...]  # from x, y, z to x, y, z, radius; m, in the link's frame
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A revolute joint and the link that it turns.
+
+    `a`, `alpha`, `d` are its Denavit-Hartenberg row in Craig's convention (Introduction to
+    Robotics, section 3.5): from the link before, turn by alpha about x, go a along x, then turn
+    by q about the new z and go d along it.
+    """
+
+    name: str = ""
+    a: float = 0.0  # m
+    alpha: float = 0.0  # rad
+    d: float = 0.0  # m
+    low: float = -np.pi  # rad
+    high: float = np.pi  # rad
+    velocity: float = 1.0  # rad/s
+    acceleration: float = 5.0  # rad/s^2
+    jerk: float = 100.0  # rad/s^3
+    torque: float = 50.0  # N m
+    home: float = 0.0  # rad, where the arm waits, out of the camera's way
+    mass: float = 1.0  # kg, of the link
+    capsules: Capsules = ()  # the link's shape
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        check_range("Joint.low", self.low, -4 * np.pi, 4 * np.pi)
+        check_range("Joint.high", self.high, self.low + 1e-3, 4 * np.pi)
+        check_range("Joint.home", self.home, self.low, self.high)
+        for name in ("velocity", "acceleration", "jerk", "torque", "mass"):
+            check_range(f"Joint.{name}", getattr(self, name), 1e-3, 1e6)
+        _check_capsules("Joint.capsules", self.capsules)
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """A parallel gripper on the flange; its end effector frame lies between the finger tips.
+
+    z points out of the hand, the fingers open along y.
+    """
+
+    name: str = ""
+    yaw: float = 0.0  # rad about the flange's z
+    length: float = 0.15  # m from the flange to the end effector frame
+    tip: float = 0.005  # m that the fingers reach beyond the end effector frame
+    width: float = 0.08  # m between the fingers when open
+    speed: float = 0.1  # m/s at which the width changes
+    force: float = 50.0  # N
+    mass: float = 0.8  # kg
+    finger: float = 0.05  # m, length of a finger
+    capsules: Capsules = ()  # the hand's shape, from the flange; the fingers are added
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        check_range("Gripper.length", self.length, self.finger, 1)
+        check_range("Gripper.tip", self.tip, 0, 0.1)
+        for name in ("width", "speed", "force", "mass", "finger"):
+            check_range(f"Gripper.{name}", getattr(self, name), 1e-3, 1e3)
+        _check_capsules("Gripper.capsules", self.capsules)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A serial arm of J revolute joints on the table, and its gripper.
+
+    The world's origin is the centre of the table top; x points away from the arm, z up.
+    """
+
+    name: str = ""
+    source: str = ""  # where the values come from
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, where the base stands
+    yaw: float = 0.0  # rad about z, of the base
+    base_capsules: Capsules = ()  # the shape of what stands still, in the base's frame
+    reach: float = 1.0  # m from the shoulder to the flange at most, for messages
+    flange: float = 0.0  # m along z of the last link
+    joints: tuple[Joint, ...] = ()
+    gripper: Gripper = field(default_factory=Gripper)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        names = [joint.name for joint in self.joints]
+        if "" in names or len(set(names)) < len(names):
+            raise ConfigError(f"Arm.joints: found names {names}, each needs one of its own")
+        for axis, value in zip("xyz", self.position, strict=True):
+            check_range(f"Arm.position.{axis}", value, -10, 10)
+        check_range("Arm.yaw", self.yaw, -np.pi, np.pi)
+        check_range("Arm.reach", self.reach, 0.05, 10)
+        check_range("Arm.flange", self.flange, 0, 1)
+        _check_capsules("Arm.base_capsules", self.base_capsules)
+
+    def column(self, name: str) -> Array:
+        """Return one field of all joints (J,): `low`, `velocity`, `home`, ..."""
+        return np.array([getattr(joint, name) for joint in self.joints], np.float64)
+
+
+def load(name: str) -> Arm:
+    """Return the arm of that name (`panda`, `ur5e`), or of a YAML file of the same form.
+
+    Raises UnknownName for a name that is not shipped, ConfigError for a file that is not an arm.
+    """
+    if name.endswith((".yaml", ".yml")):
+        values = config.read_yaml(name)
+        values.pop("base", None)
+    else:
+        values = dict(config.resolve("robot", name).values)
+    try:
+        return _arm(values)
+    except ConfigError as e:
+        raise ConfigError(f"robot {name}: {e}") from None
+
+
+def _arm(values: dict[str, Any]) -> Arm:
+    rows = values.pop("joints", None)
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ConfigError("Arm.joints: need a list of joints, each a mapping of its values")
+    if not 3 <= len(rows) <= 12:
+        raise ConfigError(f"Arm.joints: found {len(rows)}, allowed are 3 to 12")
+    joints = tuple(config.from_values(Joint, row) for row in rows)
+    return replace(config.from_values(Arm, values), joints=joints)
+
+
+def _check_capsules(where: str, capsules: Capsules) -> None:
+    for capsule in capsules:
+        numbers = all(isinstance(value, int | float) for value in capsule)
+        if len(capsule) != 7 or not numbers or not np.isfinite(capsule).all() or capsule[6] <= 0:
+            raise ConfigError(
+                f"{where}: found {list(capsule)}, need [x, y, z, x, y, z, radius] in m"
+            )

@@ -1,0 +1,235 @@
+"""Where the end effector is, and which joints bring it somewhere: MuJoCo and mink.
+
+A pose is (7,): x, y, z in metres, then the quaternion w, x, y, z, of the end effector in the
+world. The world's origin is the centre of the table top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import LatentplanError, MissingDependency, ShapeError, check_range
+from latentplan.robots import mjcf
+from latentplan.robots.description import Arm
+from latentplan.shapes import check, check_finite
+from latentplan.types import Array
+
+
+class Unreachable(LatentplanError, ValueError):
+    """No joint position, or no path free of collisions, brings the arm where it was sent."""
+
+
+class Kinematics:
+    """An arm over a table: forward and inverse kinematics, and what touches what.
+
+    Inverse kinematics is a sequence of quadratic programs (mink): the end effector's error, and
+    with little weight the distance to the home position (which settles what a seventh joint
+    leaves open), within the joint limits and a step that the joints' velocities allow. It starts
+    at home turned towards the target, then at seeded random positions.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """When inverse kinematics is content, and how long it tries."""
+
+        tolerance: float = 1e-4  # m
+        turn_tolerance: float = 1e-3  # rad
+        starts: int = 6  # positions to start from before a target counts as out of reach
+        iterations: int = 40  # from each start
+        step: float = 0.25  # s, an iteration moves no joint further than in this time at full speed
+        posture: float = 3e-4  # weight of the distance to home, beside 1 for the pose
+        margin: float = 0.02  # rad from the joints' limits, so that curves between points fit too
+        clearance: float = 1e-3  # m between the arm and the table at least
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("Kinematics.tolerance", self.tolerance, 1e-7, 0.1)
+            check_range("Kinematics.turn_tolerance", self.turn_tolerance, 1e-7, 0.5)
+            check_range("Kinematics.starts", self.starts, 1, 1000)
+            check_range("Kinematics.iterations", self.iterations, 1, 10_000)
+            check_range("Kinematics.step", self.step, 1e-3, 10)
+            check_range("Kinematics.posture", self.posture, 0, 0.1)
+            check_range("Kinematics.margin", self.margin, 0, 0.1)
+            check_range("Kinematics.clearance", self.clearance, 0, 0.1)
+
+    def __init__(self, arm: Arm, config: Config | None = None) -> None:
+        """Build the arm's model; MissingDependency where mink or its solver is not there."""
+        import mujoco
+
+        mink = _mink()
+        self.arm = arm
+        self.config = config or self.Config()
+        self.home = arm.column("home")  # (J,) rad
+        spec = mujoco.MjSpec()
+        spec.worldbody.add_geom(
+            name="table",
+            type=mujoco.mjtGeom.mjGEOM_PLANE,
+            size=(2, 2, 0.1),
+            margin=self.config.clearance,
+        )
+        mjcf.add(spec, arm, solid=True, fingers=False)
+        # What stands still may stand on the table.
+        spec.add_exclude(bodyname1="world", bodyname2="base")
+        self.model = spec.compile()
+        self.model.jnt_range += np.array([self.config.margin, -self.config.margin])
+        self._low, self._high = self.model.jnt_range.T
+        self._mujoco, self._mink = mujoco, mink
+        self._configuration = mink.Configuration(self.model)
+        self._data = self._configuration.data
+        self._ee = self.model.body(mjcf.EE).id
+        self._task = mink.FrameTask(mjcf.EE, "body", 1.0, 1.0, lm_damping=1e-3)
+        self._posture = mink.PostureTask(self.model, cost=self.config.posture)
+        self._posture.set_target(self.home)
+        speeds = {joint.name: np.array([joint.velocity]) for joint in arm.joints}
+        self._limits = [mink.ConfigurationLimit(self.model), mink.VelocityLimit(self.model, speeds)]
+
+    def forward(self, q: Array) -> Array:
+        """Return the poses (..., 7) of the end effector at joint positions (..., J), rad."""
+        q = np.asarray(q, np.float64)
+        joints = len(self.home)
+        if q.shape[-1:] != (joints,):
+            raise ShapeError(f"Kinematics.q: found shape {q.shape}, need (..., J={joints})")
+        poses = np.empty((*q.shape[:-1], 7))
+        for index in np.ndindex(q.shape[:-1]):
+            self._place(q[index])
+            poses[index] = self._pose()
+        return poses
+
+    def inverse(self, pose: Array, *, turn: bool = True) -> Array:
+        """Return joint positions (J,), rad, that bring the end effector to `pose` (7,).
+
+        Where not `turn`, the angle about the end effector's z is left free. The result is within
+        the joint limits and touches nothing. Raises Unreachable.
+        """
+        return next(self.solutions(pose, turn=turn))
+
+    def near(self, pose: Array, start: Array, *, turn: bool = True) -> Array:
+        """Return the joint positions (J,) of `pose` that one comes to from `start` (J,).
+
+        As `inverse`, but from there alone, and as near to it as the pose allows: near poses get
+        near positions. Raises Unreachable.
+        """
+        return next(self._solutions(pose, [start], np.asarray(start, np.float64), turn=turn))
+
+    def solutions(self, pose: Array, *, turn: bool = True) -> Iterator[Array]:
+        """Yield what `inverse` finds from each place that it starts from, the likeliest first."""
+        return self._solutions(pose, self._starts(pose), self.home, turn=turn)
+
+    def _solutions(
+        self, pose: Array, starts: list[Array], posture: Array, *, turn: bool
+    ) -> Iterator[Array]:
+        """Yield the positions found from `starts`; Unreachable where there is none."""
+        pose = np.asarray(pose, np.float64)
+        check("Kinematics.pose", pose, "n", n=7)
+        check_finite("Kinematics.pose", pose)
+        target = self._mink.SE3(np.concatenate([pose[3:] / np.linalg.norm(pose[3:]), pose[:3]]))
+        nearest, touching, count = np.inf, "", 0
+        for start in starts:
+            # Set anew each time: between two yields another pose may be asked for.
+            self._task.set_target(target)
+            self._task.set_orientation_cost([1.0, 1.0, 1.0 if turn else 0.0])
+            self._posture.set_target(posture)
+            error, found = self._descend(start)
+            nearest = min(nearest, error)
+            if found is None:
+                continue
+            touching = self.contact(found)
+            if not touching:
+                count += 1
+                yield found
+        if count == 0:
+            raise Unreachable(self._refusal(pose[:3], nearest, touching))
+
+    def contact(self, q: Array) -> str:
+        """Return what touches what at q (J,), as `hand and table`; empty where nothing does."""
+        self._place(q)
+        self._mujoco.mj_collision(self.model, self._data)
+        if self._data.ncon == 0:
+            return ""
+        bodies = self.model.geom_bodyid[self._data.contact.geom[0]]
+        names = ["table" if b == 0 else self.model.body(b).name for b in bodies]
+        return " and ".join(reversed(names))
+
+    def _starts(self, pose: Array) -> list[Array]:
+        """Return positions (J,) to start from, the likeliest first."""
+        facing = self.home.copy()
+        offset = pose[:2] - self.arm.position[:2]
+        azimuth = np.arctan2(offset[1], offset[0])
+        turn = (azimuth - self._azimuth() + np.pi) % (2 * np.pi) - np.pi
+        facing[0] = np.clip(facing[0] + turn, self._low[0], self._high[0])
+        spread = (self._high - self._low) / 6
+        noise = np.random.default_rng(0).normal(size=(self.config.starts, len(facing)))
+        noise[0] = 0
+        return list(np.clip(facing + spread * noise, self._low, self._high))
+
+    def _azimuth(self) -> float:
+        """Return the direction in which the end effector lies from the base at home, rad."""
+        x, y = self.forward(self.home)[:2] - self.arm.position[:2]
+        return float(np.arctan2(y, x))
+
+    def _descend(self, q: Array) -> tuple[float, Array | None]:
+        """Return the nearest distance, m, and the position (J,) where it is within tolerance."""
+        c, configuration = self.config, self._configuration
+        configuration.update(np.clip(q, self._low, self._high))
+        nearest, weighted = np.inf, self._task.cost[3:] > 0
+        for _ in range(c.iterations):
+            error = self._task.compute_error(configuration)
+            distance = float(np.linalg.norm(error[:3]))
+            nearest = min(nearest, distance)
+            if distance < c.tolerance and np.linalg.norm(error[3:][weighted]) < c.turn_tolerance:
+                q = configuration.q.copy()
+                return distance, np.clip(q, self._low, self._high)
+            velocity = self._mink.solve_ik(
+                configuration,
+                [self._task, self._posture],
+                c.step,
+                "daqp",
+                damping=1e-9,
+                limits=self._limits,
+            )
+            configuration.integrate_inplace(velocity, c.step)
+        return nearest, None
+
+    def _place(self, q: Array) -> None:
+        self._data.qpos[:] = q
+        self._mujoco.mj_kinematics(self.model, self._data)
+
+    def _pose(self) -> Array:
+        return np.concatenate([self._data.xpos[self._ee], self._data.xquat[self._ee]])
+
+    def _refusal(self, target: Array, nearest: float, touching: str) -> str:
+        x, y, z = target
+        at = f"{self.arm.name}.target: ({x:.3f}, {y:.3f}, {z:.3f}) m"
+        if touching:
+            return f"{at} is reached only with {touching} in contact; choose another target"
+        if nearest <= self.config.tolerance:
+            return f"{at} is reached, but not turned that way; choose another angle or position"
+        bx, by, bz = self.arm.position
+        return (
+            f"{at} is out of reach, {nearest:.3f} m is the nearest found; the arm reaches "
+            f"{self.arm.reach} m from ({bx}, {by}, {bz}): move the target or the arm"
+        )
+
+
+def downward(position: Array, *, yaw: float = 0.0) -> Array:
+    """Return the pose (7,) at `position` (3,) m with the gripper pointing down.
+
+    The end effector's x is turned by `yaw` rad from the world's; its fingers open across it.
+    """
+    half = yaw / 2  # a turn by yaw about z, after a half turn about x
+    return np.concatenate([position, [0.0, np.cos(half), np.sin(half), 0.0]])
+
+
+def _mink() -> Any:
+    try:
+        import daqp  # noqa: F401  (the solver that mink is asked to use)
+        import mink
+    except ImportError as e:
+        raise MissingDependency(
+            f'the arm needs {e.name}: pip install "latentplan[arm]"'
+        ) from None
+    return mink
