@@ -18,6 +18,7 @@ from latentplan.errors import LatentplanError, PlanningError
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 
 ROWS = 512  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
+TIE = 5e-7  # half of the difference in violation that cost may outweigh
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,16 @@ class Scored:
         """What decides between candidates (B, N), low is good: feasibility first, then cost.
 
         Deb, "An efficient constraint handling method for genetic algorithms" (2000): whoever
-        keeps the constraints goes before whoever does not; those who do not by how far they miss.
+        keeps the constraints goes before whoever does not; those who do not by how far they miss,
+        and by cost where they miss alike, as all do from a start that breaks a constraint.
         """
         if self.violation is None:
             return self.cost
         cost, violation = self.cost.double(), self.violation.double()
         feasible = (violation == 0) & cost.isfinite()
         worst = cost.detach().masked_fill(~feasible, -torch.inf).amax(1, keepdim=True)
-        behind = torch.where(worst.isfinite(), worst, 0) + violation
+        tie = cost / (1 + cost.abs()) + 1  # within (0, 2)
+        behind = torch.where(worst.isfinite(), worst, 0) + violation + TIE * tie
         return torch.where(feasible, cost, torch.where(cost.isfinite(), behind, torch.inf))
 
     def best(self, count: int) -> Scored:
