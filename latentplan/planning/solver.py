@@ -156,6 +156,12 @@ def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: in
             f"no candidate has a finite cost in {bad} of {len(cost)} problems: "
             "the model or the objective gives NaN or infinity"
         )
+    if found.violation is not None and not bool(found.violation.isfinite().all()):
+        bad = int((~found.violation.isfinite()).sum())
+        raise PlanningError(
+            f"no candidate has a finite violation in {bad} of {len(cost)} problems: "
+            "a constraint gives NaN or infinity"
+        )
     return Plan(
         actions,
         cost,
