@@ -156,8 +156,9 @@ def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: in
             f"no candidate has a finite cost in {bad} of {len(cost)} problems: "
             "the model or the objective gives NaN or infinity"
         )
-    if found.violation is not None and not bool(found.violation.isfinite().all()):
-        bad = int((~found.violation.isfinite()).sum())
+    violation = None if found.violation is None else found.violation[:, 0]
+    if violation is not None and not bool(violation.isfinite().all()):
+        bad = int((~violation.isfinite()).sum())
         raise PlanningError(
             f"no candidate has a finite violation in {bad} of {len(cost)} problems: "
             "a constraint gives NaN or infinity"
@@ -165,7 +166,7 @@ def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: in
     return Plan(
         actions,
         cost,
-        violation=None if found.violation is None else found.violation[:, 0],
+        violation=violation,
         elites=elites,
         iterations=done,
         complete=done == rounds,
