@@ -189,6 +189,8 @@ class Problem:
         problems, count = actions.shape[:2]
         with _told(self.dynamics, "rollout"):
             latents = self.dynamics.rollout(self.context, actions.to(self.context.dtype))
+        sizes = {"B": problems, "N": count, "H": self.horizon, "D": self.dynamics.latent_dim}
+        shapes.check("Dynamics.rollout", latents, "B N H D", **sizes)
         latents = latents.to(actions.dtype)  # a model in half precision is judged in full
         with _told(self.objective):
             cost = self.objective(latents, actions)
