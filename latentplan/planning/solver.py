@@ -58,6 +58,7 @@ class Solver(ABC):
                 raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
 
     config: Any
+    closing = 0  # times that `answer` asks the model; a deadline leaves a round's time for each
 
     def __init__(self, config: Any = None) -> None:
         """Take settings; the defaults where there are none."""
@@ -123,7 +124,7 @@ class Solver(ABC):
         """Return the rounds done, the answer (B, 1) and the elites (B, K, H, A).
 
         Without a deadline nothing here waits for the device. With one, a round is begun only
-        where the longest so far says that it will end in time.
+        where the longest so far says that it, and the answer, will end in time.
         """
         state, done, longest, last = self.first(problem), 1, 0.0, start
         while done < self.rounds:
@@ -131,7 +132,7 @@ class Solver(ABC):
                 _wait(problem.context)
                 now = perf_counter()
                 longest, last = max(longest, now - last), now
-                if (now - start + longest) * 1e3 > deadline_ms:
+                if (now - start + (1 + self.closing) * longest) * 1e3 > deadline_ms:
                     break
             state = self.next(problem, state, done)
             done += 1
