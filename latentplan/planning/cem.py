@@ -38,6 +38,8 @@ class CEM(Solver):
     On linear-quadratic problems: within 1 % of the optimum, 5 % where a constraint binds.
     """
 
+    closing = 1
+
     @dataclass(frozen=True)
     class Config(Solver.Config):
         """Settings. The elites kept from the last round count as candidates of the next."""
