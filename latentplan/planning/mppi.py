@@ -35,6 +35,8 @@ class MPPI(Solver):
     On linear-quadratic problems: within 1 % of the optimum, 5 % where a constraint binds.
     """
 
+    closing = 1
+
     @dataclass(frozen=True)
     class Config(Solver.Config):
         """Settings."""
