@@ -35,6 +35,8 @@ class Gradient(Solver):
     On linear-quadratic problems: within 0.1 % of the optimum, 2 % where a constraint binds.
     """
 
+    closing = 1
+
     @dataclass(frozen=True)
     class Config(Solver.Config):
         """Settings."""
