@@ -40,11 +40,12 @@ class SimulatedArm:
         self._lead = -self.model.actuator_biasprm[:, 2] / self.model.actuator_gainprm[:, 0]
         self.reset()
 
-    def reset(self) -> None:
-        """Put the arm at home, at rest, with the gripper open."""
+    def reset(self, motion: Motion | None = None) -> None:
+        """Put the arm at rest where `motion` starts; without one, at home with an open gripper."""
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[: self._joints] = self.arm.column("home")
-        self.data.qpos[self._joints :] = self.arm.gripper.width / 2
+        home, width = self.arm.column("home"), self.arm.gripper.width
+        self.data.qpos[: self._joints] = home if motion is None else motion.q[0]
+        self.data.qpos[self._joints :] = (width if motion is None else motion.gripper[0]) / 2
         self.data.ctrl[:] = self.data.qpos
         self._mujoco.mj_forward(self.model, self.data)
 

@@ -37,6 +37,11 @@ class Motion:
         first, last = np.searchsorted(self.phase, [PHASES.index("lift"), PHASES.index("release")])
         return slice(int(first), int(last))
 
+    def part(self, instants: slice) -> Motion:
+        """Return what is done at some of the instants."""
+        q, dq, ee = self.q[instants], self.dq[instants], self.ee[instants]
+        return Motion(self.dt, q, dq, ee, self.gripper[instants], self.phase[instants])
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -59,7 +64,7 @@ class PickAndPlace:
 
         share: float = 0.8  # of the velocity that the arm's maker allows
         speed: float = 0.5  # m/s of the end effector over the table at most
-        hover: float = 0.08  # m above the table before the grasp and after the release
+        hover: float = 0.05  # m above the table before the grasp and after the release
         grip: float = 0.01  # m between the fingers when they hold something
         points: int = 7  # way points of a straight line
         deviation: float = 2e-3  # m from the straight line at most

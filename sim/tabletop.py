@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -16,9 +16,13 @@ from gymnasium.spaces import Box, Dict
 from gymnasium.utils.seeding import np_random
 
 from latentplan.errors import ConfigError, ShapeError, check_range, unknown
+from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
 from latentplan.sim import engine
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
+
+if TYPE_CHECKING:
+    from latentplan.sim.arm import ArmPaths
 
 LIFT = (0.0, 0.15)  # m, height of the middle of a drag with a lift of -1 and of 1
 
@@ -35,6 +39,8 @@ class TabletopConfig:
 
     engine: str = "mujoco"  # who simulates
     control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
+    actuator: str = "gripper"  # what moves: a gripper alone, or one on a simulated `arm`
+    arm: str = "panda"  # which arm, a name or a YAML file; actuator=arm
     image: int = 64  # pixels a side of `rgb`
     view: float = 0.3  # half the side of the table that the picture shows
     workspace: float = 0.25  # |x|, |y| of the gripper at most
@@ -50,6 +56,9 @@ class TabletopConfig:
         """Raise ConfigError where a field is out of its range."""
         where = type(self).__qualname__.removesuffix(".Config")
         check_choice(f"{where}.control", self.control, ("pick", "velocity"))
+        check_choice(f"{where}.actuator", self.actuator, ("gripper", "arm"))
+        if self.actuator == "arm" and self.control != "pick":
+            raise ConfigError(f"{where}.actuator: arm needs control=pick, found {self.control!r}")
         for name in ("view", "workspace", "drag", "pick_radius", "speed"):
             check_range(f"{where}.{name}", getattr(self, name), 1e-4, 10)
         check_range(f"{where}.image", self.image, 16, 512)
@@ -69,6 +78,9 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     any, the gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units
     of `drag` metres, and its end is clipped to +-`workspace`. After the move the object is let go
     and comes to rest; an observation always shows it at rest.
+
+    actuator=arm: the same by a simulated arm, within its limits. What it cannot do is refused:
+    nothing is moved, `picked` is -1, and `info["refused"]` counts such actions of the episode.
 
     control=velocity: an action (4,) is what the gripper does for 1 / `rate` seconds: velocity
     (x, y, z), 1 = `speed`, within the workspace and 0 to CEILING metres high, and grip: above 0 the
@@ -99,7 +111,13 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         self._engine = engine.make(self.name, config.engine, config=config)
         self._goal: Observation | None = None
         self._closed = False
+        self._refused = 0
+        self._arm: ArmPaths | None = None
         c = config
+        if c.actuator == "arm":
+            from latentplan.sim.arm import ArmPaths
+
+            self._arm = ArmPaths(c.arm, timestep=c.timestep)
         observation = {
             "rgb": ArraySpec((c.image, c.image, 3), "uint8", "camera above the table"),
             "keypoints": keypoints,
@@ -135,6 +153,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         """Lay the object down at random; `options["goal"]` is the goal, see the class."""
         super().reset(seed=seed)
         self._goal = (options or {}).get("goal")
+        self._refused = 0
         self._lay_start(self.np_random)
         self._raise_gripper()
         if self._goal is None:
@@ -168,6 +187,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             picked = self._pick_and_drag(action)
         observation = self._observe()
         info: dict[str, Any] = {"picked": picked}
+        if self._arm is not None:
+            info["refused"] = self._refused
         reward = 0.0
         if self._goal is not None:
             distance = self.distance(observation, self._goal)
@@ -234,21 +255,29 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         grip = self._choose(grips, action[:2] * c.view)
         if grip >= 0:
             end = np.clip(grips[grip, :2] + action[2:4] * c.drag, -c.workspace, c.workspace)
-            self._carry(grip, end, lift=self._lift(action))
-        else:
+            grip = self._carry(grip, end, lift=self._lift(action))
+        if grip < 0:
             self._engine.wait(c.move_steps)
         self._engine.wait(c.rest_steps)
         self._engine.check()
         self._engine.rest()
         return grip
 
-    def _carry(self, grip: int, end: Array, *, lift: float) -> None:
-        """Take a grip to `end` (2,) along an arc and let it go."""
+    def _carry(self, grip: int, end: Array, *, lift: float) -> int:
+        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 where refused."""
         start = self._engine.grips()[grip]
-        path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
+        if self._arm is None:
+            path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
+        else:
+            try:
+                path = self._arm.path(start, end, lift=lift)
+            except Unreachable:
+                self._refused += 1
+                return -1
         self._engine.grasp(grip)
         self._engine.follow(path)
         self._engine.release()
+        return grip
 
     def _steer(self, velocity: Array, *, closed: bool) -> int:
         """Move the gripper for one period, and return the grip that it holds."""
