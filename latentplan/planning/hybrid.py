@@ -19,6 +19,8 @@ class Hybrid(Solver):
     On linear-quadratic problems: within 0.1 % of the optimum, 2 % where a constraint binds.
     """
 
+    closing = 1
+
     @dataclass(frozen=True)
     class Config(cem.CEM.Config):
         """Settings: of the cross-entropy method, and of the descent after it."""
