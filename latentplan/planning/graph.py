@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from functools import partial
 from time import perf_counter
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -127,8 +128,9 @@ def _outline(value: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.shape, value.dtype, value.device
-    if isinstance(value, tuple | list):
-        return type(value), *(_outline(each, tensors) for each in value)
+    parts = _parts(value)
+    if parts is not None:
+        return type(value), *(_outline(each, tensors) for each in parts)
     if _opaque(value):
         return value if isinstance(value, Hashable) else id(value)
     fields = sorted(vars(value).items())
@@ -139,13 +141,40 @@ def _clone(value: Any) -> Any:
     """Return the same with tensors of its own, which `_outline` finds in the same order."""
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, tuple | list):
-        return type(value)(_clone(each) for each in value)
+    parts = _parts(value)
+    if parts is not None:
+        return _rebuilt(value, [_clone(each) for each in parts])
     if _opaque(value):
         return value
     twin = copy.copy(value)
     twin.__dict__.update({name: _clone(each) for name, each in vars(value).items()})
     return twin
+
+
+def _parts(value: Any) -> tuple[Any, ...] | None:
+    """Return what a container, a bound method or a partial function is made of; None for others."""
+    if isinstance(value, tuple | list):
+        return tuple(value)
+    if isinstance(value, dict):
+        return *value.keys(), *value.values()
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    return None
+
+
+def _rebuilt(value: Any, parts: list[Any]) -> Any:
+    """Return a value like this one, of other parts."""
+    if isinstance(value, dict):
+        return dict(zip(value, parts[len(value) :], strict=True))
+    if isinstance(value, MethodType):
+        return MethodType(*parts)
+    if isinstance(value, partial):
+        return partial(parts[0], *parts[1], **parts[2])
+    if hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*parts)
+    return type(value)(parts)
 
 
 def _opaque(value: Any) -> bool:
