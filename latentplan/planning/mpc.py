@@ -154,7 +154,11 @@ class MPC:
         """
         start = perf_counter()
         objective = self._need_goal()
-        self._latents.append(self._encode("MPC.act", observation))
+        try:
+            self._latents.append(self._encode("MPC.act", observation))
+        except LatentplanError:
+            self.plan = None  # the rest of it was for what could not be seen
+            raise
         if self.plan is None or self._sent == self.config.chunk or self._surprised():
             self._plan(observation, objective, start)
         assert self.plan is not None
@@ -199,7 +203,8 @@ class MPC:
             return False
         start, predicted = self._predicted[0], self._predicted[self._sent]
         missed = (self._latents[-1][0, 0] - predicted).norm()
-        return bool(missed > self.config.surprise * (predicted - start).norm())
+        # Negated, so that a latent that is NaN surprises: no action follows from it.
+        return not bool(missed <= self.config.surprise * (predicted - start).norm())
 
     def _space(self, observation: Observation) -> ActionSpace:
         if not self.config.rate:
