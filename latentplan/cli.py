@@ -52,6 +52,10 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+bench = typer.Typer(help="Measure what users wait for.", rich_markup_mode=None)
+app.add_typer(bench, name="bench", no_args_is_help=True)
+
+
 @app.callback()
 def _main(
     version: Annotated[
@@ -160,6 +164,57 @@ def plan(
         out=out,
         device=device,
         overrides=overrides or [],
+    )
+
+
+@bench.command(name="plan", epilog="Example: latentplan bench plan --quick --json out.json")
+def bench_plan(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A part of the table, in seconds.")
+    ] = False,
+    candidates: Annotated[str, typer.Option(help="Numbers, with commas.")] = "64,512,2048",
+    horizon: Annotated[str, typer.Option(help="Numbers, with commas.")] = "10",
+    batch: Annotated[str, typer.Option(help="Problems at once; numbers, with commas.")] = "1,16",
+    dtype: Annotated[
+        str, typer.Option(help="Of rollouts: float32, tf32, bfloat16, float16; with commas.")
+    ] = "float32",
+    planners: Annotated[str, typer.Option(help="Names, with commas. Default: all.")] = "",
+    threads: Annotated[
+        int, typer.Option(parser=_whole, metavar="<int>", help="Of the CPU, for all alike.")
+    ] = 1,
+    repeats: Annotated[
+        int,
+        typer.Option(parser=_whole, metavar="<int>", help="Solves of each, on as many problems."),
+    ] = 15,
+    device: Device = "cpu",
+    json: Annotated[str | None, typer.Option(help="File for the rows, as a JSON list.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(help="Picture of cost against milliseconds to write.")
+    ] = None,
+) -> None:
+    """Time planners on a random network, beside installed peers and the matrix products alone."""
+    from latentplan.commands import bench_plan as command
+
+    def numbers(option: str, text: str) -> list[int]:
+        try:
+            return [int(each) for each in text.split(",")]
+        except ValueError:
+            raise typer.BadParameter(
+                f"{option}: found {text!r}, needs numbers like 64,512"
+            ) from None
+
+    command.run(
+        quick=quick,
+        candidates=numbers("--candidates", candidates),
+        horizons=numbers("--horizon", horizon),
+        batches=numbers("--batch", batch),
+        dtypes=dtype.split(","),
+        planners=planners.split(",") if planners else (),
+        threads=threads,
+        repeats=repeats,
+        device=device,
+        out=json,
+        plot=plot,
     )
 
 

@@ -64,6 +64,7 @@ def assemble(
     found: checkpoint.Checkpoint, parts: Parts, settings: Mapping[str, Any], *, seed: int
 ) -> MPC:
     """Return the MPC of a loaded checkpoint, with one filled config a section of `parts`."""
+    found.model.requires_grad_(False)  # gradients with respect to actions alone, then
     return MPC(
         found.model,
         parts.classes["planner"](settings["planner"]),

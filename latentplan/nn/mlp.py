@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -32,30 +33,20 @@ class LatentMLP(nn.Module):
     def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
         """Return latents (B, N, H, D) after each of the actions (B, N, H, A), from z (B, D).
 
-        Without gradients it runs in buffers: a step is one matrix product a layer with its bias,
-        the ReLU in place, and the new latent written beside the next action.
+        With frozen weights, as in planning, a step is one matrix product a layer with its bias, the
+        ReLU in place, and the new latent written beside the next action; gradients with respect
+        to z and actions go the same way back.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return self._plain(z, actions)
-        problems, count, horizon, size = actions.shape
-        width, rows = self.latent, problems * count
-        # [z | a] of every step: the last layer of one writes into the first layer's input of the next
-        x = z.new_empty(horizon + 1, rows, width + size)
-        x[:horizon, :, width:] = rearrange(actions, "b n h a -> h (b n) a")
-        x[0].view(problems, count, -1)[..., :width] = z[:, None]
-        first = torch.cat([self.state.weight, self.action.weight], dim=1)
         linear = [layer for layer in self.rest if isinstance(layer, nn.Linear)]
-        weights = [first.T, *(layer.weight.T for layer in linear)]
+        first = torch.cat([self.state.weight, self.action.weight], dim=1)
+        weights = [first, *(layer.weight for layer in linear)]
         biases = [self.state.bias, *(layer.bias for layer in linear)]
-        between = [z.new_empty(rows, weight.shape[1]) for weight in weights[:-1]]
-        for now, after in zip(x[:-1], x[1:, :, :width], strict=True):
-            h = now
-            for bias, weight, out in zip(biases, weights, between, strict=False):
-                h = torch.addmm(bias, h, weight, out=out).relu_()
-            torch.addmm(biases[-1], h, weights[-1], out=after)
-            if self.residual:
-                after += now[:, :width]
-        return rearrange(x[1:, :, :width], "h (b n) d -> b n h d", b=problems)
+        latents: Tensor = _Unroll.apply(  # type: ignore[no-untyped-call]
+            z, actions, weights, biases, self.residual
+        )
+        return latents
 
     def _plain(self, z: Tensor, actions: Tensor) -> Tensor:
         now, latents = z[:, None], []
@@ -63,6 +54,64 @@ class LatentMLP(nn.Module):
             now = self(now, action)
             latents.append(now)
         return torch.stack(latents, dim=2)
+
+
+class _Unroll(torch.autograd.Function):
+    """`LatentMLP.unroll` for weights (out, in) and biases (out,), the first layer's of [z | a]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        actions: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        residual: bool,
+    ) -> Tensor:
+        problems, count, horizon, size = actions.shape
+        width, rows = z.shape[1], problems * count
+        back = any(ctx.needs_input_grad)
+        # [z | a] of every step: the last layer of one writes into the input of the next.
+        x = z.new_empty(horizon + 1, rows, width + size)
+        x[:horizon, :, width:] = actions.permute(2, 0, 1, 3).reshape(horizon, rows, size)
+        x[0].view(problems, count, -1)[..., :width] = z[:, None]
+        latents = x[1:, :, :width]
+        # What a hidden layer gave is needed on the way back; else all steps share a buffer.
+        kept = [z.new_empty(horizon if back else 1, rows, len(bias)) for bias in biases[:-1]]
+        layers = [
+            (bias, weight.T, out.unbind() if back else out.unbind() * horizon)
+            for bias, weight, out in zip(biases, weights, kept, strict=False)
+        ]
+        for step, (now, after) in enumerate(zip(x.unbind(), latents.unbind(), strict=False)):
+            h = now
+            for bias, weight, out in layers:
+                h = torch.addmm(bias, h, weight, out=out[step]).relu_()
+            torch.addmm(biases[-1], h, weights[-1].T, out=after)
+            if residual:
+                after += now[:, :width]
+        if back:
+            ctx.kept, ctx.weights, ctx.residual, ctx.shape = kept, weights, residual, actions.shape
+        found = x.view(horizon + 1, problems, count, width + size)[1:, ..., :width]
+        return found.permute(1, 2, 0, 3)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        problems, count, horizon, size = ctx.shape
+        width = slope.shape[-1]
+        given = slope.permute(2, 0, 1, 3).reshape(horizon, problems * count, width)
+        to_actions = slope.new_empty(horizon, problems * count, size)
+        to_z = torch.zeros_like(given[0])
+        for step in reversed(range(horizon)):
+            after = given[step] + to_z
+            back = after
+            for weight, h in zip(reversed(ctx.weights[1:]), reversed(ctx.kept), strict=True):
+                back = torch.ops.aten.threshold_backward(back @ weight, h[step], 0)
+            to_x = back @ ctx.weights[0]
+            to_actions[step] = to_x[:, width:]
+            to_z = to_x[:, :width] + after if ctx.residual else to_x[:, :width]
+        to_actions = to_actions.view(horizon, problems, count, size).permute(1, 2, 0, 3)
+        return to_z.view(problems, count, width).sum(1), to_actions, None, None, None
 
 
 def mlp(hidden: tuple[int, ...], out: int) -> nn.Sequential:

@@ -73,14 +73,15 @@ class CEM(Solver):
     def draw(
         self, problem: Problem, state: State, count: int, basis: Tensor | None = None
     ) -> Tensor:
-        """Return (B, count, H, A) draws from the smoothed elites."""
+        """Return (B, count, H, A): draws from the smoothed elites, and their mean."""
         c, (best, mean, std) = self.config, state
-        centre = mean.expand(-1, count, -1, -1)
+        centre = mean.expand(-1, count - 1, -1, -1)
         if c.locality:
-            parent = torch.arange(count, device=mean.device) % c.elites
+            parent = torch.arange(count - 1, device=mean.device) % c.elites
             centre = mean.lerp(best.actions, c.locality)[:, parent]
         spread = (sqrt(1 - c.locality**2) * std).maximum(c.std_min * problem.half)
-        return problem.scatter(centre, spread, basis)
+        drawn = problem.noisy(centre, spread, basis)
+        return problem.space.project(torch.cat([mean, drawn], dim=1))
 
     def refit(self, state: State, pool: Scored) -> State:
         """Return the elites of the pool, and what they are drawn from with some of the past."""
@@ -89,10 +90,9 @@ class CEM(Solver):
         return State(best, mean.lerp(state.mean, c.momentum), std.lerp(state.std, c.momentum))
 
     def answer(self, problem: Problem, state: State) -> Scored:
-        """Return the best ever drawn, or the last mean."""
-        if self.config.answer == "mean":
-            return problem.score(problem.space.project(state.mean))
-        return state.best
+        """Return the last mean, or the best of all with it: the mean of good is often better."""
+        mean = problem.score(problem.space.project(state.mean))
+        return mean if self.config.answer == "mean" else state.best.join(mean).best(1)
 
 
 def _fit(elites: Scored) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from latentplan.planning import noise
 from latentplan.planning.cem import CEM, State
 from latentplan.planning.problem import Problem
@@ -47,6 +45,5 @@ class ICEM(CEM):
         count = max(int(c.candidates * c.decay**-index), min(2 * c.elites, c.candidates))
         basis = noise.colour(problem.horizon, c.beta, like=(mean.device, mean.dtype))
         drawn = self.draw(problem, state, max(1, count - kept), basis)
-        drawn = torch.cat([drawn, problem.space.project(mean)], dim=1)
         pool = state.best.first(kept).join(problem.score(drawn))
         return self.refit(state, pool)

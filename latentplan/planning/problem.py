@@ -8,7 +8,7 @@ the device, so that a whole solve can be one CUDA graph; randomness is drawn onc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -17,7 +17,7 @@ from latentplan import shapes
 from latentplan.errors import LatentplanError, PlanningError
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 
-ROWS = 512  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
+ROWS = 1024  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
 TIE = 5e-7  # half of the difference in violation that cost may outweigh
 
 
@@ -52,7 +52,7 @@ class Scored:
         Where fewer have a finite cost, the best stands in for the others.
         """
         lowest, index = self.rank.topk(count, dim=1, largest=False)
-        return self.take(torch.where(lowest.isfinite(), index, index[:, :1]))
+        return self.take(torch.where(lowest < torch.inf, index, index[:, :1]))
 
     def take(self, index: Tensor) -> Scored:
         """Return the candidates of `index` (B, K)."""
@@ -94,9 +94,11 @@ class Problem:
     warm_start: Tensor | None = None  # (B, W, H, A), the best first
     proposals: Sequence[Proposal] = ()
     constraints: Sequence[Constraint] = ()
+    half: Tensor = field(init=False)  # (A,), half the range of each action: the unit of every std
 
     def __post_init__(self) -> None:
         """Raise ShapeError where context or warm start do not fit the model or each other."""
+        object.__setattr__(self, "half", (self.space.high - self.space.low) / 2)
         d = self.dynamics
         shapes.check("Planner.context", self.context, "B T D", T=d.context, D=d.latent_dim)
         if self.warm_start is not None:
@@ -105,11 +107,6 @@ class Problem:
             shapes.check("Planner.warm_start", self.warm_start, axes, **sizes)
             if self.warm_start.ndim == 3:
                 object.__setattr__(self, "warm_start", self.warm_start[:, None])
-
-    @property
-    def half(self) -> Tensor:
-        """Half the range of each action (A,): the unit of every std."""
-        return (self.space.high - self.space.low) / 2
 
     def first(self, count: int, *, hold: bool, proposed: float, near: float) -> Tensor:
         """Return the first candidates (B, N, H, A).
@@ -195,7 +192,7 @@ class Problem:
         with _told(self.objective):
             cost = self.objective(latents, actions)
         shapes.check("Objective", cost, "B N", B=problems, N=count)
-        cost = torch.where(cost.isfinite(), cost, torch.inf)
+        cost = cost.nan_to_num(torch.inf, torch.inf, torch.inf)
         violation: Tensor | None = None
         for constraint in self.constraints:
             with _told(constraint):
@@ -233,5 +230,6 @@ class _told:
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """Return (B, K, ...): rows `index` (B, K) of values (B, N, ...)."""
-    problem = torch.arange(len(index), device=index.device)[:, None]
-    return values[problem, index]
+    rest = values.shape[2:]
+    rows = index.view(*index.shape, *[1] * len(rest)).expand(*index.shape, *rest)
+    return values.gather(1, rows)

@@ -1,0 +1,147 @@
+"""Planners of other packages, called as their users call them, on our toy problem.
+
+Both are optional: `pip install "latentplan[benchmarks]"`. A peer draws without bounds, from a
+normal distribution of std 1; the cost of what it returns is taken as it is, which is to its
+advantage. It calls the model's step as a user's own cost function would, or, `fast`, our unrolled
+rollout: then what is left is the planner itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentplan.commands.bench_toy import ACTION, LATENT, Toy
+
+Solve = Callable[[int], Tensor]  # of a seed: actions (B, H, A)
+
+
+def installed() -> dict[str, str]:
+    """Return the peers that can be imported here, with their versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("stable-worldmodel", "pytorch-mppi"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def stable_worldmodel(
+    kind: str,
+    toy: Toy,
+    *,
+    candidates: int,
+    iterations: int,
+    batch_size: int,
+    fast: bool,
+    warm_start: Tensor | None = None,
+) -> Solve:
+    """Return a solve by one of its solvers: "cem", "icem" or "mppi", 10 % elites.
+
+    `batch_size` is how many problems it takes at once; it loops over the others.
+    """
+    import gymnasium
+
+    with _bare("stable_worldmodel"):
+        from stable_worldmodel import solver  # type: ignore[import-not-found]
+    classes = {"cem": solver.CEMSolver, "icem": solver.ICEMSolver, "mppi": solver.MPPISolver}
+    made = classes[kind](
+        _Cost(toy, fast=fast),
+        batch_size=batch_size,
+        num_samples=candidates,
+        n_steps=iterations,
+        topk=max(1, candidates // 10),
+        device=str(toy.start.device),
+    )
+    made.configure(
+        action_space=gymnasium.spaces.Box(-1, 1, (1, ACTION)),
+        n_envs=len(toy.start),
+        config=SimpleNamespace(horizon=toy.horizon, action_block=1, warm_start=False),
+    )
+    info = {"z": toy.start, "goal": toy.goal}
+
+    def solve(seed: int) -> Tensor:
+        made.torch_gen.manual_seed(seed)
+        with redirect_stdout(io.StringIO()), torch.inference_mode():  # it prints every solve
+            actions: Tensor = made.solve(dict(info), init_action=warm_start)["actions"]
+        return actions
+
+    return solve
+
+
+def pytorch_mppi(
+    toy: Toy, *, candidates: int, iterations: int, warm_start: Tensor | None = None
+) -> Solve:
+    """Return a solve: one command an iteration, without shifting, problem after problem."""
+    from pytorch_mppi import MPPI  # type: ignore[import-not-found]
+
+    start = torch.zeros(toy.horizon, ACTION, device=toy.start.device)
+    made = [
+        MPPI(
+            toy.model.step,
+            lambda state, action, goal=goal: (state - goal).square().sum(-1),
+            nx=LATENT,
+            noise_sigma=torch.eye(ACTION, device=goal.device),
+            num_samples=candidates,
+            horizon=toy.horizon,
+            device=goal.device,
+            U_init=start,
+        )
+        for goal in toy.goal
+    ]
+
+    starts = start.expand(len(made), -1, -1) if warm_start is None else warm_start
+
+    def solve(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            for each, z, first in zip(made, toy.start, starts, strict=True):
+                each.U = first.clone()
+                for _ in range(iterations):
+                    each.command(z, shift_nominal_trajectory=False)
+        plans: list[Tensor] = [each.U for each in made]
+        return torch.stack(plans)
+
+    return solve
+
+
+class _Cost:
+    """What stable-worldmodel asks of a model: costs (B, S) of candidates (B, S, H, A)."""
+
+    def __init__(self, toy: Toy, *, fast: bool) -> None:
+        self._toy, self._fast = toy, fast
+
+    def get_cost(self, info: dict[str, Any], candidates: Tensor) -> Tensor:
+        z, goal = info["z"], info["goal"]  # each (B, S, D)
+        if self._fast:
+            latents = self._toy.model.rollout(z[:, :1], candidates)
+            squared: Tensor = (latents - goal[:, :, None]).square().sum(-1)
+            return squared.mean(-1)
+        cost = torch.zeros(candidates.shape[:2], device=candidates.device)
+        for action in candidates.unbind(2):
+            z = self._toy.model.step(z, action)
+            cost = cost + (z - goal).square().sum(-1)
+        return cost / candidates.shape[2]
+
+
+@contextmanager
+def _bare(name: str) -> Iterator[None]:
+    """Import sub-packages of `name` without running its own __init__, which needs far more."""
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.submodule_search_locations is not None
+        package = ModuleType(name)
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules[name] = package
+    yield

@@ -1,0 +1,384 @@
+"""`latentplan bench plan`: what a solve costs and what it reaches, beside peers and the floor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from latentplan import registry
+from latentplan.errors import ConfigError, MissingDependency, check_range
+from latentplan.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentplan.commands.bench_toy import Toy
+
+ITERATIONS = 5
+WITH_ELITES = ("categorical", "cem", "hybrid", "icem")
+CURVE = (1, 2, 3, 4, 5, 6, 8, 12, 20)  # iterations, for cost against milliseconds
+QUICK = (1, 3, 5, 8, 12)
+# What a planner is given, where its defaults are for other problems. Elites are 10 %, as peers'.
+# Gradients need few candidates: theirs are the number here, whatever the cell's.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cem": {"locality": 0.0, "momentum": 0.0, "std_min": 0.01},
+    "icem": {"beta": 0.5, "std_min": 0.01},
+    "gradient": {"candidates": 32, "restarts": 2, "rate": 0.2, "decay": 0.97},
+    "hybrid": {"candidates": 32, "elites": 4, "locality": 0.0, "momentum": 0.0}
+    | {"polished": 4, "rate": 0.2, "decay": 0.97},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table."""
+
+    candidates: int
+    horizon: int
+    batch: int
+    iterations: int
+    dtype: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who is timed in a cell, and what it is called there."""
+
+    planner: str
+    source: str  # latentplan, or the peer's name
+    case: Case
+    problem: Toy
+    solve: Callable[[int], Tensor]  # of a seed: actions (B, H, A)
+    start: str = "cold"  # or warm: from the plan of the step before
+
+
+def run(
+    *,
+    quick: bool = False,
+    candidates: Sequence[int] = (64, 512, 2048),
+    horizons: Sequence[int] = (10,),
+    batches: Sequence[int] = (1, 16),
+    dtypes: Sequence[str] = ("float32",),
+    device: str = "cpu",
+    planners: Sequence[str] = (),
+    threads: int = 1,
+    repeats: int = 15,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Time planners on a toy problem; return the rows, and write them as JSON and as a picture.
+
+    Contestants of a cell take turns, so that a busy machine slows all alike: trust the ratios.
+    """
+    import torch
+
+    from latentplan.planning.mpc import DTYPES
+
+    for name, values in (("candidates", candidates), ("horizon", horizons), ("batch", batches)):
+        for value in values:
+            check_range(f"--{name}", value, 1)
+    check_range("--threads", threads, 1)
+    check_range("--repeats", repeats, 1)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingDependency(f"--device {device}: no CUDA device is visible")
+    names = list(planners) or sorted(registry.names("planner"))
+    for name in names:
+        registry.get("planner", name)
+    if quick:
+        candidates, batches, repeats = (64, 512), (1,), min(repeats, 3)
+    cells = [
+        Case(n, h, b, ITERATIONS, dtype, device, threads)
+        for h, b, n, dtype in product(horizons, batches, candidates, dtypes)
+    ]
+    curve = QUICK if quick else CURVE
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = list(_rows(names, cells, curve, repeats))
+    finally:
+        torch.set_num_threads(before)
+    _print(rows)
+    if out is not None:
+        write(Path(out), rows)
+    if plot is not None:
+        draw(rows, Path(plot))
+    return rows
+
+
+def _rows(
+    names: Sequence[str], cells: Sequence[Case], curve: Sequence[int], repeats: int
+) -> Iterable[dict[str, Any]]:
+    from latentplan.commands.progress import track
+
+    single = sorted({case.candidates for case in cells if case.batch == 1})
+    middle = single[len(single) // 2] if single else 0
+    with track(len(cells), "bench plan", "cells") as bar:
+        for case in cells:
+            drawn = (case.batch, case.candidates) == (1, middle)
+            yield from _cell(names, case, curve if drawn else (), repeats)
+            bar.advance()
+
+
+def _cell(
+    names: Sequence[str], case: Case, curve: Sequence[int], repeats: int
+) -> Iterable[dict[str, Any]]:
+    """Yield the rows of all contestants, timed in turns, each turn on other problems."""
+    import torch
+
+    from latentplan.commands.bench_toy import ACTION, Toy
+    from latentplan.planning.solver import shift
+
+    cold, warm = (Toy(batch=case.batch, horizon=case.horizon, device=case.device) for _ in range(2))
+    rest = torch.zeros(case.batch, case.horizon, ACTION, device=case.device)
+    contestants = [_ours(name, cold, case) for name in names]
+    contestants += _peers(cold, case)
+    for iterations in curve:
+        each = replace(case, iterations=iterations)
+        if iterations != case.iterations:
+            contestants += [_ours(name, cold, each) for name in names]
+            contestants += _peers(cold, each, fast=False)
+        contestants += [_ours(name, warm, each, rest) for name in names]
+        contestants += _peers(warm, each, rest, fast=False)
+    guide = _ours("cem", warm, replace(case, dtype="float32"))
+    seconds: list[list[float]] = [[] for _ in contestants]
+    costs: list[list[float]] = [[] for _ in contestants]
+    floors = []
+    for turn in range(repeats + 1):
+        cold.become(turn)
+        warm.become(turn)
+        if curve:  # one action later, with what is left of the plan that led there
+            plan = guide.solve(turn)
+            warm.move(plan)
+            rest.copy_(shift(plan, 1))
+        floors.append(_floor(case))
+        for contestant, took, cost in zip(contestants, seconds, costs, strict=True):
+            start = perf_counter()
+            actions = contestant.solve(turn)
+            _wait(case.device)
+            took.append(perf_counter() - start)
+            cost.append(contestant.problem.cost(actions))
+    floor = _quantile(floors[1:], 0.5)
+    for contestant, took, cost in zip(contestants, seconds, costs, strict=True):
+        yield {
+            "planner": contestant.planner,
+            "source": contestant.source,
+            **asdict(contestant.case),
+            "start": contestant.start,
+            "curve": bool(curve),
+            "p50_ms": round(1e3 * _quantile(took[1:], 0.5), 3),  # the first is to warm up
+            "p90_ms": round(1e3 * _quantile(took[1:], 0.9), 3),
+            "p99_ms": round(1e3 * _quantile(took[1:], 0.99), 3),
+            "cost": round(sum(cost[1:]) / repeats, 4),
+            "floor_ms": round(1e3 * floor * contestant.case.iterations, 3),
+        }
+
+
+def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None) -> Contestant:
+    """Return one of our planners with the settings of a case."""
+    import torch
+
+    from latentplan.planning.graph import Captured
+    from latentplan.planning.mpc import DTYPES
+
+    planner_class = registry.get("planner", name)
+    given = {"candidates": case.candidates} | SETTINGS.get(name, {})
+    given |= {"iterations": case.iterations, "horizon": case.horizon, "hold": False}
+    if name in WITH_ELITES:
+        given.setdefault("elites", max(1, given["candidates"] // 10))
+    solver = planner_class(planner_class.Config(**given))
+    if case.device.startswith("cuda"):
+        solver = Captured(solver)
+    dtype = DTYPES[case.dtype]
+    model: Any = problem.model if dtype == torch.float32 else deepcopy(problem.model).to(dtype)
+    generator = torch.Generator(case.device)
+
+    def solve(seed: int) -> Tensor:
+        plan = solver.plan(
+            problem.start[:, None].to(dtype),
+            model,
+            objective=problem.objective,
+            space=problem.space,
+            generator=generator.manual_seed(seed),
+            warm_start=warm_start,
+        )
+        actions: Tensor = plan.actions
+        return actions
+
+    start = "cold" if warm_start is None else "warm"
+    return Contestant(
+        name, "latentplan", replace(case, candidates=given["candidates"]), problem, solve, start
+    )
+
+
+def _peers(
+    problem: Toy, case: Case, warm_start: Tensor | None = None, *, fast: bool = True
+) -> list[Contestant]:
+    """Return the peers that are installed here, on the problems and types that they know."""
+    from latentplan.commands import bench_peers as peers
+
+    found = peers.installed() if case.dtype == "float32" else {}
+    setting = {"candidates": case.candidates, "iterations": case.iterations}
+    start = "cold" if warm_start is None else "warm"
+    made = []
+    if "stable-worldmodel" in found:
+        sizes = tuple(dict.fromkeys((1, case.batch)))
+        rollouts = (False, True) if fast else (False,)
+        for kind, ours, size in product(("cem", "icem", "mppi"), rollouts, sizes):
+            name = kind + (", our rollout" if ours else "")
+            name += f", {size} at once" if case.batch > 1 else ""
+            solve = peers.stable_worldmodel(
+                kind, problem, **setting, batch_size=size, fast=ours, warm_start=warm_start
+            )
+            made.append(Contestant(name, "stable-worldmodel", case, problem, solve, start))
+    if "pytorch-mppi" in found:
+        solve = peers.pytorch_mppi(problem, **setting, warm_start=warm_start)
+        made.append(Contestant("mppi", "pytorch-mppi", case, problem, solve, start))
+    return made
+
+
+def _floor(case: Case) -> float:
+    """Return the seconds that the matrix products alone take in one round, by torch.mm."""
+    import torch
+
+    from latentplan.commands.bench_toy import ACTION, HIDDEN, LATENT
+    from latentplan.planning.mpc import DTYPES
+
+    dtype, rows = DTYPES[case.dtype], case.candidates
+    sizes = (LATENT + ACTION, *HIDDEN, LATENT)
+    shapes = list(zip(sizes, sizes[1:], strict=False))
+    with torch.inference_mode():
+        given = [torch.randn(rows, n, dtype=dtype, device=case.device) for n, _ in shapes]
+        weights = [torch.randn(n, m, dtype=dtype, device=case.device) for n, m in shapes]
+        products = [x @ weight for x, weight in zip(given, weights, strict=True)]
+        _wait(case.device)
+        start = perf_counter()
+        for _ in range(case.batch * case.horizon):
+            for x, weight, out in zip(given, weights, products, strict=True):
+                torch.mm(x, weight, out=out)
+        _wait(case.device)
+        return perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    import numpy as np
+
+    return float(np.quantile(values, share))
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    columns = ("candidates", "batch", "dtype", "start", "planner", "source", "p50 ms", "floor x")
+    for column in (*columns, "cost"):
+        table.add_column(column, justify="left" if column in columns[2:6] else "right")
+    for row in rows:
+        if row["iterations"] != ITERATIONS:
+            continue  # of the curve
+        ratio = row["p50_ms"] / row["floor_ms"]
+        table.add_row(
+            *(str(row[column]) for column in columns[:6]),
+            f"{row['p50_ms']:.2f}",
+            f"{ratio:.2f}",
+            f"{row['cost']:.3f}",
+        )
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    print(
+        f"{ITERATIONS} iterations; cost after them, low is good; floor: the matrix products alone"
+    )
+    for line in race(rows):
+        print(line)
+
+
+def race(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say how soon ours reach the cost that stable-worldmodel's CEM has after all iterations.
+
+    A line for a cold and one for a warm start, where curves were measured.
+    """
+    lines = []
+    for start in ("cold", "warm"):
+        curves = _curves(row for row in rows if row["start"] == start)
+        peer = curves.pop(("stable-worldmodel", "cem"), [])
+        marks = [row for row in peer if row["iterations"] == ITERATIONS]
+        if not marks:
+            continue
+        mark = marks[0]
+        ratios = {}
+        for (source, name), curve in curves.items():
+            reached = [row["p50_ms"] for row in curve if row["cost"] <= mark["cost"]]
+            if source == "latentplan" and reached:
+                ratios[name] = min(reached) / mark["p50_ms"]
+        shares = (f"{name} {ratios[name]:.2f}" for name in sorted(ratios, key=lambda k: ratios[k]))
+        lines.append(
+            f"{start} start: stable-worldmodel's CEM has cost {mark['cost']:.3f} after "
+            f"{mark['p50_ms']:.1f} ms; ours reach it in this share of that time: "
+            + ", ".join(shares)
+        )
+    return lines
+
+
+def _curves(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the rows of each planner in the cell where several iterations were timed."""
+    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["curve"]:
+            curves.setdefault((row["source"], row["planner"]), []).append(row)
+    return {key: sorted(curve, key=lambda row: row["p50_ms"]) for key, curve in curves.items()}
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows as a JSON list: whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw cost against milliseconds, one curve a planner, for a cold and a warm start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axis, start in zip(axes, ("cold", "warm"), strict=True):
+        for (source, planner), curve in _curves(r for r in rows if r["start"] == start).items():
+            if len(curve) < 2:
+                continue
+            ours = source == "latentplan"
+            axis.plot(
+                [row["p50_ms"] for row in curve],
+                [row["cost"] for row in curve],
+                marker="." if ours else "x",
+                linestyle="-" if ours else "--",
+                label=planner if ours else f"{planner} ({source})",
+            )
+        axis.set(xscale="log", xlabel="ms (median of a solve)", title=f"{start} start")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("cost (mean squared latent distance)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    figure.set_layout_engine("constrained")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")
+    plt.close(figure)

@@ -1,0 +1,107 @@
+"""The problem that planners are timed on: a network of random weights, and goals it can reach."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.nn.mlp import LatentMLP
+from latentplan.objectives.goal import GoalDistance
+from latentplan.planning.spaces import Box
+from latentplan.types import ActionSpec, ArraySpec, Batch, Loss, Spec, Tensors
+
+LATENT, ACTION, HIDDEN = 32, 4, (256, 256)
+BOUND = 2.0  # of an action: two of the std that planners without bounds draw with
+
+
+class RandomMLP(nn.Module):
+    """z' = MLP(z, a) of random weights behind an identity encoder; a `protocols.Dynamics`."""
+
+    context, latent_dim = 1, LATENT
+
+    def __init__(self, seed: int) -> None:
+        """Draw weights that keep the variance of what goes through."""
+        super().__init__()
+        self.spec = Spec(
+            observation={"state": ArraySpec((LATENT,))},
+            action=ActionSpec((-BOUND,) * ACTION, (BOUND,) * ACTION),
+        )
+        self.dynamics = LatentMLP(LATENT, ACTION, HIDDEN, residual=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in self.parameters():
+                inputs = weight.shape[1] if weight.ndim == 2 else 100
+                drawn = torch.randn(weight.shape, generator=generator)
+                weight.copy_(drawn * (2 / inputs) ** 0.5)
+            self.dynamics.action.weight.mul_((ACTION / (LATENT + ACTION)) ** 0.5)
+            self.dynamics.state.weight.mul_((LATENT / (LATENT + ACTION)) ** 0.5)
+            list(self.dynamics.rest.parameters())[-2].mul_(0.5**0.5)
+        first = nn.Linear(LATENT + ACTION, HIDDEN[0])
+        first.weight.data = torch.cat([self.dynamics.state.weight, self.dynamics.action.weight], 1)
+        first.bias = self.dynamics.state.bias
+        self.plain = nn.Sequential(first, nn.ReLU(), *self.dynamics.rest)
+        self.requires_grad_(False)
+
+    def step(self, z: Tensor, action: Tensor) -> Tensor:
+        """Return z' of z (..., D) and actions (..., A), written as one would at first."""
+        after: Tensor = self.plain(torch.cat([z, action], dim=-1))
+        return after
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return the state as it is."""
+        return observations["state"]
+
+    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D)."""
+        return self.dynamics.unroll(context[:, -1], actions)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Nothing to train."""
+        raise NotImplementedError("a network of random weights is not trained")
+
+
+class Toy:
+    """B problems on one network; `become` makes them others, in place."""
+
+    def __init__(self, *, batch: int, horizon: int, seed: int = 0, device: str = "cpu") -> None:
+        """Take the weights of `seed` and the problems number 0."""
+        self.model = RandomMLP(seed).to(device)
+        self.horizon = horizon
+        self.start = torch.zeros(batch, LATENT, device=device)  # (B, D)
+        self.goal = torch.zeros(batch, LATENT, device=device)
+        self.become(0)
+
+    @property
+    def objective(self) -> GoalDistance:
+        """The mean over the horizon of the squared distance to the goal."""
+        return GoalDistance(self.goal, GoalDistance.Config(power=2, reduce="mean"))
+
+    @property
+    def space(self) -> Box:
+        """The box of actions."""
+        limit = self.start.new_full((ACTION,), BOUND)
+        return Box(-limit, limit, problems=len(self.start))
+
+    @torch.no_grad()
+    def become(self, number: int) -> None:
+        """Draw starts, and goals that a random sequence of actions leads to from there."""
+        batch, device = len(self.start), self.start.device
+        generator = torch.Generator().manual_seed(number)
+        z = torch.randn(batch, 1, LATENT, generator=generator).to(device)
+        # Twenty actions before the start: from where the network leads, not from anywhere.
+        drawn = torch.randn(batch, 1, 20 + self.horizon, ACTION, generator=generator)
+        path = self.model.rollout(z, drawn.clamp(-BOUND, BOUND).to(device))[:, 0]
+        self.start.copy_(path[:, 19])
+        self.goal.copy_(path[:, -1])
+
+    @torch.no_grad()
+    def move(self, actions: Tensor) -> None:
+        """Let the first of actions (B, H, A) happen."""
+        self.start.copy_(self.model.rollout(self.start[:, None], actions[:, None])[:, 0, 0])
+
+    @torch.no_grad()
+    def cost(self, actions: Tensor) -> float:
+        """Return the mean cost of actions (B, H, A), in float32 by the plain model."""
+        candidates = actions[:, None].to(self.start)
+        latents = self.model.rollout(self.start[:, None], candidates)
+        return float(self.objective(latents, candidates).mean())
