@@ -25,7 +25,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "predictive": "latentplan.planning.predictive:PredictiveSampling",
         "shooting": "latentplan.planning.shooting:Shooting",
     },
-    "objective": {"goal": "latentplan.objectives.goal:GoalDistance"},
+    "objective": {
+        "goal": "latentplan.objectives.goal:GoalDistance",
+        "pessimistic": "latentplan.objectives.ensemble:Pessimistic",
+    },
     "explorer": {
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
