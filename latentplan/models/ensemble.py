@@ -1,0 +1,69 @@
+"""An ensemble: models trained alike, whose latents stand side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError
+from latentplan.protocols import Dynamics
+from latentplan.shapes import check
+from latentplan.types import Batch, Loss, Tensors
+
+
+class Ensemble(nn.Module):
+    """A `protocols.Dynamics` of M members: each encodes and imagines by itself.
+
+    Its latents are the members' in a row, D = M x d. Members differ by their seeds or their data;
+    where they disagree, none of them knows (Lakshminarayanan et al., "Simple and Scalable
+    Predictive Uncertainty Estimation using Deep Ensembles", arXiv 1612.01474). It never scores:
+    an objective such as `Pessimistic` takes the latents apart again.
+    """
+
+    def __init__(self, members: Sequence[Dynamics]) -> None:
+        """Take the members; ConfigError unless they have one spec, latent size and context."""
+        super().__init__()
+        if not members:
+            raise ConfigError("Ensemble.members: found none, need at least one")
+        first = members[0]
+        for number, member in enumerate(members):
+            for name in ("spec", "latent_dim", "context"):
+                here, there = getattr(first, name), getattr(member, name)
+                if here != there:
+                    found = "other" if name == "spec" else f"{there}, not {here},"
+                    raise ConfigError(
+                        f"Ensemble.members[{number}].{name}: {found} than that of members[0]; "
+                        "train all members on data of one spec with one config"
+                    )
+        self.members = nn.ModuleList(cast(Sequence[nn.Module], members))
+        self.spec, self.context = first.spec, first.context
+        self.latent_dim = len(members) * first.latent_dim
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return (B, T, M d) of observations, each (B, T, ...)."""
+        return torch.cat([each.encode(observations) for each in self._each()], dim=-1)
+
+    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, M d) after each action, from (B, T, M d) and (B, N, H, A)."""
+        check("Ensemble.rollout.context", context, "B T D", D=self.latent_dim)
+        parts = context.chunk(len(self.members), dim=-1)
+        ahead = [
+            each.rollout(part, actions) for each, part in zip(self._each(), parts, strict=True)
+        ]
+        return torch.cat(ahead, dim=-1)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the mean of the members' losses."""
+        losses = [each.loss(batch) for each in self._each()]
+        total = torch.stack([loss.total for loss in losses]).mean()
+        parts = {
+            name: torch.stack([loss.parts[name] for loss in losses]).mean()
+            for name in losses[0].parts
+        }
+        return Loss(total, parts)
+
+    def _each(self) -> Sequence[Dynamics]:
+        return cast(Sequence[Dynamics], self.members)
