@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentplan import config, registry
+from latentplan.errors import ConfigError
+from latentplan.models.ensemble import Ensemble
 from latentplan.planning.mpc import MPC
 from latentplan.training import checkpoint
 
 
 def load(
-    run: Path | str,
+    run: Path | str | Sequence[Path | str],
     *,
     device: str = "cpu",
     planner: str = "cem",
-    objective: str = "goal",
+    objective: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> MPC:
     """Return the MPC of a trained run: set its `goal`, then ask it to `act`.
 
-    `run` is a run folder, a .safetensors file or the name of a shipped checkpoint; `planner` and
-    `objective` are registry names or presets; `overrides` are `key=value` of the sections
+    `run` is a run folder, a .safetensors file or the name of a shipped checkpoint, or several of
+    them: an ensemble. `planner` and `objective` are registry names or presets; the objective is
+    `goal` unless given, for an ensemble `pessimistic`. `overrides` are `key=value` of the sections
     `planner`, `objective` and `mpc` (`planner.candidates=1024`, `chunk=2`). The device is never
     replaced by another. Raises CheckpointError, UnknownName, ConfigError or MissingDependency.
     """
-    parts = choose(planner=planner, objective=objective)
-    settings = config.load(parts.sections, preset=parts.presets, overrides=overrides)
-    found = checkpoint.load(checkpoint.find(run), device=device)
+    alone = isinstance(run, Path | str)
+    runs = [run] if isinstance(run, Path | str) else list(run)
+    parts = choose(planner=planner, objective=objective or ("goal" if alone else "pessimistic"))
+    presets = dict(parts.presets)
+    if hasattr(parts.classes["objective"].Config, "members"):
+        presets["objective"] = {**presets.get("objective", {}), "members": len(runs)}
+    settings = config.load(parts.sections, preset=presets, overrides=overrides)
+    members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
+    if not members:
+        raise ConfigError("load.run: found no run, need at least one")
+    found = members[0]
+    if not alone:
+        found = replace(found, model=Ensemble([each.model for each in members]).eval())
     return assemble(found, parts, settings, seed=seed)
 
 
@@ -64,6 +77,10 @@ def assemble(
     found: checkpoint.Checkpoint, parts: Parts, settings: Mapping[str, Any], *, seed: int
 ) -> MPC:
     """Return the MPC of a loaded checkpoint, with one filled config a section of `parts`."""
+    members = len(found.model.members) if isinstance(found.model, Ensemble) else 1
+    asked = getattr(settings["objective"], "members", members)
+    if asked != members:
+        raise ConfigError(f"objective.members: found {asked}, for {members} run(s); leave it out")
     found.model.requires_grad_(False)  # gradients with respect to actions alone, then
     return MPC(
         found.model,
