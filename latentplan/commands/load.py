@@ -34,14 +34,14 @@ def load(
     """
     alone = isinstance(run, Path | str)
     runs = [run] if isinstance(run, Path | str) else list(run)
+    if not runs:
+        raise ConfigError("load.run: found no run, need at least one")
     parts = choose(planner=planner, objective=objective or ("goal" if alone else "pessimistic"))
     presets = dict(parts.presets)
     if hasattr(parts.classes["objective"].Config, "members"):
         presets["objective"] = {**presets.get("objective", {}), "members": len(runs)}
     settings = config.load(parts.sections, preset=presets, overrides=overrides)
     members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
-    if not members:
-        raise ConfigError("load.run: found no run, need at least one")
     found = members[0]
     if not alone:
         found = replace(found, model=Ensemble([each.model for each in members]).eval())
