@@ -13,8 +13,6 @@ EE = "ee"  # body between the finger tips: what grasps, and whose pose is report
 FINGER = (0.010, 0.006)  # m, half of a finger's thickness along x and y
 COLOURS = ((0.93, 0.93, 0.95, 1.0), (0.30, 0.34, 0.40, 1.0))  # links and joints by turns
 HAND = (0.16, 0.17, 0.19, 1.0)
-# Links this close in the chain cannot meet within the joint limits, but their capsules may touch.
-NEAR = 2
 
 
 def add(
@@ -36,7 +34,6 @@ def add(
     )
     bits = 1 if solid else 0
     _add_capsules(body, arm.base_capsules, mass=1.0, rgba=COLOURS[1], bits=bits)
-    chain = [body]
     for i, joint in enumerate(arm.joints):
         turn = _quaternion((1, 0, 0), joint.alpha)
         # Craig's row: along the old x by a, along the new z by d.
@@ -52,7 +49,6 @@ def add(
         )
         _add_capsules(body, joint.capsules, mass=joint.mass, rgba=COLOURS[i % 2], bits=bits)
         _add_servo(spec, prefix + joint.name, joint.torque, (joint.low, joint.high))
-        chain.append(body)
     hand = body.add_body(
         name=f"{prefix}hand",
         pos=(0, 0, arm.flange),
@@ -60,14 +56,12 @@ def add(
         gravcomp=1,
     )
     _add_capsules(hand, gripper.capsules, mass=gripper.mass, rgba=HAND, bits=bits)
-    chain.append(hand)
     for name, side in (("left", 1), ("right", -1)):
         _add_finger(spec, hand, arm, prefix + name, side=side, bits=bits, slides=fingers)
     ee = hand.add_body(name=prefix + EE, pos=(0, 0, gripper.length))
     ee.add_site(name=prefix + EE, size=(1e-3, 1e-3, 1e-3), rgba=(0, 0, 0, 0))
-    for i, first in enumerate(chain):
-        for second in chain[i + 1 : i + NEAR + 1]:
-            spec.add_exclude(bodyname1=first.name, bodyname2=second.name)
+    # Neighbours overlap in their joint. MuJoCo knows this, but not of a base that stands still.
+    spec.add_exclude(bodyname1=f"{prefix}base", bodyname2=f"{prefix}{arm.joints[0].name}_link")
 
 
 def _add_finger(
