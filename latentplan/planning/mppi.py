@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from latentplan.planning.problem import Problem, Scored
 from latentplan.planning.solver import Solver
 
-HALVINGS = 12  # of the temperature's bracket: a factor of 10^8 to within half a per cent
+HALVINGS = 12  # of the bracket of the temperature, a factor of 8,000: to within a quarter per cent
 
 
 class State(NamedTuple):
@@ -96,10 +97,13 @@ def weights(cost: Tensor, temperature: float, effective: float) -> Tensor:
     above = (cost - torch.where(low_cost.isfinite(), low_cost, 0)).double()
     if temperature > 0:
         return torch.softmax(-above / temperature, dim=1).nan_to_num()
-    finite = above.isfinite()
-    scale = torch.where(finite, above, 0).amax(1, keepdim=True).clamp_min(1e-300)
+    # The temperature is of the size of what the last of those wanted costs more than the best:
+    # bounds of 1 / sum w^2 leave this bracket, and a draw that costs far too much does not move it.
     wanted = max(1.0, effective * cost.shape[1])
-    low, high = torch.full_like(scale, -16.0), torch.full_like(scale, 3.0)  # log(t / scale)
+    last = above.kthvalue(ceil(wanted), dim=1, keepdim=True).values
+    most = torch.where(above.isfinite(), above, 0).amax(1, keepdim=True)
+    scale = torch.where(last.isfinite(), last, most).clamp_min(1e-300)
+    low, high = torch.full_like(scale, -4.0), torch.full_like(scale, 5.0)  # log(t / scale)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         weight = torch.softmax(-above / (scale * middle.exp()), dim=1)
