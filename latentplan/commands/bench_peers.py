@@ -54,7 +54,7 @@ def stable_worldmodel(
     import gymnasium
 
     with _bare("stable_worldmodel"):
-        from stable_worldmodel import solver  # type: ignore[import-not-found]
+        from stable_worldmodel import solver
     classes = {"cem": solver.CEMSolver, "icem": solver.ICEMSolver, "mppi": solver.MPPISolver}
     made = classes[kind](
         _Cost(toy, fast=fast),
@@ -84,7 +84,7 @@ def pytorch_mppi(
     toy: Toy, *, candidates: int, iterations: int, warm_start: Tensor | None = None
 ) -> Solve:
     """Return a solve: one command an iteration, without shifting, problem after problem."""
-    from pytorch_mppi import MPPI  # type: ignore[import-not-found]
+    from pytorch_mppi import MPPI
 
     start = torch.zeros(toy.horizon, ACTION, device=toy.start.device)
     made = [
