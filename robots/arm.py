@@ -46,7 +46,8 @@ class SimulatedArm:
         home, width = self.arm.column("home"), self.arm.gripper.width
         self.data.qpos[: self._joints] = home if motion is None else motion.q[0]
         self.data.qpos[self._joints :] = (width if motion is None else motion.gripper[0]) / 2
-        self.data.ctrl[:] = self.data.qpos
+        self._target, self._rate = self.data.qpos.copy(), np.zeros_like(self.data.qpos)
+        self.data.ctrl[:] = self._target
         self._mujoco.mj_forward(self.model, self.data)
 
     @property
@@ -69,21 +70,28 @@ class SimulatedArm:
             raise ShapeError(
                 f"SimulatedArm.motion: starts {gap:.3f} rad from where the arm is; reset() it"
             )
-        substeps = int(np.ceil(motion.dt / self.TIMESTEP - 1e-9))
-        self.model.opt.timestep = motion.dt / substeps
-        fingers = np.repeat(motion.gripper[:, None] / 2, 2, axis=1)
-        targets = np.concatenate([motion.q, fingers], axis=1)
-        rates = np.concatenate([motion.dq, np.zeros_like(fingers)], axis=1) * self._lead
         q, dq = np.empty_like(motion.q), np.empty_like(motion.dq)
         ee, gripper = np.empty_like(motion.ee), np.empty_like(motion.gripper)
         for i in range(len(motion)):
             if i > 0:
-                for share in np.arange(1, substeps + 1) / substeps:
-                    target = targets[i - 1] + share * (targets[i] - targets[i - 1])
-                    lead = rates[i - 1] + share * (rates[i] - rates[i - 1])
-                    self.data.ctrl[:] = target + lead
-                    self._mujoco.mj_step(self.model, self.data)
-            self._mujoco.mj_kinematics(self.model, self.data)
+                self.servo(motion.q[i], dq=motion.dq[i], gripper=motion.gripper[i], dt=motion.dt)
             q[i], dq[i] = self.q, self.data.qvel[: self._joints]
             ee[i], gripper[i] = self.ee, self.data.qpos[self._joints :].sum()
         return replace(motion, q=q, dq=dq, ee=ee, gripper=gripper)
+
+    def servo(self, q: Array, *, dq: Array, gripper: float, dt: float) -> None:
+        """Drive the joints for `dt` s towards q (J,), rad, at dq (J,), rad/s, after that time.
+
+        The targets go there in a straight line from the last ones; `gripper` is the width in m.
+        """
+        target = np.append(q, (gripper / 2,) * 2)
+        rate = np.append(dq, (0.0, 0.0))
+        steps = int(np.ceil(dt / self.TIMESTEP - 1e-9))
+        self.model.opt.timestep = dt / steps
+        for share in np.arange(1, steps + 1) / steps:
+            between = self._target + share * (target - self._target)
+            lead = self._lead * (self._rate + share * (rate - self._rate))
+            self.data.ctrl[:] = between + lead
+            self._mujoco.mj_step(self.model, self.data)
+        self._target, self._rate = target, rate
+        self._mujoco.mj_kinematics(self.model, self.data)
