@@ -115,7 +115,7 @@ class Evaluation:
         )
         explore, try_out = (np.random.default_rng(s) for s in key.spawn(2))
         spec = self.env.data_spec
-        goal = _copy(self.env.reset(seed=goal_seed)[0])
+        goal = self._goal(goal_seed)
         planned, tried_out = Planned(self.agent, spec, seed=plan_seed), []
         candidates = Random(spec, try_out)
 
@@ -143,7 +143,7 @@ class Evaluation:
         before_step: Callable[[int, Observation], None] | None = None,
     ) -> Attempt:
         env, view = self.env, self.view
-        observation = _copy(env.reset(seed=seed)[0])
+        observation = _copy(env.reset(seed=seed, options={"goal": goal})[0])
         contender.begin(goal)
         seen, actions, predicted, act_ms = [observation], [], [], []
         info: dict[str, Any] = {}
@@ -171,6 +171,11 @@ class Evaluation:
             pictures=tuple(o[view] for o in seen) if view and shown else (),
             success=self._success(float(distance[-1]), info),
         )
+
+    def _goal(self, seed: int) -> Observation:
+        """Return what shall be seen at the end: a goal of the env's task, else another start."""
+        draw = getattr(self.env, "goal", None)
+        return _copy(self.env.reset(seed=seed)[0] if draw is None else draw(seed=seed))
 
     def _try_out(
         self, planned: Planned, candidates: Random, observation: Observation, goal: Observation
