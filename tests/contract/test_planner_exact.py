@@ -26,7 +26,7 @@ TOLERANCES = {"gradient": 0.001, "hybrid": 0.001}  # of the optimal cost; others
 WALL_BUDGETS = {
     "gradient": BUDGETS["gradient"],
     "hybrid": BUDGETS["hybrid"],
-    "icem": {"candidates": 512, "iterations": 60, "elites": 64, "beta": 0.5, "decay": 1, "kept": 1},
+    "icem": {**OTHERS, "iterations": 60, "beta": 0.5, "decay": 1.0, "kept": 1.0, "locality": 0.7},
     "predictive": {"candidates": 512, "iterations": 60, "knots": HORIZON, "decay": 0.9},
 }
 WALL_OTHERS = {**OTHERS, "iterations": 60}

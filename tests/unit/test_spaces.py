@@ -123,3 +123,57 @@ def test_the_whole_box_stands_in_where_nothing_can_be_picked():
     spec = toy_spec(states=3, actions=2, bound=0.5)
     space = from_observation(spec, {"state": np.zeros(3, np.float32)})
     assert isinstance(space, Box) and space.high.tolist() == [0.5, 0.5]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    low=st.floats(-1e3, 1e3, width=32),
+    width=st.floats(0, 1e3, width=32),
+    rate=st.floats(2**-20, 2e3, width=32),
+    at=st.floats(0, 1, width=32),
+    known=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_rate_holds_to_the_last_bit_and_what_keeps_it_stays(
+    low, width, rate, at, known, dtype, seed
+):
+    low, rate = torch.tensor([low, -1.0], dtype=dtype), torch.tensor([rate, 0.3], dtype=dtype)
+    high = low + torch.tensor([width, 2.0], dtype=dtype)
+    previous = (low + at * (high - low)).clamp(low, high).expand(2, -1) if known else None
+    box = Box(low, high, problems=2, rate=rate, previous=previous)
+    wild = torch.randn(2, 9, 6, 2, dtype=dtype, generator=seeded(seed)) * (1 + width)
+    for actions in (box.sample(9, 6, generator=seeded(seed)), box.project(wild + low)):
+        assert ((actions >= low) & (actions <= high)).all()
+        chain = actions if previous is None else _after(previous, actions)
+        assert (chain.double().diff(dim=2).abs() <= rate).all()
+        assert torch.equal(box.project(actions), actions)
+
+
+def _after(previous, actions):
+    first = previous[:, None, None].expand(-1, actions.shape[1], -1, -1)
+    return torch.cat([first, actions], dim=2)
+
+
+def test_a_rate_changes_nothing_that_keeps_it_and_is_used_up_where_it_does_not():
+    box = Box(LOW, HIGH, rate=torch.full((4,), 0.25), previous=torch.zeros(1, 4))
+    tame = torch.tensor([0.1, 0.3, 0.5]).view(1, 1, 3, 1).expand(-1, -1, -1, 4)
+    assert torch.equal(box.project(tame), tame)
+    found = box.project(torch.ones(1, 1, 6, 4))[0, 0, :, 0]
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.5, 0.75, 1, 1, 1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ({"rate": torch.tensor([0.1, 0.0, 0.1, 0.1])}, "Box.rate: found .* need more than 0"),
+        ({"rate": torch.full((4,), torch.nan)}, "Box.rate: found .* need more than 0"),
+        ({"rate": torch.full((3,), 0.1)}, "Box.rate: found shape"),
+        ({"previous": torch.zeros(2, 4)}, "Box.previous: found shape"),
+        ({"previous": torch.full((1, 4), 1.1)}, "Box.previous: found .* need it within"),
+        ({"previous": torch.full((1, 4), torch.nan)}, "Box.previous: found .* need it within"),
+    ],
+)
+def test_rates_and_previous_actions_that_do_not_fit_are_refused(rest, message):
+    with pytest.raises(ShapeError, match=message):
+        Box(LOW, HIGH, **rest)
