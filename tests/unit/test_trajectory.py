@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentplan.errors import ConfigError, ShapeError
+from latentplan.errors import ConfigError, MissingDependency, ShapeError
 from latentplan.robots import description
 from latentplan.robots.trajectory import Limits, Path, Trajectory, nodes
 
@@ -86,6 +88,12 @@ def test_a_share_of_the_limits_is_the_same_motion_slower() -> None:
     path = Path(np.array([np.zeros(7), np.full(7, 0.4)]))
     fast, slow = (Trajectory(path, Limits.of(arm, share=share)) for share in (1.0, 0.25))
     assert slow.duration == pytest.approx(4 * fast.duration, rel=1e-6)
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruckig", None)
+    with pytest.raises(MissingDependency, match=r'ruckig: pip install "latentplan\[arm\]"'):
+        Trajectory(Path(np.array([np.zeros(7), np.ones(7)])), LIMITS["panda"])
 
 
 def test_bad_input_is_refused() -> None:
