@@ -79,7 +79,7 @@ def test_a_start_beyond_the_wall_comes_back_and_still_heads_for_the_goal(name):
     model, context, goal, (low, high) = problem(1)
     model.A.data = torch.eye(4, dtype=DOUBLE)  # the wall can be reached from where it starts
     context = torch.zeros_like(context)
-    first = float(model.B[0].abs().sum())  # how far one step takes the first latent
+    first = float(model.B.detach()[0].abs().sum())  # how far one step takes the first latent
     wall = HalfSpace(-NORMAL, -1.5 * first)  # two steps off: the first latent is always outside
     planner = build(name, candidates=256, horizon=3, iterations=20)
     plan = solve(planner, model, context, goal, Box(low, high), constraints=[wall])
