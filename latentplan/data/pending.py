@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from io import BytesIO
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from latentplan.data.location import Location
 from latentplan.types import Episode
 
+FOLDER = ".pending"
 
-def write(folder: Path, index: int, episode: Episode) -> None:
-    """Put episode number `index` into `folder` in one atomic step, and onto the disk."""
+
+def write(location: Location, index: int, episode: Episode) -> None:
+    """Put episode number `index` into the folder in one atomic step, and onto the disk."""
     arrays: dict[str, Any] = {
         f"observation/{key}": value for key, value in episode.observations.items()
     }
+    arrays |= {f"info/{key}": np.float64(value) for key, value in episode.info.items()}
     arrays |= {
         "action": episode.actions,
         "reward": episode.rewards,
@@ -23,44 +27,49 @@ def write(folder: Path, index: int, episode: Episode) -> None:
             [episode.seed, episode.terminated, episode.truncated], np.int64
         ),
     }
-    partial = folder / f"{index:08d}.partial"
-    try:
-        with partial.open("wb") as f:
-            np.savez(f, **arrays)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(_file(folder, index))
-    finally:  # a full disk, or Ctrl-C
-        partial.unlink(missing_ok=True)
+    content = BytesIO()
+    np.savez(content, **arrays)
+    location.write(_file(index), content.getvalue())
 
 
-def read(folder: Path) -> dict[int, Episode]:
-    """Return the episodes in `folder` by number."""
+def read(location: Location) -> dict[int, Episode]:
+    """Return the waiting episodes by number."""
     episodes = {}
-    for file in sorted(folder.glob("*.npz")):
+    for index, name in _waiting(location).items():
         try:
-            with np.load(file, allow_pickle=False) as values:
-                arrays = dict(values)
+            content = location.read(name)
         except FileNotFoundError:
             continue  # a writer has just moved it into the arrays
+        with np.load(BytesIO(content), allow_pickle=False) as values:
+            arrays = dict(values)
         seed, terminated, truncated = arrays.pop("seed_terminated_truncated").tolist()
-        episodes[int(file.stem)] = Episode(
+        episodes[index] = Episode(
             actions=arrays.pop("action"),
             rewards=arrays.pop("reward"),
-            observations={k.removeprefix("observation/"): v for k, v in arrays.items()},
+            observations=_named(arrays, "observation/"),
             terminated=bool(terminated),
             truncated=bool(truncated),
             seed=seed,
+            info={key: float(value) for key, value in _named(arrays, "info/").items()},
         )
     return episodes
 
 
-def drop(folder: Path, stop: int) -> None:
+def drop(location: Location, stop: int) -> None:
     """Remove the episodes before number `stop`."""
-    for file in folder.glob("*.npz"):
-        if int(file.stem) < stop:
-            file.unlink()
+    for index, name in _waiting(location).items():
+        if index < stop:
+            location.remove(name)
 
 
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"{index:08d}.npz"
+def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _waiting(location: Location) -> dict[int, str]:
+    names = [name for name in location.sizes(FOLDER) if name.endswith(".npz")]
+    return {int(PurePosixPath(name).stem): name for name in names}
+
+
+def _file(index: int) -> str:
+    return f"{FOLDER}/{index:08d}.npz"

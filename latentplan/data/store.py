@@ -7,74 +7,73 @@
       reward                (rows,)   float32  last row is zero and means nothing
       episode/end           (episodes,) int64  the row after the episode's last; written last
       episode/seed, terminated, truncated
+      episode/info/<name>   (episodes,) float64, NaN where an episode does not say; may be absent
       .pending/             episodes that wait until there are enough of them for a whole shard
 
 An episode is in the store from the moment its file in `.pending` is renamed into place (one
 atomic step). When a shard's worth of rows waits, rows are written first and `episode/end` after
 them, then the files go. So a kill at any moment loses at most the episode being appended: rows
 without an end are cut off, and files of episodes that have an end are removed, by the next open
-for append. Any zarr reader sees the whole of a store that was closed.
+for append. Any zarr reader sees the whole of a store that was closed. A store may lie at a URL
+(`data/location.py`).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
 
-from latentplan.data import pending
+from latentplan.data import layout, pending
+from latentplan.data.location import locate, writing
 from latentplan.errors import ShapeError, StoreError
 from latentplan.shapes import check_finite
 from latentplan.types import Array, Episode, Spec
 
-SCHEMA = 1
-CHUNK_BYTES = 1 << 19  # decoded together: neighbouring pictures are alike, so they compress well
-SHARD_CHUNKS = 16  # chunks a file
-EPISODE_CHUNK = 4096  # entries a file of the arrays below episode/
-PENDING = ".pending"
-COLUMNS = {"seed": "int64", "terminated": "bool", "truncated": "bool", "end": "int64"}
-
 
 class ZarrStore:
-    """An EpisodeStore in a folder; made by `create` or `open`, and a context manager.
+    """An EpisodeStore in a folder or at a URL; made by `create` or `open`, and a context manager.
 
     One process may append at a time; any number may read meanwhile, each sees the episodes that
     were there when it opened.
     """
 
-    def __init__(self, path: Path, mode: Literal["r", "a"]) -> None:
+    def __init__(self, path: Path | str, mode: Literal["r", "a"]) -> None:
         """Read what is at `path`; use `open` or `create` instead."""
         self.path = path
-        self._lock = _lock(path) if mode == "a" else None
+        self._location = locate(path)
+        attributes = layout.read_attributes(self._location)
+        self._lock = self._location.lock() if mode == "a" else None
         try:
-            attributes = _read_attributes(path)
             self.spec = Spec.from_json(attributes["spec"])
             self.settings: dict[str, Any] = attributes["settings"]  # what the data was made with
-            self._layout = _layout(self.spec)
+            self._layout = layout.of_rows(self.spec)
             with self._damage("its arrays cannot be read"):
                 # This order, because a writer may be at work: pending files become ends, and
                 # arrays only grow.
-                waiting = pending.read(path / PENDING)
-                group = _open(path, mode)
-                self.ends = _read_ends(group["episode/end"])  # (episodes,) int64, pending ones too
+                waiting = pending.read(self._location)
+                self._group = zarr.open_group(
+                    self._location.zarr(read_only=mode == "r"), mode="r" if mode == "r" else "r+"
+                )
+                # (episodes,) int64, pending ones too
+                self.ends = layout.read_ends(self._group["episode/end"])
                 self._folded = int(self.ends[-1]) if len(self.ends) else 0  # rows in the arrays
                 with zarr.config.set({"array.write_empty_chunks": True}):  # absent means damage
-                    self._arrays: dict[str, Any] = {name: group[name] for name in self._layout}
-                    self._columns: dict[str, Any] = {k: group[f"episode/{k}"] for k in COLUMNS}
+                    self._arrays: dict[str, Any] = {n: self._group[n] for n in self._layout}
+                    self._columns: dict[str, Any] = {
+                        k: self._group[f"episode/{k}"] for k in layout.COLUMNS
+                    }
+                self._info: dict[str, Any] = {
+                    name: self._group[f"{layout.INFO}/{name}"]
+                    for name in layout.info_names(self._location)
+                }
                 self._check_arrays()
                 self._shard_rows = min(array.shards[0] for array in self._arrays.values())
             if mode == "a":
@@ -95,30 +94,11 @@ class ZarrStore:
         `settings` (JSON values) say what the data is made with. Raises StoreError where
         something is there already.
         """
-        path = Path(path)
-        if path.exists():
+        location = locate(path)
+        if location.exists():
             raise StoreError(f"{path}: is there already; choose another path, or delete it")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with _disk(path):
-            try:
-                partial.mkdir(parents=True)
-                attributes: dict[str, Any] = {
-                    "schema": SCHEMA,
-                    "spec": spec.to_json(),
-                    "settings": dict(settings or {}),
-                }
-                group = zarr.open_group(
-                    _Durable(partial), mode="w", attributes={"latentplan": attributes}
-                )
-                for name, (row, dtype) in _layout(spec).items():
-                    chunk = _chunk_rows(row, dtype)
-                    _create(group, name, row, dtype, chunk=chunk, shard=chunk * SHARD_CHUNKS)
-                for name, kind in COLUMNS.items():
-                    _create(group, f"episode/{name}", (), np.dtype(kind), chunk=EPISODE_CHUNK)
-                (partial / PENDING).mkdir()
-                partial.rename(path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        with writing(location), location.creating() as empty:
+            layout.create(empty, spec, settings or {})
         return cls(path, "a")
 
     @classmethod
@@ -130,7 +110,7 @@ class ZarrStore:
         Raises StoreError where it is missing, damaged, of another schema version, open for
         append elsewhere, or not of `spec` where that is given.
         """
-        store = cls(Path(path), mode)
+        store = cls(path, mode)
         if spec is not None:
             try:
                 advice = "use data and model or env that belong together"
@@ -161,8 +141,8 @@ class ZarrStore:
         if self._lock is None:
             raise StoreError(f"{self.path}: is not open for append; open it with mode 'a'")
         self._check(episode)
-        with _disk(self.path):
-            pending.write(self.path / PENDING, len(self), episode)
+        with writing(self._location):
+            pending.write(self._location, len(self), episode)
             self._push(episode)
             if sum(len(e) + 1 for e in self._pending) >= self._shard_rows:
                 self._fold()
@@ -176,6 +156,11 @@ class ZarrStore:
         start, stop = int(self.ends[index - 1]) if index else 0, int(self.ends[index])
         with self._damage(f"episode {index} cannot be read"):
             of = {name: column[index] for name, column in self._columns.items()}
+            info = {
+                name: float(column[index])
+                for name, column in self._info.items()
+                if index < column.shape[0] and not np.isnan(column[index])
+            }
         return Episode(
             observations={
                 key: self.rows(f"observation/{key}", start, stop) for key in self.spec.observation
@@ -185,7 +170,21 @@ class ZarrStore:
             terminated=bool(of["terminated"]),
             truncated=bool(of["truncated"]),
             seed=int(of["seed"]),
+            info=info,
         )
+
+    def info(self) -> dict[str, Array]:
+        """Return every number (episodes,) float64 that episodes say, NaN where one does not."""
+        with self._damage("the info of its episodes cannot be read"):
+            found = {name: np.asarray(column[:]) for name, column in self._info.items()}
+        done = len(self) - len(self._pending)
+        for name in sorted({key for e in self._pending for key in e.info} | set(found)):
+            values = np.full(len(self), np.nan)
+            folded = found.get(name, values[:0])[:done]
+            values[: len(folded)] = folded
+            values[done:] = [e.info.get(name, np.nan) for e in self._pending]
+            found[name] = values
+        return found
 
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Return rows start to stop of an array (`observation/<key>`, `action`, `reward`)."""
@@ -195,7 +194,7 @@ class ZarrStore:
             with self._damage(f"rows {start} to {stop} of {name} cannot be read"):
                 parts.append(np.asarray(self._arrays[name][start : min(stop, self._folded)]))
         if stop > self._folded:
-            waiting = np.concatenate([_rows(e, name) for e in self._pending])
+            waiting = np.concatenate([layout.rows(e, name) for e in self._pending])
             parts.append(waiting[max(start - self._folded, 0) : stop - self._folded])
         if not parts:
             row, dtype = self._layout[name]
@@ -211,15 +210,15 @@ class ZarrStore:
         row, dtype = self._layout[name]
         return prod(row) * dtype.itemsize
 
-    def disk_bytes(self, name: str) -> int:
-        """Return the bytes on disk of an array, without the episodes that are still pending."""
-        return sum(f.stat().st_size for f in (self.path / name).rglob("*") if f.is_file())
+    def disk_bytes(self, name: str = "") -> int:
+        """Return the bytes on disk of an array, without pending episodes; of all for ""."""
+        return sum(self._location.sizes(name).values())
 
     def close(self) -> None:
         """Write what is pending into the arrays and let the next writer in."""
         try:
             if self._lock is not None and self._pending:
-                with _disk(self.path):
+                with writing(self._location):
                     self._fold()
         finally:
             self._release()
@@ -231,13 +230,16 @@ class ZarrStore:
                 f"need {sorted(self.spec.observation)}"
             )
         for name, (row, dtype) in self._layout.items():
-            value = _unpadded(episode, name)
+            value = layout.unpadded(episode, name)
             if value.shape[1:] != row or value.dtype != dtype:
                 raise ShapeError(
                     f"Episode {name}: found {value.dtype} rows of shape {value.shape[1:]}, "
                     f"need {dtype} {row}"
                 )
             check_finite(f"Episode {name}", value)
+        for name in episode.info:
+            if not name or "/" in name:
+                raise ShapeError(f"Episode.info: found {name!r}, a name must not be '' or have a /")
 
     def _push(self, episode: Episode) -> None:
         self._pending.append(episode)
@@ -247,8 +249,14 @@ class ZarrStore:
     def _fold(self) -> None:
         """Move the pending episodes into the arrays: rows, then ends, then the files go."""
         episodes, done = self._pending, len(self) - len(self._pending)
+        self._check_alone(done)
         for name, array in self._arrays.items():
-            _extend(array, self._folded, np.concatenate([_rows(e, name) for e in episodes]))
+            rows = np.concatenate([layout.rows(e, name) for e in episodes])
+            layout.extend(array, self._folded, rows)
+        for name in sorted({key for e in episodes for key in e.info} - set(self._info)):
+            self._info[name] = layout.create_info(self._group, name)
+        for name, array in self._info.items():
+            layout.extend(array, done, np.array([e.info.get(name, np.nan) for e in episodes]))
         columns = {
             "seed": [e.seed for e in episodes],
             "terminated": [e.terminated for e in episodes],
@@ -256,11 +264,20 @@ class ZarrStore:
             "end": self.ends[done:],  # last: what commits
         }
         for name, column in columns.items():
-            values = np.asarray(column, COLUMNS[name])
-            _extend(self._columns[name], done, values)
+            layout.extend(self._columns[name], done, np.asarray(column, layout.COLUMNS[name]))
         self._folded = int(self.ends[-1])
         self._pending = []
-        pending.drop(self.path / PENDING, len(self))
+        pending.drop(self._location, len(self))
+
+    def _check_alone(self, done: int) -> None:
+        """Raise StoreError where somebody else wrote: a URL cannot be locked."""
+        if not self._location.lockable:
+            there = len(layout.read_ends(self._group["episode/end"]))
+            if there != done:
+                raise StoreError(
+                    f"{self.path}: another process is writing to it: {there} episodes are in its "
+                    f"arrays, expected {done}; wait for it, or use another path"
+                )
 
     def _check_arrays(self) -> None:
         for name, array in self._arrays.items():
@@ -268,23 +285,22 @@ class ZarrStore:
                 raise ValueError(f"{name} is {array.dtype} {array.shape[1:]}, unlike the spec")
             if array.shape[0] < self._folded:
                 raise ValueError(f"{name} has {array.shape[0]} of {self._folded} rows")
-            rest = "/0" * (array.ndim - 1)
+            there, rest = self._location.sizes(f"{name}/c"), "/0" * (array.ndim - 1)
             for shard in range(-(-self._folded // array.shards[0])):
-                if not (self.path / f"{name}/c/{shard}{rest}").exists():  # zarr would give zeros
+                if f"{name}/c/{shard}{rest}" not in there:  # zarr would give zeros
                     raise FileNotFoundError(f"{name}/c/{shard}{rest} is missing")
 
     def _repair(self) -> None:
         """Cut off what an interrupted writer left: rows without an end, files with one."""
         arrays = [(array, self._folded) for array in self._arrays.values()]
-        arrays += [(column, len(self)) for column in self._columns.values()]
-        with _disk(self.path):
+        columns = [*self._columns.values(), *self._info.values()]
+        arrays += [(column, len(self)) for column in columns]
+        with writing(self._location):
             for array, length in arrays:
                 if array.shape[0] > length:
                     array.resize((length, *array.shape[1:]))
-            for leftover in self.path.rglob("*.partial"):
-                leftover.unlink()
-            (self.path / PENDING).mkdir(exist_ok=True)
-            pending.drop(self.path / PENDING, len(self))
+            self._location.repair()
+            pending.drop(self._location, len(self))
 
     @contextmanager
     def _damage(self, what: str) -> Iterator[None]:
@@ -309,131 +325,3 @@ def check_same(where: str, found: Any, wanted: Any, *, advice: str) -> None:
             check_same(f"{where}.{key}", found.get(key), wanted.get(key), advice=advice)
     elif json.dumps(found) != json.dumps(wanted):
         raise StoreError(f"{where}: the store has {found!r}, asked for is {wanted!r}; {advice}")
-
-
-class _Durable(LocalStore):
-    """Files that are replaced atomically (as zarr does) and are on the disk before the next."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        await super().set(key, value)
-        with (self.root / key).open("rb") as f:
-            os.fsync(f.fileno())
-
-
-def _open(path: Path, mode: Literal["r", "a"]) -> Any:
-    if mode == "r":
-        return zarr.open_group(_Durable(path, read_only=True), mode="r")
-    return zarr.open_group(_Durable(path), mode="r+")
-
-
-def _read_ends(column: Any) -> Array:
-    ends = np.asarray(column[:])
-    unwritten = np.flatnonzero(ends <= 0)  # zeros: the array grew, but its values did not come
-    ends = ends[: unwritten[0]] if len(unwritten) else ends
-    if (np.diff(ends) <= 0).any():
-        raise ValueError("episode/end does not rise")
-    return ends
-
-
-def _layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return the shape and dtype of a row, by array name."""
-    arrays = {
-        f"observation/{key}": (a.shape, np.dtype(a.dtype)) for key, a in spec.observation.items()
-    }
-    return arrays | {
-        "action": ((spec.action.size,), np.dtype("float32")),
-        "reward": ((), np.dtype("float32")),
-    }
-
-
-def _chunk_rows(row: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    fitting = max(1, CHUNK_BYTES // (prod(row) * dtype.itemsize))
-    return min(1024, 1 << (fitting.bit_length() - 1))
-
-
-def _create(
-    group: zarr.Group,
-    name: str,
-    row: tuple[int, ...],
-    dtype: np.dtype[Any],
-    *,
-    chunk: int,
-    shard: int | None = None,
-) -> None:
-    group.create_array(
-        name,
-        shape=(0, *row),
-        dtype=dtype,
-        chunks=(chunk, *row),
-        shards=None if shard is None else (shard, *row),
-        compressors=ZstdCodec(level=5, checksum=True),
-        filters=None,
-        fill_value=0,
-    )
-
-
-def _extend(array: Any, start: int, values: Array) -> None:
-    array.resize((start + len(values), *array.shape[1:]))
-    array[start:] = values
-
-
-def _unpadded(episode: Episode, name: str) -> Array:
-    if name == "action":
-        return episode.actions
-    if name == "reward":
-        return episode.rewards
-    return episode.observations[name.removeprefix("observation/")]
-
-
-def _rows(episode: Episode, name: str) -> Array:
-    """Return the L + 1 rows of an episode in an array."""
-    values = _unpadded(episode, name)
-    if len(values) > len(episode):
-        return values
-    return np.concatenate([values, np.zeros_like(values[:1])])
-
-
-def _read_attributes(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise StoreError(f"{path}: no such episode store; collect one, or correct the path")
-    try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]["latentplan"]
-        schema = attributes["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StoreError(
-            f"{path}: is not an episode store of latentplan ({type(e).__name__}: {e})"
-        ) from None
-    if schema != SCHEMA:
-        raise StoreError(
-            f"{path}: has schema version {schema}, this version of latentplan reads {SCHEMA}; "
-            "collect it again, or use the version that made it"
-        )
-    return dict(attributes)
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """Return a lock that the kernel drops with the process, however it ends."""
-    if not (path / "zarr.json").exists():
-        _read_attributes(path)  # says what is wrong
-    lock = (path / ".lock").open("wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StoreError(
-            f"{path}: another process is writing to it; wait for it, or use another path"
-        ) from None
-    return lock
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Tell a full disk or a missing right as the user's matter."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; free some space and run the same again"
-        else:
-            reason = f"cannot be written ({e.strerror or e})"
-        raise StoreError(f"{path}: {reason}; the episodes already stored are kept") from e

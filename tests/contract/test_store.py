@@ -6,18 +6,24 @@ import errno
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial, partialmethod
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zarr.storage import FsspecStore
 
-from latentplan.data import pending
-from latentplan.data import store as store_module
+from latentplan.data import layout, location, pending
+from latentplan.data.location import Folder
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ShapeError, StoreError
+from latentplan.errors import MissingDependency, ShapeError, StoreError
 from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
 
 SPEC = Spec(
@@ -33,9 +39,9 @@ SPEC = Spec(
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 4 pictures and shards of 8, so that every few episodes fill one."""
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 1 << 10)
-    monkeypatch.setattr(store_module, "SHARD_CHUNKS", 2)
-    monkeypatch.setattr(store_module, "EPISODE_CHUNK", 4)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(layout, "SHARD_CHUNKS", 2)
+    monkeypatch.setattr(layout, "EPISODE_CHUNK", 4)
 
 
 def episode(number: int, length: int = 3) -> Episode:
@@ -52,6 +58,7 @@ def episode(number: int, length: int = 3) -> Episode:
         terminated=bool(number % 2),
         truncated=bool(number % 3),
         seed=number + (1 << 62),
+        info={"friction": number / 7} | ({"late": -1.0} if number > 1 else {}),
     )
 
 
@@ -63,16 +70,19 @@ def assert_same(found: Episode, wanted: Episode) -> None:
     np.testing.assert_array_equal(found.rewards, wanted.rewards, strict=True)
     flags = (wanted.terminated, wanted.truncated, wanted.seed)
     assert (found.terminated, found.truncated, found.seed) == flags
+    assert found.info == wanted.info
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     group = zarr.open_group(path, mode="r")
     names = [f"observation/{key}" for key in SPEC.observation] + ["action", "reward"]
     names += [f"episode/{name}" for name in ("end", "seed", "terminated", "truncated")]
+    names += [f"episode/info/{name}" for name in sorted(group["episode/info"])]
     return {name: np.asarray(group[name][:]) for name in names}
 
 
 def assert_equal_arrays(path: Path, wanted: dict[str, np.ndarray]) -> None:
+    assert set(arrays(path)) == set(wanted)
     for name, found in arrays(path).items():
         np.testing.assert_array_equal(found, wanted[name], strict=True, err_msg=name)
 
@@ -122,6 +132,34 @@ def test_last_action_row_of_an_episode_is_zero(tmp_path: Path) -> None:
         assert not store.rows("reward", 0, 99)[last].any()
 
 
+def test_numbers_of_episodes_come_back_by_name(tmp_path: Path) -> None:
+    late = [np.nan, np.nan, -1, -1, -1]
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC) as store:
+        for number in range(5):
+            store.append(episode(number))
+            said = store.info()  # some in the arrays, some pending
+            np.testing.assert_array_equal(said["friction"], np.arange(number + 1) / 7)
+            np.testing.assert_array_equal(
+                said.get("late", late[:2])[: number + 1], late[: number + 1]
+            )
+        for name in ("", "a/b"):
+            with pytest.raises(ShapeError, match=r"Episode.info: found '(a/b)?', a name"):
+                store.append(Episode(**{**vars(episode(5)), "info": {name: 1.0}}))
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        np.testing.assert_array_equal(store.info()["late"], late)
+
+
+def test_a_store_from_before_numbers_were_kept_opens_and_goes_on(tmp_path: Path) -> None:
+    path = filled(tmp_path / "a.zarr", 4)
+    shutil.rmtree(path / "episode/info")
+    with ZarrStore.open(path, "a") as store:
+        assert store.info() == {} and store.episode(3).info == {}
+        store.append(episode(4))
+    with ZarrStore.open(path) as store:
+        np.testing.assert_array_equal(store.info()["friction"], [np.nan] * 4 + [4 / 7])
+        assert_same(store.episode(4), episode(4))
+
+
 def test_index_counts_from_the_end_and_is_checked(tmp_path: Path) -> None:
     with ZarrStore.open(filled(tmp_path / "a.zarr", 3)) as store:
         assert_same(store.episode(-1), episode(2))
@@ -156,7 +194,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         if left[0] < 0:
             raise Crash
 
-    write, unlink, replace = store_module._Durable.set, Path.unlink, Path.replace
+    write, unlink, replace = location._Durable.set, Path.unlink, Path.replace
 
     async def set_(self, key, value):  # type: ignore[no-untyped-def]
         step()
@@ -171,7 +209,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
             step()
         return replace(self, target)
 
-    monkeypatch.setattr(store_module._Durable, "set", set_)
+    monkeypatch.setattr(location._Durable, "set", set_)
     monkeypatch.setattr(Path, "unlink", unlink_)
     monkeypatch.setattr(Path, "replace", replace_)
 
@@ -311,7 +349,7 @@ def test_damage_is_told_not_returned(tmp_path: Path) -> None:
 
     path = tmp_path / "pending.zarr"
     ZarrStore.create(path, SPEC).close()
-    pending.write(path / ".pending", 0, episode(0))
+    pending.write(Folder(path), 0, episode(0))
     flip_a_byte(path / ".pending/00000000.npz")
     with pytest.raises(StoreError, match="damaged"):
         ZarrStore.open(path)
@@ -332,7 +370,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
                 store.append(episode(1))
     assert len(store) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(store_module._Durable, "set", full)
+        patch.setattr(location._Durable, "set", full)
         with pytest.raises(StoreError, match="disk is full.*are kept"):
             store.append(episode(1))  # is pending, but the shard that it fills finds no place
         with pytest.raises(StoreError, match="disk is full"):
@@ -346,3 +384,106 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
         store.append(episode(2))
         store.append(episode(3))
     assert_equal_arrays(path, whole)
+
+
+# --- at a URL --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    memory = fsspec.filesystem("memory")
+    root = f"/{request.node.name}"
+    yield f"memory:/{root}/data.zarr"
+    if memory.exists(root):
+        memory.rm(root, recursive=True)
+
+
+def test_a_store_at_a_url_holds_what_one_in_a_folder_holds(tmp_path: Path, url: str) -> None:
+    for place in (url, tmp_path / "a.zarr"):
+        with ZarrStore.create(place, SPEC, settings={"seed": 3}) as store:
+            for number in range(7):
+                store.append(episode(number))
+                with ZarrStore.open(place) as reader:
+                    assert_same(reader.episode(-1), episode(number))
+    with ZarrStore.open(url) as store, ZarrStore.open(tmp_path / "a.zarr") as other:
+        assert (len(store), store.spec, store.settings) == (7, SPEC, {"seed": 3})
+        for number in range(7):
+            assert_same(store.episode(number), other.episode(number))
+        for name in ("observation/rgb", "action"):
+            assert store.disk_bytes(name) == other.disk_bytes(name) > 0
+    with pytest.raises(StoreError, match="is there already"):
+        ZarrStore.create(url, SPEC)
+
+
+def test_a_kill_at_a_url_loses_nothing_either(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, total, crashes = type(fsspec.filesystem("memory")), 3, 0
+    put, remove, write = memory.pipe_file, memory.rm_file, FsspecStore.set
+    for steps in range(1000):
+        place = url.replace("data", str(steps))
+        store = ZarrStore.create(place, SPEC)
+        left = [steps]
+
+        def step(action: Any, *given: Any, left: list[int] = left, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Crash
+            return action(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "pipe_file", partialmethod(partial(step, put)))
+            patch.setattr(memory, "rm_file", partialmethod(partial(step, remove)))
+            patch.setattr(FsspecStore, "set", partialmethod(partial(step, write)))
+            appended = 0
+            try:
+                for number in range(total):
+                    store.append(episode(number))
+                    appended += 1
+                store.close()
+            except Crash:
+                crashes += 1
+            else:
+                break
+        with ZarrStore.open(place, "a") as store:
+            assert appended <= len(store) <= appended + 1
+            for number in range(len(store), total):
+                store.append(episode(number))
+        with ZarrStore.open(place) as store:
+            assert len(store) == total
+            for number in range(total):
+                assert_same(store.episode(number), episode(number))
+            assert not store._location.sizes(pending.FOLDER)
+    assert crashes > 20
+
+
+def test_two_writers_at_a_url_notice_each_other(url: str) -> None:
+    first = ZarrStore.create(url, SPEC)
+    second = ZarrStore.open(url, "a")
+    first.append(episode(0))
+    with pytest.raises(StoreError, match="another process is writing"):
+        second.append(episode(0))
+    first.append(episode(1))  # two fill a shard: they are in the arrays, and their files gone
+    second.append(episode(5))
+    with pytest.raises(StoreError, match="another process is writing.*2 episodes"):
+        second.append(episode(6))
+    with ZarrStore.open(url) as store:
+        assert [store.episode(number).seed for number in range(2)] == [
+            episode(number).seed for number in range(2)
+        ]
+
+
+def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
+    with ZarrStore.create(f"file://{tmp_path}/a.zarr", SPEC) as store:
+        store.append(episode(0))
+        with pytest.raises(StoreError, match="another process is writing"):
+            ZarrStore.open(tmp_path / "a.zarr", "a")
+    assert_same(ZarrStore.open(tmp_path / "a.zarr").episode(0), episode(0))
+
+
+def test_a_url_that_leads_nowhere_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="no such episode store"):
+        ZarrStore.open(url)
+    with pytest.raises(StoreError, match="nofs://a/b: Protocol not known: nofs"):
+        ZarrStore.open("nofs://a/b")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingDependency, match=r's3://.*pip install "latentplan\[s3\]"'):
+        ZarrStore.create("s3://bucket/a.zarr", SPEC)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentplan.data import store as store_module
+from latentplan.data import layout
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows, is_test
 from latentplan.errors import ConfigError, StoreError
@@ -120,7 +120,7 @@ def test_batch_number_i_is_the_same_from_any_start(store: ZarrStore) -> None:
 def test_arrays_beyond_the_budget_give_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 4 * 4 * 3 * 4)  # 4 pictures a chunk
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 4 * 4 * 3 * 4)  # 4 pictures a chunk
     store = made(tmp_path / "a.zarr", [15] * 40)  # 160 chunks
     in_memory = Windows(store, length=3, batch=8, keys=("rgb", "place"))
     small = 640 * (8 + 8) + 16 * 4 * 48  # the small arrays, and 16 chunks of pictures

@@ -1,0 +1,260 @@
+"""Where a store lies: in a folder of this machine, or at a URL that fsspec knows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.storage import FsspecStore, LocalStore
+
+from latentplan import files
+from latentplan.errors import MissingDependency, StoreError
+
+
+class Location(Protocol):
+    """Files below one place, by their name there (`episode/end/zarr.json`)."""
+
+    lockable: bool  # whether `lock` keeps others out
+
+    def exists(self) -> bool:
+        """Return whether anything is there."""
+
+    def read(self, name: str) -> bytes:
+        """Return what a file holds; FileNotFoundError where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make a new file, there whole or not at all, and on the disk before this returns."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of every file in and below a folder, by name."""
+
+    def zarr(self, *, read_only: bool) -> Store:
+        """Return the place as zarr wants it."""
+
+    def lock(self) -> Any:
+        """Return what keeps other writers out until its `close()`; StoreError where one is in."""
+
+    def repair(self) -> None:
+        """Remove what an interrupted writer left of unfinished files."""
+
+    def creating(self) -> Any:
+        """Return a context that gives a location to fill, which becomes this one at its end."""
+
+
+def locate(path: Path | str) -> Location:
+    """Return the location of a path or a URL (`s3://...`, `memory://...`; `file://` is a path).
+
+    Raises MissingDependency where the URL's file system needs a package that is not there,
+    StoreError where no file system has that name.
+    """
+    scheme, separator, rest = str(path).partition("://")
+    if not separator:
+        return Folder(Path(path))
+    return Folder(Path(rest)) if scheme == "file" else Remote(str(path))
+
+
+class Folder:
+    """A folder of this machine."""
+
+    lockable = True
+
+    def __init__(self, path: Path) -> None:
+        """Take the path; nothing is touched."""
+        self.path = path
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Return whether anything is there."""
+        return self.path.exists()
+
+    def read(self, name: str) -> bytes:
+        """Return what a file holds."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write aside, sync, rename: one atomic step."""
+        file = self.path / name
+        partial = file.with_suffix(".partial")
+        file.parent.mkdir(exist_ok=True)
+        try:
+            with partial.open("wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            partial.replace(file)
+        finally:  # a full disk, or Ctrl-C
+            partial.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        (self.path / name).unlink()
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of every file in and below a folder, by name."""
+        found = {}
+        for file in sorted((self.path / folder).rglob("*")):
+            try:
+                if file.is_file():
+                    found[file.relative_to(self.path).as_posix()] = file.stat().st_size
+            except FileNotFoundError:
+                continue  # a writer has just moved it
+        return found
+
+    def zarr(self, *, read_only: bool) -> Store:
+        """Return the folder as zarr wants it."""
+        return _Durable(self.path, read_only=read_only)
+
+    def lock(self) -> Any:
+        """Return a lock that the kernel drops with the process, however it ends."""
+        try:
+            return files.lock(self.path / ".lock")
+        except BlockingIOError:
+            raise StoreError(
+                f"{self}: another process is writing to it; wait for it, or use another path"
+            ) from None
+
+    def repair(self) -> None:
+        """Remove files that were not renamed into place."""
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink()
+
+    @contextmanager
+    def creating(self) -> Iterator[Folder]:
+        """Give a folder beside this one, renamed at the end."""
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        try:
+            partial.mkdir(parents=True)
+            yield Folder(partial)
+            partial.rename(self.path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class Remote:
+    """A place that fsspec reaches. An object appears there whole, but nothing can be locked:
+
+    two writers notice each other when one makes a file that the other has made already.
+    """
+
+    lockable = False
+
+    def __init__(self, url: str) -> None:
+        """Find the file system; nothing is touched."""
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._files, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as e:
+            scheme = self.url.partition("://")[0]
+            package = "latentplan[s3]" if scheme == "s3" else f"fsspec[{scheme}]"
+            raise MissingDependency(f'{url}: {e}; pip install "{package}"') from None
+        except ValueError as e:
+            raise StoreError(f"{url}: {e}") from None
+        self._root = self._root.rstrip("/")
+
+    def __str__(self) -> str:
+        """Return the URL."""
+        return self.url
+
+    def exists(self) -> bool:
+        """Return whether anything is there."""
+        with self._reached():
+            return bool(self._files.exists(self._root))
+
+    def read(self, name: str) -> bytes:
+        """Return what an object holds."""
+        with self._reached():
+            return bytes(self._files.cat_file(self._at(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object that is not there yet."""
+        with self._reached():
+            try:
+                self._files.pipe_file(self._at(name), content, mode="create")
+            except FileExistsError:
+                raise StoreError(f"{self}: {name} is there: another process is writing") from None
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        with self._reached():
+            self._files.rm_file(self._at(name))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of every object in and below a folder, by name."""
+        with self._reached():
+            found = self._files.find(self._at(folder), detail=True)
+        start = len(self._at("x")) - 1
+        return {name[start:]: int(about["size"]) for name, about in sorted(found.items())}
+
+    def zarr(self, *, read_only: bool) -> Store:
+        """Return the place as zarr wants it."""
+        with self._reached():
+            return FsspecStore.from_url(
+                self.url, read_only=read_only, storage_options={"use_listings_cache": False}
+            )
+
+    def lock(self) -> Any:
+        """Return nothing that locks; see the class."""
+        return _Unlocked()
+
+    def repair(self) -> None:
+        """Do nothing: an object is there whole or not at all."""
+
+    @contextmanager
+    def creating(self) -> Iterator[Remote]:
+        """Give this place itself; its attributes, which make it a store, are written last."""
+        yield self
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Tell what a file system says as the user's matter; each has errors of its own."""
+        try:
+            yield
+        except (StoreError, FileNotFoundError):
+            raise
+        except Exception as e:
+            raise StoreError(f"{self}: cannot be reached ({type(e).__name__}: {e})") from e
+
+
+class _Unlocked:
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _Durable(LocalStore):
+    """Files that are replaced atomically (as zarr does) and are on the disk before the next."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await super().set(key, value)
+        with (self.root / key).open("rb") as f:
+            os.fsync(f.fileno())
+
+
+@contextmanager
+def writing(location: Location) -> Iterator[None]:
+    """Tell a full disk or a missing right as the user's matter."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full; free some space and run the same again"
+        else:
+            reason = f"cannot be written ({e.strerror or e})"
+        raise StoreError(f"{location}: {reason}; the episodes already stored are kept") from e
