@@ -113,20 +113,19 @@ class Kinematics:
         As `inverse`, but from there alone, and as near to it as the pose allows: near poses get
         near positions. Raises Unreachable.
         """
-        return next(self._solutions(pose, [start], np.asarray(start, np.float64), turn=turn))
+        start = np.asarray(start, np.float64)
+        return next(self._solutions(_checked(pose), [start], start, turn=turn))
 
     def solutions(self, pose: Array, *, turn: bool = True) -> Iterator[Array]:
         """Yield what `inverse` finds from each place that it starts from, the likeliest first."""
+        pose = _checked(pose)
         return self._solutions(pose, self._starts(pose), self.home, turn=turn)
 
     def _solutions(
         self, pose: Array, starts: list[Array], posture: Array, *, turn: bool
     ) -> Iterator[Array]:
         """Yield the positions found from `starts`; Unreachable where there is none."""
-        pose = np.asarray(pose, np.float64)
-        check("Kinematics.pose", pose, "n", n=7)
-        check_finite("Kinematics.pose", pose)
-        target = self._mink.SE3(np.concatenate([pose[3:] / np.linalg.norm(pose[3:]), pose[:3]]))
+        target = self._mink.SE3(np.concatenate([pose[3:], pose[:3]]))
         nearest, touching, count = np.inf, "", 0
         for start in starts:
             # Set anew each time: between two yields another pose may be asked for.
@@ -183,14 +182,17 @@ class Kinematics:
             if distance < c.tolerance and np.linalg.norm(error[3:][weighted]) < c.turn_tolerance:
                 q = configuration.q.copy()
                 return distance, np.clip(q, self._low, self._high)
-            velocity = self._mink.solve_ik(
-                configuration,
-                [self._task, self._posture],
-                c.step,
-                "daqp",
-                damping=1e-9,
-                limits=self._limits,
-            )
+            try:
+                velocity = self._mink.solve_ik(
+                    configuration,
+                    [self._task, self._posture],
+                    c.step,
+                    "daqp",
+                    damping=1e-9,
+                    limits=self._limits,
+                )
+            except self._mink.NoSolutionFound:  # the next start may do
+                break
             configuration.integrate_inplace(velocity, c.step)
         return nearest, None
 
@@ -213,6 +215,17 @@ class Kinematics:
             f"{at} is out of reach, {nearest:.3f} m is the nearest found; the arm reaches "
             f"{self.arm.reach} m from ({bx}, {by}, {bz}): move the target or the arm"
         )
+
+
+def _checked(pose: Array) -> Array:
+    """Return a pose (7,) with a unit quaternion; ShapeError where it is not a pose."""
+    pose = np.asarray(pose, np.float64)
+    check("Kinematics.pose", pose, "n", n=7)
+    check_finite("Kinematics.pose", pose)
+    length = float(np.linalg.norm(pose[3:]))
+    if length < 1e-6:
+        raise ShapeError("Kinematics.pose: found a quaternion of length 0, need w, x, y, z")
+    return np.concatenate([pose[:3], pose[3:] / length])
 
 
 def downward(position: Array, *, yaw: float = 0.0) -> Array:

@@ -84,6 +84,7 @@ class PickAndPlace:
         """Build the arm's kinematics."""
         self.arm = arm
         self.config = config or self.Config()
+        check_range("PickAndPlace.grip", self.config.grip, 0, arm.gripper.width)
         self.kinematics = Kinematics(arm)
         self._limits = Limits.of(arm, share=self.config.share)
 
@@ -109,14 +110,14 @@ class PickAndPlace:
             check_finite(f"PickAndPlace.{where}", point)
         check_range("PickAndPlace.lift", lift, 0, 1)
         check_range("PickAndPlace.dt", dt, 1e-4, 0.1)
-        # Half a turn further, a parallel gripper is the same.
-        refused = Unreachable(f"{self.arm.name}.path: not tried")
-        for angle in (None,) if yaw is None else (yaw, yaw + np.pi):
-            try:
-                return self._sampled(self._pieces(pick, place, lift=lift, yaw=angle), dt)
-            except Unreachable as e:
-                refused = e
-        raise refused
+        try:
+            pieces = self._pieces(pick, place, lift=lift, yaw=yaw)
+        except Unreachable:
+            if yaw is None:
+                raise
+            # Half a turn further, a parallel gripper is the same.
+            pieces = self._pieces(pick, place, lift=lift, yaw=yaw + np.pi)
+        return self._sampled(pieces, dt)
 
     def _pieces(
         self, pick: Array, place: Array, *, lift: float, yaw: float | None
@@ -153,13 +154,13 @@ class PickAndPlace:
         lower, q = self._line(over, lowered, start=q)
         leave, q = self._line(lowered, away, start=q)
         return [
-            _Piece("approach", self._checked(Path(np.stack([kinematics.home, ready]))), 0.0),
+            _Piece("approach", self._high(kinematics.home, ready, over=above[2]), 0.0),
             _Piece("grasp", down, hover),
             _Piece("lift", up, height - bottom),
             _Piece("move", across, float(np.linalg.norm(over[:2] - lifted[:2]))),
             _Piece("lower", lower, height - end),
             _Piece("release", leave, hover),
-            _Piece("retreat", self._checked(Path(np.stack([q, kinematics.home]))), 0.0),
+            _Piece("retreat", self._high(q, kinematics.home, over=away[2]), 0.0),
         ]
 
     def _line(self, first: Array, last: Array, *, start: Array) -> tuple[Path, Array]:
@@ -177,6 +178,14 @@ class PickAndPlace:
         if worst > self.config.deviation:
             raise self._refused(path, f"only off the straight line, by {worst:.3f} m")
         return path, path.end
+
+    def _high(self, first: Array, last: Array, *, over: float) -> Path:
+        """Return the path on which all joints go straight, no lower than `over` m."""
+        path = self._checked(Path(np.stack([first, last])))
+        heights = self.kinematics.forward(path.at(np.linspace(0, 1, 3 * self.config.points)))[:, 2]
+        if heights.min() < over - self.config.deviation:
+            raise self._refused(path, f"only through {heights.min():.3f} m above the table")
+        return path
 
     def _checked(self, path: Path) -> Path:
         """Return the path; Unreachable where it leaves the joint limits or touches something."""

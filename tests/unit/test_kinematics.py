@@ -143,3 +143,5 @@ def test_bad_poses_are_refused(kinematics) -> None:
         kinematics["panda"].inverse(np.zeros(3))
     with pytest.raises(ShapeError, match="NaN or infinite"):
         kinematics["panda"].inverse(np.full(7, np.nan))
+    with pytest.raises(ShapeError, match="quaternion of length 0"):
+        kinematics["panda"].inverse([0.1, 0, 0.1, 0, 0, 0, 0])

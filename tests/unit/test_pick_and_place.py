@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.robots import description
 from latentplan.robots.arm import SimulatedArm
-from latentplan.robots.kinematics import Unreachable
+from latentplan.robots.kinematics import Unreachable, downward
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
 from latentplan.robots.trajectory import Limits
 
@@ -41,6 +43,9 @@ def test_a_hundred_motions_keep_to_every_limit(planners, name) -> None:
             value = np.diff(value, axis=0) / motion.dt
             assert (np.abs(value) <= bound).all()
         assert np.linalg.norm(np.diff(motion.ee[:, :3], axis=0), axis=1).max() < 3 * motion.dt
+        for phase, point in (("approach", pick), ("retreat", place)):  # nothing is swept away
+            height = motion.ee[motion.phase == PHASES.index(phase), 2]
+            assert height.min() > point[2] + planner.config.hover - 3e-3
     assert done >= 45
 
 
@@ -119,6 +124,14 @@ def test_a_way_through_the_arm_itself_is_refused(planners) -> None:
         planner.plan(np.array([x, y, 0.02]), PLACE, lift=0.05)
 
 
+def test_a_home_below_the_way_is_refused() -> None:
+    arm = description.load("panda")
+    low = PickAndPlace(arm).kinematics.inverse(downward(np.array([0.1, -0.1, 0.03])))
+    joints = tuple(replace(j, home=float(q)) for j, q in zip(arm.joints, low, strict=True))
+    with pytest.raises(Unreachable, match=r"is reached only through 0\.0.* m above the table"):
+        PickAndPlace(replace(arm, joints=joints)).plan(PICK, PLACE, lift=0.05)
+
+
 def test_a_grasp_lower_than_the_fingers_allow_is_as_low_as_they_can(planners) -> None:
     planner = planners["panda"]
     motion = planner.plan(np.append(PICK[:2], 0.0), PLACE, lift=0.02)
@@ -141,6 +154,8 @@ def test_bad_input_is_refused(planners) -> None:
         planner.plan(PICK, np.full(3, np.nan), lift=0.05)
     with pytest.raises(ConfigError, match=r"PickAndPlace\.lift: -1 is not within"):
         planner.plan(PICK, PLACE, lift=-1)
+    with pytest.raises(ConfigError, match=r"PickAndPlace\.grip: 0\.2 is not within"):
+        PickAndPlace(planner.arm, PickAndPlace.Config(grip=0.2))
     motion = planner.plan(PICK, PLACE, lift=0.05)
     arm = SimulatedArm(planner.arm)
     arm.data.qpos[1] += 0.5
