@@ -76,7 +76,9 @@ def collect(
             parser=_whole, metavar="<int>", help="How many the store shall hold in the end."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Episode store DATA.zarr; an existing one goes on.")],
+    out: Annotated[
+        str, typer.Option(help="Episode store DATA.zarr, also s3://...; an existing one goes on.")
+    ],
     workers: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +89,13 @@ def collect(
     ] = None,
     seed: Seed = 0,
     explorer: Annotated[str, typer.Option(help="Who chooses the actions.")] = "random",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Workers on a Ray cluster: HOST:PORT, auto, or local (when left out).",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Collect episodes of an env into a store."""
@@ -99,6 +108,7 @@ def collect(
         workers=workers,
         seed=seed,
         explorer=explorer,
+        ray=ray,
         overrides=overrides or [],
     )
 
@@ -265,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An error of our own keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    arguments = _filled(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = app(arguments, prog_name="latentplan", standalone_mode=False)
     except (LatentplanError, typer.TyperException) as e:
@@ -277,6 +287,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
         print("latentplan: interrupted; what was done is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _filled(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the value of `--ray` that may be left out; typer has no such."""
+    following = [*arguments[1:], "-"]
+    return [
+        "--ray=local" if this == "--ray" and after.startswith("-") else this
+        for this, after in zip(arguments, following, strict=False)
+    ]
 
 
 def _refuse(message: str) -> int:

@@ -1,10 +1,11 @@
-"""`latentplan collect`: random experience of an env, gathered into an episode store."""
+"""`latentplan collect`: experience of an env, gathered into an episode store."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,19 @@ def run(
     workers: int | None = None,
     seed: int = 0,
     explorer: str = "random",
+    ray: str | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Collect until the store `out` holds `episodes`, and print what was done.
+    """Collect until the store `out` (a path or URL) holds `episodes`, and print what was done.
 
     Goes on where an existing store of the same settings ends. `env` and `explorer` are presets or
-    registry names, `workers` processes (None: one a core) step the env. Sections of `overrides`:
-    env, explorer, collect.
+    registry names, `workers` processes (None: one a core) step the env, or as many actors of the
+    Ray cluster `ray`. Sections of `overrides`: env, explorer, collect.
     """
     from latentplan.commands.progress import track
+    from latentplan.data.location import locate
     from latentplan.data.store import ZarrStore, check_same
+    from latentplan.exploration import cluster
     from latentplan.exploration.collect import Progress, collect
     from latentplan.exploration.recorder import CollectConfig, Recipe
 
@@ -71,29 +75,32 @@ def run(
     example = env_class(chosen["env"])
     spec = example.data_spec
     example.close()
-    path = Path(out)
-    if path.exists():
-        store = ZarrStore.open(path, "a")
-    else:
-        store = ZarrStore.create(path, spec, settings=settings)
-    with store:
-        advice = "use the same settings to go on, or another --out"
-        check_same(f"{path}: settings", store.settings, settings, advice=advice)
-        check_same(f"{path}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
-        started, done = time.monotonic(), Progress()
-        try:
-            with track(episodes, f"collect {env}", "episodes", done=len(store)) as bar:
+    explorer_class(spec, chosen["explorer"])  # says here, and not in a worker, what it cannot do
+    with cluster.connected(ray, workers=workers) if ray is not None else nullcontext():
+        if locate(out).exists():
+            store = ZarrStore.open(out, "a")
+        else:
+            store = ZarrStore.create(out, spec, settings=settings)
+        with store:
+            advice = "use the same settings to go on, or another --out"
+            check_same(f"{out}: settings", store.settings, settings, advice=advice)
+            check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
+            started, done = time.monotonic(), Progress()
+            try:
+                with track(episodes, f"collect {env}", "episodes", done=len(store)) as bar:
 
-                def report(progress: Progress) -> None:
-                    nonlocal done
-                    done = progress
-                    bar.advance(transitions=done.transitions, unstable=done.unstable)
+                    def report(progress: Progress) -> None:
+                        nonlocal done
+                        done = progress
+                        bar.advance(transitions=done.transitions, unstable=done.unstable)
 
-                collect(store, recipe, episodes=episodes, workers=workers, report=report)
-        finally:  # Ctrl-C and a dead worker keep what was done, so say what that is
-            seconds = time.monotonic() - started
-            store.close()
-            print(_summary(store, done, seconds))
+                    collect(
+                        store, recipe, episodes=episodes, workers=workers, ray=ray, report=report
+                    )
+            finally:  # Ctrl-C and a dead worker keep what was done, so say what that is
+                seconds = time.monotonic() - started
+                store.close()
+                print(_summary(store, done, seconds))
 
 
 def _summary(store: ZarrStore, done: Progress, seconds: float) -> str:
@@ -106,7 +113,8 @@ def _summary(store: ZarrStore, done: Progress, seconds: float) -> str:
     ]
     pictures = [key for key, a in store.spec.observation.items() if len(a.shape) == 3]
     parts += [
-        f"{store.disk_bytes(f'observation/{key}') / max(rows, 1):.0f} bytes a picture {key}"
+        f"{store.disk_bytes(f'observation/{key}') / rows:.0f} bytes a picture {key}"
         for key in pictures
+        if rows
     ]
     return "; ".join(parts)

@@ -35,7 +35,7 @@ def record(recipe: Recipe, indices: range, *, workers: int, address: str) -> Gen
     Raises MissingDependency without Ray, LatentplanError where the cluster does not answer or has
     no CPU to give, WorkerDied where an episode ends every actor that makes it.
     """
-    with _connected(address, workers):
+    with connected(address, workers=workers):
         actors = _Actors(recipe, workers)
         try:
             yield from actors.record(indices)
@@ -154,8 +154,8 @@ class _Actor:
 
 
 @contextmanager
-def _connected(address: str, workers: int) -> Iterator[None]:
-    """Be connected to a cluster within, and leave it as it was."""
+def connected(address: str, *, workers: int) -> Iterator[None]:
+    """Be connected to a cluster within, and leave it as it was; errors as `record` has them."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

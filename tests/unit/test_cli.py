@@ -57,6 +57,8 @@ COLLECT = ["--episodes", "1", "--workers", "0", "--out", "data.zarr"]
         (["plan", "--run", "absent"], ["absent", "shipped"]),
         (["plan", "--run", "absent", "--planner", "cme"], ["no planner named 'cme'", "'cem'"]),
         (["list", "modles"], ["no kind named 'modles'", "'models'"]),
+        (["collect", "rope", *COLLECT, "--ray", "nowhere"], ["--ray", "'nowhere'", "HOST:PORT"]),
+        (["collect", "rope", *COLLECT, "--explorer", "box", "colour=9"], ["Box.colour", "[0.0, 3"]),
         (["show", "absent.zarr"], ["absent.zarr"]),
         (["show", "absent"], ["absent"]),
     ],

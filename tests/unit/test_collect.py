@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -19,7 +21,8 @@ from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, LatentplanError, StoreError, UnstablePhysics
 from latentplan.exploration.collect import Progress, collect
 from latentplan.exploration.picks import RandomPick
-from latentplan.exploration.recorder import CollectConfig, Recipe
+from latentplan.exploration.recorder import CollectConfig, Recipe, Recorder
+from latentplan.exploration.scripted import Oracle
 from latentplan.types import Step
 
 
@@ -165,6 +168,67 @@ def test_command_collects_and_tells(
             "crash": 0.0,
         }
         assert store.settings["collect"]["length"] == 3 and store.settings["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("explorer", "overrides"),
+    [
+        ("box", ["explorer.colour=1"]),
+        ("oracle", []),
+        ("noisy_oracle", ["explorer.noise=0.1"]),
+        ("mixture", ["explorer.share=0.7", "explorer.expert.noise=0.1"]),
+    ],
+)
+def test_command_takes_any_explorer(
+    toy: None, tmp_path: Path, explorer: str, overrides: list[str]
+) -> None:
+    for workers in (0, 2):
+        out = tmp_path / f"{workers}.zarr"
+        run("toy", episodes=4, out=out, workers=workers, explorer=explorer, overrides=overrides)
+    assert_equal_arrays(tmp_path / "2.zarr", tmp_path / "0.zarr")
+    with ZarrStore.open(tmp_path / "0.zarr") as store:
+        assert store.settings["explorer"]["name"] == explorer
+        assert len(np.unique(arrays(store.path)["action"], axis=0)) > 10
+
+
+def test_command_collects_at_a_url(toy: None, capsys: pytest.CaptureFixture[str]) -> None:
+    url = "memory://test_collect/a.zarr"
+    run("toy", episodes=3, out=url, workers=0)
+    run("toy", episodes=5, out=url, workers=0)
+    assert f"{url}: 5 episodes, 100 transitions; new 2 epis" in capsys.readouterr().out
+    with ZarrStore.open(url) as store:
+        assert len(store) == 5
+    fsspec.filesystem("memory").rm("/test_collect", recursive=True)
+
+
+def test_unstable_tries_and_numbers_of_the_env_are_stored(tmp_path: Path) -> None:
+    made_by = recipe(unstable=0.05)
+    progress = collected(tmp_path / "a.zarr", made_by, episodes=30, workers=0)
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        assert store.info()["unstable_tries"].sum() == progress.unstable > 0
+
+    class Says(ToyEnv):
+        def reset(self, **how: Any) -> Any:
+            return super().reset(**how)[0], {"mass": np.float32(0.5), "hot": True, "goal": {}}
+
+    recorded = Recorder(recipe(Says)).record(0)
+    assert recorded.episode.info == {"mass": 0.5, "hot": 1.0, "unstable_tries": 0.0}
+    assert 0 < recorded.env_seconds < 10
+
+
+def test_a_goal_that_an_explorer_has_is_what_rewards_are_for(tmp_path: Path) -> None:
+    class Rewards(ToyEnv):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            self.target = (options or {}).get("goal")
+            return super().reset(seed=seed)
+
+        def step(self, action: np.ndarray) -> Step:
+            step = super().step(action)
+            return step._replace(reward=-self.distance(step.observation, self.target))
+
+    expert = replace(recipe(Rewards, length=20), explorer=Oracle, explorer_config=None)
+    rewards = Recorder(expert).record(0).episode.rewards
+    assert rewards[0] < -0.03 and rewards[-1] > -0.01
 
 
 def test_command_refuses_to_mix_settings(toy: None, tmp_path: Path) -> None:
