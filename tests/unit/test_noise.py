@@ -125,9 +125,8 @@ def costs(kind, count=512):
 def test_the_effective_sample_size_is_the_share_asked_for(kind, effective):
     weight = weights(costs(kind), 0.0, effective)
     torch.testing.assert_close(weight.sum(1), torch.ones(3, dtype=torch.float64))
-    torch.testing.assert_close(
-        size(weight), torch.full((3,), effective * 512, dtype=torch.float64), rtol=0.02, atol=0
-    )
+    wanted = effective * 512
+    assert (size(weight) >= 0.999 * wanted).all() and (size(weight) <= 1.02 * wanted).all()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e9])
