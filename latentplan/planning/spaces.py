@@ -88,8 +88,8 @@ class Box:
         allowed = []
         for step in actions.unbind(2):
             if last is not None:
+                # Between an action of the box and one moved towards it: inside the box again.
                 step = step.clamp(last - self._step, last + self._step)
-                step = step.clamp(self.low, self.high)
             allowed.append(step)
             last = step
         return torch.stack(allowed, dim=2)
