@@ -209,7 +209,10 @@ class Problem:
             )
         sizes = {"B": len(self.context), "H": self.horizon, "A": len(self.space.low)}
         shapes.check("Proposal.sample", actions, "B n H A", **sizes)
-        return actions.to(self.space.low).nan_to_num()
+        actions = actions.to(self.space.low)
+        # A draw stands in for a sequence that is not finite: part of one is not what was proposed.
+        finite = actions.isfinite().all(-1).all(-1)[..., None, None]
+        return torch.where(finite, actions, self.draw(actions.shape[1]))
 
 
 class _told:
