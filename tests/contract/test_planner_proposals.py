@@ -63,6 +63,23 @@ def test_a_proposal_that_is_not_finite_or_out_of_bounds_gives_a_plan_within_them
 
 
 @every_planner
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_sequence_that_is_not_finite_never_wins(name, value):
+    model, _, _, (low, high) = problem(2)
+    rest = torch.zeros(2, 1, 4, dtype=DOUBLE)  # to do nothing is best
+    given = torch.zeros(2, 8, HORIZON, 2, dtype=DOUBLE)
+    planner = build(name, candidates=32, horizon=HORIZON, hold=False)
+
+    def plan():
+        space = Box(low, high, problems=2)
+        return solve(planner, model, rest, rest[:, 0], space, proposals=[Scripted(given)])
+
+    assert (plan().actions == 0).all()
+    given[:, :, 1, 0] = value
+    assert not (plan().actions == 0).any()
+
+
+@every_planner
 @pytest.mark.parametrize("proposed", [0.0, 0.25, 1.0])
 def test_each_proposal_is_asked_for_its_part_of_the_share(name, proposed):
     model, context, goal, space, best = reachable()
