@@ -36,6 +36,13 @@ def _whole(text: str) -> int:
         raise typer.BadParameter(f"found {text!r}, needs a whole number") from None
 
 
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option}: found {text!r}, needs numbers like 64,512") from None
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config fields: FIELD=VALUE or SECTION.FIELD=VALUE."),
@@ -177,6 +184,34 @@ def plan(
     )
 
 
+@bench.command(name="collect", epilog="Example: latentplan bench collect --env rope --json a.json")
+def bench_collect(
+    env: Annotated[str, typer.Option(help="An env or a preset of one. Default: all.")] = "",
+    workers: Annotated[str, typer.Option(help="Processes; numbers, with commas.")] = "1,2",
+    ray: Annotated[str, typer.Option(help="Actors of a local Ray; numbers, with commas.")] = "",
+    episodes: Annotated[
+        int, typer.Option(parser=_whole, metavar="<int>", help="Timed ones, of each repeat.")
+    ] = 100,
+    repeats: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="Of each row.")] = 3,
+    seed: Seed = 0,
+    json: Annotated[str | None, typer.Option(help="File for the rows, as a JSON list.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Time collecting with random actions: each env and engine, by processes and on Ray."""
+    from latentplan.commands import bench_collect as command
+
+    command.run(
+        env=env,
+        workers=_numbers("--workers", workers),
+        ray=_numbers("--ray", ray) if ray else (),
+        episodes=episodes,
+        repeats=repeats,
+        seed=seed,
+        out=json,
+        overrides=overrides or [],
+    )
+
+
 @bench.command(name="plan", epilog="Example: latentplan bench plan --quick --json out.json")
 def bench_plan(
     quick: Annotated[
@@ -205,19 +240,11 @@ def bench_plan(
     """Time planners on a random network, beside installed peers and the matrix products alone."""
     from latentplan.commands import bench_plan as command
 
-    def numbers(option: str, text: str) -> list[int]:
-        try:
-            return [int(each) for each in text.split(",")]
-        except ValueError:
-            raise typer.BadParameter(
-                f"{option}: found {text!r}, needs numbers like 64,512"
-            ) from None
-
     command.run(
         quick=quick,
-        candidates=numbers("--candidates", candidates),
-        horizons=numbers("--horizon", horizon),
-        batches=numbers("--batch", batch),
+        candidates=_numbers("--candidates", candidates),
+        horizons=_numbers("--horizon", horizon),
+        batches=_numbers("--batch", batch),
         dtypes=dtype.split(","),
         planners=planners.split(",") if planners else (),
         threads=threads,

@@ -1,0 +1,208 @@
+"""`latentplan bench collect`: how fast envs are stepped, drawn and written, by how many workers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from latentplan import config, registry
+from latentplan.errors import LatentplanError, MissingDependency, check_range
+from latentplan.files import replacing
+
+if TYPE_CHECKING:
+    from latentplan.exploration.collect import Progress
+    from latentplan.exploration.recorder import Recipe
+
+SETTLE = 8  # episodes a worker, made before the clock starts: processes come up, queues fill
+DRAWING = 1.0  # s of drawing pictures
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an env of an engine, made by some workers."""
+
+    env: str
+    engine: str
+    workers: int
+    kind: str  # process or ray
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One repeat of a case."""
+
+    transitions_per_s: float
+    overhead: float  # share of the workers' time that is not spent in their envs
+    unstable: int  # tries dropped because the physics diverged
+
+
+def run(
+    *,
+    env: str = "",
+    workers: Sequence[int] = (1, 2),
+    ray: Sequence[int] = (),
+    episodes: int = 100,
+    repeats: int = 3,
+    seed: int = 0,
+    out: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Print and return a row for each env, engine and number of workers; `out` gets them as JSON.
+
+    Each repeat collects `episodes` into a new store, the store's writing included, and is timed
+    after `SETTLE` episodes a worker. `workers` are processes (1: this one), `ray` actors of a Ray
+    that is started here. Rows hold the median of the repeats and, of the rate, its least and
+    largest; `pictures_per_s` is drawing alone, by one process. `env` is a name or preset ("": all
+    envs, with every engine that is installed). Sections of `overrides`: env, collect.
+    """
+    from latentplan.commands.progress import track
+    from latentplan.evaluation.provenance import provenance
+
+    check_range("--episodes", episodes, 1)
+    check_range("--repeats", repeats, 1)
+    for option, numbers in (("--workers", workers), ("--ray", ray)):
+        for number in numbers:
+            check_range(option, number, 1)
+    counts = [("process", n) for n in workers] + [("ray", n) for n in ray]
+    cases = [
+        Case(name, engine, number, kind, recipe)
+        for name in ([env] if env else sorted(registry.names("env")))
+        for engine, recipe in _recipes(name, seed, overrides)
+        for kind, number in counts
+    ]
+    drawn = {(case.env, case.engine): _pictures_per_s(case.recipe) for case in cases}  # each once
+    measured: dict[int, list[Measured]] = {place: [] for place in range(len(cases))}
+    with track(repeats * len(cases), "bench collect", "runs") as bar:
+        for _ in range(repeats):  # in turns, so that a slow minute slows all of them
+            for place, case in enumerate(cases):
+                measured[place].append(_measure(case, episodes))
+                bar.advance()
+    made_with = provenance()
+    rows = [
+        {
+            "env": case.env,
+            "engine": case.engine,
+            "workers": case.workers,
+            "kind": case.kind,
+            "transitions_per_s": round(median(m.transitions_per_s for m in measured[place]), 1),
+            "transitions_per_s_min_max": [
+                round(f(m.transitions_per_s for m in measured[place]), 1) for f in (min, max)
+            ],
+            "pictures_per_s": round(drawn[case.env, case.engine]),
+            "overhead": round(median(m.overhead for m in measured[place]), 3),
+            "unstable": sum(m.unstable for m in measured[place]),
+            "episodes": episodes,
+            "repeats": repeats,
+            "made_with": made_with,
+        }
+        for place, case in enumerate(cases)
+    ]
+    _print(rows)
+    if out is not None:
+        with replacing(Path(out)) as partial:
+            partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[str, Recipe]]:
+    """Yield the recipe of random actions in an env, for each engine that is installed."""
+    from latentplan.exploration.recorder import CollectConfig, Recipe
+    from latentplan.sim.engine import ENGINES
+
+    preset = config.resolve("env", name)
+    env_class = registry.get("env", preset.base)
+    given = any(override.startswith(("engine=", "env.engine=")) for override in overrides)
+    engines = [""] if given else [*ENGINES.get(preset.base, {"": ""})]
+    for engine in engines:
+        chosen = config.load(
+            {"env": env_class.Config, "collect": CollectConfig},
+            preset={"env": preset.values},
+            overrides=[*overrides, f"env.engine={engine}"] if engine else overrides,
+        )
+        try:
+            example = env_class(chosen["env"])
+        except MissingDependency as e:
+            print(f"{name}, {engine}: left out ({e})")
+            continue
+        picks = example.data_spec.pick is not None
+        example.close()
+        explorer = registry.get("explorer", "random" if picks else "box")
+        yield (
+            getattr(chosen["env"], "engine", ""),
+            Recipe(
+                env_class,
+                explorer,
+                env_config=chosen["env"],
+                explorer_config=explorer.Config(),
+                config=chosen["collect"],
+                seed=seed,
+            ),
+        )
+
+
+def _measure(case: Case, episodes: int) -> Measured:
+    from latentplan.data.store import ZarrStore
+    from latentplan.exploration.collect import collect
+
+    seen: list[tuple[float, Progress]] = []
+    settle = SETTLE * case.workers
+    spec = case.recipe.env(case.recipe.env_config).data_spec
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ZarrStore.create(Path(folder) / "bench.zarr", spec) as store,
+    ):
+        collect(
+            store,
+            case.recipe,
+            episodes=settle + episodes,
+            workers=case.workers,
+            ray="local" if case.kind == "ray" else None,
+            report=lambda progress: seen.append((perf_counter(), progress)),
+        )
+    (start, before), (stop, after) = seen[settle - 1], seen[-1]
+    seconds = stop - start
+    in_env = after.env_seconds - before.env_seconds
+    return Measured(
+        transitions_per_s=(after.transitions - before.transitions) / seconds,
+        overhead=1 - in_env / (seconds * case.workers),
+        unstable=after.unstable,
+    )
+
+
+def _pictures_per_s(recipe: Recipe) -> float:
+    """Return how many pictures an env draws in a second; 0 where it draws none."""
+    env: Any = recipe.env(recipe.env_config)
+    try:
+        env.reset(seed=recipe.seed)
+        if not hasattr(env, "render"):
+            return 0.0
+        env.render()
+        start, count = perf_counter(), 0
+        while perf_counter() - start < DRAWING:
+            env.render()
+            count += 1
+        return count / (perf_counter() - start)
+    finally:
+        env.close()
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        raise LatentplanError("bench collect: no env could be made; see above")
+    shown = ["env", "engine", "workers", "kind", "transitions_per_s", "pictures_per_s"]
+    shown += ["overhead", "unstable"]
+    table = Table(*(name.replace("_", " ") for name in shown), box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in shown))
+    Console().print(table)
