@@ -278,13 +278,19 @@ def show(
     ],
     out: Annotated[
         str | None,
-        typer.Option(help="Picture to write. Default: DATA.png beside it, RUN/curves.png."),
+        typer.Option(
+            help="Picture to write, or film DATA.mp4. Default: DATA.png, RUN/curves.png."
+        ),
+    ] = None,
+    episode: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="<int>", help="All of this episode of a store."),
     ] = None,
 ) -> None:
     """Show what a store or a run holds, in words and a picture."""
     from latentplan.commands import show as command
 
-    command.run(what, out=out)
+    command.run(what, out=out, episode=episode)
 
 
 @app.command(epilog="Example: latentplan doctor --json")

@@ -8,81 +8,78 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentplan.errors import ConfigError
 from latentplan.files import replacing
-from latentplan.types import Array, Spec
+from latentplan.types import Spec
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
 
-EPISODES = 6  # rows of the contact sheet
-STEPS = 10  # columns of the contact sheet
 COLUMNS = 3  # of the curves
-PIXELS = 128  # smallest side of one picture on it
 
 
-def run(what: str, *, out: str | None = None) -> None:
-    """Print what is in an episode store, a run folder or a checkpoint, and write a PNG of it.
+def run(what: str, *, out: str | None = None, episode: int | None = None) -> None:
+    """Print what is in an episode store, a run folder or a checkpoint, and draw it to `out`.
 
-    The picture is a contact sheet of a store (`DATA.png` beside it), or a run's curves
-    (`RUN/curves.png`). Raises StoreError or CheckpointError where `what` is neither.
+    Of a store, a .png is a contact sheet with histograms (default: `DATA.png` beside it), a .mp4
+    the film of an episode; with `episode` a sheet shows all of that one. Of a run, a .png has its
+    curves (`RUN/curves.png`). Raises StoreError or CheckpointError where `what` is neither,
+    ConfigError where `out` or `episode` cannot be.
     """
     path = Path(what)
-    if path.suffix == ".zarr" or (path / "zarr.json").exists():
-        _show_store(path, Path(out) if out else path.with_suffix(".png"))
+    is_store = "://" in what or path.suffix == ".zarr" or (path / "zarr.json").exists()
+    suffixes = (".png", ".mp4") if is_store else (".png",)
+    if out is not None and Path(out).suffix not in suffixes:
+        raise ConfigError(f"--out: {out!r} must end with {' or '.join(suffixes)}")
+    if is_store:
+        beside = Path(path.name) if "://" in what else path
+        _show_store(what, Path(out) if out else beside.with_suffix(".png"), episode)
+    elif episode is not None:
+        raise ConfigError(f"--episode: {what} is a run; only stores have episodes")
     else:
         _show_run(what, Path(out) if out else None)
 
 
-def _show_store(path: Path, out: Path) -> None:
+def _show_store(what: str, out: Path, episode: int | None) -> None:
+    from latentplan.commands import show_data
     from latentplan.data.store import ZarrStore
 
-    with ZarrStore.open(path) as store:
+    with ZarrStore.open(what) as store:
         transitions = int(store.ends[-1]) - len(store) if len(store) else 0
-        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        print(f"{path}: {len(store)} episodes, {transitions} transitions, {size / 1e6:.1f} MB")
+        size = store.disk_bytes() / 1e6
+        print(f"{what}: {len(store)} episodes, {transitions} transitions, {size:.1f} MB")
         _print_spec(store.spec)
         _print_mapping("settings", store.settings)
         if not len(store):
             return
-        lengths = np.diff(store.ends, prepend=0) - 1
-        print(f"lengths      {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}")
-        actions = np.delete(store.rows("action", 0, int(store.ends[-1])), store.ends - 1, axis=0)
-        for name, value in (
-            ("least", actions.min(0)),
-            ("mean", actions.mean(0)),
-            ("largest", actions.max(0)),
-        ):
-            print(f"action {name:8} {', '.join(f'{x:.3f}' for x in value)}")
-        print(f"seeds        {store.episode(0).seed} (first) to {store.episode(-1).seed} (last)")
-        cameras = [k for k, a in store.spec.observation.items() if _is_picture(a.shape, a.dtype)]
-        if cameras:
-            _write(out, lambda draft: _contact_sheet(store, cameras, draft))
+        _print_values(store)
+        chosen = None if episode is None else show_data.number(store, episode)
+        if out.suffix == ".mp4":
+            frames = show_data.film(store, out, episode=chosen or 0)
+            print(f"film         {out}, {frames} frames of episode {chosen or 0}")
+        else:
+            _write(out, lambda draft: show_data.draw(store, draft, episode=chosen))
 
 
-def _contact_sheet(store: ZarrStore, cameras: Sequence[str], file: Path) -> None:
-    """Draw an episode a row, its steps from left to right, and every camera one above the other."""
-    from PIL import Image
-
-    rows = []
-    for index in np.unique(np.linspace(0, len(store) - 1, EPISODES).astype(int)):
-        episode = store.episode(int(index))
-        for key in cameras:
-            frames = episode.observations[key]
-            scale = -(-PIXELS // min(frames.shape[1:3]))
-            steps = np.linspace(0, len(frames) - 1, STEPS).astype(int)
-            large = frames[steps].repeat(scale, axis=1).repeat(scale, axis=2)
-            rows.append(np.concatenate([_framed(picture) for picture in large], axis=1))
-    width = max(row.shape[1] for row in rows)
-    padded = [np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows]
-    Image.fromarray(np.concatenate(padded)).save(file, format="png")
-
-
-def _framed(picture: Array) -> Array:
-    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255)
-
-
-def _is_picture(shape: tuple[int, ...], dtype: str) -> bool:
-    return len(shape) == 3 and shape[-1] == 3 and dtype == "uint8"
+def _print_values(store: ZarrStore) -> None:
+    lengths = np.diff(store.ends, prepend=0) - 1
+    print(f"lengths      {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}")
+    actions = np.delete(store.rows("action", 0, int(store.ends[-1])), store.ends - 1, axis=0)
+    for name, value in (
+        ("least", actions.min(0)),
+        ("mean", actions.mean(0)),
+        ("largest", actions.max(0)),
+    ):
+        print(f"action {name:8} {', '.join(f'{x:.3f}' for x in value)}")
+    print(f"seeds        {store.episode(0).seed} (first) to {store.episode(-1).seed} (last)")
+    for name, values in store.info().items():
+        said = values[~np.isnan(values)]
+        if len(said):
+            share = "" if len(said) == len(values) else f", of {len(said)} episodes"
+            print(
+                f"episodes     {name}: {said.min():.4g} to {said.max():.4g}, "
+                f"mean {said.mean():.4g}, sum {said.sum():.4g}{share}"
+            )
 
 
 def _show_run(what: str, out: Path | None) -> None:

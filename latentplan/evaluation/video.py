@@ -23,9 +23,16 @@ def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
     A trial of L actions is L + 1 frames, the last one held for a second. Raises OSError where
     the disk refuses; an earlier file stays then.
     """
+    return encode(path, _frames(trials, hold=fps), fps=fps)
+
+
+def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
+    """Write an mp4 (H.264, yuv420p) of frames (h, w, 3) uint8, even in size; return their number.
+
+    Raises OSError where the disk refuses; an earlier file stays then.
+    """
     import imageio_ffmpeg
 
-    frames = _frames(trials, hold=fps)
     first = next(frames)
     height, width, _ = first.shape
     count = 1

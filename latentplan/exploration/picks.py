@@ -58,7 +58,7 @@ class RandomPick:
         on_object = np.flatnonzero(segment(image, self.pick))
         if len(on_object) == 0 or rng.random() < self.config.miss:
             return rng.uniform(-1, 1, 2)
-        row, column = np.divmod(rng.choice(on_object), width)
+        row, column = np.divmod(on_object[rng.integers(len(on_object))], width)
         offset = rng.uniform(-self.config.jitter, self.config.jitter, 2)
         x, y = pixel_to_action(row + offset[0], column + offset[1], height=height, width=width)
         return np.array([x, y])

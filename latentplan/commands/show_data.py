@@ -1,0 +1,158 @@
+"""What `latentplan show` draws of an episode store: a contact sheet with histograms, or a film."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentplan.errors import ConfigError, StoreError
+from latentplan.types import Array, ArraySpec, Episode
+
+if TYPE_CHECKING:
+    from latentplan.data.store import ZarrStore
+
+EPISODES = 6  # rows of the contact sheet
+STEPS = 10  # columns of the contact sheet
+PIXELS = 128  # smallest side of one picture on it
+FILM = 320  # pixels, about the side of one picture of a film
+BAR = 24  # pixels of the line of text in a film
+PANELS = 5  # histograms in a row
+SMALLEST = 16  # pixels a side; smaller arrays are not pictures
+FPS = 4  # of a film of actions that take their time
+
+
+def cameras(store: ZarrStore) -> list[str]:
+    """Return the observations that are pictures: (h, w, 3) uint8, or (h, w) and (h, w, 1)."""
+    return [key for key, array in store.spec.observation.items() if _is_picture(array)]
+
+
+def draw(store: ZarrStore, file: Path, *, episode: int | None = None) -> None:
+    """Write a PNG: episodes from top to bottom, their steps from left to right, histograms below.
+
+    Of one `episode` every step is shown. Histograms are of all actions, and of the numbers that
+    episodes say. A store without pictures has histograms alone.
+    """
+    from PIL import Image
+
+    keys = cameras(store)
+    rows = [] if not keys else _sheet(store, keys, episode)
+    width = max((row.shape[1] for row in rows), default=STEPS * (PIXELS + 2))
+    rows.append(_histograms(store, width))
+    padded = [np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows]
+    Image.fromarray(np.concatenate(padded)).save(file, format="png")
+
+
+def film(store: ZarrStore, file: Path, *, episode: int) -> int:
+    """Write an mp4 of an episode, all cameras side by side, and return its number of frames.
+
+    Raises StoreError where the store has no pictures.
+    """
+    from latentplan.evaluation import video
+
+    keys = cameras(store)
+    if not keys:
+        raise StoreError(f"{store.path}: has no pictures to make a film of; --out X.png draws it")
+    dt = store.spec.dt
+    frames = _frames(store.episode(episode), keys, f"episode {episode}")
+    return video.encode(file, frames, fps=FPS if dt is None else max(1, round(1 / dt)))
+
+
+def number(store: ZarrStore, episode: int) -> int:
+    """Return the number of an episode that may count from the end; ConfigError beyond it."""
+    try:
+        return range(len(store))[episode]
+    except IndexError:
+        raise ConfigError(
+            f"--episode: {episode} is not within [{-len(store)}, {len(store) - 1}]"
+        ) from None
+
+
+def _is_picture(array: ArraySpec) -> bool:
+    large = len(array.shape) >= 2 and min(array.shape[:2]) >= SMALLEST
+    colours = array.shape[2:] == (3,) and array.dtype == "uint8"
+    return large and (colours or array.shape[2:] in ((), (1,)))
+
+
+def _visible(pictures: Array) -> Array:
+    """Return pictures (n, h, w, ...) as (n, h, w, 3) uint8; depth and the like in grey."""
+    if pictures.shape[3:] == (3,):
+        return pictures
+    values = pictures.reshape(pictures.shape[:3]).astype(np.float64)
+    seen = values[np.isfinite(values)]
+    low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 0.0)
+    grey = (np.nan_to_num(values, posinf=high) - low) / max(high - low, 1e-9)
+    return np.repeat((grey.clip(0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _sheet(store: ZarrStore, keys: Sequence[str], episode: int | None) -> list[Array]:
+    """Return rows (h, w, 3) of framed pictures, the cameras one above the other."""
+    chosen = np.linspace(0, len(store) - 1, EPISODES) if episode is None else np.array([episode])
+    rows = []
+    for index in np.unique(chosen.astype(int)):
+        observations = store.episode(int(index)).observations
+        for key in keys:
+            pictures = _visible(observations[key])
+            steps = np.arange(len(pictures))
+            if episode is None and len(steps) > STEPS:
+                steps = np.linspace(0, len(steps) - 1, STEPS).astype(int)
+            scale = -(-PIXELS // min(pictures.shape[1:3]))
+            large = pictures[steps].repeat(scale, axis=1).repeat(scale, axis=2)
+            for first in range(0, len(large), STEPS):
+                part = [_framed(picture) for picture in large[first : first + STEPS]]
+                rows.append(np.concatenate(part, axis=1))
+    return rows
+
+
+def _framed(picture: Array) -> Array:
+    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255)
+
+
+def _histograms(store: ZarrStore, width: int) -> Array:
+    """Return a picture (h, width, 3) of how often actions and numbers of episodes had a value."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = _values(store)
+    rows = -(-len(shown) // PANELS)
+    figure = Figure(figsize=(width / 100, 1.8 * rows), dpi=100, layout="constrained")
+    for place, (title, values) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(rows, PANELS, place)
+        axes.set_title(title, fontsize=9)
+        axes.hist(values, bins=40)
+        axes.tick_params(labelsize=7)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :width, :3]
+
+
+def _values(store: ZarrStore) -> Mapping[str, Array]:
+    actions = np.delete(store.rows("action", 0, int(store.ends[-1])), store.ends - 1, axis=0)
+    shown = {f"action {place}": values for place, values in enumerate(actions.T)}
+    for name, values in store.info().items():
+        if not np.isnan(values).all():
+            shown[name] = values[np.isfinite(values)]
+    return shown
+
+
+def _frames(episode: Episode, keys: Sequence[str], title: str) -> Iterator[Array]:
+    from PIL import Image, ImageDraw, ImageFont
+
+    pictures = [_visible(episode.observations[key]) for key in keys]
+    factors = [max(1, round(FILM / max(p.shape[1:3]))) for p in pictures]
+    widths = [p.shape[2] * f for p, f in zip(pictures, factors, strict=True)]
+    tall = max(p.shape[1] * f for p, f in zip(pictures, factors, strict=True))
+    size = (sum(widths) + sum(widths) % 2, tall + BAR + tall % 2)  # even, as mp4 wants it
+    font = ImageFont.load_default(13)
+    for step in range(len(episode) + 1):
+        frame = Image.new("RGB", size)
+        for camera, left in enumerate(np.cumsum([0, *widths[:-1]]).tolist()):
+            picture = pictures[camera][step]
+            large = picture.repeat(factors[camera], axis=0).repeat(factors[camera], axis=1)
+            frame.paste(Image.fromarray(large), (left, BAR))
+        numbers = ", ".join(f"{x:.2f}" for x in episode.actions[step - 1]) if step else "start"
+        line = f"{title}  step {step}  {numbers}"
+        ImageDraw.Draw(frame).text((4, BAR / 2), line, (228, 228, 231), font, anchor="lm")
+        yield np.asarray(frame)
