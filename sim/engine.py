@@ -21,6 +21,7 @@ Pose = TypeVar("Pose", contravariant=True)
 
 ENGINES = {
     "rope": {"mujoco": "latentplan.sim.mujoco.rope:MujocoRope"},
+    "cloth": {"mujoco": "latentplan.sim.mujoco.cloth:MujocoCloth"},
 }
 
 
