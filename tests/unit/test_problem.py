@@ -74,6 +74,14 @@ def test_a_cost_that_is_not_finite_counts_as_infinite_and_its_neighbours_do_not(
     assert torch.equal(found[0, 3:], wanted[0, 3:]) and torch.equal(found[1], wanted[1])
 
 
+def test_a_violation_that_is_not_a_number_counts_as_infinite_and_one_below_nought_as_none():
+    excess = torch.tensor([[torch.nan, -2.0, 0.0, 3.0, torch.inf]], dtype=DOUBLE).expand(3, -1)
+    here = make(constraints=[lambda latents, actions: excess, lambda latents, actions: 1 + excess])
+    found = here.score(here.draw(5)).violation
+    wanted = torch.tensor([torch.inf, 0.0, 1.0, 7.0, torch.inf], dtype=DOUBLE)
+    assert torch.equal(found, wanted.expand(3, -1))
+
+
 def test_noise_is_the_same_for_all_problems_and_of_the_std_asked_for():
     here = make(problems=2, horizon=3)
     centre = torch.zeros(2, 20_000, 3, 2, dtype=DOUBLE)
