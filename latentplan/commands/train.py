@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from latentplan import config, registry
 from latentplan.errors import CheckpointError, ConfigError, StoreError, check_range
-from latentplan.files import replacing
+from latentplan.files import lock, replacing
 from latentplan.types import Batch, Spec
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KEYPOINTS = "keypoints"  # privileged observation that one held-out figure reads
 HELD_OUT = 512  # windows and transitions that held-out figures are of, where there are as many
+LOCK = ".lock"  # in a run folder, held by who trains there
 RETRIEVED = 32  # transitions encoded at a time
 
 
@@ -57,7 +59,7 @@ def run(
     )
     training: Training = chosen["training"]
     where, folder = checkpoint.find_device(device), Path(run)
-    with ZarrStore.open(data) as store:
+    with ZarrStore.open(data) as store, ExitStack() as held:
         settings = {
             "model": {"name": preset.base, **config.to_values(chosen["model"])},
             "training": config.to_values(training),
@@ -89,6 +91,7 @@ def run(
             pin_memory=where.type == "cuda",
         )
         with writing(folder):
+            held.enter_context(_alone(folder))
             config.save_yaml(folder / "config.yaml", settings)
             with replacing(folder / "spec.json") as partial:
                 partial.write_text(json.dumps(spec.to_json(), indent=2), encoding="utf-8")
@@ -114,9 +117,19 @@ def run(
     print(f"{best}: step {header['step']}; held out: {figures}")
 
 
+def _alone(folder: Path) -> IO[bytes]:
+    """Return what keeps other trainings out of a run folder while it is open."""
+    try:
+        return lock(folder / LOCK)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"{folder}: another process is training there; wait for it, or give another --run"
+        ) from None
+
+
 def _check_run(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
     """Raise CheckpointError where `folder` holds something that must not be trained over."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not any(file.name != LOCK for file in folder.iterdir()):
         return
     if not resume:
         raise CheckpointError(f"{folder}: is not empty; give --resume to go on, or another --run")

@@ -255,6 +255,26 @@ def test_going_on_needs_the_same_settings_and_data(
         moved.rename(data)
 
 
+def test_one_training_at_a_time_in_a_run_folder(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    holder = "import sys; from latentplan.files import lock; from pathlib import Path\n"
+    holder += "held = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holder, str(run / command.LOCK)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with pytest.raises(CheckpointError, match="run: another process is training there; wait"):
+        command.run("cfm", data=data, run=run, overrides=SMALL)
+    assert [file.name for file in run.iterdir()] == [command.LOCK]
+    other.kill()  # the kernel drops the lock
+    other.wait()
+    command.run("cfm", data=data, run=run, overrides=SMALL)
+    assert (run / "best.safetensors").exists()
+
+
 def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     empty = ZarrStore.create(tmp_path / "empty.zarr", ToyEnv().data_spec)
