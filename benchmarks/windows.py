@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 
 import numpy as np
-import torch
-import zarr
 
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError
+from latentplan.evaluation.provenance import provenance
 
 SECONDS = 2.0  # of each of REPEATS measurements
 REPEATS = 5
@@ -70,18 +68,8 @@ def main(data: str, out: str = "benchmarks/windows.json") -> None:
                 },
             },
             "results": results,
-            "machine": {
-                "cpus": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "load_average": os.getloadavg(),
-                "processor": platform.processor() or platform.machine(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "zarr": zarr.__version__,
-                "numpy": np.__version__,
-            },
+            "load_average": os.getloadavg(),
+            **provenance(),
         }
     with open(out, "w") as f:
         json.dump(report, f, indent=1)
