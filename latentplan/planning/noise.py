@@ -50,16 +50,6 @@ def spline(
     return _tensor(basis, like)
 
 
-@lru_cache(maxsize=64)
-def inverse(
-    horizon: int, knots: int, degree: str, *, like: tuple[torch.device, torch.dtype]
-) -> Tensor:
-    """Return (P, H): the knots whose spline is nearest to given actions, by least squares."""
-    cpu = (torch.device("cpu"), torch.float64)
-    basis = spline(horizon, knots, degree, like=cpu)
-    return _tensor(np.linalg.pinv(basis.numpy()), like)
-
-
 def _tensor(
     values: np.ndarray[tuple[int, int], np.dtype[np.float64]],
     like: tuple[torch.device, torch.dtype],

@@ -79,7 +79,7 @@ class Solver(ABC):
 
     def answer(self, problem: Problem, state: Any) -> Scored:
         """Return what is sent (B, 1); the best so far unless a planner says otherwise."""
-        best: Scored = state.best
+        best: Scored = state.best.first(1)
         return best
 
     def opening(self, problem: Problem) -> Scored:
