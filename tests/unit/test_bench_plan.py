@@ -35,13 +35,14 @@ def test_rows_a_file_and_a_picture_come_of_every_planner(tmp_path, capsys):
 
 
 def test_more_iterations_reach_less_and_a_warm_start_helps(tmp_path):
-    rows = bench_plan.run(**SMALL | {"batches": (1,), "horizons": (8,), "repeats": 8}, planners=("icem",))
+    larger = SMALL | {"batches": (1,), "horizons": (8,), "repeats": 8}
+    rows = bench_plan.run(**larger, planners=("icem",))
     cost = {
         (row["start"], row["iterations"]): row["cost"]
         for row in rows
         if row["source"] == "latentplan"
     }
-    assert cost["cold", 20] <= cost["cold", 5] <= cost["cold", 1]
+    assert cost["cold", 12] <= cost["cold", 5] <= cost["cold", 1]
     assert cost["warm", 1] < cost["cold", 1]
 
 
