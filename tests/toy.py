@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,9 @@ class ToyEnv:
         for (x, y), colour in zip(self._points, COLOURS, strict=False):
             picture[(self._x - x) ** 2 + (self._y - y) ** 2 <= self.config.radius**2] = colour
         return {"rgb": picture, "keypoints": self._points.astype(np.float32)}
+
+
+class SlowToyEnv(ToyEnv):
+    def step(self, action: Array) -> Step:
+        sleep(0.01)
+        return super().step(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def run(
     for option, numbers in (("--workers", workers), ("--ray", ray)):
         for number in numbers:
             check_range(option, number, 1)
+    load = os.getloadavg()[0]  # what else the machine does
     counts = [("process", n) for n in workers] + [("ray", n) for n in ray]
     cases = [
         Case(name, engine, number, kind, recipe)
@@ -84,7 +86,7 @@ def run(
             for place, case in enumerate(cases):
                 measured[place].append(_measure(case, episodes))
                 bar.advance()
-    made_with = provenance()
+    made_with = {**provenance(), "load_average_before": load}
     rows = [
         {
             "env": case.env,
