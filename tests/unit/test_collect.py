@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,22 @@ def test_a_dead_worker_is_told_and_what_was_done_is_kept(tmp_path: Path) -> None
         kept = len(store)
         assert 0 < kept < 500
     collected(tmp_path / "a.zarr", recipe(), episodes=kept + 1, workers=0)
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    collected(tmp_path / "whole.zarr", recipe(), episodes=120, workers=0)
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.episodes in (10, 60):
+            worker = active_children()[0]
+            killed.append(worker.pid or 0)
+            worker.kill()
+
+    with ZarrStore.create(tmp_path / "a.zarr", ToyEnv().data_spec) as store:
+        made = collect(store, recipe(), episodes=120, workers=2, report=kill)
+    assert made.episodes == 120 and len(set(killed)) == 2
+    assert_equal_arrays(tmp_path / "a.zarr", tmp_path / "whole.zarr")
 
 
 def test_errors_of_an_env_reach_the_user(tmp_path: Path) -> None:
