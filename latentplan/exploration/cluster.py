@@ -123,7 +123,7 @@ class _Actors:
             made[index] = self._ray.get(ref)
             self._load[actor] -= 1
         except self._ray.exceptions.RayTaskError as e:
-            raise e.cause from None  # the env's own error, as in any process
+            raise e.cause or e from None  # the error of the env, as in any process
         except self._ray.exceptions.RayError:
             lost = [r for r, (other, _) in self._making.items() if other is actor]
             again = sorted([index, *(self._making.pop(r)[1] for r in lost)], reverse=True)
