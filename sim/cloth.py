@@ -104,8 +104,6 @@ class Cloth(Tabletop):
         )
         self.success_threshold = self.THRESHOLD[c.fold if c.task == "fold" else c.task]
         self._orders = distances.grid_orders(c.rows, c.columns)
-        self._flat = folds.flat(c.rows, c.columns, spacing=c.spacing) + [0, 0, c.radius]
-        self._area = (c.rows - 1) * (c.columns - 1) * c.spacing**2
 
     def coverage(self, observation: Observation) -> float:
         """Return the share of its area that the cloth covers, seen from above."""
@@ -191,6 +189,12 @@ class Cloth(Tabletop):
         if self.config.task == "flatten":  # a fifth of the area counts as much as 4 cm
             cost -= self.coverage(observation) / 5
         return cost
+
+    def _build(self, config: Config) -> None:
+        super()._build(config)
+        c = config
+        self._flat = folds.flat(c.rows, c.columns, spacing=c.spacing) + [0, 0, c.radius]
+        self._area = (c.rows - 1) * (c.columns - 1) * c.spacing**2
 
     def _lay_start(self, rng: np.random.Generator) -> None:
         self._engine.lay(self._anywhere(rng))

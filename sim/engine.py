@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from latentplan.errors import unknown
+from latentplan.sim.appearance import Appearance
+from latentplan.sim.cameras import Camera
 from latentplan.types import Array
 
 Kind = Literal["rgb", "depth", "segmentation"]
@@ -74,8 +76,15 @@ class Engine(Protocol[Pose]):
         """Return what a camera sees, top row first.
 
         `rgb` is (h, w, 3) uint8; `depth` (h, w) float32, metres along the camera's axis;
-        `segmentation` (h, w) uint8: 0 the table, 1 the object, 2 the gripper.
+        `segmentation` (h, w) uint8: 0 the table, 1 the object, 2 the gripper. Cameras are those of
+        `cameras.of(config)`, until `place_camera` says otherwise.
         """
+
+    def place_camera(self, camera: Camera) -> None:
+        """Put the camera of this name where it says; its pictures keep their size."""
+
+    def paint(self, appearance: Appearance) -> None:
+        """Show the scene like this from now on, until the next call."""
 
     def snapshot(self) -> Any:
         """Return the whole state, what the gripper holds included."""

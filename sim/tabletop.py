@@ -7,7 +7,7 @@ scripted expert. What happens to the object is the engine's part (`sim/engine.py
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -18,7 +18,10 @@ from gymnasium.utils.seeding import np_random
 from latentplan.errors import ConfigError, ShapeError, check_range, unknown
 from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
-from latentplan.sim import engine
+from latentplan.sim import cameras, engine, sensors
+from latentplan.sim.cameras import Camera, Pose
+from latentplan.sim.clouds import Cloud
+from latentplan.sim.randomisation import OBJECT, Conditions, Randomisation
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
 
 if TYPE_CHECKING:
@@ -41,7 +44,12 @@ class TabletopConfig:
     control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
     actuator: str = "gripper"  # what moves: a gripper alone, or one on a simulated `arm`
     arm: str = "panda"  # which arm, a name or a YAML file; actuator=arm
-    image: int = 64  # pixels a side of `rgb`
+    image: int = 64  # pixels a side of every picture
+    cameras: tuple[str, ...] = ("top",)  # that see: top, front, side, angled, custom
+    observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, segmentation; and cloud
+    custom: Pose = Pose()  # where the camera `custom` is
+    cloud: Cloud = Cloud()  # what becomes of the points that the cameras see; observe=[cloud]
+    randomise: Randomisation = Randomisation()  # what differs between episodes or steps
     view: float = 0.3  # half the side of the table that the picture shows
     workspace: float = 0.25  # |x|, |y| of the gripper at most
     drag: float = 0.1  # length of a drag of 1 along one axis
@@ -67,6 +75,25 @@ class TabletopConfig:
         check_range(f"{where}.rate", self.rate, 1, 1 / self.timestep)
         check_range(f"{where}.move_steps", self.move_steps, 1, 10_000)
         check_range(f"{where}.rest_steps", self.rest_steps, 0, 10_000)
+        sensors.check(where, self)
+        self._check_randomise(where)
+
+    def _check_randomise(self, where: str) -> None:
+        ranges = self.randomise.ranges()
+        if "latency" in ranges and self.control != "velocity":
+            raise ConfigError(
+                f"{where}.randomise.latency: needs control=velocity, found {self.control!r}: "
+                "a pick waits until all is at rest"
+            )
+        known = [f.name for f in fields(self) if f.name in OBJECT]
+        for name in [name for name in OBJECT if name in ranges]:
+            if name not in known:
+                raise ConfigError(
+                    f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
+                )
+            for end in ranges[name]:  # refused where the setting itself would be
+                changed: dict[str, Any] = {"randomise": Randomisation(), name: end}
+                replace(self, **changed)
 
 
 class Tabletop(gymnasium.Env[dict[str, Array], Array]):
@@ -88,7 +115,13 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     REACH in height), and of nothing where it closes elsewhere, until it opens and closes again.
 
     Observation: `rgb` (image, image, 3) uint8, the privileged `keypoints` in metres, and with
-    control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed.
+    control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed. `cameras` and
+    `observe` add more, see `sensors.Sensors`; `cameras()` says where they are.
+
+    randomise: a reset draws what has a range, and `info["randomised"]` of reset and step holds the
+    numbers that were drawn, by name. With randomise.per=step the privileged observation
+    `randomised` holds those that change. A goal drawn by `reset` is one of the episode's own
+    object; `goal` draws its own conditions.
 
     `reset` draws a goal of the task unless `options["goal"]` gives one (an observation with
     keypoints): `info["goal"]`. Reward: minus `distance` to it. After each step `info` holds
@@ -106,9 +139,12 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
     def __init__(self, config: Any, *, lift: bool, keypoints: ArraySpec, pick: PickSpec) -> None:
         """Build the engine; `lift`: a drag has a third number, the height of its middle."""
-        self.config = config
         self.render_mode = "rgb_array"
-        self._engine = engine.make(self.name, config.engine, config=config)
+        self._sensors = sensors.Sensors(config)
+        placed = cameras.of(config)
+        self._cameras = {name: placed[name] for name in self._sensors.cameras}
+        self._nominal = config
+        self._build(config)
         self._goal: Observation | None = None
         self._closed = False
         self._refused = 0
@@ -118,10 +154,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             from latentplan.sim.arm import ArmPaths
 
             self._arm = ArmPaths(c.arm, timestep=c.timestep)
-        observation = {
-            "rgb": ArraySpec((c.image, c.image, 3), "uint8", "camera above the table"),
-            "keypoints": keypoints,
-        }
+        observation = {**self._sensors.specs(), "keypoints": keypoints}
         if c.control == "velocity":
             observation["gripper"] = ArraySpec((4,), "float32", "x, y, z in m; 1 while closed")
             size, meaning = 4, f"velocity x, y, z (1 = {c.speed} m/s), grip (closed above 0)"
@@ -129,11 +162,21 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             size, meaning = 4, f"pick x, y (1 = {c.view} m), drag x, y (1 = {c.drag} m)"
             if lift:
                 size, meaning = 5, f"{meaning}, lift (-1 to 1 = {LIFT[0]} to {LIFT[1]} m)"
+        self._conditions: Conditions | None = None
+        if c.randomise.ranges():
+            motion = 3 if c.control == "velocity" else size  # the grip is never noisy
+            self._conditions = Conditions(
+                c.randomise, cameras=self._cameras, action=size, motion=motion
+            )
+            changing = self._conditions.per_step()
+            if changing:
+                names = ", ".join(changing)
+                observation["randomised"] = ArraySpec((len(changing),), "float32", names)
         self.data_spec = Spec(
             observation=observation,
             action=ActionSpec(low=(-1.0,) * size, high=(1.0,) * size, meaning=meaning),
             env=self.name,
-            privileged=("keypoints",),
+            privileged=tuple(k for k in ("keypoints", "randomised") if k in observation),
             pick=pick if c.control == "pick" else None,
             dt=self._period() if c.control == "velocity" else None,
         )
@@ -154,11 +197,13 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         super().reset(seed=seed)
         self._goal = (options or {}).get("goal")
         self._refused = 0
+        self._randomise(self.np_random)
         self._lay_start(self.np_random)
         self._raise_gripper()
         if self._goal is None:
-            self._goal = self.goal(seed=int(self.np_random.integers(2**31)))
-        return self._observe(), {"goal": self._goal}
+            goal_seed = int(self.np_random.integers(2**31))
+            self._goal = self._draw_goal(np_random(goal_seed)[0], noise=goal_seed)
+        return self._observe(), {"goal": self._goal} | self._randomised()
 
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return a goal of the task, an observation of the object where it shall be.
@@ -167,11 +212,17 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         """
         state = self.snapshot()
         try:
-            self._lay_goal(np_random(seed)[0])
-            self._raise_gripper()
-            return self._observe()
+            rng = np_random(seed)[0]
+            self._randomise(rng)
+            return self._draw_goal(rng, noise=seed)
         finally:
             self._restore(state)
+
+    def cameras(self) -> dict[str, Camera]:
+        """Return the cameras that are used, by name, where they are now."""
+        if self._conditions is not None:
+            return self._conditions.cameras()
+        return dict(self._cameras)
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
         """Do what the action says, see the class, and return what is seen then."""
@@ -181,12 +232,15 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         check_finite(where, action)
         if np.abs(action).max() > 1 + 1e-6:
             raise ShapeError(f"{where}: {action.tolist()} is not within [-1, 1]")
+        if self._conditions is not None:
+            action = self._conditions.act(action)
+            self._apply()
         if self.config.control == "velocity":
             picked = self._steer(action[:3], closed=bool(action[3] > 0))
         else:
             picked = self._pick_and_drag(action)
         observation = self._observe()
-        info: dict[str, Any] = {"picked": picked}
+        info: dict[str, Any] = {"picked": picked} | self._randomised()
         if self._arm is not None:
             info["refused"] = self._refused
         reward = 0.0
@@ -197,8 +251,9 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, reward, False, False, info)
 
     def snapshot(self) -> Any:
-        """Return the state of the simulator and of the gripper."""
-        return self._engine.snapshot(), self._closed
+        """Return the state of the simulator, of the gripper and of what was drawn."""
+        drawn = None if self._conditions is None else self._conditions.state
+        return self._engine.snapshot(), self._closed, drawn
 
     def restore(self, state: Any) -> dict[str, Array]:
         """Go back to a `snapshot`; the goal stays as it is."""
@@ -312,11 +367,54 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             self._engine.place_gripper(np.array([0.0, 0.0, self.HOVER]))
 
     def _restore(self, state: Any) -> None:
-        engine_state, self._closed = state
+        engine_state, self._closed, drawn = state
+        if self._conditions is not None and drawn != self._conditions.state:
+            self._conditions.restore(drawn)
+            self._apply()
         self._engine.restore(engine_state)
 
+    def _build(self, config: Any) -> None:
+        """Make the engine for these settings, which differ from the env's own where drawn."""
+        self.config = config
+        self._engine = engine.make(self.name, config.engine, config=config)
+
+    def _draw_goal(self, rng: np.random.Generator, *, noise: int) -> dict[str, Array]:
+        """Return a goal under the conditions that hold, but for the sensors' noise."""
+        state = self.snapshot()
+        try:
+            if self._conditions is not None:
+                self._conditions.state = replace(self._conditions.state, noise=noise)
+            self._lay_goal(rng)
+            self._raise_gripper()
+            return self._observe()
+        finally:
+            self._restore(state)
+
+    def _randomise(self, rng: np.random.Generator) -> None:
+        """Draw an episode's conditions; nothing is drawn from `rng` itself."""
+        if self._conditions is not None:
+            self._conditions.begin(int(rng.spawn(1)[0].integers(2**62)))
+            self._apply()
+
+    def _apply(self) -> None:
+        """Make the engine what the conditions say."""
+        assert self._conditions is not None
+        drawn = replace(self._nominal, **self._conditions.object())
+        if drawn != self.config:
+            self._engine.close()
+            self._build(drawn)
+        for camera in self._conditions.cameras().values():
+            self._engine.place_camera(camera)
+        self._engine.paint(self._conditions.appearance())
+
+    def _randomised(self) -> dict[str, dict[str, float]]:
+        return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}
+
     def _observe(self) -> dict[str, Array]:
-        seen = {"rgb": self.render(), "keypoints": self._keypoints()}
+        seen = self._sensors.read(self._engine, self.cameras(), self._conditions)
+        seen["keypoints"] = self._keypoints()
         if self.config.control == "velocity":
             seen["gripper"] = np.append(self._engine.gripper(), self._closed).astype(np.float32)
+        if "randomised" in self.data_spec.observation and self._conditions is not None:
+            seen["randomised"] = np.array([*self._conditions.per_step().values()], np.float32)
         return seen

@@ -33,7 +33,9 @@ class MujocoCloth(MujocoEngine):
     def __init__(self, config: Cloth.Config) -> None:
         """Build the model; rendering is checked when the first picture is taken."""
         count = config.rows * config.columns
-        super().__init__(_xml(config), name="cloth", bodies=range(1, count + 1), cameras=cameras.of(config))
+        super().__init__(
+            _xml(config), name="cloth", bodies=range(1, count + 1), cameras=cameras.of(config)
+        )
         self._rest_steps = config.rest_steps
         self._model.eq_data[0, :6] = 0  # the pin sits in the point
         self._origin = self._model.body_pos[1 : count + 1].copy()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from latentplan.errors import UnstablePhysics
 from latentplan.shapes import check
 from latentplan.sim import render
+from latentplan.sim.appearance import TILE, Appearance
+from latentplan.sim.cameras import Camera
 from latentplan.sim.engine import Kind
 from latentplan.sim.render import mujoco
 from latentplan.types import Array
 
-CAMERA_HEIGHT = 1.0  # m above the table
+TILES = 8  # of the table's pattern along its 4 m
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next mj_step depends on
 _DIVERGED = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -23,20 +27,24 @@ _DIVERGED = (
 class MujocoEngine:
     """An object whose grips are bodies, and a mocap body `gripper` with a soft pin to one of them.
 
-    The MJCF holds a camera `top`, a mocap body `gripper` and, as its first equality, a `connect`
+    The MJCF holds a geom `table`, a mocap body `gripper` and, as its first equality, a `connect`
     from it to any body of the object. Geoms of other bodies than the world's are the object's.
     """
 
-    def __init__(self, xml: str, *, name: str, bodies: range, image: int) -> None:
-        """Build the model; `bodies` are the grips, `image` the pixels a side of a picture."""
+    def __init__(
+        self, xml: str, *, name: str, bodies: range, cameras: Mapping[str, Camera]
+    ) -> None:
+        """Build the model; `bodies` are the grips."""
         self._name = name
         self._model = mujoco.MjModel.from_xml_string(xml)
         self._data = mujoco.MjData(self._model)
         self._bodies = bodies
         self._gripper = self._model.body("gripper").id
-        self._image = image
+        self._cameras = dict(cameras)
+        self._appearance = Appearance()
+        self._own = self._model.geom_rgba.copy(), self._model.flex_rgba.copy()
         self._state = np.empty(mujoco.mj_stateSize(self._model, STATE))
-        self._cameras: dict[str, render.Camera] = {}
+        self._renderers: dict[str, render.Renderer] = {}
         self.timestep = float(self._model.opt.timestep)
         self.held = -1
 
@@ -99,15 +107,41 @@ class MujocoEngine:
 
     def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
         """Return what a camera sees; see `Engine.picture`."""
-        if camera not in self._cameras:
+        if camera not in self._renderers:
             render.self_test()
-            self._cameras[camera] = render.Camera(self._model, camera, size=self._image)
-        view = self._cameras[camera]
+            self._renderers[camera] = render.Renderer(self._model, self._cameras[camera])
+            self._illuminate(self._renderers[camera])
+        renderer = self._renderers[camera]
         if kind == "depth":
-            return view.depth(self._data)
+            return renderer.depth(self._data)
         if kind == "segmentation":
-            return self._labels(view.segmentation(self._data))
-        return view.picture(self._data)
+            return self._labels(renderer.segmentation(self._data))
+        return renderer.picture(self._data)
+
+    def place_camera(self, camera: Camera) -> None:
+        """Put the camera of this name where it says; its pictures keep their size."""
+        self._cameras[camera.name] = camera
+        if camera.name in self._renderers:
+            self._renderers[camera.name].camera = camera
+
+    def paint(self, appearance: Appearance) -> None:
+        """Show the scene like this from now on; a pattern needs a scene that is `patterned`."""
+        model, (geoms, flexes) = self._model, self._own
+        bodies = model.geom_bodyid
+        model.geom_rgba[:], model.flex_rgba[:] = geoms, flexes
+        if appearance.object is not None:
+            model.geom_rgba[(bodies > 0) & (bodies != self._gripper), :3] = appearance.object
+            model.flex_rgba[:, :3] = appearance.object
+        if appearance.table is not None:
+            model.geom_rgba[model.geom("table").id, :3] = appearance.table
+        if model.ntex:
+            texels = np.repeat(255 * appearance.tile()[..., None] + 0.5, 3, axis=2)
+            model.tex_data[:] = texels.astype(np.uint8).ravel()
+        self._appearance = appearance
+        for renderer in self._renderers.values():
+            self._illuminate(renderer)
+            if model.ntex:
+                renderer.upload(0)
 
     def snapshot(self) -> Array:
         """Return the simulator's state and the grip that is held, as a vector."""
@@ -127,9 +161,13 @@ class MujocoEngine:
 
     def close(self) -> None:
         """Free the pictures' resources."""
-        for camera in self._cameras.values():
-            camera.close()
-        self._cameras = {}
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}
+
+    def _illuminate(self, renderer: render.Renderer) -> None:
+        renderer.brightness = self._appearance.brightness
+        renderer.toward_light = self._appearance.toward_light()
 
     def _labels(self, seen: Array) -> Array:
         """Return (h, w) uint8: 0 the table, 1 the object, 2 the gripper."""
@@ -149,13 +187,28 @@ class MujocoEngine:
         mujoco.mj_comPos(self._model, self._data)
 
 
-def scene(name: str, *, view: float, top: float, body: str, option: str, tail: str = "") -> str:
-    """Return an MJCF of a green table seen from straight above, with `body` on it.
+def scene(
+    name: str,
+    *,
+    body: str,
+    option: str,
+    tail: str,
+    friction: float | None = None,
+    patterned: bool = False,
+) -> str:
+    """Return an MJCF of a green table with `body` on it.
 
-    `view` is half the side of the square that the camera sees at the height `top`; `option` are
-    the attributes of MuJoCo's option, `tail` is what stands after the worldbody.
+    `option` are the attributes of MuJoCo's option, `tail` is what stands after the worldbody.
+    `friction` is the table's, Coulomb's, where the object does not bring its own. `patterned`: the
+    table has a texture that can be painted on.
     """
-    fovy = np.degrees(2 * np.arctan2(view, CAMERA_HEIGHT - top))
+    table = f' condim="3" friction="{friction}"' if friction is not None else ""
+    if patterned:
+        table += ' material="table"'
+        tail += f"""<asset>
+        <texture name="table" type="2d" builtin="flat" rgb1="1 1 1" width="{TILE}" height="{TILE}"/>
+        <material name="table" texture="table" texrepeat="{TILES} {TILES}"/>
+      </asset>"""
     return f"""<mujoco model="{name}">
       <option {option}>
         <flag autoreset="disable"/>
@@ -166,8 +219,8 @@ def scene(name: str, *, view: float, top: float, body: str, option: str, tail: s
         <headlight ambient=".4 .4 .4" diffuse=".6 .6 .6" specular="0 0 0"/>
       </visual>
       <worldbody>
-        <camera name="top" pos="0 0 {CAMERA_HEIGHT}" fovy="{fovy}"/>
-        <geom type="plane" size="2 2 .1" rgba=".18 .45 .34 1" contype="1" conaffinity="0"/>
+        <geom name="table" type="plane" size="2 2 .1" rgba=".18 .45 .34 1" contype="1"
+         conaffinity="0"{table}/>
         {body}
         <body name="gripper" mocap="true"/>
       </worldbody>

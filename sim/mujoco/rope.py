@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentplan.sim import cameras
 from latentplan.sim.engine import Curve
 from latentplan.sim.mujoco.engine import MujocoEngine, scene, walls
 from latentplan.types import Array
@@ -20,7 +21,7 @@ class MujocoRope(MujocoEngine):
     def __init__(self, config: Rope.Config) -> None:
         """Build the model; rendering is checked when the first picture is taken."""
         super().__init__(
-            _xml(config), name="rope", bodies=range(1, config.links + 1), image=config.image
+            _xml(config), name="rope", bodies=range(1, config.links + 1), cameras=cameras.of(config)
         )
         self._rest_steps = config.rest_steps
         self._model.eq_data[0, 3:6] = config.length / config.links / 2, 0, 0  # a link's centre
@@ -69,8 +70,7 @@ def _xml(c: Rope.Config) -> str:
         )
     return scene(
         "rope",
-        view=c.view,
-        top=c.radius,
+        patterned=bool(c.randomise.texture),
         option=f'timestep="{c.timestep}" integrator="implicitfast" cone="pyramidal" iterations="8"',
         # The walls keep a tail that swings out in the picture.
         body=walls(c.view - c.radius / 2) + chain,

@@ -106,20 +106,21 @@ def test_the_arm_looms_in_a_picture_of_its_own() -> None:
     """What the collision checks know is what is drawn: capsules, where the joints put them."""
     from latentplan.robots import mjcf
     from latentplan.sim import render
+    from latentplan.sim.cameras import Camera
     from latentplan.sim.render import mujoco
 
     arm = load("panda")
     spec = mujoco.MjSpec()
     spec.visual.quality.shadowsize = 0
-    spec.worldbody.add_camera(name="top", pos=(-0.3, 0, 3), fovy=40)
     mjcf.add(spec, arm)
     model = spec.compile()
     data = mujoco.MjData(model)
     data.qpos[:7] = arm.column("home")
     mujoco.mj_forward(model, data)
-    camera = render.Camera(model, "top", size=64)
-    seen = camera.picture(data).astype(int).sum(-1) > 30
-    camera.close()
+    top = Camera("top", (-0.3, 0.0, 3.0), target=(-0.3, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=40.0)
+    renderer = render.Renderer(model, top)
+    seen = renderer.picture(data).astype(int).sum(-1) > 30
+    renderer.close()
     across, along = seen.any(0), seen.any(1)
     assert 15 < across.sum() < 40  # from behind the base to the hand, 0.55 m
     assert 3 < along.sum() < 15  # no wider than its links

@@ -1,0 +1,205 @@
+"""Cameras: where they are, which pixel sees a point, and which point a pixel saw.
+
+All are pinhole cameras without distortion. World: metres, z up, the table at z = 0. Camera frame as
+in OpenCV: x right, y down, z forward. Pixel (u, v): u to the right, v down, (0, 0) is the middle of
+the first pixel, so that the picture's edges are at -0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from latentplan.errors import ConfigError, check_range, unknown
+from latentplan.shapes import check
+from latentplan.types import Array
+
+HEIGHT = 1.0  # m, of the camera `top` above the table
+OBLIQUE = 40.0  # degrees, field of view of the other built-in cameras
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that looks from `position` at `target`, with `up` upwards in its picture."""
+
+    name: str
+    position: tuple[float, float, float]  # m
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # not along the line of sight
+    fovy: float = 45.0  # degrees from the picture's lower to its upper edge
+    width: int = 64  # pixels
+    height: int = 64  # pixels
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is no such camera."""
+        where = f"camera {self.name}"
+        check_range(f"{where}.fovy", self.fovy, 1, 170)
+        check_range(f"{where}.width", self.width, 16, 512)
+        check_range(f"{where}.height", self.height, 16, 512)
+        forward = np.subtract(self.target, self.position)
+        if not np.linalg.norm(np.cross(forward, self.up)) > 1e-6:  # a NaN is none either
+            raise ConfigError(
+                f"{where}: looks from {self.position} at {self.target} with {self.up} upwards; "
+                "position and target must differ, and up must not lie along the line between"
+            )
+
+    def axes(self) -> Array:
+        """Return the rotation (3, 3) world -> camera: its rows are right, down, forward."""
+        forward = np.subtract(self.target, self.position)
+        forward = forward / np.linalg.norm(forward)
+        right = np.cross(forward, self.up)
+        right = right / np.linalg.norm(right)
+        return np.stack([right, np.cross(forward, right), forward])
+
+    def intrinsics(self) -> Array:
+        """Return K (3, 3): pixels (u, v, 1) ~ K (x, y, z) of the camera frame."""
+        focal = self.height / 2 / np.tan(np.radians(self.fovy) / 2)
+        middle = (self.width - 1) / 2, (self.height - 1) / 2
+        return np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1.0]])
+
+    def extrinsics(self) -> Array:
+        """Return (4, 4) world -> camera, homogeneous; its inverse is the camera's pose."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.axes()
+        matrix[:3, 3] = -matrix[:3, :3] @ self.position
+        return matrix
+
+    def project(self, points: Array) -> tuple[Array, Array]:
+        """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
+
+        Depth is metres along the line of sight; where it is not positive, the point lies behind the
+        camera and its pixel means nothing.
+        """
+        seen = (points - np.asarray(self.position)) @ self.axes().T
+        depth = seen[..., 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels = (seen @ self.intrinsics().T)[..., :2] / depth[..., None]
+        return pixels, depth
+
+    def unproject(self, depth: Array) -> Array:
+        """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) shows.
+
+        Raises ShapeError where the picture is not this camera's.
+        """
+        return unproject(depth, intrinsics=self.intrinsics(), extrinsics=self.extrinsics())
+
+    def moved(
+        self, shift: Sequence[float], turn: Sequence[float], *, zoom: float = 1.0
+    ) -> Camera:
+        """Return this camera shifted by (3,) m, then turned by (3,) rad about its own axes.
+
+        The shift is along the world's axes, the turn a rotation vector in the camera frame, and
+        `zoom` a factor on the width that it sees.
+        """
+        from scipy.spatial.transform import Rotation
+
+        axes = Rotation.from_rotvec(turn).as_matrix().T @ self.axes()
+        position = np.add(self.position, shift)
+        distance = np.linalg.norm(np.subtract(self.target, self.position))
+        return replace(
+            self,
+            position=_triple(position),
+            target=_triple(position + distance * axes[2]),
+            up=_triple(-axes[1]),
+            fovy=float(np.degrees(2 * np.arctan(zoom * np.tan(np.radians(self.fovy) / 2)))),
+        )
+
+
+def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
+    """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) of a camera shows.
+
+    `intrinsics` (3, 3) and `extrinsics` (4, 4) world -> camera may be those of a real camera, as
+    OpenCV's calibration gives them. Raises ShapeError where a shape is another.
+    """
+    check("unproject.depth", depth, "h w")
+    check("unproject.intrinsics", intrinsics, "row column", row=3, column=3)
+    check("unproject.extrinsics", extrinsics, "row column", row=4, column=4)
+    v, u = np.indices(depth.shape)
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(intrinsics).T
+    here = rays * depth[..., None] - extrinsics[:3, 3]
+    points: Array = here @ extrinsics[:3, :3]
+    return points
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the camera `custom` is."""
+
+    position: tuple[float, float, float] = (0.5, 0.0, 0.5)  # m
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, what it looks at
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # upwards in its picture
+    fovy: float = 45.0  # degrees from the picture's lower to its upper edge
+
+
+class Seen(Protocol):
+    """What cameras need to know of an env's config."""
+
+    @property
+    def view(self) -> float:
+        """Half the side of the table that the camera `top` sees, m."""
+
+    @property
+    def radius(self) -> float:
+        """Height of the object's middle over the table, where `view` is measured, m."""
+
+    @property
+    def image(self) -> int:
+        """Pixels a side."""
+
+    @property
+    def custom(self) -> Pose:
+        """Where the camera `custom` is."""
+
+
+NAMES = ("top", "front", "side", "angled", "custom")
+
+
+def of(config: Seen) -> dict[str, Camera]:
+    """Return all cameras of an env by name: `top`, and others that see the same part of the table.
+
+    `top` looks straight down, with y upwards in its picture; `front` from -y, `side` from +x,
+    both 30 degrees above the table; `angled` from a corner, 45 degrees above it; `custom` is
+    where the config says.
+    """
+    view, size = config.view, config.image
+    top = np.degrees(2 * np.arctan2(view, HEIGHT - config.radius))
+    # The corners of the square on the table lie on a circle of view * sqrt(2), which must fit.
+    away = 1.15 * np.sqrt(2) * view / np.sin(np.radians(OBLIQUE / 2))
+    level, steep = np.radians(30), np.radians(45)
+    places = {
+        "front": (0.0, -np.cos(level), np.sin(level)),
+        "side": (np.cos(level), 0.0, np.sin(level)),
+        "angled": (np.cos(steep) * np.sqrt(0.5), -np.cos(steep) * np.sqrt(0.5), np.sin(steep)),
+    }
+    found = {
+        "top": Camera("top", (0.0, 0.0, HEIGHT), up=(0.0, 1.0, 0.0), fovy=float(top)),
+        **{
+            name: Camera(name, _triple(away * np.array(place)), fovy=OBLIQUE)
+            for name, place in places.items()
+        },
+        "custom": Camera(
+            "custom",
+            config.custom.position,
+            target=config.custom.target,
+            up=config.custom.up,
+            fovy=config.custom.fovy,
+        ),
+    }
+    return {name: replace(camera, width=size, height=size) for name, camera in found.items()}
+
+
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Raise ConfigError unless `names` are different cameras, at least one."""
+    for name in names:
+        if name not in NAMES:
+            raise ConfigError(f"{where}: {unknown('camera', name, NAMES)}")
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"{where}: found {list(names)}; name each camera once, at least one")
+
+
+def _triple(values: Array) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
