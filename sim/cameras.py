@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from latentplan.errors import ConfigError, check_range, unknown
 from latentplan.shapes import check
 from latentplan.types import Array
+
+Triple = tuple[float, float, float]
 
 HEIGHT = 1.0  # m, of the camera `top` above the table
 OBLIQUE = 40.0  # degrees, field of view of the other built-in cameras
@@ -26,9 +29,9 @@ class Camera:
     """A camera that looks from `position` at `target`, with `up` upwards in its picture."""
 
     name: str
-    position: tuple[float, float, float]  # m
-    target: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m
-    up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # not along the line of sight
+    position: Triple  # m
+    target: Triple = (0.0, 0.0, 0.0)  # m
+    up: Triple = (0.0, 0.0, 1.0)  # not along the line of sight
     fovy: float = 45.0  # degrees from the picture's lower to its upper edge
     width: int = 64  # pixels
     height: int = 64  # pixels
@@ -39,8 +42,7 @@ class Camera:
         check_range(f"{where}.fovy", self.fovy, 1, 170)
         check_range(f"{where}.width", self.width, 16, 512)
         check_range(f"{where}.height", self.height, 16, 512)
-        forward = np.subtract(self.target, self.position)
-        if not np.linalg.norm(np.cross(forward, self.up)) > 1e-6:  # a NaN is none either
+        if not np.isfinite(_axes(self.position, self.target, self.up)).all():
             raise ConfigError(
                 f"{where}: looks from {self.position} at {self.target} with {self.up} upwards; "
                 "position and target must differ, and up must not lie along the line between"
@@ -48,11 +50,7 @@ class Camera:
 
     def axes(self) -> Array:
         """Return the rotation (3, 3) world -> camera: its rows are right, down, forward."""
-        forward = np.subtract(self.target, self.position)
-        forward = forward / np.linalg.norm(forward)
-        right = np.cross(forward, self.up)
-        right = right / np.linalg.norm(right)
-        return np.stack([right, np.cross(forward, right), forward])
+        return _axes(self.position, self.target, self.up).copy()
 
     def intrinsics(self) -> Array:
         """Return K (3, 3): pixels (u, v, 1) ~ K (x, y, z) of the camera frame."""
@@ -128,9 +126,9 @@ def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
 class Pose:
     """Where the camera `custom` is."""
 
-    position: tuple[float, float, float] = (0.5, 0.0, 0.5)  # m
-    target: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, what it looks at
-    up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # upwards in its picture
+    position: Triple = (0.5, 0.0, 0.5)  # m
+    target: Triple = (0.0, 0.0, 0.0)  # m, what it looks at
+    up: Triple = (0.0, 0.0, 1.0)  # upwards in its picture
     fovy: float = 45.0  # degrees from the picture's lower to its upper edge
 
 
@@ -164,31 +162,53 @@ def of(config: Seen) -> dict[str, Camera]:
     both 30 degrees above the table; `angled` from a corner, 45 degrees above it; `custom` is
     where the config says.
     """
-    view, size = config.view, config.image
-    top = np.degrees(2 * np.arctan2(view, HEIGHT - config.radius))
-    # The corners of the square on the table lie on a circle of view * sqrt(2), which must fit.
-    away = 1.15 * np.sqrt(2) * view / np.sin(np.radians(OBLIQUE / 2))
+    size, lens = config.image, (config.view, config.radius, config.custom)
+    return {name: replace(camera, width=size, height=size) for name, camera in _built_in(*lens)}
+
+
+@lru_cache(maxsize=64)
+def _built_in(view: float, radius: float, custom: Pose) -> tuple[tuple[str, Camera], ...]:
+    top = np.degrees(2 * np.arctan2(view, HEIGHT - radius))
     level, steep = np.radians(30), np.radians(45)
     places = {
-        "front": (0.0, -np.cos(level), np.sin(level)),
-        "side": (np.cos(level), 0.0, np.sin(level)),
-        "angled": (np.cos(steep) * np.sqrt(0.5), -np.cos(steep) * np.sqrt(0.5), np.sin(steep)),
+        "front": np.array([0, -np.cos(level), np.sin(level)]),
+        "side": np.array([np.cos(level), 0, np.sin(level)]),
+        "angled": np.array([np.cos(steep) / 2**0.5, -np.cos(steep) / 2**0.5, np.sin(steep)]),
     }
     found = {
         "top": Camera("top", (0.0, 0.0, HEIGHT), up=(0.0, 1.0, 0.0), fovy=float(top)),
         **{
-            name: Camera(name, _triple(away * np.array(place)), fovy=OBLIQUE)
+            name: Camera(name, _triple(_away(place, view) * place), fovy=OBLIQUE)
             for name, place in places.items()
         },
         "custom": Camera(
             "custom",
-            config.custom.position,
-            target=config.custom.target,
-            up=config.custom.up,
-            fovy=config.custom.fovy,
+            custom.position,
+            target=custom.target,
+            up=custom.up,
+            fovy=custom.fovy,
         ),
     }
-    return {name: replace(camera, width=size, height=size) for name, camera in found.items()}
+    return tuple(found.items())
+
+
+def _away(place: Array, view: float) -> float:
+    """Return how far from the origin a camera just sees the square of +-view on the table."""
+    corners = view * np.array([(x, y, 0) for x in (-1, 1) for y in (-1, 1)])
+    right, down, nearer = (corners @ _axes(_triple(place), (0, 0, 0), (0, 0, 1)).T).T
+    sideways = np.maximum(np.abs(right), np.abs(down))
+    return float((sideways / np.tan(np.radians(OBLIQUE / 2)) - nearer).max())
+
+
+@lru_cache(maxsize=64)
+def _axes(position: Triple, target: Triple, up: Triple) -> Array:
+    """Return the rotation (3, 3) world -> camera, NaN where there is none."""
+    forward = np.subtract(target, position)
+    right = np.cross(forward, up)
+    if not np.linalg.norm(right) > 1e-6:  # a NaN is none either
+        return np.full((3, 3), np.nan)
+    forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
+    return np.stack([right, np.cross(forward, right), forward])
 
 
 def check_names(where: str, names: Sequence[str]) -> None:
@@ -200,6 +220,6 @@ def check_names(where: str, names: Sequence[str]) -> None:
         raise ConfigError(f"{where}: found {list(names)}; name each camera once, at least one")
 
 
-def _triple(values: Array) -> tuple[float, float, float]:
+def _triple(values: Array) -> Triple:
     x, y, z = (float(value) for value in values)
     return x, y, z

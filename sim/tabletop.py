@@ -369,8 +369,10 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def _restore(self, state: Any) -> None:
         engine_state, self._closed, drawn = state
         if self._conditions is not None and drawn != self._conditions.state:
+            before = self._conditions.values
             self._conditions.restore(drawn)
-            self._apply()
+            if self._conditions.values != before:
+                self._apply()
         self._engine.restore(engine_state)
 
     def _build(self, config: Any) -> None:

@@ -172,9 +172,9 @@ class MujocoEngine:
     def _labels(self, seen: Array) -> Array:
         """Return (h, w) uint8: 0 the table, 1 the object, 2 the gripper."""
         kind, number = seen[..., 0], seen[..., 1]
-        body = np.where(kind == mujoco.mjtObj.mjOBJ_GEOM, self._model.geom_bodyid[number], 0)
+        body = np.where(kind == mujoco.mjtObj.mjOBJ_GEOM.value, self._model.geom_bodyid[number], 0)
         label = np.where(body == self._gripper, 2, body > 0)
-        return np.where(kind == mujoco.mjtObj.mjOBJ_FLEX, 1, label).astype(np.uint8)
+        return np.where(kind == mujoco.mjtObj.mjOBJ_FLEX.value, 1, label).astype(np.uint8)
 
     def _clear(self) -> None:
         """Forget everything, what the gripper holds included."""
