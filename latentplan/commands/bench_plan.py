@@ -121,11 +121,12 @@ def _rows(
 ) -> Iterable[dict[str, Any]]:
     from latentplan.commands.progress import track
 
-    single = sorted({case.candidates for case in cells if case.batch == 1})
-    middle = single[len(single) // 2] if single else 0
+    smallest = min(case.batch for case in cells)
+    sizes = sorted({case.candidates for case in cells})
+    middle = sizes[len(sizes) // 2]
     with track(len(cells), "bench plan", "cells") as bar:
         for case in cells:
-            drawn = (case.batch, case.candidates) == (1, middle)
+            drawn = (case.batch, case.candidates) == (smallest, middle)
             yield from _cell(names, case, curve if drawn else (), repeats)
             bar.advance()
 
@@ -147,9 +148,10 @@ def _cell(
         each = replace(case, iterations=iterations)
         if iterations != case.iterations:
             contestants += [_ours(name, cold, each) for name in names]
-            contestants += _peers(cold, each, fast=False)
+            contestants += _peers(cold, each, fast=False) if case.batch == 1 else []
         contestants += [_ours(name, warm, each, rest) for name in names]
-        contestants += _peers(warm, each, rest, fast=False)
+        if case.batch == 1 or iterations == case.iterations:
+            contestants += _peers(warm, each, rest, fast=False)
     guide = _ours("cem", warm, replace(case, dtype="float32"))
     seconds: list[list[float]] = [[] for _ in contestants]
     costs: list[list[float]] = [[] for _ in contestants]
@@ -319,11 +321,18 @@ def race(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for start in ("cold", "warm"):
         curves = _curves(row for row in rows if row["start"] == start)
-        peer = curves.pop(("stable-worldmodel", "cem"), [])
-        marks = [row for row in peer if row["iterations"] == ITERATIONS]
+        marks = [
+            row
+            for (source, name), curve in curves.items()
+            for row in curve
+            if source == "stable-worldmodel"
+            and name.split(",")[0] == "cem"
+            and "our rollout" not in name
+            and row["iterations"] == ITERATIONS
+        ]
         if not marks:
             continue
-        mark = marks[0]
+        mark = min(marks, key=lambda row: row["p50_ms"])  # its best way of many problems
         ratios = {}
         for (source, name), curve in curves.items():
             reached = [row["p50_ms"] for row in curve if row["cost"] <= mark["cost"]]

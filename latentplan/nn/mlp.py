@@ -24,6 +24,10 @@ class LatentMLP(nn.Module):
         self.state = nn.Linear(latent, hidden[0])
         self.action = nn.Linear(action, hidden[0], bias=False)
         self.rest = mlp(hidden, latent)
+        rest = [layer for layer in self.rest if isinstance(layer, nn.Linear)]
+        self._linear = (self.state, self.action, rest)
+        self._seen: list[tuple[object, ...]] = []  # which weights are laid out
+        self._laid_out: list[Tensor] = []
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
         """Return z' of z (..., D) and actions (..., A), whose leading axes broadcast."""
@@ -39,14 +43,33 @@ class LatentMLP(nn.Module):
         """
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return self._plain(z, actions)
-        linear = [layer for layer in self.rest if isinstance(layer, nn.Linear)]
-        first = torch.cat([self.state.weight, self.action.weight], dim=1)
-        weights = [first, *(layer.weight for layer in linear)]
-        biases = [self.state.bias, *(layer.bias for layer in linear)]
-        latents: Tensor = _Unroll.apply(  # type: ignore[no-untyped-call]
-            z, actions, weights, biases, self.residual
-        )
-        return latents
+        weights, biases = self._layers()
+        if torch.is_grad_enabled():
+            latents: Tensor = _Unroll.apply(  # type: ignore[no-untyped-call]
+                z, actions, weights, biases, self.residual
+            )
+            return latents
+        return _unroll(z, actions, weights, biases, residual=self.residual, keep=False)[0]
+
+    def _layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return weights (in, out), the first layer's of [z | a], and biases.
+
+        On a CPU the weights are laid out in this order, which its products read a tenth faster,
+        once for as long as they stay the same.
+        """
+        state, action, rest = self._linear
+        biases: list[Tensor] = [state.bias, *(layer.bias for layer in rest)]
+        given = [state.weight, action.weight, *(layer.weight for layer in rest)]
+        if given[0].is_cuda or given[0].is_inference():
+            first = torch.cat(given[:2], dim=1)
+            return [first.T, *(weight.T for weight in given[2:])], biases
+        seen = [(weight.data_ptr(), weight.dtype, weight._version) for weight in given]
+        if seen != self._seen:
+            with torch.no_grad():
+                first = torch.cat(given[:2], dim=1)
+                self._laid_out = [w.T.contiguous() for w in (first, *given[2:])]
+            self._seen = seen
+        return self._laid_out, biases
 
     def _plain(self, z: Tensor, actions: Tensor) -> Tensor:
         now, latents = z[:, None], []
@@ -56,8 +79,46 @@ class LatentMLP(nn.Module):
         return torch.stack(latents, dim=2)
 
 
+def _unroll(
+    z: Tensor,
+    actions: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    *,
+    residual: bool,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the latents, and what each hidden layer gave (H, rows, width) where it is to `keep`.
+
+    Weights are (in, out), the first layer's of [z | a].
+    """
+    problems, count, horizon, size = actions.shape
+    width, rows = z.shape[1], problems * count
+    # [z | a] of every step: the last layer of one writes into the input of the next.
+    x = z.new_empty(horizon + 1, rows, width + size)
+    x[:horizon, :, width:] = actions.permute(2, 0, 1, 3).reshape(horizon, rows, size)
+    x[0].view(problems, count, -1)[..., :width] = z[:, None]
+    # Without a way back all steps share a buffer.
+    kept = [z.new_empty(horizon if keep else 1, rows, len(bias)) for bias in biases[:-1]]
+    hidden = [
+        (bias, weight, out.unbind() if keep else out.unbind() * horizon)
+        for bias, weight, out in zip(biases, weights, kept, strict=False)
+    ]
+    bias, weight = biases[-1], weights[-1]
+    latents = x[1:, :, :width].unbind()
+    for step, (now, after) in enumerate(zip(x.unbind(), latents, strict=False)):
+        h = now
+        for inner_bias, inner, out in hidden:
+            h = torch.addmm(inner_bias, h, inner, out=out[step]).relu_()
+        torch.addmm(bias, h, weight, out=after)
+        if residual:
+            after += now[:, :width]
+    found = x.view(horizon + 1, problems, count, -1)[1:, ..., :width]
+    return found.permute(1, 2, 0, 3), kept
+
+
 class _Unroll(torch.autograd.Function):
-    """`LatentMLP.unroll` for weights (out, in) and biases (out,), the first layer's of [z | a]."""
+    """`_unroll` with its way back to z and actions; the weights get no gradient."""
 
     @staticmethod
     def forward(
@@ -68,31 +129,9 @@ class _Unroll(torch.autograd.Function):
         biases: list[Tensor],
         residual: bool,
     ) -> Tensor:
-        problems, count, horizon, size = actions.shape
-        width, rows = z.shape[1], problems * count
-        back = any(ctx.needs_input_grad)
-        # [z | a] of every step: the last layer of one writes into the input of the next.
-        x = z.new_empty(horizon + 1, rows, width + size)
-        x[:horizon, :, width:] = actions.permute(2, 0, 1, 3).reshape(horizon, rows, size)
-        x[0].view(problems, count, -1)[..., :width] = z[:, None]
-        latents = x[1:, :, :width]
-        # What a hidden layer gave is needed on the way back; else all steps share a buffer.
-        kept = [z.new_empty(horizon if back else 1, rows, len(bias)) for bias in biases[:-1]]
-        layers = [
-            (bias, weight.T, out.unbind() if back else out.unbind() * horizon)
-            for bias, weight, out in zip(biases, weights, kept, strict=False)
-        ]
-        for step, (now, after) in enumerate(zip(x.unbind(), latents.unbind(), strict=False)):
-            h = now
-            for bias, weight, out in layers:
-                h = torch.addmm(bias, h, weight, out=out[step]).relu_()
-            torch.addmm(biases[-1], h, weights[-1].T, out=after)
-            if residual:
-                after += now[:, :width]
-        if back:
-            ctx.kept, ctx.weights, ctx.residual, ctx.shape = kept, weights, residual, actions.shape
-        found = x.view(horizon + 1, problems, count, width + size)[1:, ..., :width]
-        return found.permute(1, 2, 0, 3)
+        latents, ctx.kept = _unroll(z, actions, weights, biases, residual=residual, keep=True)
+        ctx.weights, ctx.residual, ctx.shape = weights, residual, actions.shape
+        return latents
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -106,8 +145,8 @@ class _Unroll(torch.autograd.Function):
             after = given[step] + to_z
             back = after
             for weight, h in zip(reversed(ctx.weights[1:]), reversed(ctx.kept), strict=True):
-                back = torch.ops.aten.threshold_backward(back @ weight, h[step], 0)
-            to_x = back @ ctx.weights[0]
+                back = torch.ops.aten.threshold_backward(back @ weight.T, h[step], 0)
+            to_x = back @ ctx.weights[0].T
             to_actions[step] = to_x[:, width:]
             to_z = to_x[:, :width] + after if ctx.residual else to_x[:, :width]
         to_actions = to_actions.view(horizon, problems, count, size).permute(1, 2, 0, 3)

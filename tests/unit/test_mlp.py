@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -69,3 +71,23 @@ def test_a_later_rollout_changes_no_earlier_one(residual):
         slope, torch.autograd.grad(step_by_step(model, z, actions).sum(), actions)[0]
     )
     assert other.isfinite()
+
+
+def test_weights_that_change_in_place_or_are_copied_are_the_ones_used():
+    model, z, actions = made(True)
+    model.requires_grad_(False)
+    model.unroll(z, actions)
+    twin = deepcopy(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.5)
+    torch.testing.assert_close(model.unroll(z, actions), step_by_step(model, z, actions))
+    assert not torch.allclose(model.unroll(z, actions), twin.unroll(z, actions))
+    torch.testing.assert_close(twin.unroll(z, actions), step_by_step(twin, z, actions))
+    model.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(model.unroll(z, actions), twin.unroll(z, actions))
+    model.float()
+    single = model.unroll(z.float(), actions.float())
+    torch.testing.assert_close(single, twin.unroll(z, actions).float())
+    with torch.inference_mode():
+        torch.testing.assert_close(model.unroll(z.float(), actions.float()), single)
