@@ -26,7 +26,7 @@ class LatentMLP(nn.Module):
         self.rest = mlp(hidden, latent)
         rest = [layer for layer in self.rest if isinstance(layer, nn.Linear)]
         self._linear = (self.state, self.action, rest)
-        self._seen: list[tuple[object, ...]] = []  # which weights are laid out
+        self._seen: list[tuple[int, torch.dtype, int]] = []  # which weights are laid out
         self._laid_out: list[Tensor] = []
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
