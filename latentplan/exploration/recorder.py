@@ -127,6 +127,12 @@ class Recorder:
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an env tells of an episode in single numbers."""
+    """Return what an env tells of an episode in single numbers, those in mappings as `key.name`."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
-    return {key: float(value) for key, value in info.items() if isinstance(value, kinds)}
+    found = {}
+    for key, value in info.items():
+        if isinstance(value, kinds):
+            found[key] = float(value)
+        elif isinstance(value, Mapping):
+            found |= {f"{key}.{name}": number for name, number in _numbers(value).items()}
+    return found
