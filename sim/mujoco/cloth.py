@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentplan.errors import UnstablePhysics
 from latentplan.sim import cameras
-from latentplan.sim.mujoco.engine import MujocoEngine, scene
+from latentplan.sim.mujoco.engine import MujocoEngine, scene, walls
 from latentplan.sim.render import mujoco
 from latentplan.types import Array
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 STILL = 0.05  # m/s, slower than this is at rest
 CHUNK = 4  # timesteps between two looks whether all is at rest
 SLACK = 1.03  # length of a stretched thread along the grid, over its length at rest
+TORN = 2.0  # length of a thread over its longest: the simulation failed
 DIAGONAL_SLACK = 1.1  # the same of a diagonal one: cloth shears more easily than it stretches
 
 
@@ -25,9 +27,10 @@ class MujocoCloth(MujocoEngine):
 
     Threads (tendons with a limit, no stiffness) join neighbours: they can be bent and pushed
     together, not pulled apart, and cost nothing while slack. A ball at each point touches the
-    table, with Coulomb's friction, and the other balls, so that layers lie on each other. The flex
-    is only drawn. This takes timesteps of 10 ms at 4,000 a second; MuJoCo's own `flexcomp` was
-    tried: with rigid edges 1,500 a second, with elastic ones stable to 5 ms only, and rubbery.
+    table, with Coulomb's friction, and the other balls, without: layers lie on each other, and
+    slide. (The solver would need more iterations for friction among layers: at 0.3 the cloth blew
+    up.) The flex is only drawn. Timesteps are 10 ms. MuJoCo's own `flexcomp` was tried: rigid edges
+    took twice as long a step, elastic ones were rubbery and stable to 5 ms only.
     """
 
     def __init__(self, config: Cloth.Config) -> None:
@@ -55,6 +58,12 @@ class MujocoCloth(MujocoEngine):
             if np.abs(self._data.qvel).max() < STILL:
                 return
 
+    def check(self) -> None:
+        """Raise UnstablePhysics where MuJoCo warned, or where the cloth is torn apart."""
+        super().check()
+        if (self._data.ten_length > TORN * self._model.tendon_range[:, 1]).any():
+            raise UnstablePhysics("cloth: it was torn apart; reset and drop the episode")
+
     def _pose(self) -> None:
         super()._pose()
         mujoco.mj_flex(self._model, self._data)  # the points that a picture shows
@@ -71,7 +80,7 @@ def _xml(c: Cloth.Config) -> str:
     )
     points = "".join(
         f'<body name="point{i}" pos="0 0 {c.radius}">{slide}'
-        f'<geom size="{c.radius}" mass="{mass}" condim="3" contype="2" conaffinity="3" group="3"/>'
+        f'<geom size="{c.radius}" mass="{mass}" condim="1" contype="2" conaffinity="3" group="3"/>'
         f'<site name="point{i}" group="3"/></body>'
         for i in range(count)
     )
@@ -97,7 +106,7 @@ def _xml(c: Cloth.Config) -> str:
         patterned=bool(c.randomise.texture),
         option=f'timestep="{c.timestep}" integrator="implicitfast" solver="CG"'
         f' iterations="{c.iterations}" tolerance="1e-6"',
-        body=points,
+        body=walls(c.view - c.radius) + points,  # what swings out stays in the picture
         friction=c.friction,
         tail=f"""<tendon>{threads}</tendon>
       <deformable>

@@ -55,6 +55,7 @@ def test_vector_envs_step_as_single_ones_do(name, mode):
         envs.action_space.seed(0)
         observation, _ = envs.reset(seed=[5, 6])
         actions = envs.action_space.sample()
+        observation = {k: v.copy() for k, v in observation.items()}  # a step writes into it
         after, reward, *_ = envs.step(actions)
     finally:
         envs.close()
