@@ -22,7 +22,10 @@ Kind = Literal["rgb", "depth", "segmentation"]
 Pose = TypeVar("Pose", contravariant=True)
 
 ENGINES = {
-    "rope": {"mujoco": "latentplan.sim.mujoco.rope:MujocoRope"},
+    "rope": {
+        "mujoco": "latentplan.sim.mujoco.rope:MujocoRope",
+        "pybullet": "latentplan.sim.bullet.rope:BulletRope",
+    },
     "cloth": {"mujoco": "latentplan.sim.mujoco.cloth:MujocoCloth"},
 }
 

@@ -1,0 +1,1 @@
+"""The PyBullet engines of the tasks."""
