@@ -145,21 +145,31 @@ def normals(points: Array, *, viewpoint: Array, neighbours: int = 12) -> Array:
     return np.asarray(cloud.normals)
 
 
-def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int = 500) -> Array:
-    """Return the plane (a, b, c, d) with most points within `tolerance` m of it.
+def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int = 200) -> Array:
+    """Return the plane (a, b, c, d) with most points within `tolerance` m of it, of those tried.
 
-    a x + b y + c z + d = 0, (a, b, c) of length 1 and with the largest of its numbers positive: a
-    table's normal points up. RANSAC (Fischler and Bolles 1981); the same seed gives the same plane.
-    Raises ShapeError for fewer than three points.
+    a x + b y + c z + d = 0, (a, b, c) of length 1, its largest number positive: a table's normal
+    points up. RANSAC (Fischler and Bolles 1981) over `tries` triples of points, then the least
+    squares of the points that are near. The same seed gives the same plane, which Open3D's
+    segment_plane does not. Raises ShapeError where no three points span one.
     """
     check("plane.points", points, "P xyz", xyz=3)
-    if len(points) < 3:
-        raise ShapeError(f"plane.points: found {len(points)}, need at least 3")
-    o3d = library()
-    o3d.utility.random.seed(seed)
-    found = np.array(_cloud(points).segment_plane(tolerance, 3, tries)[0])
-    found /= np.linalg.norm(found[:3])
-    return found if found[np.abs(found[:3]).argmax()] > 0 else -found
+    rows = np.random.default_rng(seed).integers(max(len(points), 1), size=(tries, 3))
+    some = points[rows] if len(points) else np.zeros((1, 3, 3))
+    normal = np.cross(some[:, 1] - some[:, 0], some[:, 2] - some[:, 0])
+    length = np.linalg.norm(normal, axis=1)
+    real = length > 1e-9  # the same point twice, or three on a line, are no plane
+    if not real.any():
+        raise ShapeError(f"plane.points: {len(points)} points span no plane; need three at least")
+    normal = normal[real] / length[real, None]
+    offset = (normal * some[real, 0]).sum(1)
+    # One try after the other: all of them at once would be gigabytes for a real camera's picture.
+    tests = (np.abs(points @ n - o) < tolerance for n, o in zip(normal, offset, strict=True))
+    near = points[max(tests, key=np.count_nonzero)]
+    middle = near.mean(0)
+    thinnest = np.linalg.eigh((near - middle).T @ (near - middle))[1][:, 0]
+    thinnest = thinnest * np.sign(thinnest[np.abs(thinnest).argmax()])
+    return np.append(thinnest, -thinnest @ middle)
 
 
 def above(points: Array, plane: Array, *, gap: float) -> Array:
