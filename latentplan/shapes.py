@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from latentplan.errors import ShapeError
@@ -13,14 +14,18 @@ def check(where: str, x: Any, axes: str, **sizes: int) -> None:
     `check("Planner.context", z, "B T D", D=16)` accepts any B and T. `x` is a numpy array or a
     tensor. A size that is not given is free.
     """
-    names = axes.split()
-    shape = tuple(x.shape)
-    fits = len(shape) == len(names) and all(
-        sizes.get(name, size) == size for name, size in zip(names, shape, strict=True)
-    )
+    names, shape = _split(axes), tuple(x.shape)
+    fits = len(shape) == len(names)
+    for name, size in sizes.items():
+        fits = fits and shape[names.index(name)] == size
     if not fits:
         want = ", ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
         raise ShapeError(f"{where}: found shape {shape}, need ({want})")
+
+
+@cache  # of the few texts in the code: planners check every round
+def _split(axes: str) -> list[str]:
+    return axes.split()
 
 
 def check_finite(where: str, x: Any) -> None:

@@ -184,7 +184,7 @@ class Plan:
     actions: Tensor  # (B, H, A), allowed by the space
     cost: Tensor  # (B,), of these actions; low is good
     violation: Tensor | None = None  # (B,), 0 where the constraints hold; None without any
-    elites: Tensor | None = None  # (B, K, H, A), the best first: the next solve may start there
+    elites: Tensor | None = None  # (B, K, H, A), good ones: the next solve may start there too
     iterations: int = 1  # rounds done
     complete: bool = True  # False where the deadline came before the last round
     milliseconds: float = float("nan")  # that it took

@@ -204,13 +204,14 @@ def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None)
     dtype = DTYPES[case.dtype]
     model: Any = problem.model if dtype == torch.float32 else deepcopy(problem.model).to(dtype)
     generator = torch.Generator(case.device)
+    objective, space = problem.objective, problem.space
 
     def solve(seed: int) -> Tensor:
         plan = solver.plan(
             problem.start[:, None].to(dtype),
             model,
-            objective=problem.objective,
-            space=problem.space,
+            objective=objective,
+            space=space,
             generator=generator.manual_seed(seed),
             warm_start=warm_start,
         )

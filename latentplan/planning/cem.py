@@ -87,12 +87,14 @@ class CEM(Solver):
         """Return the elites of the pool, and what they are drawn from with some of the past."""
         best, c = pool.best(self.config.elites), self.config
         mean, std = _fit(best)
-        return State(best, mean.lerp(state.mean, c.momentum), std.lerp(state.std, c.momentum))
+        if c.momentum:
+            mean, std = mean.lerp(state.mean, c.momentum), std.lerp(state.std, c.momentum)
+        return State(best, mean, std)
 
     def answer(self, problem: Problem, state: State) -> Scored:
         """Return the last mean, or the best of all with it: the mean of good is often better."""
         mean = problem.score(problem.space.project(state.mean))
-        return mean if self.config.answer == "mean" else state.best.join(mean).best(1)
+        return mean if self.config.answer == "mean" else state.best.first(1).join(mean).best(1)
 
 
 def _fit(elites: Scored) -> tuple[Tensor, Tensor]:

@@ -175,9 +175,9 @@ class Problem:
         block = count
         if actions.device.type == "cpu":
             block = max(1, ROWS * torch.get_num_threads() // problems)
+        if count <= block:
+            return Scored(actions, *self._score(actions))
         parts = [self._score(part) for part in torch.split(actions, block, dim=1)]
-        if len(parts) == 1:
-            return Scored(actions, *parts[0])
         cost = torch.cat([cost for cost, _ in parts], dim=1)
         missed = [violation for _, violation in parts if violation is not None]
         return Scored(actions, cost, torch.cat(missed, dim=1) if missed else None)

@@ -22,7 +22,7 @@ class State(Protocol):
 
     @property
     def best(self) -> Scored:
-        """The best candidates so far (B, K), the best first."""
+        """The best candidates so far (B, K)."""
 
 
 class Solver(ABC):
@@ -145,7 +145,7 @@ class Solver(ABC):
                     f"deadline_ms: {deadline_ms:g} ms is less than one iteration takes "
                     f"({took:.1f} ms); give more, or the planner fewer candidates"
                 )
-        return done, found, state.best.best(state.best.cost.shape[1]).actions
+        return done, found, state.best.actions
 
 
 def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: int) -> Plan:
