@@ -113,7 +113,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_done(tmp_path: Path) -> None:
         [sys.executable, "-m", "latentplan.cli", *argv], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not list(out.glob(".pending/*")) and time.monotonic() < deadline:
+    while not list(out.glob(".pending/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=30)
