@@ -168,6 +168,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             self._conditions = Conditions(
                 c.randomise, cameras=self._cameras, action=size, motion=motion
             )
+            self._apply()  # where the engine cannot, it says so now
             changing = self._conditions.per_step()
             if changing:
                 names = ", ".join(changing)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import MissingDependency, UnstablePhysics
+from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
 from latentplan.shapes import check
 from latentplan.sim.appearance import Appearance, Colour
 from latentplan.sim.cameras import Camera
@@ -152,7 +152,12 @@ class BulletEngine:
         self._cameras[camera.name] = camera
 
     def paint(self, appearance: Appearance) -> None:
-        """Show the scene like this from now on."""
+        """Show the scene like this from now on; ConfigError for a pattern, which it cannot."""
+        if appearance.contrast > 0:
+            raise ConfigError(
+                "randomise.texture: engine=pybullet paints no patterns; leave it out, or "
+                "engine=mujoco"
+            )
         self._appearance = appearance
         colours = dict.fromkeys(self._bodies, appearance.object or self._rgb)
         colours[self._table] = appearance.table or TABLE_RGB

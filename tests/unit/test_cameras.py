@@ -5,18 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 
-from latentplan.errors import ConfigError, ShapeError
+from latentplan.errors import ConfigError, MissingDependency, ShapeError
 from latentplan.sim import cameras
 from latentplan.sim.cameras import Camera, unproject
 from latentplan.sim.cloth import Cloth
+from latentplan.sim.engine import ENGINES
 from latentplan.sim.rope import Rope
 
 KINDS = ("rgb", "depth", "segmentation")
 
 
-@pytest.fixture(scope="module")
-def rope():
-    env = Rope(Rope.Config(cameras=cameras.NAMES, observe=KINDS, image=96))
+@pytest.fixture(scope="module", params=sorted(ENGINES["rope"]))
+def rope(request):
+    config = Rope.Config(engine=request.param, cameras=cameras.NAMES, observe=KINDS, image=96)
+    try:
+        env = Rope(config)
+    except MissingDependency as e:
+        pytest.skip(str(e))
     yield env
     env.close()
 
@@ -141,7 +146,7 @@ def test_observations_are_those_asked_for():
 
 
 def test_more_cameras_do_not_change_the_picture(rope):
-    plain = Rope(Rope.Config(image=96))
+    plain = Rope(Rope.Config(engine=rope.config.engine, image=96))
     assert list(plain.data_spec.observation) == ["rgb", "keypoints"]
     for seed in range(3):
         want, got = plain.reset(seed=seed)[0], rope.reset(seed=seed)[0]

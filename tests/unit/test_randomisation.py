@@ -198,6 +198,30 @@ def test_friction_and_mass_reach_the_physics():
     assert np.abs(ends[0] - ends[2]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["stiffness", "texture"])
+def test_what_an_engine_cannot_do_is_told_when_the_env_is_made(name):
+    pytest.importorskip("pybullet")
+    with pytest.raises(ConfigError, match=f"{name}.*engine=pybullet"):
+        rope(Randomisation(**{name: (0.01, 0.02)}), engine="pybullet")
+
+
+def test_another_engine_draws_the_same_and_goes_back_too():
+    pytest.importorskip("pybullet")
+    ranges = dataclasses.replace(ALL, stiffness=(), texture=(), per="step")
+    envs = [rope(ranges, engine=engine) for engine in ("mujoco", "pybullet")]
+    drawn = [env.reset(seed=4)[1]["randomised"] for env in envs]
+    assert drawn[0] == drawn[1]
+    env = envs[1]
+    state = env.snapshot()
+    ahead = [env.step(a) for a in np.random.default_rng(0).uniform(-1, 1, (2, 4))]
+    env.reset(seed=5)
+    env.restore(state)
+    again = [env.step(a) for a in np.random.default_rng(0).uniform(-1, 1, (2, 4))]
+    assert all(equal(x.observation, y.observation) for x, y in zip(ahead, again, strict=True))
+    for each in envs:
+        each.close()
+
+
 def test_colours_and_light_are_seen():
     plain, _ = Rope().reset(seed=0)
     grey = rope(Randomisation(table_colour=(0.5, 0.5), object_colour=(1.0, 1.0)))
