@@ -140,7 +140,8 @@ class Cloth(Tabletop):
             if tried >= self.POINTS and least <= enough:
                 break
             for beyond, height in self.TRIES:
-                way = missing[grip] * (1 + beyond / max(np.linalg.norm(missing[grip]), 1e-6))
+                short = float(np.linalg.norm(missing[grip]))
+                way = missing[grip] * (1 + beyond / max(short, 1e-6))
                 action = self._drag(points[grip], way, lift=height * float(np.linalg.norm(way)))
                 cost = self._try_out(action, goal)
                 self._restore(state)
