@@ -7,7 +7,7 @@ physics, noise and latency. All of it is uniform within ranges.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Randomisation:
     """A range (low, high) for each quantity; none is randomised by default.
 
     The object and the latency are always drawn per episode. Picks look for the object by its
-    colour: keep `object_colour` times the light within what the env's `PickSpec` says.
+    colour: keep `object_colour` times the light, dimmer where it is tilted, within what the env's
+    `PickSpec` says.
     """
 
     per: str = "episode"  # when all else is drawn: once an episode, or before every step
@@ -86,6 +87,24 @@ class Randomisation:
         """Return the ranges that are set, by name."""
         spans = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "per"}
         return {name: span for name, span in spans.items() if span}
+
+
+def check(where: str, config: Any) -> None:
+    """Raise ConfigError where `config.randomise` has a range that its env cannot take."""
+    ranges = config.randomise.ranges()
+    if "latency" in ranges and config.control != "velocity":
+        raise ConfigError(
+            f"{where}.randomise.latency: needs control=velocity, found {config.control!r}: "
+            "a pick waits until all is at rest"
+        )
+    known = [f.name for f in fields(config) if f.name in OBJECT]
+    for name in [name for name in OBJECT if name in ranges]:
+        if name not in known:
+            raise ConfigError(
+                f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
+            )
+        for end in ranges[name]:  # refused where the setting itself would be
+            replace(config, **{"randomise": Randomisation(), name: end})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ scripted expert. What happens to the object is the engine's part (`sim/engine.py
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -18,10 +18,10 @@ from gymnasium.utils.seeding import np_random
 from latentplan.errors import ConfigError, ShapeError, check_range, unknown
 from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
-from latentplan.sim import cameras, engine, sensors
+from latentplan.sim import cameras, engine, randomisation, sensors
 from latentplan.sim.cameras import Camera, Pose
 from latentplan.sim.clouds import Cloud
-from latentplan.sim.randomisation import OBJECT, Conditions, Randomisation
+from latentplan.sim.randomisation import Conditions, Randomisation
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
 
 if TYPE_CHECKING:
@@ -76,24 +76,7 @@ class TabletopConfig:
         check_range(f"{where}.move_steps", self.move_steps, 1, 10_000)
         check_range(f"{where}.rest_steps", self.rest_steps, 0, 10_000)
         sensors.check(where, self)
-        self._check_randomise(where)
-
-    def _check_randomise(self, where: str) -> None:
-        ranges = self.randomise.ranges()
-        if "latency" in ranges and self.control != "velocity":
-            raise ConfigError(
-                f"{where}.randomise.latency: needs control=velocity, found {self.control!r}: "
-                "a pick waits until all is at rest"
-            )
-        known = [f.name for f in fields(self) if f.name in OBJECT]
-        for name in [name for name in OBJECT if name in ranges]:
-            if name not in known:
-                raise ConfigError(
-                    f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
-                )
-            for end in ranges[name]:  # refused where the setting itself would be
-                changed: dict[str, Any] = {"randomise": Randomisation(), name: end}
-                replace(self, **changed)
+        randomisation.check(where, self)
 
 
 class Tabletop(gymnasium.Env[dict[str, Array], Array]):
