@@ -12,6 +12,7 @@ from latentplan import config, registry
 from latentplan.errors import ConfigError
 from latentplan.models.ensemble import Ensemble
 from latentplan.planning.mpc import MPC
+from latentplan.protocols import Constraint, Proposal
 from latentplan.training import checkpoint
 
 
@@ -23,13 +24,16 @@ def load(
     objective: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    proposals: Sequence[Proposal] = (),
+    constraints: Sequence[Constraint] = (),
 ) -> MPC:
     """Return the MPC of a trained run: set its `goal`, then ask it to `act`.
 
     `run` is a run folder, a .safetensors file or the name of a shipped checkpoint, or several of
     them: an ensemble. `planner` and `objective` are registry names or presets; the objective is
     `goal` unless given, for an ensemble `pessimistic`. `overrides` are `key=value` of the sections
-    `planner`, `objective` and `mpc` (`planner.candidates=1024`, `chunk=2`). The device is never
+    `planner`, `objective` and `mpc` (`planner.candidates=1024`, `chunk=2`). Proposals
+    compete in every plan, constraints go before its cost (see `protocols`). The device is never
     replaced by another. Raises CheckpointError, UnknownName, ConfigError or MissingDependency.
     """
     alone = isinstance(run, Path | str)
@@ -45,7 +49,9 @@ def load(
     found = members[0]
     if not alone:
         found = replace(found, model=Ensemble([each.model for each in members]).eval())
-    return assemble(found, parts, settings, seed=seed)
+    mpc = assemble(found, parts, settings, seed=seed)
+    mpc.proposals, mpc.constraints = tuple(proposals), tuple(constraints)
+    return mpc
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,13 @@ class MPC:
         last, self.plan = self.plan, None  # a failed plan must leave nothing to send
         left = None
         if c.deadline_ms is not None:
-            left = c.deadline_ms - (perf_counter() - start) * 1e3
+            encoding = (perf_counter() - start) * 1e3
+            left = c.deadline_ms - encoding
+            if left <= 0:
+                raise PlanningError(
+                    f"MPC.deadline_ms: {c.deadline_ms:g} ms are over before planning begins: "
+                    f"encoding took {encoding:.1f} ms; give more"
+                )
         context = self._context(self._latents)
         with _matmul(c.dtype):
             plan = self.planner.plan(

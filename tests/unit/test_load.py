@@ -97,3 +97,22 @@ def test_importing_the_package_is_light():
 def test_a_name_that_the_package_does_not_have():
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):
         latentplan.laod  # noqa: B018
+
+
+def test_constraints_and_proposals_reach_the_planner(untrained_run):
+    seen = []
+
+    class Script:
+        def sample(self, context, count, *, horizon, generator):
+            seen.append(count)
+            return torch.zeros(len(context), count, horizon, 4)
+
+    def never(latents, actions):
+        return actions[..., 0].amax(-1) + 2
+
+    env = ToyEnv()
+    goal, _ = env.reset(seed=0)
+    planner = latentplan.load(untrained_run, proposals=[Script()], constraints=[never])
+    planner.goal(goal)
+    planner.act(goal)
+    assert seen and planner.plan.violation.item() > 0
