@@ -81,7 +81,7 @@ class CFM(nn.Module):
             known = ", ".join(spec.observation)
             raise ConfigError(f"CFM.image: no observation {c.image!r}; the data have: {known}")
         height, width, colours = spec.observation[c.image].shape
-        if c.symmetric and (height != width or spec.action.size % 2):
+        if c.symmetric and (height != width or spec.action.size < 2):
             raise ConfigError(
                 f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
                 f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"

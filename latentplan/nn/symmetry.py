@@ -30,6 +30,14 @@ def matrices() -> Tensor:
 
 
 def turn_vectors(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """Return vectors (..., 2 k), pairs of (x, y), under matrices (..., 2, 2) that broadcast."""
-    pairs = rearrange(vectors, "... (k xy) -> ... k xy", xy=2)
-    return rearrange(pairs @ matrix.mT, "... k xy -> ... (k xy)")
+    """Return vectors (..., A), pairs of (x, y), under matrices (..., 2, 2) that broadcast.
+
+    Where A is odd the last number, such as a height, stays as it is.
+    """
+    paired = vectors.shape[-1] // 2 * 2
+    pairs = rearrange(vectors[..., :paired], "... (k xy) -> ... k xy", xy=2)
+    turned = rearrange(pairs @ matrix.mT, "... k xy -> ... (k xy)")
+    if paired == vectors.shape[-1]:
+        return turned
+    last = vectors[..., paired:].expand(*turned.shape[:-1], 1)
+    return torch.cat([turned, last], dim=-1)

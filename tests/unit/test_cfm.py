@@ -1,6 +1,7 @@
 """CFM: the loss on cases with a known value, the paper's sizes, exact symmetry."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,11 +57,13 @@ def test_the_eight_elements_are_a_group_without_repeats():
     assert len(torch.unique(torch.cat([products, matrices.reshape(-1, 4)]), dim=0)) == 8
 
 
-def test_costs_are_exactly_symmetric():
+@pytest.mark.parametrize("size", [4, 5])  # five: the last is a height, which no turn changes
+def test_costs_are_exactly_symmetric(size):
     torch.manual_seed(0)
-    model = CFM(SPEC, CFM.Config(views=8)).eval()
+    spec = replace(SPEC, action=ActionSpec((-1.0,) * size, (1.0,) * size))
+    model = CFM(spec, CFM.Config(views=8)).eval()
     now, goal = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    actions = torch.rand(1, 6, 2, 4) * 2 - 1
+    actions = torch.rand(1, 6, 2, size) * 2 - 1
 
     def cost(turn):
         def z(picture):
@@ -68,6 +71,7 @@ def test_costs_are_exactly_symmetric():
             return model.encode({"rgb": x[None, None]})
 
         turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn])
+        assert torch.equal(turned[..., 4:], actions[..., 4:])
         return (model.rollout(z(now), turned) - z(goal)[:, None]).square().sum(-1)
 
     for turn in range(1, 8):
