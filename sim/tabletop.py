@@ -146,6 +146,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             if lift:
                 size, meaning = 5, f"{meaning}, lift (-1 to 1 = {LIFT[0]} to {LIFT[1]} m)"
         self._conditions: Conditions | None = None
+        self._applied: dict[str, float] = {}  # what the engine was made by `_apply`
         if c.randomise.ranges():
             motion = 3 if c.control == "velocity" else size  # the grip is never noisy
             self._conditions = Conditions(
@@ -353,10 +354,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def _restore(self, state: Any) -> None:
         engine_state, self._closed, drawn = state
         if self._conditions is not None and drawn != self._conditions.state:
-            before = self._conditions.values
             self._conditions.restore(drawn)
-            if self._conditions.values != before:
-                self._apply()
+            self._apply()
         self._engine.restore(engine_state)
 
     def _build(self, config: Any) -> None:
@@ -383,8 +382,10 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             self._apply()
 
     def _apply(self) -> None:
-        """Make the engine what the conditions say."""
-        assert self._conditions is not None
+        """Make the engine what the conditions say, where they say something new."""
+        if self._conditions is None or self._conditions.values == self._applied:
+            return
+        self._applied = self._conditions.values
         drawn = replace(self._nominal, **self._conditions.object())
         if drawn != self.config:
             self._engine.close()
