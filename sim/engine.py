@@ -26,7 +26,10 @@ ENGINES = {
         "mujoco": "latentplan.sim.mujoco.rope:MujocoRope",
         "pybullet": "latentplan.sim.bullet.rope:BulletRope",
     },
-    "cloth": {"mujoco": "latentplan.sim.mujoco.cloth:MujocoCloth"},
+    "cloth": {
+        "mujoco": "latentplan.sim.mujoco.cloth:MujocoCloth",
+        "pybullet": "latentplan.sim.bullet.cloth:BulletCloth",
+    },
 }
 
 

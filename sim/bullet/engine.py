@@ -36,6 +36,8 @@ class BulletEngine:
     new entries in the broad phase, in the same order, and what follows depends on the numbers only.
     """
 
+    _touches = TABLE  # what the bodies collide with
+
     def __init__(
         self,
         *,
@@ -61,6 +63,9 @@ class BulletEngine:
     def _build(self) -> list[int]:
         """Put the object's bodies into the empty world and return them, the grips first."""
         raise NotImplementedError
+
+    def _draw(self) -> None:
+        """Bring what pictures show, `self._drawn`, up to date: bodies move by themselves."""
 
     def points(self) -> Array:
         """Return the keypoints (P, 3): here the grips."""
@@ -116,6 +121,7 @@ class BulletEngine:
 
     def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
         """Return what a camera sees; see `Engine.picture`."""
+        self._draw()
         p, view, seen = self._p, self._cameras[camera], self._appearance
         light = seen.toward_light()
         # TinyRenderer takes the corner of a pixel for its middle: look half a pixel aside.
@@ -139,7 +145,7 @@ class BulletEngine:
         )
         shape = (view.height, view.width)
         if kind == "segmentation":
-            return np.isin(np.reshape(bodies, shape), self._bodies).astype(np.uint8)
+            return np.isin(np.reshape(bodies, shape), self._drawn).astype(np.uint8)
         buffer = np.reshape(depth, shape).astype(np.float64)
         metres: Array = FAR * NEAR / (FAR - (FAR - NEAR) * buffer)
         if kind == "depth":
@@ -159,12 +165,9 @@ class BulletEngine:
                 "engine=mujoco"
             )
         self._appearance = appearance
-        colours = dict.fromkeys(self._bodies, appearance.object or self._rgb)
-        colours[self._table] = appearance.table or TABLE_RGB
-        for body, rgb in colours.items():
-            # TinyRenderer cuts off what others round.
-            rgba = (*(np.array(rgb) + 0.5 / 255), 1)
-            self._p.changeVisualShape(body, -1, rgbaColor=rgba, physicsClientId=self._client)
+        self._colour(self._table, appearance.table or TABLE_RGB)
+        for body in self._drawn:
+            self._colour(body, appearance.object or self._rgb)
 
     def snapshot(self) -> Array:
         """Return the state of all bodies and of the gripper as a vector."""
@@ -210,6 +213,7 @@ class BulletEngine:
         self.held, self._diverged = -1, False
         self.place_gripper(np.zeros(3))
         self._bodies = self._build()
+        self._drawn = list(self._bodies)
         self.paint(self._appearance)
 
     def _body(self, mass: float, shape: int, visual: int) -> int:
@@ -252,6 +256,10 @@ class BulletEngine:
             physicsClientId=self._client,
         )
         return visual
+
+    def _colour(self, body: int, rgb: Colour) -> None:
+        rgba = (*(np.array(rgb) + 0.5 / 255), 1)  # TinyRenderer cuts off what others round
+        self._p.changeVisualShape(body, -1, rgbaColor=rgba, physicsClientId=self._client)
 
     def _ball_joint(self, a: int, b: int, *, at: tuple[Array, Array]) -> int:
         """Join two bodies at a point, given in the frame of each, and return the joint."""
@@ -302,7 +310,7 @@ class BulletEngine:
         self._time(NO_TIME, erp=0)
         self._p.stepSimulation(physicsClientId=self._client)
         self._time(self.timestep, erp=ERP)
-        self._set(poses, velocities, touches=TABLE)
+        self._set(poses, velocities, touches=self._touches)
 
     def _set(self, poses: Array, velocities: Array, *, touches: int) -> None:
         p, client = self._p, self._client

@@ -1,0 +1,120 @@
+"""The cloth in PyBullet: the pictures of MuJoCo's, a sheet that folds and does not tear."""
+
+import numpy as np
+import pytest
+
+from latentplan.errors import UnstablePhysics
+from latentplan.sim import engine, folds
+from latentplan.sim.appearance import Appearance
+from latentplan.sim.cloth import Cloth
+
+pytest.importorskip("pybullet")
+
+
+@pytest.fixture(scope="module")
+def cloths():
+    made = [Cloth(Cloth.Config(engine=engine)) for engine in ("mujoco", "pybullet")]
+    yield made
+    for env in made:
+        env.close()
+
+
+def flat(env):
+    c = env.config
+    return folds.flat(c.rows, c.columns, spacing=c.spacing) + [0, 0, c.radius]
+
+
+def carry(env, grip, way, *, lift=0.1):
+    sheet = env._engine
+    start = sheet.grips()[grip]
+    sheet.grasp(grip)
+    sheet.follow(engine.arc(start, start[:2] + way, lift=lift, steps=32))
+    sheet.release()
+    sheet.wait(100)
+    sheet.rest()
+
+
+@pytest.mark.parametrize("camera", ["top", "angled"])
+def test_pictures_are_those_of_mujoco(cloths, camera):
+    pose = folds.placed(flat(cloths[0]), angle=0.4, centre=np.array([0.03, -0.05]))
+    for env in cloths:
+        env._engine.lay(pose)
+    kinds = {k: [env._engine.picture(camera, k) for env in cloths] for k in ("rgb", "segmentation")}
+    seen = kinds["segmentation"]
+    assert (seen[0] == 1).sum() > 100
+    assert (seen[0] != seen[1]).sum() < 0.05 * seen[0].sum()
+    assert np.abs(kinds["rgb"][0].astype(int) - kinds["rgb"][1]).mean() < 3
+    depth = [env._engine.picture(camera, "depth")[seen[0] & seen[1] == 1] for env in cloths]
+    assert np.median(np.abs(depth[0] - depth[1])) < 2e-3
+
+
+def test_paint_colours_the_sheet(cloths):
+    sheet = cloths[1]._engine
+    sheet.lay(flat(cloths[1]))
+    sheet.paint(Appearance(object=(0.1, 0.2, 0.9)))
+    inside = sheet.picture("top", "segmentation") == 1
+    red, _, blue = np.median(sheet.picture()[inside], axis=0)
+    sheet.paint(Appearance())
+    assert blue > 180 and red < 60
+    assert np.median(sheet.picture()[inside], axis=0)[0] > 200
+
+
+def test_a_corner_carried_across_folds_the_sheet(cloths):
+    env = cloths[1]
+    env._engine.lay(flat(env))
+    before = env.coverage({"keypoints": env._engine.points()})
+    carry(env, 80, np.array([-0.2, -0.2]))
+    points = env._engine.points()
+    assert before > 0.95
+    assert 0.4 < env.coverage({"keypoints": points}) < 0.75
+    assert np.linalg.norm(points[80, :2] - [-0.08, -0.08]) < 0.04  # it stays where it was put
+    assert np.linalg.norm(points[0, :2] - [-0.12, -0.12]) < 0.04  # the other corner hardly moves
+    assert points[:, 2].max() > 1.7 * env.config.radius  # the fold lies on the sheet
+
+
+def test_neighbours_stay_together(cloths):
+    env, rng = cloths[1], np.random.default_rng(0)
+    env._engine.lay(flat(env))
+    for _ in range(8):
+        grip = int(rng.integers(81))
+        start = env._engine.grips()[grip, :2]
+        way = np.clip(start + rng.uniform(-0.2, 0.2, 2), -0.25, 0.25) - start
+        carry(env, grip, way)
+        env._engine.check()
+        grid = env._engine.points().reshape(9, 9, 3)
+        for axis in (0, 1):
+            assert np.linalg.norm(np.diff(grid, axis=axis), axis=-1).max() < 1.2 * 0.03
+        assert np.abs(grid[..., :2]).max() < env.config.view
+        assert grid[..., 2].min() > 0
+
+
+def test_a_torn_sheet_is_unstable_physics(cloths):
+    sheet = cloths[1]._engine
+    sheet.lay(flat(cloths[1]))
+    poses = sheet._poses()
+    poses[40, :3] += [0, 0, 0.5]
+    sheet._put(poses, np.zeros((81, 6)))
+    with pytest.raises(UnstablePhysics, match="torn"):
+        sheet.check()
+
+
+def test_a_state_comes_back_to_the_last_bit(cloths):
+    env = cloths[1]
+    env.reset(seed=3)
+    state = env._engine.snapshot()
+    ends = []
+    for _ in range(2):
+        env._engine.restore(state)
+        carry(env, 20, np.array([0.05, 0.1]))
+        carry(env, 60, np.array([-0.05, -0.1]))
+        ends.append(env._engine.snapshot())
+        env._engine.lay(flat(env))  # whatever was in between
+    assert np.array_equal(*ends)
+
+
+def test_other_grids_work():
+    env = Cloth(Cloth.Config(engine="pybullet", rows=6, columns=11, image=96))
+    observation, _ = env.reset(seed=0)
+    assert observation["keypoints"].shape == (66, 3)
+    assert observation["rgb"].shape == (96, 96, 3)
+    env.close()
