@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
+from latentplan.errors import MissingDependency, UnstablePhysics
 from latentplan.shapes import check
-from latentplan.sim.appearance import Appearance, Colour
+from latentplan.sim.appearance import TILE, Appearance, Colour
 from latentplan.sim.cameras import Camera
 from latentplan.sim.engine import Kind
 from latentplan.types import Array
@@ -18,6 +18,7 @@ from latentplan.types import Array
 NEAR, FAR = 0.05, 50.0  # m from the camera, what a picture shows
 ERP = 0.8  # share of a joint's error that is corrected in a timestep
 NO_TIME = 1e-15  # s; Bullet skips a step that takes less than its epsilon
+TEXEL = 0.5 / TILE  # m, of the table's pattern
 FARTHEST = 10.0  # m from the middle of the table; what is farther has diverged
 TABLE, OBJECT = 1, 2  # collision groups
 TABLE_RGB = (0.18, 0.45, 0.34)
@@ -139,7 +140,7 @@ class BulletEngine:
             lightDiffuseCoeff=0.6 * seen.brightness,
             lightSpecularCoeff=0,
             shadow=0,
-            flags=0 if kind == "segmentation" else p.ER_NO_SEGMENTATION_MASK,
+            flags=p.ER_NO_SEGMENTATION_MASK if kind == "depth" else 0,
             renderer=p.ER_TINY_RENDERER,
             physicsClientId=self._client,
         )
@@ -150,21 +151,25 @@ class BulletEngine:
         metres: Array = FAR * NEAR / (FAR - (FAR - NEAR) * buffer)
         if kind == "depth":
             return metres.astype(np.float32)
-        nothing = metres[..., None] > 0.9 * FAR  # black, as in MuJoCo
-        return np.where(nothing, 0, np.reshape(rgb, (*shape, 4))[..., :3]).astype(np.uint8)
+        nothing = metres > 0.9 * FAR  # black, as in MuJoCo
+        shade = np.where(nothing, 0.0, 1.0)
+        if seen.contrast > 0:
+            # Not a texture: TinyRenderer keeps every one that it was ever given.
+            texels = np.floor(view.unproject(metres)[..., :2] / TEXEL).astype(int) % TILE
+            table = ~nothing & (np.reshape(bodies, shape) == self._table)
+            shade[table] = self._tile[texels[table, 1], texels[table, 0]]
+        colours: Array = np.reshape(rgb, (*shape, 4))[..., :3] * shade[..., None]
+        return colours.astype(np.uint8)
 
     def place_camera(self, camera: Camera) -> None:
         """Put the camera of this name where it says; its pictures keep their size."""
         self._cameras[camera.name] = camera
 
     def paint(self, appearance: Appearance) -> None:
-        """Show the scene like this from now on; ConfigError for a pattern, which it cannot."""
-        if appearance.contrast > 0:
-            raise ConfigError(
-                "randomise.texture: engine=pybullet paints no patterns; leave it out, or "
-                "engine=mujoco"
-            )
+        """Show the scene like this from now on."""
         self._appearance = appearance
+        if appearance.contrast > 0:
+            self._tile = appearance.tile()
         self._colour(self._table, appearance.table or TABLE_RGB)
         for body in self._drawn:
             self._colour(body, appearance.object or self._rgb)

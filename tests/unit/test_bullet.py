@@ -10,6 +10,7 @@ import pytest
 from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
 from latentplan.sim.appearance import Appearance
 from latentplan.sim.cameras import Camera
+from latentplan.sim.randomisation import Randomisation
 from latentplan.sim.rope import Rope
 
 pytest.importorskip("pybullet")
@@ -51,6 +52,24 @@ def test_paint_changes_colours_and_light_as_in_mujoco(ropes):
         assert np.array_equal(env._engine.picture(), before)
         assert np.abs(pictures[-1] - before).mean() > 20
     assert np.abs(pictures[0] - pictures[1]).mean() < 2
+
+
+def test_a_pattern_on_the_table_is_as_strong_as_in_mujoco():
+    seen = []
+    for engine in ("mujoco", "pybullet"):
+        env = Rope(Rope.Config(engine=engine, randomise=Randomisation(texture=(0.6, 0.6))))
+        env.reset(seed=1)
+        env._engine.paint(Appearance(contrast=0.6, pattern=3))
+        table = env._engine.picture("top", "segmentation") == 0
+        picture = env._engine.picture()
+        seen.append(picture[table].astype(float))
+        env._engine.paint(Appearance(contrast=0.6, pattern=4))
+        assert not np.array_equal(env._engine.picture(), picture)
+        env._engine.paint(Appearance())
+        assert np.ptp(env._engine.picture()[table], axis=0).max() <= 1
+        env.close()
+    assert seen[0].std(0) == pytest.approx(seen[1].std(0), rel=0.25)
+    assert seen[0].mean(0) == pytest.approx(seen[1].mean(0), rel=0.1)
 
 
 def test_a_camera_goes_where_it_is_placed(ropes):
@@ -129,6 +148,7 @@ def test_diverged_physics_is_an_error_and_lay_recovers():
 
 EPISODE = """
 import hashlib, numpy as np
+from latentplan.sim.randomisation import Randomisation
 from latentplan.sim.rope import Rope
 env = Rope(Rope.Config(engine="pybullet"))
 seen, rng = hashlib.sha256(), np.random.default_rng(0)
