@@ -1,0 +1,199 @@
+"""What the envs are, in pictures and in figures: docs/envs.md and benchmarks/envs.json.
+
+    python benchmarks/envs.py page
+    python benchmarks/envs.py success ENV [KEY=VALUE ...] --who oracle --episodes 60 --json FILE
+
+`page` draws docs/images/envs/ENV.png, of episode 0 of each task in each engine: the start, where
+the env's scripted expert leaves off, the goal; its figures replace those in docs/envs.md.
+`success` counts the episodes in which the task is done within `BUDGET` actions. Its row in FILE is
+written after each episode; the same line typed again goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from latentplan import config, registry
+from latentplan.evaluation.provenance import provenance
+from latentplan.files import replacing
+from latentplan.sim.engine import ENGINES
+
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- figures: benchmarks/envs.py page -->\n", "<!-- end of figures -->\n"
+BUDGET = {"rope": 20, "cloth": 20, "fold": 10}  # actions of an episode, of an env or a task
+TASKS = {
+    "rope": {
+        "goal": ("task=goal",),
+        "straighten": ("task=straighten",),
+        "shape=U": ("task=shape", "shape=U"),
+        "shape=S": ("task=shape", "shape=S"),
+        "shape=circle": ("task=shape", "shape=circle"),
+        "goal, by an arm": ("task=goal", "actuator=arm"),
+    },
+    "cloth": {
+        "flatten": ("task=flatten",),
+        "fold=half": ("task=fold", "fold=half"),
+        "fold=diagonal": ("task=fold", "fold=diagonal"),
+        "fold=corners": ("task=fold", "fold=corners"),
+        "place": ("task=place",),
+        "goal": ("task=goal",),
+    },
+}
+PIXELS = 96
+INK = "#57606a"  # reads on light and on dark
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How an episode went."""
+
+    start: float  # m from the goal
+    end: float  # m from the goal
+    actions: int
+    success: bool
+
+
+def env_of(name: str, settings: tuple[str, ...]) -> Any:
+    """Return the env of this name or preset with these settings."""
+    preset = config.resolve("env", name)
+    env_class = registry.get("env", preset.base)
+    values = {"env": preset.values}
+    loaded = config.load({"env": env_class.Config}, preset=values, overrides=settings)
+    return env_class(loaded["env"])
+
+
+def episode(env: Any, *, number: int, who: str) -> tuple[Ran, tuple[Any, Any, Any]]:
+    """Return how episode `number` goes, until success, and its pictures: start, end, goal."""
+    observation, info = env.reset(seed=number)
+    # The env owns its buffers: pictures of the start are copied before it goes on.
+    goal = {key: np.array(value) for key, value in info["goal"].items()}
+    first, start = np.array(observation["rgb"]), env.distance(observation, goal)
+    done = env.success(observation, goal)
+    explorer = None if who == "oracle" else registry.get("explorer", who)(env.data_spec)
+    rng = np.random.default_rng(number)
+    task = env.config.task
+    actions = 0
+    while not done and actions < BUDGET.get(task, BUDGET[env.name]):
+        if explorer is None:
+            action = env.oracle(observation, goal)
+        else:
+            action = explorer.act(observation, rng)
+        observation = env.step(action).observation
+        actions += 1
+        done = env.success(observation, goal)
+    ran = Ran(round(start, 4), round(env.distance(observation, goal), 4), actions, bool(done))
+    return ran, (first, np.array(observation["rgb"]), goal["rgb"])
+
+
+def success(row: Row, *, episodes: int, file: Path) -> None:
+    """Make episodes until the row counts so many."""
+    env = env_of(row["env"], tuple(row["settings"]))
+    row["threshold"] = env.success_threshold
+    while len(row["episodes"]) < episodes:
+        ran, _ = episode(env, number=len(row["episodes"]), who=row["who"])
+        row["episodes"].append(asdict(ran))
+        row["success"] = sum(e["success"] for e in row["episodes"])
+        others = [r for r in rows_of(file) if not same(r, row)]
+        rows = sorted([*others, row], key=lambda r: (r["env"], r["settings"], r["who"]))
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    env.close()
+
+
+def rows_of(file: Path) -> list[Row]:
+    """Return the rows of the file, none where there is no file."""
+    rows: list[Row] = json.loads(file.read_text()) if file.exists() else []
+    return rows
+
+
+def same(a: Row, b: Row) -> bool:
+    """Return whether two rows are of the same episodes."""
+    return all(a[key] == b[key] for key in ("env", "settings", "who"))
+
+
+def page() -> None:
+    """Draw all pictures and write the figures into docs/envs.md."""
+    text = (DOCS / "envs.md").read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    figures = "\n".join(sheet(name, tuple(ENGINES[name])) for name in TASKS)
+    with replacing(DOCS / "envs.md") as partial:
+        partial.write_text(before + BEGIN + figures + END + rest.split(END)[1], encoding="utf-8")
+
+
+def sheet(name: str, engines: tuple[str, ...]) -> str:
+    """Draw the picture of an env; return it with a table of its figures, as Markdown."""
+    tasks = TASKS[name]
+    figure = Figure(figsize=(1.15 * (3 * len(engines) + 0.7), 1.3 * len(tasks)), dpi=100)
+    cells = figure.subplots(
+        len(tasks),
+        3 * len(engines),
+        squeeze=False,
+        gridspec_kw={"left": 0.11, "right": 0.995, "top": 0.95, "bottom": 0.03, "wspace": 0.04},
+    )
+    lines = [f"![Start, end and goal of each task](images/envs/{name}.png)", ""]
+    lines += ["| task | done at | " + " | ".join(engines) + " |", "|---" * (2 + len(engines)) + "|"]
+    for cell, (task, settings) in zip(cells, tasks.items(), strict=True):
+        told = []
+        for place, engine in enumerate(engines):
+            env = env_of(name, (*settings, f"engine={engine}", f"image={PIXELS}"))
+            ran, pictures = episode(env, number=0, who="oracle")
+            threshold = f"{100 * env.success_threshold:.1f} cm"
+            env.close()
+            mine = cell[3 * place : 3 * place + 3]
+            for axes, picture in zip(mine, pictures, strict=True):
+                axes.imshow(picture)
+            mine[0].set_xlabel(f"{100 * ran.start:.1f} cm")
+            done = "" if ran.success else ", not done"
+            mine[1].set_xlabel(f"{100 * ran.end:.1f} cm, {ran.actions} drag{'s' * (ran.actions != 1)}{done}")
+            told.append(f"{100 * ran.start:.1f} to {100 * ran.end:.1f} cm in {ran.actions}{done}")
+        if task == "flatten":
+            threshold = "90 % covered"
+        lines.append(f"| {task} | {threshold} | " + " | ".join(told) + " |")
+        cell[0].set_ylabel(task)
+    for place, engine in enumerate(engines):
+        for offset, title in enumerate((f"{engine}: start", "oracle", "goal")):
+            cells[0, 3 * place + offset].set_title(title)
+    for axes in cells.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for label in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            label.set(color=INK, fontsize=8)
+    out = DOCS / "images" / "envs" / f"{name}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, transparent=True)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Read the line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("page")
+    counting = commands.add_parser("success")
+    counting.add_argument("env")
+    counting.add_argument("settings", nargs="*", help="key=value of the env")
+    counting.add_argument("--who", default="oracle", help="oracle, or the name of an explorer")
+    counting.add_argument("--episodes", type=int, default=60)
+    counting.add_argument("--json", type=Path, required=True)
+    given = parser.parse_args()
+    if given.command == "page":
+        page()
+        return
+    row: Row = {"env": given.env, "settings": sorted(given.settings), "who": given.who}
+    row = next((r for r in rows_of(given.json) if same(r, row)), row | {"episodes": []})
+    row["made_with"] = provenance()
+    success(row, episodes=given.episodes, file=given.json)
+    print(given.env, *given.settings, given.who, f"{row['success']} / {len(row['episodes'])}")
+
+
+if __name__ == "__main__":
+    main()
