@@ -153,7 +153,8 @@ def sheet(name: str, engines: tuple[str, ...]) -> str:
                 axes.imshow(picture)
             mine[0].set_xlabel(f"{100 * ran.start:.1f} cm")
             done = "" if ran.success else ", not done"
-            mine[1].set_xlabel(f"{100 * ran.end:.1f} cm, {ran.actions} drag{'s' * (ran.actions != 1)}{done}")
+            drags = f"{ran.actions} drag{'s' * (ran.actions != 1)}"
+            mine[1].set_xlabel(f"{100 * ran.end:.1f} cm, {drags}{done}")
             told.append(f"{100 * ran.start:.1f} to {100 * ran.end:.1f} cm in {ran.actions}{done}")
         if task == "flatten":
             threshold = "90 % covered"
