@@ -55,13 +55,24 @@ def _by_pool(recipe: Recipe, indices: range, workers: int) -> Generator[Recordin
         try:
             flying: deque[Future[Recording]] = deque()
             for index in indices:
-                flying.append(pool.submit(_record, index))
+                with _interrupts_wait():  # the first starts the workers
+                    flying.append(pool.submit(_record, index))
                 if len(flying) >= workers * AHEAD:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait in here; a process that is started in here is born deaf to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _recorder: Callable[[], Recorder]  # of a worker process
