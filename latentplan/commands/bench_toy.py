@@ -56,8 +56,11 @@ class RandomMLP(nn.Module):
         return self.dynamics.unroll(context[:, -1], actions)
 
     def loss(self, batch: Batch) -> Loss:
-        """Nothing to train."""
-        raise NotImplementedError("a network of random weights is not trained")
+        """Return the mean squared error of the next latent."""
+        latents = self.encode(batch.observations)
+        error = self.step(latents[:, :-1], batch.actions) - latents[:, 1:]
+        total = error.square().mean()
+        return Loss(total, {"prediction": total.detach()})
 
 
 class Toy:

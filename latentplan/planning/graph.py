@@ -12,7 +12,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from functools import partial
-from time import perf_counter
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -21,15 +20,13 @@ from torch import Generator, Tensor, nn
 
 from latentplan.errors import ConfigError
 from latentplan.planning.problem import Problem, Scored
-from latentplan.planning.solver import Solver, finish
-from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
-from latentplan.types import Plan
+from latentplan.planning.solver import Solver
 
 KEPT = 8  # captured solves, the last used; each holds its memory on the device
 WARM_UP = 3  # runs before a capture, in which libraries choose kernels and make their buffers
 
 
-class Captured:
+class Captured(Solver):
     """A `protocols.Planner` that plans as `planner` does, through a captured graph on CUDA.
 
     It draws the same kind of random numbers, not the same ones. Objects that are given to `plan`
@@ -39,39 +36,29 @@ class Captured:
 
     def __init__(self, planner: Solver) -> None:
         """Take the planner."""
+        super().__init__(planner.config)
         self.planner = planner
-        self.config = planner.config
         self._solves: OrderedDict[Hashable, _Solve] = OrderedDict()
 
-    @torch.no_grad()
-    def plan(
-        self,
-        context: Tensor,
-        dynamics: Dynamics,
-        *,
-        objective: Objective,
-        space: ActionSpace,
-        generator: Generator,
-        warm_start: Tensor | None = None,
-        proposals: Sequence[Proposal] = (),
-        constraints: Sequence[Constraint] = (),
-        deadline_ms: float | None = None,
-    ) -> Plan:
-        """Return the best plan found for context (B, T, D), as `protocols.Planner` says."""
+    @property
+    def rounds(self) -> int:
+        """How many rounds a whole solve has."""
+        return self.planner.rounds
+
+    def first(self, problem: Problem) -> Any:
+        """Return the State after the planner's first round."""
+        return self.planner.first(problem)
+
+    def next(self, problem: Problem, state: Any, index: int) -> Any:
+        """Return the State after the planner's round `index`."""
+        return self.planner.next(problem, state, index)
+
+    def solve(
+        self, problem: Problem, *, start: float = 0, deadline_ms: float | None = None
+    ) -> tuple[int, Scored, Tensor]:
+        """Return what `Solver.solve` does, by replaying the captured solve of such a problem."""
         if deadline_ms is not None:
             raise ConfigError("deadline_ms: a captured solve runs as a whole; take graph=false")
-        start = perf_counter()
-        problem = Problem(
-            context,
-            dynamics,
-            objective,
-            space,
-            generator,
-            self.config.horizon,
-            warm_start,
-            tuple(proposals),
-            tuple(constraints),
-        )
         given: list[Tensor] = []
         key = _outline(problem, given)
         if key not in self._solves:
@@ -79,9 +66,7 @@ class Captured:
             if len(self._solves) > KEPT:
                 self._solves.popitem(last=False)
         self._solves.move_to_end(key)
-        found, elites = self._solves[key].run(given)
-        rounds = self.planner.rounds
-        return finish(found, elites, start=start, done=rounds, rounds=rounds)
+        return self.rounds, *self._solves[key].run(given)
 
 
 class _Solve:

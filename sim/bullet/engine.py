@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ TABLE_RGB = (0.18, 0.45, 0.34)
 STATE = 13  # numbers of a body: position, quaternion, velocity, angular velocity
 
 
-class BulletEngine:
+class BulletEngine(ABC):
     """An object made of rigid bodies that joints hold together, in a PyBullet world of its own.
 
     All bodies are single ones (`useMaximalCoordinates`), joined by ball joints. The first `grips`
@@ -61,11 +62,11 @@ class BulletEngine:
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
         self._make()
 
+    @abstractmethod
     def _build(self) -> list[int]:
         """Put the object's bodies into the empty world and return them, the grips first."""
-        raise NotImplementedError
 
-    def _draw(self) -> None:
+    def _draw(self) -> None:  # noqa: B027, a hook: most bodies move by themselves
         """Bring what pictures show, `self._drawn`, up to date: bodies move by themselves."""
 
     def points(self) -> Array:
