@@ -30,6 +30,10 @@ class StoreError(LatentplanError):
     """An episode store is missing, empty, corrupt, of another schema or of another spec."""
 
 
+class SourceError(LatentplanError):
+    """A data set in another format is missing, damaged, or not what it says it is."""
+
+
 class CheckpointError(LatentplanError):
     """A run or checkpoint is missing, corrupt, or does not fit what it is used with."""
 

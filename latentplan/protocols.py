@@ -63,6 +63,22 @@ class Explorer(Protocol):
         """Return an action (A,) inside the bounds."""
 
 
+class Source(Protocol):
+    """A data set in somebody else's format, read as episodes; made from (path, Config)."""
+
+    spec: Spec
+    settings: dict[str, Any]  # JSON values that the episodes depend on, all but where they lie
+
+    def __len__(self) -> int:
+        """Return the number of episodes there; opening the source has found and checked them."""
+
+    def episode(self, index: int) -> Episode:
+        """Return one episode, from its files alone: any process may read any episode.
+
+        Raises SourceError that names the file where one is missing, damaged or odd.
+        """
+
+
 class EpisodeStore(Protocol):
     """Episodes on disk, appended whole or not at all."""
 

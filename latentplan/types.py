@@ -7,7 +7,7 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,12 +32,28 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
+class Convention:
+    """How an action moves an arm: what must agree before data, models and envs are mixed.
+
+    An action is the arm's numbers, then the gripper's. `data/conventions.py` converts.
+    """
+
+    control: str  # ee_pose, ee_delta, joint_position, joint_delta, joint_velocity, joint_torque
+    rotation: str = ""  # euler_xyz, rotvec, quaternion_xyzw, quaternion_wxyz, rotation_6d; ee_*
+    frame: str = ""  # that ee_* refers to: world, base, tool
+    position_unit: float = 1.0  # metres (ee_*) or rad (joint_*) that a 1 stands for
+    rotation_unit: float = 1.0  # rad that a 1 stands for; euler_xyz and rotvec alone
+    gripper: str = ""  # close_is_-1, close_is_+1 (the other sign opens), open_is_1 (0 closes)
+
+
+@dataclass(frozen=True)
 class ActionSpec:
     """Bounds of an action and what its numbers mean."""
 
     low: tuple[float, ...]  # (A,)
     high: tuple[float, ...]  # (A,)
     meaning: str = ""  # for instance "pick x, y (1 = 0.3 m), drag x, y (1 = 0.1 m)"
+    convention: Convention | None = None  # of an arm's action
 
     @property
     def size(self) -> int:
@@ -81,6 +97,9 @@ class Spec:
                 "low": list(self.action.low),
                 "high": list(self.action.high),
                 "meaning": self.action.meaning,
+                **(
+                    {"convention": asdict(self.action.convention)} if self.action.convention else {}
+                ),
             },
             "env": self.env,
             "privileged": list(self.privileged),
@@ -98,7 +117,7 @@ class Spec:
     def from_json(values: Mapping[str, Any]) -> Spec:
         """Return the Spec that `to_json` described; StoreError where it is not one."""
         try:
-            pick = values["pick"]
+            pick, convention = values["pick"], values["action"].get("convention")
             return Spec(
                 observation={
                     k: ArraySpec(tuple(a["shape"]), a["dtype"], a["meaning"])
@@ -108,6 +127,7 @@ class Spec:
                     tuple(values["action"]["low"]),
                     tuple(values["action"]["high"]),
                     values["action"]["meaning"],
+                    None if convention is None else Convention(**convention),
                 ),
                 env=values["env"],
                 privileged=tuple(values["privileged"]),
@@ -131,6 +151,16 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Label:
+    """What happens in a part of an episode, in words; parts may overlap."""
+
+    text: str  # as one would say it: "open the drawer"
+    task: str = ""  # its name: "open_drawer"
+    start: int = 0  # first observation of the part
+    stop: int = -1  # its last observation, included; -1: the episode's last
+
+
+@dataclass(frozen=True)
 class Episode:
     """One real episode of L actions and L + 1 observations."""
 
@@ -141,6 +171,7 @@ class Episode:
     truncated: bool = False
     seed: int = -1  # what the episode was made from; -1 unknown
     info: Mapping[str, float] = field(default_factory=dict)  # by name: what was drawn for it, ...
+    labels: tuple[Label, ...] = ()  # what happens in it
 
     def __post_init__(self) -> None:
         """Raise ShapeError where the lengths do not fit together."""

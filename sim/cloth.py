@@ -9,12 +9,12 @@ import numpy as np
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
 from latentplan.shapes import check
 from latentplan.sim import distances, engine, folds
-from latentplan.sim.tabletop import LIFT, Tabletop, TabletopConfig, check_choice
+from latentplan.sim.deformable import LIFT, Deformable, DeformableConfig, check_choice
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
-class Cloth(Tabletop):
-    """A cloth on a table; see `Tabletop` for actions and info.
+class Cloth(Deformable):
+    """A cloth on a table; see `Deformable` for actions and info.
 
     An action has a fifth number, how high the gripper lifts in the middle of a drag. Of several
     layers it takes the uppermost.
@@ -30,7 +30,7 @@ class Cloth(Tabletop):
     """
 
     @dataclass(frozen=True)
-    class Config(TabletopConfig):
+    class Config(DeformableConfig):
         """Lengths in metres, masses in kilograms."""
 
         task: str = "flatten"  # or fold, place, goal

@@ -16,12 +16,12 @@ from latentplan.errors import check_range
 from latentplan.shapes import check
 from latentplan.sim import curves, distances
 from latentplan.sim.engine import Curve
-from latentplan.sim.tabletop import Tabletop, TabletopConfig, check_choice
+from latentplan.sim.deformable import Deformable, DeformableConfig, check_choice
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
-class Rope(Tabletop):
-    """A rope on a table, brought into the shape of a goal; see `Tabletop` for actions and info.
+class Rope(Deformable):
+    """A rope on a table, brought into the shape of a goal; see `Deformable` for actions and info.
 
     Tasks: `goal`, a shape drawn as starts are; `straighten`, a straight line wherever it lies;
     `shape`, a letter or a circle at a place. `keypoints` (links + 1, 2) float32 are the links'
@@ -35,7 +35,7 @@ class Rope(Tabletop):
     BENT = 0.04  # m, distance from a straight line of a start of `straighten` at least
 
     @dataclass(frozen=True)
-    class Config(TabletopConfig):
+    class Config(DeformableConfig):
         """Lengths in metres, masses in kilograms."""
 
         task: str = "goal"  # or straighten, shape

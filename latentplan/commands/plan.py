@@ -116,6 +116,9 @@ def check_fit(where: str, model: Spec, env: Spec) -> None:
         have, want = getattr(env.action, bound), getattr(model.action, bound)
         if have != want:
             wrong.append(f"action.{bound} is {have}, need {want}")
+    if model.action.convention != env.action.convention:
+        have, want = env.action.convention, model.action.convention
+        wrong.append(f"action.convention is {have}, need {want}")
     if model.dt != env.dt:
         wrong.append(f"dt is {env.dt} s, need {model.dt} s")
     if wrong:

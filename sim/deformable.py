@@ -37,7 +37,7 @@ def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class TabletopConfig:
+class DeformableConfig:
     """What every task sets. Lengths in metres, masses in kilograms; a task gives the defaults."""
 
     engine: str = "mujoco"  # who simulates
@@ -79,7 +79,7 @@ class TabletopConfig:
         randomisation.check(where, self)
 
 
-class Tabletop(gymnasium.Env[dict[str, Array], Array]):
+class Deformable(gymnasium.Env[dict[str, Array], Array]):
     """A deformable object on a table, moved by a gripper that holds one point of it.
 
     control=pick: an action is a whole pick-and-drag, in [-1, 1]. The pick (x, y) is a point of
