@@ -15,8 +15,8 @@ import numpy as np
 from latentplan.errors import check_range
 from latentplan.shapes import check
 from latentplan.sim import curves, distances
-from latentplan.sim.engine import Curve
 from latentplan.sim.deformable import Deformable, DeformableConfig, check_choice
+from latentplan.sim.engine import Curve
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
