@@ -32,6 +32,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "explorer": {
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
+        "expert": "latentplan.exploration.expert:Expert",
         "oracle": "latentplan.exploration.scripted:Oracle",
         "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
         "mixture": "latentplan.exploration.scripted:Mixture",

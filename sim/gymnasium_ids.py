@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-LENGTH = 20  # actions, after which an episode is truncated
 IDS = {"latentplan/Rope-v0": "rope", "latentplan/Cloth-v0": "cloth"}
+LENGTHS = {"rope": 20, "cloth": 20}  # actions, after which an episode is truncated
 
 
 def announce() -> None:
@@ -32,7 +32,7 @@ def register() -> None:
 
     for name, env in IDS.items():
         where = f"{__name__}:make"
-        register(name, where, max_episode_steps=LENGTH, kwargs={"env": env})
+        register(name, where, max_episode_steps=LENGTHS[env], kwargs={"env": env})
 
 
 def make(env: str, render_mode: str = "rgb_array", **settings: Any) -> Any:

@@ -87,6 +87,9 @@ class ToyEnv:
         drag /= max(1.0, float(np.abs(drag).max()))
         return np.concatenate([points[worst] / TABLE, drag]).astype(np.float32)
 
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        return self.oracle(observation, {"keypoints": np.zeros_like(self._points)})
+
     def close(self) -> None:
         pass
 

@@ -48,13 +48,18 @@ def run(
     env_preset, explorer_preset = config.resolve("env", env), config.resolve("explorer", explorer)
     env_class = registry.get("env", env_preset.base)
     explorer_class = registry.get("explorer", explorer_preset.base)
+    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
     chosen = config.load(
         {
             "env": env_class.Config,
             "explorer": explorer_class.Config,
             "collect": CollectConfig,
         },
-        preset={"env": env_preset.values, "explorer": explorer_preset.values},
+        preset={
+            "env": env_preset.values,
+            "explorer": explorer_preset.values,
+            "collect": {} if length is None else {"length": length},
+        },
         overrides=overrides,
     )
     recipe = Recipe(

@@ -53,9 +53,14 @@ def run(
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
     env_preset = config.resolve("env", env or found.spec.env)
     env_class = registry.get("env", env_preset.base)
+    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
     settings = config.load(
         {**parts.sections, "env": env_class.Config, "evaluation": Evaluation.Config},
-        preset={**parts.presets, "env": env_preset.values},
+        preset={
+            **parts.presets,
+            "env": env_preset.values,
+            "evaluation": {} if length is None else {"length": length},
+        },
         overrides=overrides,
     )
     agent = assemble(found, parts, settings, seed=seed)

@@ -77,7 +77,8 @@ class Random:
     def __init__(self, spec: Spec, rng: np.random.Generator) -> None:
         """Take the spec of the actions and the source of randomness."""
         self.spec, self.rng = spec, rng
-        self.explorer: Explorer = registry.get("explorer", "random")(spec)
+        explorer = "box" if spec.pick is None else "random"
+        self.explorer: Explorer = registry.get("explorer", explorer)(spec)
 
     def begin(self, goal: Observation) -> None:
         """Do nothing: a random agent has no goal."""

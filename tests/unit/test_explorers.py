@@ -8,9 +8,10 @@ from toy import ToyEnv
 
 from latentplan.errors import ConfigError
 from latentplan.exploration.box import Box
+from latentplan.exploration.expert import Expert
 from latentplan.exploration.scripted import Mixture, NoisyOracle, Oracle
 from latentplan.protocols import Explorer
-from latentplan.types import ActionSpec, Observation, Spec
+from latentplan.types import ActionSpec, Convention, Observation, Spec
 
 TWO = Spec({}, ActionSpec((-1.0, 0.0), (1.0, 4.0)), env="arm")
 
@@ -118,3 +119,38 @@ def test_settings_are_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             wrong()
+
+
+class NotSkilled:
+    """An env without an expert of its own."""
+
+    data_spec = ToyEnv().data_spec
+
+
+def test_an_expert_needs_no_goal_and_is_refused_where_there_is_none() -> None:
+    env, rng = ToyEnv(ToyEnv.Config(discs=2)), np.random.default_rng(0)
+    explorer = Expert(env.data_spec)
+    explorer.begin(env, rng)
+    observation: Observation = env.reset(seed=3)[0]
+    for _ in range(20):
+        observation = env.step(explorer.act(observation, rng)).observation
+    assert np.abs(observation["keypoints"]).max() < 1e-3  # the toy's expert goes to the middle
+    with pytest.raises(ConfigError, match="env 'toy' has none that needs no goal"):
+        explorer.begin(NotSkilled(), rng)  # type: ignore[arg-type]
+
+
+def test_an_experts_noise_spares_the_gripper() -> None:
+    class Grasping:
+        data_spec = TWO
+
+        def expert(self, observation: Observation, rng: np.random.Generator) -> np.ndarray:
+            return np.array([0.0, 1.0], np.float32)
+
+    convention = Convention("ee_delta", gripper="open_is_1")
+    spec = Spec({}, ActionSpec((-1.0, 0.0), (1.0, 1.0), convention=convention))
+    rng = np.random.default_rng(0)
+    explorer = Expert(spec, Expert.Config(noise=0.3))
+    explorer.begin(Grasping(), rng)  # type: ignore[arg-type]
+    actions = np.array([explorer.act({}, rng) for _ in range(2000)])
+    assert (actions[:, 1] == 1).all()
+    assert 0.27 < actions[:, 0].std() < 0.33

@@ -11,7 +11,7 @@ import pytest
 
 import latentplan  # noqa: F401  (announces the ids)
 from latentplan.errors import ConfigError
-from latentplan.sim.gymnasium_ids import IDS, LENGTH
+from latentplan.sim.gymnasium_ids import IDS, LENGTHS
 
 NAMES = sorted(IDS)
 
@@ -25,11 +25,12 @@ def test_the_order_of_imports_does_not_matter(order):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_episode_is_truncated_at_its_length(name):
-    env = gymnasium.make(name)
+    env, length = gymnasium.make(name), LENGTHS[IDS[name]]
+    assert getattr(env.unwrapped, "episode_length", length) == length
     env.reset(seed=0)
     env.action_space.seed(0)
-    ends = [env.step(env.action_space.sample())[2:4] for _ in range(LENGTH)]
-    assert ends == [(False, False)] * (LENGTH - 1) + [(False, True)]
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(length)]
+    assert ends == [(False, False)] * (length - 1) + [(False, True)]
     env.close()
 
 
