@@ -1,0 +1,55 @@
+"""Forward kinematics of a described arm in closed form: numpy alone, many positions a call.
+
+`Kinematics` knows the same arm with contacts and inverse kinematics, and needs MuJoCo for it; this
+is what a control loop asks at every tick, also on machines that do not have that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan.robots.description import Arm
+from latentplan.types import Array
+
+
+class Chain:
+    """Where the end effector of an arm is, from its Denavit-Hartenberg rows (Craig's convention)."""
+
+    def __init__(self, arm: Arm) -> None:
+        """Take the arm's rows; the arm does not change afterwards."""
+        self._hand = np.array([0.0, 0.0, arm.flange + arm.gripper.length, 1.0])
+        # What lies behind a joint's turn, as x y z 1 -> x y z 1 for points written as rows.
+        rows = [_row(joint.a, joint.alpha, joint.d) for joint in arm.joints]
+        rows[0] = rows[0] @ _base(arm)
+        self._rows = rows[::-1]  # the last joint first: from the hand's frame to the world's
+        self._buffers: dict[int, tuple[Array, Array]] = {}
+
+    def ee(self, q: Array) -> Array:
+        """Return the positions (N, 3) of the end effector, m in the world, at q (N, J) rad."""
+        turns = np.exp(1j * q.T[::-1])
+        points, others = self._buffer(len(q))
+        points[:] = self._hand
+        for turn, row in zip(turns, self._rows, strict=True):
+            xy = points.view(np.complex128)[:, 0]
+            np.multiply(xy, turn, xy)
+            np.dot(points, row, others)
+            points, others = others, points
+        return points[:, :3].copy()
+
+    def _buffer(self, count: int) -> tuple[Array, Array]:
+        """Return two arrays (count, 4), made once: half of the time would go into making them."""
+        if count not in self._buffers:
+            self._buffers[count] = np.empty((count, 4)), np.empty((count, 4))
+        return self._buffers[count]
+
+
+def _row(a: float, alpha: float, d: float) -> Array:
+    """Return (4, 4), for points as rows: d along z, a along x, then a turn by alpha about x."""
+    c, s = np.cos(alpha), np.sin(alpha)
+    return np.array([[1, 0, 0, 0], [0, c, s, 0], [0, -s, c, 0], [a, -s * d, c * d, 1]])
+
+
+def _base(arm: Arm) -> Array:
+    """Return (4, 4), for points as rows: from the base's frame to the world's."""
+    c, s = np.cos(arm.yaw), np.sin(arm.yaw)
+    return np.array([[c, s, 0, 0], [-s, c, 0, 0], [0, 0, 1, 0], [*arm.position, 1]])
