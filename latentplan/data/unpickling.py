@@ -88,7 +88,7 @@ def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool =
     try:
         # Before the unpickler reserves what a number in the file asks for.
         for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(content):
+            if opcode.name in PLACES and int(cast(int, argument)) > len(content):
                 raise ValueError("a place in its memory that no such file needs")
         return _plain(_Reader(content, known, objects=objects).load(), {}, DEPTH)
     except _Refused as e:

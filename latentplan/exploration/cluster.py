@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from latentplan.errors import LatentplanError, MissingDependency
-from latentplan.exploration.recorder import Recipe, Recorder, Recording, WorkerDied
+from latentplan.exploration.recorder import Recipe, Recorder, Recording
+from latentplan.workers import WorkerDied
 
 ANSWER = 10.0  # s that a cluster has to answer
 START = 60.0  # s that it has to give the first of its CPUs

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from latentplan.errors import LatentplanError
 from latentplan.exploration import cluster, processes
-from latentplan.exploration.recorder import Recipe, WorkerDied
+from latentplan.exploration.recorder import Recipe
 from latentplan.protocols import EpisodeStore
+from latentplan.workers import WorkerDied
 
 
 class Progress(NamedTuple):
@@ -59,7 +60,8 @@ def collect(
             report(progress)
     except WorkerDied as e:
         raise LatentplanError(
-            f"{e}; {len(store)} of {episodes} episodes are kept; run the same again to go on"
+            f"collect: {e}; {len(store)} of {episodes} episodes are kept; "
+            "run the same again to go on"
         ) from None
     finally:
         recorded.close()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latentplan.errors import LatentplanError, UnstablePhysics, check_range
+from latentplan.errors import UnstablePhysics, check_range
 from latentplan.protocols import Env, Explorer
 from latentplan.types import Array, Episode, Observation, Spec
 
@@ -39,17 +39,6 @@ class Recipe:
     explorer_config: Any
     config: CollectConfig
     seed: int
-
-
-class WorkerDied(LatentplanError):
-    """An episode ended every worker that made it."""
-
-    def __init__(self, index: int, deaths: int) -> None:
-        """Say that episode number `index` ended `deaths` workers."""
-        super().__init__(
-            "collect: a worker process died (killed, out of memory, or its env crashed), "
-            f"{deaths} times at episode {index}"
-        )
 
 
 class Recording(NamedTuple):
