@@ -1,0 +1,227 @@
+"""RLBench demos as episodes, from RLBench's own layout or PerAct's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentplan import config as settings
+from latentplan.data.sources import rlbench_pictures, rlbench_spec
+from latentplan.data.sources.rlbench_demos import (
+    Demo,
+    camera_values,
+    check_lens,
+    find,
+    planes,
+    stacked,
+)
+from latentplan.data.sources.rlbench_spec import PICTURES, STATE
+from latentplan.data.unpickling import Bag
+from latentplan.errors import SourceError, check_range
+from latentplan.types import Array, Episode, Spec
+
+NEEDED = ("joint_positions", "joint_velocities", "gripper_pose", "gripper_open")
+
+
+class Rlbench:
+    """A Source of RLBench demos: each becomes an episode that ends with the task done.
+
+    Demos hold observations alone. Action t is where the arm and the gripper were at observation
+    t + 1, as joint positions, pose or joint velocities; with action=keyframe, the pose at the next
+    keyframe, and the episode is the first observation and the keyframes. Reward is 1 for the last
+    action and 0 before: RLBench records no demo that fails.
+
+    All demos have the pictures, sizes and numbers of the first that can be read; one that has not
+    is refused, more than those is left out. The length of `task_low_dim_state` alone differs
+    between tasks: the set has the largest that the first demo of a task has, with zeros behind.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Which observations are read, and what an action is."""
+
+        action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
+        cameras: tuple[str, ...] = ()  # left_shoulder, ...; none: all that the first demo has
+        pictures: tuple[str, ...] = ()  # rgb, depth, mask; none: all that the first demo has
+        clouds: bool = False  # also points in the world, from the depth of every camera
+        stride: int = 1  # pixels between the points of a cloud
+        matrices: bool = True  # also where the cameras are, and their lenses
+        robot: str = "panda"  # or sawyer, jaco, mico, ur5: whose limits bound the actions
+        task_state: int = 0  # numbers of task_low_dim_state; 0: as the class says
+        still: float = 0.1  # rad/s, of each joint at most where the arm rests; action=keyframe
+        gap: int = 5  # observations between two rests at least; action=keyframe
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            rlbench_spec.check("Rlbench", self)
+            check_range("Rlbench.still", self.still, 0, 100)
+            check_range("Rlbench.gap", self.gap, 1, 1_000_000)
+
+    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+        """Find the demos at `path`: a root, a task, a variation or an episode."""
+        self.config = config or self.Config()
+        self.demos = find(path)
+        self.settings: dict[str, Any] = {"format": "rlbench", **settings.to_values(self.config)}
+        self.spec, self._sizes = self._first()
+
+    def __len__(self) -> int:
+        """Return the number of demos."""
+        return len(self.demos)
+
+    def episode(self, index: int) -> Episode:
+        """Return one demo as an episode; SourceError that names the file where it is odd."""
+        demo, c = self.demos[index], self.config
+        observations = demo.observations()
+        count = len(observations)
+        state = self._state(demo, observations)
+        chosen = np.arange(count)
+        if c.action == "keyframe":
+            velocities, opened = state["joint_velocities"], state["gripper_open"][:, 0]
+            found = rlbench_spec.keyframes(velocities, opened, still=c.still, gap=c.gap)
+            chosen = np.append(0, found)
+            state = {name: values[chosen] for name, values in state.items()}
+            observations = [observations[k] for k in chosen]
+        rewards = np.zeros(len(chosen) - 1, np.float32)
+        rewards[-1] = 1
+        variation = demo.variation()
+        seen = self._seen(demo, observations, chosen.tolist(), count=count)
+        return Episode(
+            observations=seen | {k: v for k, v in state.items() if k in self.spec.observation},
+            actions=rlbench_spec.actions(c.action, state),
+            rewards=rewards,
+            terminated=True,
+            info={} if variation is None else {"variation": float(variation)},
+            labels=demo.labels(),
+        )
+
+    def _first(self) -> tuple[Spec, dict[str, tuple[int, int]]]:
+        """Return the spec and (height, width) by camera of the first demo that can be read."""
+        first: SourceError | None = None
+        for demo in self.demos:
+            try:
+                return self._spec(demo)
+            except SourceError as e:
+                first = first or e
+        assert first is not None  # `find` gives one demo at least
+        raise first
+
+    def _spec(self, demo: Demo) -> tuple[Spec, dict[str, tuple[int, int]]]:
+        c, observations = self.config, demo.observations()
+        there = demo.cameras()
+        kinds = {
+            camera: [k for k in c.pictures or there[camera] if k in PICTURES]
+            for camera in c.cameras or there
+        }
+        sizes = {}
+        for camera in kinds:
+            files = [demo.folder / f"{camera}_{k}" / "0.png" for k in there.get(camera, ["rgb"])]
+            sizes[camera] = rlbench_pictures.size(files[0])
+            for file in files[1:]:
+                rlbench_pictures.check_size(file, sizes[camera], "the camera's other pictures have")
+        lengths = {}
+        for name in STATE:
+            values = stacked(demo, observations, name)
+            if values is not None:
+                lengths[name] = values.shape[1]
+        if "task_low_dim_state" in lengths:
+            lengths["task_low_dim_state"] = c.task_state or self._task_state()
+        observation = rlbench_spec.observation_spec(
+            {(camera, kind): sizes[camera] for camera in kinds for kind in kinds[camera]},
+            clouds={n: rlbench_spec.points(s, c.stride) for n, s in sizes.items() if c.clouds},
+            matrices=tuple(kinds) if c.matrices else (),
+            state=lengths,
+        )
+        spec = Spec(
+            observation=observation,
+            action=rlbench_spec.action_spec(c.action, robot=c.robot),
+            env="rlbench",
+            privileged=tuple(k for k in rlbench_spec.PRIVILEGED if k in lengths),
+            dt=None if c.action == "keyframe" else rlbench_spec.DT,
+        )
+        return spec, sizes
+
+    def _task_state(self) -> int:
+        """Return the largest length of task_low_dim_state, over the first demo of each task."""
+        lengths: dict[str, int] = {}
+        for demo in self.demos:
+            if demo.task in lengths:
+                continue
+            try:
+                values = stacked(demo, demo.observations(), "task_low_dim_state")
+            except SourceError:
+                continue  # its own episode says what is wrong
+            lengths[demo.task] = 0 if values is None else values.shape[1]
+        return max(lengths.values())
+
+    def _state(self, demo: Demo, observations: Sequence[Bag]) -> dict[str, Array]:
+        """Return the numbers (T, n) by name, those that actions are made of in any case."""
+        found = {}
+        for name in STATE:
+            array = self.spec.observation.get(name)
+            if array is None and name not in NEEDED:
+                continue
+            values = stacked(demo, observations, name)
+            if values is None:
+                raise SourceError(f"{demo.low_dim}: has no {name}, which the set's first demo has")
+            if name == "task_low_dim_state":
+                values = self._padded(demo, values)
+            elif array is not None and values.shape[1:] != array.shape:
+                raise SourceError(
+                    f"{demo.low_dim}: {name} has {values.shape[1]} numbers, the set's first demo "
+                    f"has {array.shape[0]}; all demos of a set need the same"
+                )
+            found[name] = values
+        joints = rlbench_spec.JOINTS[self.config.robot]
+        if found["joint_positions"].shape[1] != joints:
+            raise SourceError(
+                f"{demo.low_dim}: joint_positions has {found['joint_positions'].shape[1]} numbers, "
+                f"robot={self.config.robot} has {joints}; set robot=..."
+            )
+        return found
+
+    def _padded(self, demo: Demo, values: Array) -> Array:
+        wanted = self.spec.observation["task_low_dim_state"].shape[0]
+        if values.shape[1] > wanted:
+            raise SourceError(
+                f"{demo.low_dim}: task_low_dim_state has {values.shape[1]} numbers, the spec has "
+                f"{wanted}; set task_state={values.shape[1]}"
+            )
+        return np.pad(values, ((0, 0), (0, wanted - values.shape[1])))
+
+    def _seen(
+        self, demo: Demo, observations: Sequence[Bag], frames: Sequence[int], *, count: int
+    ) -> dict[str, Array]:
+        """Return what the cameras saw at `frames` of a demo of `count` observations."""
+        specs, found = self.spec.observation, {}
+        for camera, size in self._sizes.items():
+            for kind in ("rgb", "mask"):
+                if f"{camera}_{kind}" in specs:
+                    folder = demo.pictures(f"{camera}_{kind}", count)
+                    coded = rlbench_pictures.read(folder, frames, size=size)
+                    found[folder.name] = coded if kind == "rgb" else rlbench_pictures.handles(coded)
+            matrices = [f"{camera}_camera_{kind}" for kind in ("extrinsics", "intrinsics")]
+            if matrices[0] in specs or self.config.clouds:
+                advice = "set matrices=false clouds=false"
+                for name, side in zip(matrices, (4, 3), strict=True):
+                    found[name] = camera_values(
+                        demo, observations, name, shape=(side, side), advice=advice
+                    )
+            depth, cloud = f"{camera}_depth", f"{camera}_point_cloud"
+            if depth in specs or cloud in specs:
+                folder = demo.pictures(depth, count)
+                check_lens(demo, observations, camera, size=size)
+                near, far = planes(demo, observations, camera)
+                coded = rlbench_pictures.read(folder, frames, size=size)
+                found[depth] = rlbench_pictures.metres(coded, near, far=far)
+            if cloud in specs:
+                found[cloud] = rlbench_pictures.cloud(
+                    found[depth],
+                    extrinsics=found[matrices[0]],
+                    intrinsics=found[matrices[1]],
+                    stride=self.config.stride,
+                )
+        return {key: values for key, values in found.items() if key in specs}
