@@ -44,9 +44,9 @@ class Cloth(Deformable):
         damping: float = 2.0  # 1/s, of all that moves
         iterations: int = 12  # of the solver, a timestep
         drag: float = 0.25  # length of a drag of 1 along one axis
-        timestep: float = 0.01  # s
-        move_steps: int = 32  # physics steps of a drag
-        rest_steps: int = 24  # physics steps after letting go, at most
+        timestep: float = 0.0125  # s
+        move_steps: int = 26  # physics steps of a drag
+        rest_steps: int = 20  # physics steps after letting go, at most
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""

@@ -71,7 +71,7 @@ class DeformableConfig:
             check_range(f"{where}.{name}", getattr(self, name), 1e-4, 10)
         check_range(f"{where}.image", self.image, 16, 512)
         check_range(f"{where}.workspace", self.workspace, 0, self.view)
-        check_range(f"{where}.timestep", self.timestep, 1e-4, 0.01)
+        check_range(f"{where}.timestep", self.timestep, 1e-4, 0.02)
         check_range(f"{where}.rate", self.rate, 1, 1 / self.timestep)
         check_range(f"{where}.move_steps", self.move_steps, 1, 10_000)
         check_range(f"{where}.rest_steps", self.rest_steps, 0, 10_000)

@@ -14,7 +14,7 @@ from latentplan.types import Array
 if TYPE_CHECKING:
     from latentplan.sim.cloth import Cloth
 
-STILL = 0.05  # m/s, slower than this is at rest
+STILL = 0.05  # m/s, root mean square of the points' speeds at rest
 CHUNK = 4  # timesteps between two looks whether all is at rest
 TORN = 2.0  # distance of neighbours over that at rest: the simulation failed
 SLIP = 0.1  # friction of a ball; the table's makes up for it, so that layers slide
@@ -68,7 +68,7 @@ class BulletCloth(BulletEngine):
         """Step the physics, at most until all is at rest."""
         for done in range(0, steps, CHUNK):
             super().wait(min(CHUNK, steps - done))
-            if np.abs(self._velocities()[:, :3]).max() < STILL:
+            if (self._velocities()[:, :3] ** 2).sum(1).mean() < STILL**2:
                 return
 
     def check(self) -> None:

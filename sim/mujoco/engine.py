@@ -192,13 +192,15 @@ def scene(
     *,
     body: str,
     option: str,
+    flag: str = "",
     tail: str,
     friction: float | None = None,
     patterned: bool = False,
 ) -> str:
     """Return an MJCF of a green table with `body` on it.
 
-    `option` are the attributes of MuJoCo's option, `tail` is what stands after the worldbody.
+    `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` is what stands
+    after the worldbody.
     `friction` is the table's, Coulomb's, where the object does not bring its own. `patterned`: the
     table has a texture that can be painted on.
     """
@@ -211,7 +213,7 @@ def scene(
       </asset>"""
     return f"""<mujoco model="{name}">
       <option {option}>
-        <flag autoreset="disable"/>
+        <flag autoreset="disable" {flag}/>
       </option>
       <visual>
         <quality shadowsize="0" offsamples="0" numslices="8" numstacks="4" numquads="2"/>

@@ -47,8 +47,8 @@ def _xml(c: Rope.Config) -> str:
     """Return the MJCF.
 
     Only spheres at the links' centres touch the table, one contact a link; the capsules are for
-    the eye. This is twice as fast as capsules that touch. The armature keeps light links stable
-    at a large timestep. No `composite`, so that it loads in MuJoCo 3 and 4.
+    the eye. This is twice as fast as capsules that touch. Their friction has priority: of two
+    MuJoCo would take the larger. The armature keeps light links stable at a large timestep. No `composite`, so that it loads in MuJoCo 3 and 4.
     """
     step = c.length / c.links
     joint = f'damping="{c.damping}" armature="2e-4"'
@@ -64,7 +64,8 @@ def _xml(c: Rope.Config) -> str:
         chain = (
             f'<body name="link{i}" pos="{step if i else 0} 0 {0 if i else c.radius}">{joints}'
             f'<geom type="sphere" pos="{step / 2} 0 0" size="{c.radius}" mass="{c.mass / c.links}"'
-            f' contype="0" conaffinity="1" friction="{c.friction} 0.005 1e-4" group="3"/>'
+            f' contype="0" conaffinity="1" friction="{c.friction} 0.005 1e-4" priority="1"'
+            f' group="3"/>'
             f'<geom type="capsule" fromto="0 0 0 {step} 0 0" size="{c.radius}" mass="0"'
             f' contype="0" conaffinity="0" rgba="1 .92 .84 1"/>{end}{chain}</body>'
         )
