@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ class Rlbench:
             if values is not None:
                 lengths[name] = values.shape[1]
         if "task_low_dim_state" in lengths:
-            lengths["task_low_dim_state"] = c.task_state or self._task_state()
+            longest = max([lengths["task_low_dim_state"], *self._task_states(demo.task)])
+            lengths["task_low_dim_state"] = c.task_state or longest
         observation = rlbench_spec.observation_spec(
             {(camera, kind): sizes[camera] for camera in kinds for kind in kinds[camera]},
             clouds={n: rlbench_spec.points(s, c.stride) for n, s in sizes.items() if c.clouds},
@@ -144,18 +145,18 @@ class Rlbench:
         )
         return spec, sizes
 
-    def _task_state(self) -> int:
-        """Return the largest length of task_low_dim_state, over the first demo of each task."""
-        lengths: dict[str, int] = {}
+    def _task_states(self, done: str) -> Iterator[int]:
+        """Yield the length of task_low_dim_state in the first demo of each task but `done`."""
+        tasks = {done}
         for demo in self.demos:
-            if demo.task in lengths:
+            if demo.task in tasks:
                 continue
             try:
                 values = stacked(demo, demo.observations(), "task_low_dim_state")
             except SourceError:
                 continue  # its own episode says what is wrong
-            lengths[demo.task] = 0 if values is None else values.shape[1]
-        return max(lengths.values())
+            tasks.add(demo.task)
+            yield 0 if values is None else values.shape[1]
 
     def _state(self, demo: Demo, observations: Sequence[Bag]) -> dict[str, Array]:
         """Return the numbers (T, n) by name, those that actions are made of in any case."""

@@ -66,10 +66,13 @@ def metres(coded: Array, near: Array, *, far: Array) -> Array:
 
     The first byte is the highest; 0 is near, 2**24 - 1 far, linear along the line of sight.
     """
-    high, middle, low = np.moveaxis(coded.astype(np.uint32), -1, 0)
-    part = (high << 16 | middle << 8 | low) / DEPTH_STEPS
     near, far = near[:, None, None], far[:, None, None]
-    return np.asarray(near + part * (far - near)).astype(np.float32)
+    high, middle, low = np.moveaxis(coded.astype(np.uint32), -1, 0)
+    depth = (high << 16 | middle << 8 | low).astype(np.float64)
+    depth /= DEPTH_STEPS
+    depth *= far - near
+    depth += near
+    return depth.astype(np.float32)
 
 
 def handles(coded: Array) -> Array:
