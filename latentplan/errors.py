@@ -46,6 +46,10 @@ class PlanningError(LatentplanError):
     """A model, objective or planner gave no finite plan; nothing was sent."""
 
 
+class RobotError(LatentplanError):
+    """An arm, its sensors or its planner failed, or refuse what was asked; the arm stops first."""
+
+
 class UnstablePhysics(LatentplanError):
     """The simulator diverged; the episode must be dropped."""
 

@@ -1,0 +1,1 @@
+"""Real arms: what every arm offers, the safety between a planner and its motors, and backends."""

@@ -1,0 +1,168 @@
+"""What an arm offers to those who plan for it, and what a backend must do for that.
+
+`Robot` is what users and planners see; its `send` has the safety filter inside. `Driver` is the
+bare transport beneath: it reads sensors and writes setpoints, and judges nothing.
+Units are SI: rad, rad/s, m, s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+
+from latentplan.errors import RobotError
+from latentplan.types import Array, Observation, Spec
+
+
+class Command(NamedTuple):
+    """What a planner asks for, with what is needed to tell whether it still holds."""
+
+    action: Array  # (J + 1,): J joints in the filter's `control`, gripper 0 closed to 1 open
+    sequence: int  # grows with every new action; the same number is the same action, held
+    stamp: float  # s on the robot's clock: when the observation that it answers was made
+
+
+class Setpoint(NamedTuple):
+    """What goes to the motors at one tick, and what was done to the command for it."""
+
+    q: Array  # (J,) rad
+    dq: Array  # (J,) rad/s
+    ddq: Array  # (J,) rad/s^2
+    gripper: float  # m between the fingers
+    interventions: tuple[str, ...] = ()  # late, velocity, position, workspace, solver
+    fault: str = ""  # why this is the first setpoint of a stop; empty where it is none
+
+
+class Reading(NamedTuple):
+    """What the joint sensors said."""
+
+    stamp: float  # s on the sensors' clock: when it was measured
+    received: float  # s on the robot's clock: when it arrived
+    q: Array  # (J,) rad, in the order of the arm's joints
+    dq: Array  # (J,) rad/s
+    gripper: float  # m between the fingers
+
+
+class Picture(NamedTuple):
+    """What a camera saw."""
+
+    stamp: float  # s on the camera's clock
+    received: float  # s on the robot's clock
+    pixels: Array  # (h, w, 3) uint8
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What an arm is and may do, as its planner and its safety filter agree on it."""
+
+    name: str
+    joints: tuple[str, ...]  # names, in the order of every (J,)
+    low: tuple[float, ...]  # (J,) rad, that setpoints keep to; so do the next four
+    high: tuple[float, ...]  # (J,) rad
+    velocity: tuple[float, ...]  # (J,) rad/s
+    acceleration: tuple[float, ...]  # (J,) rad/s^2
+    jerk: tuple[float, ...]  # (J,) rad/s^3
+    dt: float  # s between setpoints
+    period: float  # s that an action holds
+    data: Spec  # its observations and actions, as a store and a model know them
+
+
+@dataclass(frozen=True)
+class Health:
+    """How an arm is, for people and for logs."""
+
+    state: str  # disconnected, ready, armed, stopping, hold, fault
+    reason: str  # why it is not armed any more; empty where nothing happened
+    ages: Mapping[str, float]  # s since each source was heard: `joints` and the cameras
+    interventions: Mapping[str, int] = field(default_factory=dict)  # how often, by kind
+    ticks: int = 0  # control ticks so far
+    overruns: int = 0  # ticks that came too late
+
+
+class Robot(Protocol):
+    """An arm that a planner drives: a context manager that stops the arm when it is left."""
+
+    @property
+    def spec(self) -> RobotSpec:
+        """Return names, units, limits and rates; they do not change while connected."""
+
+    def __enter__(self) -> Self:
+        """Connect, wait until every sensor is heard, and arm at what the sensors measure.
+
+        Raises RobotError where a sensor stays silent or the arm moves or is out of its limits.
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the arm, wait until it rests, and disconnect."""
+
+    def observe(self) -> Observation:
+        """Return what the sensors say now: `q`, `dq`, `gripper`, and a picture a camera."""
+
+    def send(self, action: Array) -> Array:
+        """Return the action that was really sent, after `action` (A,) went through the filter.
+
+        It takes `spec.period` s. Raises RobotError, with the arm at rest, where a limit or a sensor
+        trips; ShapeError where `action` is none.
+        """
+
+    def stop(self, reason: str) -> None:
+        """Bring the arm to rest within its limits, now; `send` is refused until it is armed."""
+
+    def health(self) -> Health:
+        """Return how the arm is; safe to ask at any time."""
+
+
+class Driver(Protocol):
+    """The transport to one arm: no limits, no judgement; what it cannot do raises RobotError."""
+
+    cameras: tuple[str, ...]
+
+    def open(self) -> None:
+        """Connect; sensors may need some time before they are heard."""
+
+    def now(self) -> float:
+        """Return the robot's clock, s: monotonic, and of this process."""
+
+    def wait(self, until: float) -> None:
+        """Return at `until` s of that clock, at once where that has passed."""
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading; None where none came so far."""
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera that has sent one."""
+
+    def write(self, setpoint: Setpoint) -> None:
+        """Send a setpoint to the motors; finite, within limits, and due at the next tick."""
+
+    def close(self) -> None:
+        """Disconnect; the arm holds its last setpoint. May be called twice."""
+
+
+def in_order(wanted: Sequence[str], names: Sequence[str], values: Sequence[float]) -> Array:
+    """Return the values (J,) of the joints `wanted`, from a message that names its own order.
+
+    Joints that are not wanted (a gripper's, another arm's) are left out. Raises RobotError where
+    one is missing, named twice, or without a value.
+    """
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise RobotError(
+            f"joint_states.name: {', '.join(missing)} missing, found {', '.join(names) or 'none'}; "
+            "use the description of the arm that sends them"
+        )
+    if len(set(names)) < len(names) or len(values) != len(names):
+        raise RobotError(
+            f"joint_states: found {len(values)} values for the names {', '.join(names)}; "
+            "each joint needs one name and one value"
+        )
+    return np.array([values[names.index(name)] for name in wanted], np.float64)
