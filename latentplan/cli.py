@@ -120,6 +120,59 @@ def collect(
     )
 
 
+@app.command(name="import", epilog="Example: latentplan import calvin task_D_D --out d.zarr")
+def import_(
+    format: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="A source; see latentplan list sources.")
+    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Where the data set lies.")],
+    out: Annotated[
+        str, typer.Option(help="Episode store DATA.zarr, also s3://...; an existing one goes on.")
+    ],
+    episodes: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole,
+            metavar="<int>",
+            help="How many the store shall hold in the end. Default: all.",
+        ),
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="Observations to keep, with commas. Default: all.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole,
+            metavar="<int>",
+            help="Pixels a side of every picture. Default: as they are.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="<int>", help="Processes. Default: one a core."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out episodes that are damaged, and say so.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Import a data set of another format into a store."""
+    from latentplan.commands import import_data as command
+
+    command.run(
+        format,
+        source,
+        out=out,
+        episodes=episodes,
+        keys=None if keys is None else [key for key in keys.split(",") if key],
+        image_size=image_size,
+        workers=workers,
+        skip_bad=skip_bad,
+        overrides=overrides or [],
+    )
+
+
 @app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope batch=256")
 def train(
     model: Annotated[
@@ -261,7 +314,7 @@ def list_(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="envs, models, planners, objectives, explorers, presets or checkpoints.",
+            help="envs, models, planners, objectives, explorers, sources, presets, checkpoints.",
         ),
     ] = None,
 ) -> None:

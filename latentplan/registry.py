@@ -37,6 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
         "mixture": "latentplan.exploration.scripted:Mixture",
     },
+    "source": {"calvin": "latentplan.data.sources.calvin:Calvin"},
     "robot": {"arm": "latentplan.robots.description:Arm"},
 }
 

@@ -16,6 +16,7 @@ KINDS = {
     "planners": "planner",
     "objectives": "objective",
     "explorers": "explorer",
+    "sources": "source",
 }
 
 

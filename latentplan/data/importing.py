@@ -1,0 +1,131 @@
+"""Episodes of a data set in another format, read by processes and appended by this one.
+
+Episodes come in the order of the source, and each says which one of the source it is, so an import
+that was stopped goes on behind the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latentplan import workers as pool
+from latentplan.data.selection import Selection
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ShapeError, SourceError
+from latentplan.protocols import Source
+from latentplan.types import Episode
+from latentplan.workers import WorkerDied
+
+SOURCE_INDEX = "source_index"  # name in an episode's info: its number in the source
+AHEAD = 2  # episodes in flight for each worker: those of large pictures are large
+REASONS = 3  # kept of what was skipped
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a source is opened, here and in every worker."""
+
+    source: Callable[[Path, Any], Source]  # importable class
+    path: Path
+    config: Any
+    keys: tuple[str, ...] | None = None  # observations to keep; None: all
+    image_size: int | None = None  # pixels a side; None: as they are
+
+    def open(self) -> Selection:
+        """Return the source as it shall be stored; SourceError where it is not one."""
+        return Selection(self.source(self.path, self.config), keys=self.keys, size=self.image_size)
+
+
+class Progress(NamedTuple):
+    """How far an import is; all of this call alone."""
+
+    episodes: int = 0
+    transitions: int = 0
+    skipped: int = 0  # episodes with damage
+    reasons: tuple[str, ...] = ()  # of the first that were skipped
+
+
+def add(
+    store: ZarrStore,
+    opening: Opening,
+    *,
+    count: int,
+    episodes: int | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Append to `store` until it holds `episodes`, or all `count` of the source; return what came.
+
+    Goes on behind the store's last episode. `workers` processes read (0 or 1: this one). `report`
+    is called after every episode. Raises SourceError at the first that is damaged, unless
+    `skip_bad`; WorkerDied where one ends its worker every time. What was stored by then is kept.
+    """
+    wanted = (count if episodes is None else episodes) - len(store)
+    first = int(store.info()[SOURCE_INDEX][-1]) + 1 if len(store) else 0
+    stop = count if skip_bad else min(count, first + wanted)
+    progress = Progress()
+    if wanted <= 0:
+        return progress
+    with closing(_read(opening, range(first, stop), workers=workers)) as found:
+        for index, (episode, reason) in enumerate(found, start=first):
+            if episode is not None:
+                try:
+                    store.append(episode)
+                except ShapeError as e:
+                    episode, reason = None, f"{opening.path}: episode {index}: {e}"
+            if episode is None:
+                if not skip_bad:
+                    raise SourceError(f"{reason}; --skip-bad leaves such episodes out")
+                kept = (*progress.reasons, reason)[:REASONS]
+                progress = progress._replace(skipped=progress.skipped + 1, reasons=kept)
+            else:
+                progress = progress._replace(
+                    episodes=progress.episodes + 1,
+                    transitions=progress.transitions + len(episode),
+                )
+            report(progress)
+            if progress.episodes == wanted:
+                break
+    return progress
+
+
+class _Read(NamedTuple):
+    """What a worker gives back: an episode, or why there is none."""
+
+    episode: Episode | None
+    reason: str = ""
+
+
+def _read(opening: Opening, indices: range, *, workers: int) -> Generator[_Read]:
+    make = partial(_reader, opening)
+    if workers <= 1:
+        yield from map(make(), indices)
+        return
+    try:
+        yield from pool.each(make, indices, workers=workers, ahead=AHEAD)
+    except WorkerDied as e:
+        raise SourceError(
+            f"{opening.path}: {e}; what was stored is kept; run the same again to go on"
+        ) from None
+
+
+def _reader(opening: Opening) -> Callable[[int], _Read]:
+    source = opening.open()
+
+    def read(index: int) -> _Read:
+        try:
+            episode = source.episode(index)
+        except SourceError as e:
+            return _Read(None, str(e))
+        except ShapeError as e:
+            return _Read(None, f"{opening.path}: episode {index}: {e}")
+        info = {**episode.info, SOURCE_INDEX: float(index)}
+        return _Read(replace(episode, info=info))
+
+    return read
