@@ -133,6 +133,22 @@ def test_actions_of_two_observations():
     assert actions("next_joint", state).tolist() == [[2, 1]]
 
 
+def test_only_chosen_observations_are_read(copy):
+    whole = rlbench(copy, clouds=True).episode(0)
+    for folder in copy.glob("*_rgb"):
+        if folder.name != "front_rgb":
+            (folder / "3.png").write_bytes(b"damaged")
+    source = rlbench(copy, clouds=True)
+    keys = ("front_rgb", "wrist_point_cloud", "gripper_pose")
+    source.choose(keys)
+    assert tuple(source.spec.observation) == keys and source.spec.privileged == ()
+    chosen = source.episode(0)
+    assert set(chosen.observations) == set(keys)
+    for key in keys:
+        assert np.array_equal(chosen.observations[key], whole.observations[key])
+    assert np.array_equal(chosen.actions, whole.actions)
+
+
 def test_labels_are_all_descriptions_over_the_whole_episode(written):
     labels = Rlbench(written[0]).episode(0).labels
     assert [label.text for label in labels] == ["reach the ball", "touch it"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,20 @@ class Rlbench:
         """Find the demos at `path`: a root, a task, a variation or an episode."""
         self.config = config or self.Config()
         self.demos = find(path)
-        self.settings: dict[str, Any] = {"format": "rlbench", **settings.to_values(self.config)}
+        self.settings: dict[str, Any] = settings.to_values(self.config)
         self.spec, self._sizes = self._first()
 
     def __len__(self) -> int:
         """Return the number of demos."""
         return len(self.demos)
+
+    def choose(self, keys: Sequence[str]) -> None:
+        """Give these observations alone from now on: files of others are not opened."""
+        self.spec = replace(
+            self.spec,
+            observation={key: self.spec.observation[key] for key in keys},
+            privileged=tuple(key for key in self.spec.privileged if key in keys),
+        )
 
     def episode(self, index: int) -> Episode:
         """Return one demo as an episode; SourceError that names the file where it is odd."""
@@ -136,13 +144,7 @@ class Rlbench:
             matrices=tuple(kinds) if c.matrices else (),
             state=lengths,
         )
-        spec = Spec(
-            observation=observation,
-            action=rlbench_spec.action_spec(c.action, robot=c.robot),
-            env="rlbench",
-            privileged=tuple(k for k in rlbench_spec.PRIVILEGED if k in lengths),
-            dt=None if c.action == "keyframe" else rlbench_spec.DT,
-        )
+        spec = rlbench_spec.spec(observation, c.action, robot=c.robot)
         return spec, sizes
 
     def _task_states(self, done: str) -> Iterator[int]:
@@ -204,14 +206,14 @@ class Rlbench:
                     folder = demo.pictures(f"{camera}_{kind}", count)
                     coded = rlbench_pictures.read(folder, frames, size=size)
                     found[folder.name] = coded if kind == "rgb" else rlbench_pictures.handles(coded)
-            matrices = [f"{camera}_camera_{kind}" for kind in ("extrinsics", "intrinsics")]
-            if matrices[0] in specs or self.config.clouds:
-                advice = "set matrices=false clouds=false"
-                for name, side in zip(matrices, (4, 3), strict=True):
-                    found[name] = camera_values(
-                        demo, observations, name, shape=(side, side), advice=advice
-                    )
             depth, cloud = f"{camera}_depth", f"{camera}_point_cloud"
+            matrices = [f"{camera}_camera_{kind}" for kind in ("extrinsics", "intrinsics")]
+            for name, side in zip(matrices, (4, 3), strict=True):
+                if name in specs or cloud in specs:
+                    advice, shape = "set matrices=false clouds=false", (side, side)
+                    found[name] = camera_values(
+                        demo, observations, name, shape=shape, advice=advice
+                    )
             if depth in specs or cloud in specs:
                 folder = demo.pictures(depth, count)
                 check_lens(demo, observations, camera, size=size)

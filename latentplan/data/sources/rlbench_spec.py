@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range, unknown
-from latentplan.types import ActionSpec, Array, ArraySpec, Convention
+from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Spec
 
 Row = tuple[float, ...]
 
@@ -41,6 +41,17 @@ PANDA_HIGH: Row = (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973)  # r
 PANDA_SPEED: Row = (2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61)  # rad/s
 SCENE_LOW: Row = (-0.3, -0.5, 0.6)  # m, the box that PerAct looks at
 SCENE_HIGH: Row = (0.7, 0.5, 1.6)  # m
+
+
+def spec(observation: dict[str, ArraySpec], action: str, *, robot: str) -> Spec:
+    """Return the spec of these observations and of actions of a kind."""
+    return Spec(
+        observation=observation,
+        action=action_spec(action, robot=robot),
+        env="rlbench",
+        privileged=tuple(key for key in PRIVILEGED if key in observation),
+        dt=None if action == "keyframe" else DT,
+    )
 
 
 def action_spec(action: str, *, robot: str) -> ActionSpec:
