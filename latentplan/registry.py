@@ -37,7 +37,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
         "mixture": "latentplan.exploration.scripted:Mixture",
     },
-    "source": {"calvin": "latentplan.data.sources.calvin:Calvin"},
+    "source": {
+        "calvin": "latentplan.data.sources.calvin:Calvin",
+        "rlbench": "latentplan.data.sources.rlbench:Rlbench",
+    },
     "robot": {"arm": "latentplan.robots.description:Arm"},
 }
 
