@@ -113,6 +113,16 @@ class SafetyFilter:
         )
 
     @property
+    def q(self) -> Array:
+        """Return the reference (J,), rad: the last setpoint."""
+        return self._reference.q
+
+    @property
+    def gripper(self) -> float:
+        """Return the gripper's width in the last setpoint, m."""
+        return self._gripper
+
+    @property
     def at_rest(self) -> bool:
         """Return whether the reference stands still."""
         return self._reference.at_rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +24,16 @@ class SimulatedArm:
 
     TIMESTEP = 0.004  # s, at most
 
-    def __init__(self, arm: Arm) -> None:
-        """Build the model and put the arm at home, with the gripper open."""
+    def __init__(self, arm: Arm, *, scene: Any = None, solid: bool = False) -> None:
+        """Build the model and put the arm at home, with the gripper open.
+
+        `scene` is an MjSpec of what stands still around it; where `solid`, the arm meets it.
+        """
         import mujoco
 
-        spec = mujoco.MjSpec()
+        spec = scene or mujoco.MjSpec()
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-        mjcf.add(spec, arm)
+        mjcf.add(spec, arm, solid=solid)
         self.arm = arm
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
@@ -56,6 +60,16 @@ class SimulatedArm:
         return np.asarray(self.data.qpos[: self._joints].copy())
 
     @property
+    def dq(self) -> Array:
+        """Return the joint velocities (J,), rad/s."""
+        return np.asarray(self.data.qvel[: self._joints].copy())
+
+    @property
+    def gripper(self) -> float:
+        """Return the width between the fingers, m."""
+        return float(self.data.qpos[self._joints :].sum())
+
+    @property
     def ee(self) -> Array:
         """Return the pose (7,) of the end effector."""
         return np.concatenate([self.data.xpos[self._ee], self.data.xquat[self._ee]])
@@ -75,8 +89,8 @@ class SimulatedArm:
         for i in range(len(motion)):
             if i > 0:
                 self.servo(motion.q[i], dq=motion.dq[i], gripper=motion.gripper[i], dt=motion.dt)
-            q[i], dq[i] = self.q, self.data.qvel[: self._joints]
-            ee[i], gripper[i] = self.ee, self.data.qpos[self._joints :].sum()
+            q[i], dq[i] = self.q, self.dq
+            ee[i], gripper[i] = self.ee, self.gripper
         return replace(motion, q=q, dq=dq, ee=ee, gripper=gripper)
 
     def servo(self, q: Array, *, dq: Array, gripper: float, dt: float) -> None:

@@ -1,0 +1,171 @@
+"""A simulated arm as a backend: MuJoCo's dynamics, servos of limited torque, cameras, a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import check_range
+from latentplan.real_robot.robot import Picture, Reading, Setpoint
+from latentplan.robots.arm import SimulatedArm
+from latentplan.robots.description import Arm
+from latentplan.sim.cameras import Camera
+from latentplan.types import Array
+
+TABLE = (0.36, 0.38, 0.40, 1.0)  # red, green, blue, opacity
+BOX = (0.62, 0.42, 0.24, 1.0)
+Box = tuple[float, float, float, float, float, float]  # from x, y, z to x, y, z; m
+
+
+class SimulatedDriver:
+    """An arm over a table that follows setpoints as an arm with position servos does.
+
+    Its torques are limited and it touches the table, itself and the boxes, so it may be blocked or
+    lag behind. The clock is the simulation's, which goes on in `wait` alone, as fast as it can; in
+    real time it is the machine's. Where setpoints stop coming, the arm holds the last position.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """How fast its sensors and its clock are."""
+
+        dt: float = 0.02  # s in which a setpoint is reached
+        rate: float = 100.0  # joint readings a second
+        fps: float = 30.0  # pictures a second, of each camera
+        real_time: bool = False  # wait for the machine's clock
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("SimulatedDriver.dt", self.dt, 1e-3, 0.1)
+            check_range("SimulatedDriver.rate", self.rate, 1, 1000)
+            check_range("SimulatedDriver.fps", self.fps, 0.1, 1000)
+
+    def __init__(
+        self,
+        arm: Arm,
+        config: Config | None = None,
+        *,
+        cameras: Sequence[Camera] = (),
+        boxes: Sequence[Box] = (),
+    ) -> None:
+        """Take the arm, what sees it, and what stands in its way."""
+        self.arm = arm
+        self.config = config or self.Config()
+        self.cameras = tuple(camera.name for camera in cameras)
+        self._views = tuple(cameras)
+        self._simulation = SimulatedArm(arm, scene=_scene(boxes), solid=True)
+        self._renderers: dict[str, Any] = {}
+        self._time = self._start = 0.0  # s, of the simulation; of the machine when it began
+        self._reading: Reading | None = None
+        self._pictures: dict[str, Picture] = {}
+
+    def open(self) -> None:
+        """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
+        if self._views:
+            from latentplan.sim import render
+
+            render.self_test()
+            model = self._simulation.model
+            self._renderers = {view.name: render.Renderer(model, view) for view in self._views}
+        self._simulation.reset()
+        self._time, self._reading, self._pictures = 0.0, None, {}
+        self._hold(self._simulation.q, self._simulation.gripper)
+        self._start = time.monotonic()
+        self._sense()
+
+    def now(self) -> float:
+        """Return the clock, s since `open`."""
+        if self.config.real_time:
+            return time.monotonic() - self._start
+        return self._time
+
+    def wait(self, until: float) -> None:
+        """Let the arm move until `until` s."""
+        if self.config.real_time:
+            time.sleep(max(0.0, until - self.now()))
+            until = self.now()
+        while self._time < until - 1e-9:
+            stops = [until, _next(self._time, self.config.rate)]
+            if self._due > self._time + 1e-9:
+                stops.append(self._due)
+            self._move(min(stops) - self._time)
+            self._sense()
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading."""
+        return self._reading
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera."""
+        return self._pictures
+
+    def write(self, setpoint: Setpoint) -> None:
+        """Be there at the next tick, on a straight line from the setpoint before."""
+        self._wanted = np.append(setpoint.q, setpoint.gripper)
+        self._speed = setpoint.dq
+        self._due = self._time + self.config.dt
+
+    def close(self) -> None:
+        """Free what draws."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}
+
+    def _hold(self, q: Array, gripper: float) -> None:
+        self._wanted = self._target = np.append(q, gripper)  # (J + 1,): at the end, and now
+        self._speed = self._rate = np.zeros(len(q))
+        self._due = self._time
+
+    def _move(self, dt: float) -> None:
+        """Go on for dt s: towards what is wanted, or hold it where nothing new came."""
+        left = self._due - self._time
+        if left > 1e-9:
+            share = min(1.0, dt / left)
+            self._target = self._target + share * (self._wanted - self._target)
+            self._rate = self._rate + share * (self._speed - self._rate)
+        else:
+            self._rate = np.zeros_like(self._rate)
+        q, gripper = self._target[:-1], float(self._target[-1])
+        self._simulation.servo(q, dq=self._rate, gripper=gripper, dt=dt)
+        self._time += dt
+
+    def _sense(self) -> None:
+        """Read the joints and take pictures, each where one is due."""
+        arm, now = self._simulation, self._time
+        if self._reading is None or now - self._reading.stamp > 1 / self.config.rate - 1e-6:
+            self._reading = Reading(now, now, arm.q, arm.dq, arm.gripper)
+        for name, renderer in self._renderers.items():
+            before = self._pictures.get(name)
+            if before is None or now - before.stamp > 1 / self.config.fps - 1e-6:
+                self._pictures[name] = Picture(now, now, renderer.picture(arm.data))
+
+
+def _next(now: float, rate: float) -> float:
+    """Return the first multiple of 1 / rate s after `now`."""
+    return float((np.floor(now * rate + 1e-6) + 1) / rate)
+
+
+def _scene(boxes: Sequence[Box]) -> Any:
+    """Return an MjSpec of a table and boxes that stand on it."""
+    import mujoco
+
+    spec = mujoco.MjSpec()
+    spec.visual.quality.shadowsize = 0
+    spec.worldbody.add_geom(
+        name="table",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=(2, 2, 0.1),
+        pos=(0, 0, -1e-3),  # the base stands on it
+        rgba=TABLE,
+    )
+    for box in boxes:
+        low, high = np.array(box[:3]), np.array(box[3:])
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX, size=(high - low) / 2, pos=(low + high) / 2, rgba=BOX
+        )
+    spec.add_exclude(bodyname1="world", bodyname2="base")
+    return spec
