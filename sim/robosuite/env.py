@@ -1,0 +1,393 @@
+"""A task of robosuite as an Env: seeds, exact snapshots, pictures that stay right, goals."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from gymnasium.utils.seeding import np_random
+
+from latentplan.errors import (
+    ConfigError,
+    LatentplanError,
+    MissingDependency,
+    ShapeError,
+    UnstablePhysics,
+    check_range,
+    unknown,
+)
+from latentplan.shapes import check, check_finite
+from latentplan.sim.robosuite.controllers import CONTROLLERS, convention, meaning, settings
+from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
+
+ROBOTS = ("Panda", "UR5e", "Sawyer")
+CAMERAS = {  # by our name: robosuite's
+    "agentview": "agentview",
+    "frontview": "frontview",
+    "birdview": "birdview",
+    "robotview": "robot0_robotview",
+    "eye_in_hand": "robot0_eye_in_hand",
+}
+KINDS = ("rgb", "depth")
+MODEL_SEED = 0  # of what robosuite draws when a model is made, such as the size of a cube
+TRIES = 10  # starts that `goal` gives the expert
+
+
+@dataclass(frozen=True)
+class RobosuiteConfig:
+    """What every task sets."""
+
+    robot: str = "Panda"  # Panda, UR5e, Sawyer
+    controller: str = "osc_pose"  # osc_pose, osc_position, ik_pose, joint_position, joint_velocity
+    rate: float = 20.0  # actions a second
+    image: int = 64  # pixels a side of every picture
+    cameras: tuple[str, ...] = ("agentview",)  # that see; [] draws nothing, which is faster
+    observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth
+    shaped: bool = False  # robosuite's shaped reward in place of its sparse one
+    stop: bool = True  # an episode terminates when the task has been done for `hold` steps
+    hold: int = 5  # steps in a row
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        where = type(self).__qualname__.removesuffix("Config")
+        for name, value, known in (
+            ("robot", self.robot, ROBOTS),
+            ("controller", self.controller, tuple(CONTROLLERS)),
+            *(("cameras", camera, tuple(CAMERAS)) for camera in self.cameras),
+            *(("observe", kind, KINDS) for kind in self.observe),
+        ):
+            if value not in known:
+                raise ConfigError(f"{where}.{name}: {unknown(name, value, known)}")
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ConfigError(f"{where}.cameras: found {list(self.cameras)}; name each once")
+        check_range(f"{where}.rate", self.rate, 1, 500)
+        check_range(f"{where}.image", self.image, 16, 512)
+        check_range(f"{where}.hold", self.hold, 1, 1000)
+
+
+class _State(NamedTuple):
+    """What `snapshot` returns."""
+
+    simulator: Any
+    held: int
+
+
+class Robosuite(gymnasium.Env[dict[str, Array], Array]):
+    """A task of robosuite 1.5 with one arm.
+
+    Observation: `rgb` is the camera agentview, others are `rgb_<camera>`, (image, image, 3) uint8
+    with the top row first; `depth_<camera>` (image, image) float32, metres along the camera's axis;
+    `ee` (7,) position of the grip site in metres and its orientation, quaternion w, x, y, z; `q`
+    and `q_velocity` of the arm, rad and rad/s; `gripper`, its joints. Privileged: one pose (7,) for
+    each object of the task, and what else it adds. All in the world's frame, float32.
+
+    Action: see `data_spec.action` and its convention. Other than robosuite, which clips, a number
+    out of bounds raises ShapeError.
+
+    Reward: robosuite's own; where `reset` was given `options["goal"]`, an observation, it is minus
+    `distance` to that. info holds `success` (robosuite's test) and, with a goal, `distance` in
+    metres. Reward and success are those of the state that is returned; robosuite's are 2 ms behind.
+
+    Models are made once, from a fixed seed, and reset without being made again, so that the size of
+    a cube is the same in all episodes. Raises UnstablePhysics where the simulation diverges.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    Config = RobosuiteConfig
+
+    name: str  # registry name
+    task: str  # robosuite's name
+    text: str  # what is to be done, as one would say it
+    objects: Mapping[str, str]  # observation key -> robosuite's body
+    options: Mapping[str, Any] = {}  # of robosuite's task, beside those of the config
+    episode_length: int = 200  # actions, after which an attempt may be given up
+
+    def __init__(self, config: RobosuiteConfig | None = None) -> None:
+        """Build robosuite's env; MissingDependency where robosuite is not installed."""
+        self.config = c = config or self.Config()
+        self.render_mode = "rgb_array"
+        robosuite = _library(self.name)
+        from latentplan.sim.robosuite import state
+
+        self._states = state
+        with state.seeded(MODEL_SEED):
+            self._env = robosuite.make(
+                self.task,
+                robots=c.robot,
+                controller_configs=settings(c.controller, robot=c.robot),
+                control_freq=c.rate,
+                reward_shaping=c.shaped,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                renderer="mujoco",
+                hard_reset=False,
+                ignore_done=True,
+                **self.options,
+            )
+        self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
+        (self._robot,) = self._env.robots
+        self._bodies = {key: self._model.body(name).id for key, name in self.objects.items()}
+        self._site = self._robot.eef_site_id["right"]
+        self._substeps = int(self._env.control_timestep / self._env.model_timestep)
+        self._goal: Observation | None = None
+        self._held = 0  # steps in a row that the task has been done
+        self._pictures: Any = None
+        if c.cameras:
+            from latentplan.sim.robosuite.pictures import Pictures
+
+            names = {camera: CAMERAS[camera] for camera in c.cameras}
+            self._pictures = Pictures(self._model, cameras=names, size=c.image)
+        low, high = (np.asarray(bound, np.float32) for bound in self._env.action_spec)
+        part = self._robot.part_controllers["right"]
+        has_gripper = len(low) > part.control_dim
+        means = convention(c.controller, part, gripper=has_gripper)
+        self.data_spec = Spec(
+            observation=self._specs(),
+            action=ActionSpec(
+                low=tuple(low.tolist()),
+                high=tuple(high.tolist()),
+                meaning=meaning(means),
+                convention=means,
+            ),
+            env=self.name,
+            privileged=tuple(self._truth_specs()),
+            dt=float(self._substeps * self._env.model_timestep),
+        )
+        self.action_space = Box(low, high, dtype=np.float32)
+        self.observation_space: Dict = Dict(  # type: ignore[assignment]
+            {
+                key: Box(0, 255, a.shape, np.uint8)
+                if a.dtype == "uint8"
+                else Box(-np.inf, np.inf, a.shape, np.float32)
+                for key, a in self.data_spec.observation.items()
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Start an episode; `options["goal"]` is what the reward refers to, see the class."""
+        super().reset(seed=seed)
+        self._goal = (options or {}).get("goal")
+        self._start(self.np_random)
+        info: dict[str, Any] = {"task": self.task, "text": self.text}
+        return self._observe(), info | ({} if self._goal is None else {"goal": self._goal})
+
+    def step(self, action: Array) -> Step:  # type: ignore[override]
+        """Do what the action says for `data_spec.dt` seconds, and return what is seen then."""
+        action = np.asarray(action, np.float64)
+        where, spec = f"{type(self).__name__}.action", self.data_spec.action
+        check(where, action, "A", A=spec.size)
+        check_finite(where, action)
+        if (action < self.action_space.low - 1e-6).any() or (
+            action > self.action_space.high + 1e-6
+        ).any():
+            raise ShapeError(f"{where}: {action.tolist()} is not within {spec.low} and {spec.high}")
+        reward, success = self._advance(action)
+        observation = self._observe()
+        info: dict[str, Any] = {"success": success}
+        if self._goal is not None:
+            info["distance"] = self.distance(observation, self._goal)
+            reward = -info["distance"]
+        return Step(observation, reward, self._done(), False, info)
+
+    def snapshot(self) -> Any:
+        """Return the whole state: MuJoCo's, the controllers', the task's."""
+        return _State(self._states.save(self._env), self._held)
+
+    def restore(self, state: Any) -> dict[str, Array]:
+        """Go back to a `snapshot`; the goal stays as it is."""
+        self._restore(state)
+        return self._observe()
+
+    def goal(self, *, seed: int) -> dict[str, Array]:
+        """Return an observation of a successful end, reached by the expert from `reset(seed=seed)`.
+
+        Where the expert fails from there, it is given other starts that follow from the seed. The
+        episode goes on as it was. Raises ConfigError where the task has no expert.
+        """
+        expert = self._expert()
+        state, rng = self.snapshot(), np_random(seed)[0]
+        try:
+            for _ in range(TRIES):
+                self._start(rng)
+                for _ in range(self.episode_length):
+                    self._advance(expert(self._truth() | self._proprioception(), rng))
+                    if self._held >= self.config.hold:
+                        return self._observe()
+        finally:
+            self._restore(state)
+        raise LatentplanError(
+            f"{self.name}: the expert failed from all of {TRIES} starts of seed {seed}"
+        )
+
+    @abstractmethod
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return the task's error in metres between two observations."""
+
+    def oracle(self, observation: Observation, goal: Observation) -> Array:
+        """Return the expert's action (A,); a success is one wherever the goal was reached.
+
+        Raises ConfigError where the task has no expert.
+        """
+        action: Array = self._expert()(observation, None)
+        return action
+
+    def render(self) -> Array:
+        """Return the first camera's picture; ConfigError where there is none."""
+        if self._pictures is None:
+            raise ConfigError(f"{type(self).__name__}.cameras: found [], which draws nothing")
+        picture: Array = self._pictures.picture(self._data, self.config.cameras[0])
+        return picture
+
+    def cameras(self) -> dict[str, Any]:
+        """Return the cameras that are used, by name, where they are now."""
+        return {name: self._pictures.camera(self._data, name) for name in self.config.cameras}
+
+    def close(self) -> None:
+        """Free the pictures' resources."""
+        if self._pictures is not None:
+            self._pictures.close()
+
+    def _truth_specs(self) -> dict[str, ArraySpec]:
+        """Return what `_truth` holds; a task adds to it."""
+        pose = "position in m, quaternion w x y z, of {} in the world"
+        return {key: ArraySpec((7,), "float32", pose.format(key)) for key in self.objects}
+
+    def _truth(self) -> dict[str, Array]:
+        """Return the privileged observations; a task adds to them."""
+        data = self._data
+        return {
+            key: np.concatenate([data.xpos[body], data.xquat[body]]).astype(np.float32)
+            for key, body in self._bodies.items()
+        }
+
+    def _success(self) -> bool:
+        return bool(self._env._check_success())
+
+    def _expert(self) -> Any:
+        expert = getattr(self, "expert", None)
+        if expert is None:
+            raise ConfigError(
+                f"env {self.name!r} has no expert, and so no oracle and no goals of its own; take "
+                "an observation of a demonstration as the goal"
+            )
+        return expert
+
+    def _start(self, rng: np.random.Generator) -> None:
+        """Reset robosuite; the same number from `rng` gives the same start."""
+        with self._states.seeded(int(rng.integers(2**32))):
+            self._env.reset()
+        self._states.refresh(self._env)
+        self._held = 0
+
+    def _advance(self, action: Array) -> tuple[float, bool]:
+        """Do an action; return robosuite's reward and whether the task is done.
+
+        These are robosuite's own steps (`MujocoEnv.step`), without its observations.
+        """
+        env = self._env
+        for substep in range(self._substeps):
+            env.sim.step1()
+            env._pre_action(action, policy_step=substep == 0)
+            env.sim.step2()
+        env.timestep += 1
+        env.cur_time += env.control_timestep
+        self._check()
+        self._states.refresh(env)
+        reward, _, _ = env._post_action(action)
+        success = self._success()
+        self._held = self._held + 1 if success else 0
+        return float(reward), success
+
+    def _check(self) -> None:
+        mujoco = self._states.mujoco
+        signs = mujoco.mjtWarning
+        diverged = (signs.mjWARN_BADQPOS, signs.mjWARN_BADQVEL, signs.mjWARN_BADQACC)
+        data = self._data
+        if any(data.warning[sign].number for sign in diverged) or not np.isfinite(data.qpos).all():
+            raise UnstablePhysics(f"{self.name}: the simulation diverged; drop the episode")
+
+    def _done(self) -> bool:
+        return self.config.stop and self._held >= self.config.hold
+
+    def _restore(self, state: _State) -> None:
+        self._states.load(self._env, state.simulator)
+        self._held = state.held
+
+    def _specs(self) -> dict[str, ArraySpec]:
+        c, side = self.config, (self.config.image, self.config.image)
+        specs = {}
+        for camera in c.cameras:
+            if "rgb" in c.observe:
+                specs[_rgb(camera)] = ArraySpec((*side, 3), "uint8", f"camera {camera}")
+            if "depth" in c.observe:
+                specs[f"depth_{camera}"] = ArraySpec(
+                    side, "float32", f"camera {camera}, m along its axis"
+                )
+        joints = len(self._robot._ref_joint_pos_indexes)
+        fingers = len(self._fingers())
+        specs |= {
+            "ee": ArraySpec((7,), "float32", "grip site: position in m, quaternion w x y z, world"),
+            "q": ArraySpec((joints,), "float32", "joint positions, rad"),
+            "q_velocity": ArraySpec((joints,), "float32", "joint velocities, rad/s"),
+        }
+        if fingers:
+            specs["gripper"] = ArraySpec((fingers,), "float32", "its joint positions, m or rad")
+        return specs | self._truth_specs()
+
+    def _fingers(self) -> list[int]:
+        found: list[int] = self._robot._ref_gripper_joint_pos_indexes["right"]
+        return found
+
+    def _proprioception(self) -> dict[str, Array]:
+        data, robot = self._data, self._robot
+        quaternion = np.empty(4)
+        self._states.mujoco.mju_mat2Quat(quaternion, data.site_xmat[self._site])
+        seen = {
+            "ee": np.concatenate([data.site_xpos[self._site], quaternion]),
+            "q": data.qpos[robot._ref_joint_pos_indexes],
+            "q_velocity": data.qvel[robot._ref_joint_vel_indexes],
+        }
+        if self._fingers():
+            seen["gripper"] = data.qpos[self._fingers()]
+        return {key: value.astype(np.float32) for key, value in seen.items()}
+
+    def _observe(self) -> dict[str, Array]:
+        seen: dict[str, Array] = {}
+        for camera in self.config.cameras:
+            if "rgb" in self.config.observe:
+                seen[_rgb(camera)] = self._pictures.picture(self._data, camera)
+            if "depth" in self.config.observe:
+                seen[f"depth_{camera}"] = self._pictures.depth(self._data, camera)
+        return seen | self._proprioception() | self._truth()
+
+
+def _rgb(camera: str) -> str:
+    """Return the key of a camera's picture."""
+    return "rgb" if camera == "agentview" else f"rgb_{camera}"
+
+
+def _library(name: str) -> Any:
+    """Import robosuite, quietly, after OpenGL was chosen; it reads the choice while imported."""
+    import logging
+
+    from latentplan.sim import render
+
+    os.environ["MUJOCO_GL"] = render.gl.choose()
+    logs = logging.getLogger("robosuite_logs")
+    logs.addFilter(lambda record: record.levelno >= logging.ERROR)
+    try:
+        import robosuite
+    except ModuleNotFoundError as e:
+        raise MissingDependency(
+            f'env {name!r} needs {e.name}: pip install "latentplan[robosuite]"'
+        ) from None
+    return robosuite

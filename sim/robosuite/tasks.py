@@ -1,0 +1,224 @@
+"""The tasks: what is in them, how far from a goal they are, who can do them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latentplan.sim.robosuite import experts
+from latentplan.sim.robosuite.env import Robosuite
+from latentplan.types import Array, ArraySpec, Observation
+
+
+class Held(Robosuite):
+    """A task in which things are taken: `grasped` says whether the hand has one of them."""
+
+    def _truth_specs(self) -> dict[str, ArraySpec]:
+        grasped = ArraySpec((1,), "float32", "1 while both fingers touch the object")
+        return super()._truth_specs() | {"grasped": grasped}
+
+    def _truth(self) -> dict[str, Array]:
+        held = any(
+            self._env._check_grasp(gripper=self._robot.gripper, object_geoms=thing)
+            for thing in self._things()
+        )
+        return super()._truth() | {"grasped": np.array([held], np.float32)}
+
+    def _things(self) -> Sequence[Any]:
+        """Return robosuite's objects that count."""
+        raise NotImplementedError
+
+    def _act(self, move: experts.Move, observation: Observation) -> Array:
+        base = self._robot.composite_controller.get_controller_base_pose("right")[1]
+        return experts.act(move, observation, action=self.data_spec.action, base=base)
+
+
+class Lift(Held):
+    """Lift a cube 4 cm over the table; it lies within 3 cm of the middle, turned at random."""
+
+    name, task, text = "robosuite/Lift", "Lift", "lift the red cube"
+    objects = {"cube": "cube_main"}
+    episode_length = 100
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the cube is from where it is in the goal, m."""
+        return _apart(observation, goal, "cube")
+
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return the scripted expert's action (A,)."""
+        return self._act(experts.lift(observation), observation)
+
+    def _things(self) -> Sequence[Any]:
+        return [self._env.cube]
+
+
+class Stack(Held):
+    """Put the red cube on the green one and let it go."""
+
+    name, task, text = "robosuite/Stack", "Stack", "put the red cube on the green cube"
+    objects = {"cube_a": "cubeA_main", "cube_b": "cubeB_main"}
+    episode_length = 200
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far cube a is from where it is, seen from cube b, in the goal, m."""
+        seen, wanted = (o["cube_a"][:3] - o["cube_b"][:3] for o in (observation, goal))
+        return float(np.linalg.norm(seen - wanted))
+
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return the scripted expert's action (A,)."""
+        return self._act(experts.stack(observation), observation)
+
+    def _things(self) -> Sequence[Any]:
+        return [self._env.cubeA]
+
+
+class Door(Held):
+    """Open a door by 0.3 rad whose latch must be turned by 70 degrees first."""
+
+    name, task, text = "robosuite/Door", "Door", "open the door"
+    objects = {"door": "Door_door", "latch": "Door_latch"}
+    episode_length = 200
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the handle's axis is from where it is in the goal, m."""
+        return _apart(observation, goal, "latch")
+
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return the scripted expert's action (A,)."""
+        return self._act(experts.open_door(observation), observation)
+
+    def _truth_specs(self) -> dict[str, ArraySpec]:
+        return super()._truth_specs() | {
+            "hinge": ArraySpec((3,), "float32", "a point of the hinge's axis, m"),
+            "joints": ArraySpec((2,), "float32", "angles of hinge and latch, rad"),
+        }
+
+    def _truth(self) -> dict[str, Array]:
+        data, env = self._data, self._env
+        joints = data.qpos[[env.hinge_qpos_addr, env.handle_qpos_addr]]
+        hinge = data.xanchor[self._model.joint("Door_hinge").id]
+        return super()._truth() | {
+            "hinge": hinge.astype(np.float32),
+            "joints": joints.astype(np.float32),
+        }
+
+    def _things(self) -> Sequence[Any]:
+        return [["Door_handle"]]
+
+
+class NutAssemblySquare(Held):
+    """Put the square nut on the square peg."""
+
+    name, task = "robosuite/NutAssemblySquare", "NutAssemblySquare"
+    text = "put the square nut on the square peg"
+    objects = {"nut": "SquareNut_main", "peg": "peg1"}
+    number = 0  # of the nut among robosuite's
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the nut is from where it is in the goal, m."""
+        return _apart(observation, goal, "nut")
+
+    def _things(self) -> Sequence[Any]:
+        return [self._env.nuts[self.number]]
+
+
+class NutAssemblyRound(NutAssemblySquare):
+    """Put the round nut on the round peg."""
+
+    name, task = "robosuite/NutAssemblyRound", "NutAssemblyRound"
+    text = "put the round nut on the round peg"
+    objects = {"nut": "RoundNut_main", "peg": "peg2"}
+    number = 1
+
+
+class NutAssembly(Held):
+    """Put both nuts on their pegs."""
+
+    name, task = "robosuite/NutAssembly", "NutAssembly"
+    text = "put each nut on its peg"
+    objects = {
+        "square_nut": "SquareNut_main",
+        "round_nut": "RoundNut_main",
+        "square_peg": "peg1",
+        "round_peg": "peg2",
+    }
+    episode_length = 500
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the nuts are from where they are in the goal, mean, m."""
+        return _apart(observation, goal, "square_nut", "round_nut")
+
+    def _things(self) -> Sequence[Any]:
+        nuts: Sequence[Any] = self._env.nuts
+        return nuts
+
+
+class PickPlaceCan(Held):
+    """Put the can into its quarter of the other bin."""
+
+    name, task, text = "robosuite/PickPlaceCan", "PickPlaceCan", "put the can into its bin"
+    objects = {"can": "Can_main", "target": "VisualCan_main"}
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the can is from where it is in the goal, m."""
+        return _apart(observation, goal, "can")
+
+    def _things(self) -> Sequence[Any]:
+        return [thing for thing in self._env.objects if thing.name == "Can"]
+
+
+class PickPlace(Held):
+    """Put milk, bread, cereal and can into their quarters of the other bin."""
+
+    name, task, text = "robosuite/PickPlace", "PickPlace", "put each object into its bin"
+    objects = {
+        "milk": "Milk_main",
+        "bread": "Bread_main",
+        "cereal": "Cereal_main",
+        "can": "Can_main",
+    }
+    episode_length = 1000
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how far the objects are from where they are in the goal, mean, m."""
+        return _apart(observation, goal, *self.objects)
+
+    def _things(self) -> Sequence[Any]:
+        things: Sequence[Any] = self._env.objects
+        return things
+
+
+class Wipe(Robosuite):
+    """Wipe the dirt, a line of 100 marks, off the table; the hand is a sponge."""
+
+    name, task, text = "robosuite/Wipe", "Wipe", "wipe the dirt off the table"
+    objects: Mapping[str, str] = {}
+    episode_length = 500
+    APART = 0.005  # m, robosuite's distance of a mark to the next
+
+    def distance(self, observation: Observation, goal: Observation) -> float:
+        """Return how much longer the line of dirt is than in the goal, m; 0 where it is not."""
+        left, wanted = (float(o["marks"][:, 3].sum()) for o in (observation, goal))
+        return self.APART * max(left - wanted, 0.0)
+
+    def _marks(self) -> list[Any]:
+        marks: list[Any] = self._env.model.mujoco_arena.markers
+        return marks
+
+    def _truth_specs(self) -> dict[str, ArraySpec]:
+        shape = (len(self._marks()), 4)
+        return {"marks": ArraySpec(shape, "float32", "x, y, z in m; 1 where dirty, 0 where wiped")}
+
+    def _truth(self) -> dict[str, Array]:
+        wiped = {id(mark) for mark in self._env.wiped_markers}
+        bodies = [self._model.body(mark.root_body).id for mark in self._marks()]
+        dirty = [[id(mark) not in wiped] for mark in self._marks()]
+        return {"marks": np.hstack([self._data.xpos[bodies], dirty]).astype(np.float32)}
+
+
+def _apart(observation: Observation, goal: Observation, *keys: str) -> float:
+    """Return the mean distance of objects to where they are in the goal, m."""
+    gaps = [np.linalg.norm(observation[key][:3] - goal[key][:3]) for key in keys]
+    return float(np.mean(gaps))
