@@ -13,7 +13,11 @@ from typing import Any
 from latentplan.errors import unknown
 
 BUILT_IN: dict[str, dict[str, str]] = {
-    "env": {"cloth": "latentplan.sim.cloth:Cloth", "rope": "latentplan.sim.rope:Rope"},
+    "env": {
+        "cloth": "latentplan.sim.cloth:Cloth",
+        "rope": "latentplan.sim.rope:Rope",
+        "tabletop": "latentplan.sim.tabletop.env:Tabletop",
+    },
     "model": {"cfm": "latentplan.models.cfm:CFM"},
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-IDS = {"latentplan/Rope-v0": "rope", "latentplan/Cloth-v0": "cloth"}
-LENGTHS = {"rope": 20, "cloth": 20}  # actions, after which an episode is truncated
+IDS = {
+    "latentplan/Rope-v0": "rope",
+    "latentplan/Cloth-v0": "cloth",
+    "latentplan/Tabletop-v0": "tabletop",
+}
+LENGTHS = {"rope": 20, "cloth": 20, "tabletop": 64}  # actions, after which an episode is truncated
 
 
 def announce() -> None:

@@ -1,0 +1,294 @@
+"""The tabletop in PyBullet: bodies, the gripper's servo, states, pictures. Knows no tasks.
+
+Metres, seconds, rad; the origin is the middle of the table top, x right, y away, z up.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latentplan.errors import MissingDependency, UnstablePhysics
+from latentplan.sim.cameras import Camera
+from latentplan.types import Array
+
+FOLDER = Path(__file__).parent
+TIMESTEP = 1 / 240  # s, of the physics
+BLOCK = 0.05  # m, the side of a block
+COLOURS = {"red": (0.85, 0.08, 0.08), "blue": (0.10, 0.22, 0.90), "pink": (1.0, 0.50, 0.85)}
+RANGES = {"drawer": 0.18, "slider": 0.24, "switch": 0.08}  # m, how far each goes from 0
+FRICTION = {"drawer": 2.0, "slider": 1.0, "switch": 0.5}  # N, that holds each where it is
+LAMP = (0.24, 0.225, 0.12)  # m, its middle
+LIT, DARK = (1.0, 0.93, 0.25, 1), (0.16, 0.17, 0.24, 1)  # rgba of the lamp
+FLOOR, FLOOR_RGBA = -0.23, (0.33, 0.37, 0.42, 1)  # m, its height
+OPEN = 0.04  # m, of each finger
+GAIN = 0.5  # share of a joint's error that a timestep corrects
+FORCES = (60.0,) * 3 + (6.0,) * 3 + (15.0,) * 2  # N, N m: arm's joints, fingers
+NEAR, FAR = 0.02, 5.0  # m from a camera, what a picture shows
+FARTHEST = 4.0  # m from the origin, and more than any angle; what is farther has diverged
+LAID = 48  # timesteps for what was put down to come to rest
+STATIC = Camera("static", position=(0.0, -0.80, 0.86), target=(0.0, -0.06, 0.0), fovy=39.0)
+WRIST = (0.0, -0.065, 0.055), (0.0, -0.005, -0.03)  # m from the tool: camera, what it looks at
+WRIST_FOVY = 80.0  # degrees
+
+
+class Scene(NamedTuple):
+    """What can move on the desk, but for the gripper."""
+
+    drawer: float  # m that it is open
+    slider: float  # m that the door is to the left of its right end
+    switch: float  # m that the lever is away from its near end, where it is off
+    blocks: Array  # (3, 6): x, y, z in m, euler xyz in rad; red, blue, pink
+
+    @property
+    def lit(self) -> bool:
+        """Whether the lamp is on."""
+        return lights(self.switch)
+
+
+def lights(switch: float) -> bool:
+    """Return whether the lamp is on: where the lever is past its middle."""
+    return switch > RANGES["switch"] / 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a camera sees, top row first."""
+
+    rgb: Array  # (h, w, 3) uint8
+    depth: Array  # (h, w) float32, m along the camera's axis
+
+
+class World:
+    """A desk of its own, which nobody else sees; the same calls give bit-equal numbers."""
+
+    def __init__(self, *, substeps: int, static: int, gripper: int) -> None:
+        """Build it: physics steps of a `move`, pixels a side of the cameras.
+
+        Raises MissingDependency where PyBullet is not installed.
+        """
+        self._p: Any = _bullet()
+        self._client = self._p.connect(self._p.DIRECT)
+        self._free = weakref.finalize(self, self._p.disconnect, self._client)
+        self._substeps = substeps
+        self._pixels = {"static": static, "gripper": gripper}
+        self._shown: bool | None = None  # whether the lamp is drawn lit
+        self._build()
+        self._pristine = self._p.saveState(self._client)
+
+    def lay(self, scene: Scene, *, pose: Array) -> None:
+        """Put everything somewhere, at rest: the gripper, open, at `pose` (6,), m and rad.
+
+        What follows depends on these numbers alone.
+        """
+        p, client = self._p, self._client
+        p.restoreState(self._pristine, physicsClientId=client)
+        for joint, value in enumerate(scene[:3]):
+            p.resetJointState(self._desk, joint, value, 0.0, client)
+        for block, (x, y, z, *turn) in zip(self._blocks, scene.blocks.tolist(), strict=True):
+            quaternion = p.getQuaternionFromEuler(turn)
+            p.resetBasePositionAndOrientation(block, (x, y, z), quaternion, client)
+            p.resetBaseVelocity(block, (0, 0, 0), (0, 0, 0), client)
+        joints = _joints(pose, closed=False)
+        for joint, value in enumerate(joints):
+            p.resetJointState(self._gripper, joint, value, 0.0, client)
+        self._servo(joints)
+        for _ in range(LAID):
+            p.stepSimulation(client)
+
+    def move(self, start: Array, end: Array, *, closed: bool) -> None:
+        """Take the servo's target from a pose (6,) to another in a period, the fingers at once."""
+        a, b = _joints(start, closed=closed), _joints(end, closed=closed)
+        for joints in np.linspace(a, b, self._substeps + 1)[1:]:
+            self._servo(joints)
+            self._p.stepSimulation(self._client)
+
+    def hand(self) -> Array:
+        """Return the tool centre point (m), its euler xyz (rad), the fingers' gap (m), (7,).
+
+        Raises UnstablePhysics where it is far away or nowhere.
+        """
+        x, y, z, yaw, pitch, roll, left, right = self._states(self._gripper)
+        return _sane(np.array([x, y, z, roll, pitch, yaw, left + right]))
+
+    def scene(self) -> Scene:
+        """Return where everything is; UnstablePhysics where a block is far away or nowhere."""
+        p, blocks = self._p, []
+        for block in self._blocks:
+            position, quaternion = p.getBasePositionAndOrientation(block, self._client)
+            blocks.append((*position, *p.getEulerFromQuaternion(quaternion)))
+        drawer, slider, switch = self._states(self._desk)
+        return Scene(drawer, slider, switch, _sane(np.array(blocks)))
+
+    def camera(self, name: str) -> Camera:
+        """Return a camera as it is now: `static` before the desk, `gripper` on the wrist."""
+        pixels = self._pixels[name]
+        if name == "static":
+            at, target, up, fovy = STATIC.position, STATIC.target, STATIC.up, STATIC.fovy
+        else:
+            x, y, z, *turn = self.hand()[:6].tolist()
+            turned = self._p.getMatrixFromQuaternion(self._p.getQuaternionFromEuler(turn))
+            axes = np.reshape(turned, (3, 3))
+            eye, look = (x, y, z) + axes @ WRIST[0], (x, y, z) + axes @ WRIST[1]
+            at, target, up, fovy = tuple(eye), tuple(look), tuple(axes[:, 1]), WRIST_FOVY
+        return Camera(name, at, target, up, fovy, pixels, pixels)
+
+    def picture(self, name: str) -> Picture:
+        """Return what a camera sees now."""
+        p, view = self._p, self.camera(name)
+        lit = lights(self._states(self._desk)[2])
+        if lit != self._shown:
+            p.changeVisualShape(
+                self._lamp, -1, rgbaColor=LIT if lit else DARK, physicsClientId=self._client
+            )
+            self._shown = lit
+        # TinyRenderer takes the corner of a pixel for its middle: look half a pixel aside.
+        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # of a pixel, at NEAR
+        edges = (1 - view.width) * half, (1 + view.width) * half
+        _, _, rgb, depth, _ = p.getCameraImage(
+            view.width,
+            view.height,
+            p.computeViewMatrix(view.position, view.target, view.up),
+            p.computeProjectionMatrix(*edges, *edges, NEAR, FAR),
+            lightDirection=(-0.5, -1.0, 2.0),
+            lightColor=(1, 1, 1),
+            lightAmbientCoeff=0.62,
+            lightDiffuseCoeff=0.42,
+            lightSpecularCoeff=0,
+            shadow=0,
+            flags=p.ER_NO_SEGMENTATION_MASK,
+            renderer=p.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )
+        shape = (view.height, view.width)
+        buffer = np.reshape(depth, shape).astype(np.float64)
+        metres = FAR * NEAR / (FAR - (FAR - NEAR) * buffer)
+        colours = np.reshape(rgb, (*shape, 4))[..., :3].astype(np.uint8)
+        return Picture(np.ascontiguousarray(colours), metres.astype(np.float32))
+
+    def snapshot(self) -> Kept:
+        """Return the whole state of the physics; it is freed with the value."""
+        number = self._p.saveState(self._client)
+        self._p.restoreState(number, physicsClientId=self._client)
+        return Kept(self, number)
+
+    def restore(self, kept: Kept) -> None:
+        """Go back to a `snapshot` of this world."""
+        self._p.restoreState(kept.number, physicsClientId=self._client)
+
+    def close(self) -> None:
+        """Leave the world; it is of no use then."""
+        self._free()
+
+    def _states(self, body: int) -> list[float]:
+        states = self._p.getJointStates(body, range(self._count[body]), self._client)
+        return [state[0] for state in states]
+
+    def _servo(self, joints: Array) -> None:
+        """Set where the gripper's motors go."""
+        self._p.setJointMotorControlArray(
+            self._gripper,
+            range(len(FORCES)),
+            self._p.POSITION_CONTROL,
+            targetPositions=joints.tolist(),
+            forces=FORCES,
+            positionGains=(GAIN,) * len(FORCES),
+            physicsClientId=self._client,
+        )
+
+    def _build(self) -> None:
+        p, client = self._p, self._client
+        p.setPhysicsEngineParameter(
+            fixedTimeStep=TIMESTEP,
+            numSolverIterations=30,
+            deterministicOverlappingPairs=1,
+            physicsClientId=client,
+        )
+        p.setGravity(0, 0, -9.81, physicsClientId=client)
+        flags = {"useFixedBase": True, "physicsClientId": client}
+        self._desk = p.loadURDF(str(FOLDER / "desk.urdf"), **flags)
+        self._gripper = p.loadURDF(str(FOLDER / "gripper.urdf"), **flags)
+        self._count = {b: p.getNumJoints(b, client) for b in (self._desk, self._gripper)}
+        for joint, force in enumerate(FRICTION.values()):
+            p.setJointMotorControl2(
+                self._desk, joint, p.VELOCITY_CONTROL, force=force, physicsClientId=client
+            )
+        for finger in (6, 7):
+            p.changeDynamics(self._gripper, finger, lateralFriction=1.5, physicsClientId=client)
+        half = (BLOCK / 2,) * 3
+        self._blocks = [self._box(half, (*rgb, 1), mass=0.05) for rgb in COLOURS.values()]
+        for number, block in enumerate(self._blocks):
+            at = (0.15 * (number - 1), 0, BLOCK / 2)
+            p.resetBasePositionAndOrientation(block, at, (0, 0, 0, 1), client)
+            p.changeDynamics(
+                block,
+                -1,
+                lateralFriction=0.7,
+                activationState=p.ACTIVATION_STATE_DISABLE_SLEEPING,
+                physicsClientId=client,
+            )
+        self._box((1.5, 1.5, 0.02), FLOOR_RGBA, at=(0, 0, FLOOR - 0.02))
+        self._lamp = self._box((0.045, 0.035, 0.045), DARK, at=LAMP, touches=False)
+
+    def _box(
+        self,
+        half: tuple[float, float, float],
+        rgba: tuple[float, ...],
+        *,
+        at: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        mass: float = 0.0,
+        touches: bool = True,
+    ) -> int:
+        """Return a new box; without mass it stays where it is."""
+        p, client = self._p, self._client
+        shape = -1
+        if touches:
+            shape = p.createCollisionShape(p.GEOM_BOX, halfExtents=half, physicsClientId=client)
+        seen = p.createVisualShape(
+            p.GEOM_BOX, halfExtents=half, rgbaColor=rgba, physicsClientId=client
+        )
+        body: int = p.createMultiBody(mass, shape, seen, at, physicsClientId=client)
+        return body
+
+
+class Kept:
+    """A state that PyBullet keeps by a number."""
+
+    def __init__(self, world: World, number: int) -> None:
+        """Keep it until this value goes, or the world does."""
+        self.number = number
+        self._world = weakref.ref(world)
+
+    def __del__(self) -> None:
+        """Let PyBullet forget the state."""
+        world = self._world()
+        if world is not None and world._free.alive:
+            world._p.removeState(self.number, physicsClientId=world._client)
+
+
+def _sane(numbers: Array) -> Array:
+    """Return poses as they are; UnstablePhysics where one diverged."""
+    if not np.abs(numbers).max() < FARTHEST:  # a NaN is not
+        raise UnstablePhysics("tabletop: the simulation diverged; reset and drop the episode")
+    return numbers
+
+
+def _joints(pose: Array, *, closed: bool) -> Array:
+    """Return the gripper's joints (8,) at a pose (6,): x, y, z, yaw, pitch, roll, fingers."""
+    fingers = 0.0 if closed else OPEN
+    return np.array([*pose[:3], pose[5], pose[4], pose[3], fingers, fingers])
+
+
+def _bullet() -> Any:
+    """Return the module pybullet; MissingDependency where it is not installed."""
+    try:
+        import pybullet
+    except ImportError:
+        raise MissingDependency(
+            'env tabletop needs PyBullet: pip install "latentplan[bullet]"'
+        ) from None
+    return pybullet
