@@ -15,6 +15,15 @@ from latentplan.errors import unknown
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
         "cloth": "latentplan.sim.cloth:Cloth",
+        "robosuite/Door": "latentplan.sim.robosuite.tasks:Door",
+        "robosuite/Lift": "latentplan.sim.robosuite.tasks:Lift",
+        "robosuite/NutAssembly": "latentplan.sim.robosuite.tasks:NutAssembly",
+        "robosuite/NutAssemblyRound": "latentplan.sim.robosuite.tasks:NutAssemblyRound",
+        "robosuite/NutAssemblySquare": "latentplan.sim.robosuite.tasks:NutAssemblySquare",
+        "robosuite/PickPlace": "latentplan.sim.robosuite.tasks:PickPlace",
+        "robosuite/PickPlaceCan": "latentplan.sim.robosuite.tasks:PickPlaceCan",
+        "robosuite/Stack": "latentplan.sim.robosuite.tasks:Stack",
+        "robosuite/Wipe": "latentplan.sim.robosuite.tasks:Wipe",
         "rope": "latentplan.sim.rope:Rope",
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
