@@ -28,7 +28,8 @@ class Env(Protocol):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; the same seed gives the same start, whatever ran before.
 
-        Numbers in the info say what was drawn for the episode; collection stores them with it.
+        Numbers in the info say what was drawn for the episode; collection stores them with it,
+        and the texts `text` and `task`, if any, as the episode's label.
         """
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

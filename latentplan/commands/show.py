@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
 
 COLUMNS = 3  # of the curves
+LONG = 8  # lists are counted, not shown
 
 
 def run(what: str, *, out: str | None = None, episode: int | None = None) -> None:
@@ -53,6 +56,7 @@ def _show_store(what: str, out: Path, episode: int | None) -> None:
         if not len(store):
             return
         _print_values(store)
+        _print_labels(store)
         chosen = None if episode is None else show_data.number(store, episode)
         if out.suffix == ".mp4":
             frames = show_data.film(store, out, episode=chosen or 0)
@@ -80,6 +84,14 @@ def _print_values(store: ZarrStore) -> None:
                 f"episodes     {name}: {said.min():.4g} to {said.max():.4g}, "
                 f"mean {said.mean():.4g}, sum {said.sum():.4g}{share}"
             )
+
+
+def _print_labels(store: ZarrStore) -> None:
+    said = [label for _, label in store.labels()]
+    for task, count in sorted(Counter(label.task or label.text for label in said).items()):
+        texts = {label.text for label in said if (label.task or label.text) == task}
+        words = min(texts) if len(texts) == 1 else f"{min(texts)!r} and {len(texts) - 1} others"
+        print(f"labels       {task}: {count}, {words}")
 
 
 def _show_run(what: str, out: Path | None) -> None:
@@ -120,6 +132,9 @@ def _print_spec(spec: Spec) -> None:
         print(f"observation  {key} {array.shape} {array.dtype}{privileged}: {array.meaning}")
     print(f"action       ({spec.action.size},) float32: {spec.action.meaning}")
     print(f"bounds       {list(spec.action.low)} to {list(spec.action.high)}")
+    if spec.action.convention is not None:
+        said = asdict(spec.action.convention).items()
+        print(f"convention   {', '.join(f'{name} {value}' for name, value in said if value != '')}")
 
 
 def _seconds(dt: float | None) -> str:
@@ -132,6 +147,8 @@ def _print_mapping(title: str, values: Mapping[str, Any], prefix: str = "") -> N
             _print_mapping(title, value, f"{prefix}{key}.")
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else value
+            if isinstance(value, list) and len(value) > LONG:
+                shown = f"{len(value)} values"
             print(f"{title:12} {prefix}{key} = {shown}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentplan.errors import ConfigError, StoreError
-from latentplan.types import Array, ArraySpec, Episode
+from latentplan.types import Array, ArraySpec, Episode, Label
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
@@ -18,7 +18,8 @@ EPISODES = 6  # rows of the contact sheet
 STEPS = 10  # columns of the contact sheet
 PIXELS = 128  # smallest side of one picture on it
 FILM = 320  # pixels, about the side of one picture of a film
-BAR = 24  # pixels of the line of text in a film
+BAR = 24  # pixels of a line of text
+INK = (228, 228, 231)  # its colour
 PANELS = 5  # histograms in a row
 SMALLEST = 16  # pixels a side; smaller arrays are not pictures
 FPS = 4  # of a film of actions that take their time
@@ -32,8 +33,8 @@ def cameras(store: ZarrStore) -> list[str]:
 def draw(store: ZarrStore, file: Path, *, episode: int | None = None) -> None:
     """Write a PNG: episodes from top to bottom, their steps from left to right, histograms below.
 
-    Of one `episode` every step is shown. Histograms are of all actions, and of the numbers that
-    episodes say. A store without pictures has histograms alone.
+    Of one `episode` every step is shown. Above an episode stand its labels. Histograms are of all
+    actions, and of the numbers that episodes say. A store without pictures has histograms alone.
     """
     from PIL import Image
 
@@ -92,7 +93,10 @@ def _sheet(store: ZarrStore, keys: Sequence[str], episode: int | None) -> list[A
     chosen = np.linspace(0, len(store) - 1, EPISODES) if episode is None else np.array([episode])
     rows = []
     for index in np.unique(chosen.astype(int)):
-        observations = store.episode(int(index)).observations
+        whole = store.episode(int(index))
+        observations = whole.observations
+        if whole.labels:
+            rows.append(_written(index, whole.labels))
         for key in keys:
             pictures = _visible(observations[key])
             steps = np.arange(len(pictures))
@@ -104,6 +108,20 @@ def _sheet(store: ZarrStore, keys: Sequence[str], episode: int | None) -> list[A
                 part = [_framed(picture) for picture in large[first : first + STEPS]]
                 rows.append(np.concatenate(part, axis=1))
     return rows
+
+
+def _written(index: int, said: Sequence[Label]) -> Array:
+    """Return a line (h, w, 3) of what an episode is about; its labels, with their steps."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    spans = [
+        f"{label.start} to {'the end' if label.stop < 0 else label.stop}: {label.text or label.task}"
+        for label in said
+    ]
+    line = Image.new("RGB", (STEPS * (PIXELS + 2), BAR))
+    text = f"episode {index}   {'   '.join(spans)}"
+    ImageDraw.Draw(line).text((4, BAR / 2), text, INK, ImageFont.load_default(13), anchor="lm")
+    return np.asarray(line)
 
 
 def _framed(picture: Array) -> Array:
@@ -154,5 +172,5 @@ def _frames(episode: Episode, keys: Sequence[str], title: str) -> Iterator[Array
             frame.paste(Image.fromarray(large), (left, BAR))
         numbers = ", ".join(f"{x:.2f}" for x in episode.actions[step - 1]) if step else "start"
         line = f"{title}  step {step}  {numbers}"
-        ImageDraw.Draw(frame).text((4, BAR / 2), line, (228, 228, 231), font, anchor="lm")
+        ImageDraw.Draw(frame).text((4, BAR / 2), line, INK, font, anchor="lm")
         yield np.asarray(frame)

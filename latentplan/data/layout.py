@@ -21,6 +21,7 @@ SHARD_CHUNKS = 16  # chunks a file
 EPISODE_CHUNK = 4096  # entries a file of the arrays below episode/
 COLUMNS = {"seed": "int64", "terminated": "bool", "truncated": "bool", "end": "int64"}
 INFO = "episode/info"  # group of float64 (episodes,), NaN where an episode does not say
+LABELS = "episode/labels"  # JSON texts (episodes,), "" where an episode has none
 
 
 def of_rows(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -63,6 +64,24 @@ def info_names(location: Location) -> list[str]:
     """Return what episodes may say; nothing in stores that were made before they could."""
     parts = [name.split("/") for name in location.sizes(INFO)]  # episode info NAME zarr.json
     return [p[2] for p in parts if len(p) == 4 and p[3] == "zarr.json"]
+
+
+def create_labels(group: zarr.Group) -> Any:
+    """Return a new array of one text an episode."""
+    return group.create_array(
+        LABELS,
+        shape=(0,),
+        dtype="string",
+        chunks=(EPISODE_CHUNK,),
+        compressors=ZstdCodec(level=5, checksum=True),
+        filters=None,
+        fill_value="",
+    )
+
+
+def has_labels(location: Location) -> bool:
+    """Return whether any episode in the arrays has labels."""
+    return f"{LABELS}/zarr.json" in location.sizes(LABELS)
 
 
 def read_attributes(location: Location) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.data import labels
 from latentplan.data.location import Location
 from latentplan.types import Episode
 
@@ -23,6 +24,7 @@ def write(location: Location, index: int, episode: Episode) -> None:
     arrays |= {
         "action": episode.actions,
         "reward": episode.rewards,
+        "labels": np.array(labels.to_text(episode.labels)),
         "seed_terminated_truncated": np.array(
             [episode.seed, episode.terminated, episode.truncated], np.int64
         ),
@@ -42,6 +44,7 @@ def read(location: Location) -> dict[int, Episode]:
             continue  # a writer has just moved it into the arrays
         with np.load(BytesIO(content), allow_pickle=False) as values:
             arrays = dict(values)
+        text = str(arrays.pop("labels", ""))  # none in files from before there were labels
         seed, terminated, truncated = arrays.pop("seed_terminated_truncated").tolist()
         episodes[index] = Episode(
             actions=arrays.pop("action"),
@@ -51,6 +54,7 @@ def read(location: Location) -> dict[int, Episode]:
             truncated=bool(truncated),
             seed=seed,
             info={key: float(value) for key, value in _named(arrays, "info/").items()},
+            labels=labels.from_text(text),
         )
     return episodes
 

@@ -8,14 +8,15 @@
       episode/end           (episodes,) int64  the row after the episode's last; written last
       episode/seed, terminated, truncated
       episode/info/<name>   (episodes,) float64, NaN where an episode does not say; may be absent
+      episode/labels        (episodes,) JSON lists of {text, task, start, stop}; may be absent
       .pending/             episodes that wait until there are enough of them for a whole shard
 
 An episode is in the store from the moment its file in `.pending` is renamed into place (one
-atomic step). When a shard's worth of rows waits, rows are written first and `episode/end` after
-them, then the files go. So a kill at any moment loses at most the episode being appended: rows
-without an end are cut off, and files of episodes that have an end are removed, by the next open
-for append. Any zarr reader sees the whole of a store that was closed. A store may lie at a URL
-(`data/location.py`).
+atomic step). One that completes the rows of a shard waits no more: rows are written first and
+`episode/end` after them, then the files of those before it go. So a kill at any moment loses at
+most the episode being appended: rows without an end are cut off, and files of episodes that have
+an end are removed, by the next open for append. Any zarr reader sees the whole of a store that was
+closed. A store may lie at a URL (`data/location.py`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from latentplan.data import layout, pending
+from latentplan.data import labels, layout, pending
 from latentplan.data.location import locate, writing
 from latentplan.errors import ShapeError, StoreError
 from latentplan.shapes import check_finite
-from latentplan.types import Array, Episode, Spec
+from latentplan.types import Array, Episode, Label, Spec
 
 
 class ZarrStore:
@@ -74,6 +75,8 @@ class ZarrStore:
                     name: self._group[f"{layout.INFO}/{name}"]
                     for name in layout.info_names(self._location)
                 }
+                has_labels = layout.has_labels(self._location)
+                self._labels: Any = self._group[layout.LABELS] if has_labels else None
                 self._check_arrays()
                 self._shard_rows = min(array.shards[0] for array in self._arrays.values())
             if mode == "a":
@@ -141,11 +144,20 @@ class ZarrStore:
         if self._lock is None:
             raise StoreError(f"{self.path}: is not open for append; open it with mode 'a'")
         self._check(episode)
+        rows = sum(len(e) + 1 for e in (*self._pending, episode))
         with writing(self._location):
-            pending.write(self._location, len(self), episode)
+            if rows < self._shard_rows:
+                pending.write(self._location, len(self), episode)
+                self._push(episode)
+                return
             self._push(episode)
-            if sum(len(e) + 1 for e in self._pending) >= self._shard_rows:
+            try:
                 self._fold()
+            except BaseException:
+                if self._pending:  # no end was written
+                    self._pending.pop()
+                    self.ends = self.ends[:-1]
+                raise
 
     def episode(self, index: int) -> Episode:
         """Return one episode; a negative index counts from the end; IndexError beyond it."""
@@ -161,6 +173,8 @@ class ZarrStore:
                 for name, column in self._info.items()
                 if index < column.shape[0] and not np.isnan(column[index])
             }
+            said = self._label_texts(slice(index, index + 1))
+            of_labels = labels.from_text(said[0]) if said else ()
         return Episode(
             observations={
                 key: self.rows(f"observation/{key}", start, stop) for key in self.spec.observation
@@ -171,6 +185,7 @@ class ZarrStore:
             truncated=bool(of["truncated"]),
             seed=int(of["seed"]),
             info=info,
+            labels=of_labels,
         )
 
     def info(self) -> dict[str, Array]:
@@ -185,6 +200,18 @@ class ZarrStore:
             values[done:] = [e.info.get(name, np.nan) for e in self._pending]
             found[name] = values
         return found
+
+    def labels(self) -> list[tuple[int, Label]]:
+        """Return all that is said of parts of episodes, each with the episode's number."""
+        done = len(self) - len(self._pending)
+        with self._damage("the labels of its episodes cannot be read"):
+            said = [labels.from_text(text) for text in self._label_texts(slice(0, done))]
+        found = [(number, label) for number, some in enumerate(said) for label in some]
+        waiting = enumerate(self._pending, start=done)
+        return found + [(number, label) for number, e in waiting for label in e.labels]
+
+    def _label_texts(self, which: slice) -> list[str]:
+        return [] if self._labels is None else [str(text) for text in self._labels[which]]
 
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Return rows start to stop of an array (`observation/<key>`, `action`, `reward`)."""
@@ -237,6 +264,7 @@ class ZarrStore:
                     f"need {dtype} {row}"
                 )
             check_finite(f"Episode {name}", value)
+        labels.check(episode)
         for name in episode.info:
             if not name or "/" in name:
                 raise ShapeError(f"Episode.info: found {name!r}, a name must not be '' or have a /")
@@ -257,6 +285,11 @@ class ZarrStore:
             self._info[name] = layout.create_info(self._group, name)
         for name, array in self._info.items():
             layout.extend(array, done, np.array([e.info.get(name, np.nan) for e in episodes]))
+        if self._labels is None and any(e.labels for e in episodes):
+            self._labels = layout.create_labels(self._group)
+        if self._labels is not None:
+            texts = [labels.to_text(e.labels) for e in episodes]
+            layout.extend(self._labels, done, np.array(texts, np.dtypes.StringDType()))
         columns = {
             "seed": [e.seed for e in episodes],
             "terminated": [e.terminated for e in episodes],
@@ -294,6 +327,7 @@ class ZarrStore:
         """Cut off what an interrupted writer left: rows without an end, files with one."""
         arrays = [(array, self._folded) for array in self._arrays.values()]
         columns = [*self._columns.values(), *self._info.values()]
+        columns += [] if self._labels is None else [self._labels]
         arrays += [(column, len(self)) for column in columns]
         with writing(self._location):
             for array, length in arrays:

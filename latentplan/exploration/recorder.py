@@ -11,7 +11,7 @@ import numpy as np
 
 from latentplan.errors import UnstablePhysics, check_range
 from latentplan.protocols import Env, Explorer
-from latentplan.types import Array, Episode, Observation, Spec
+from latentplan.types import Array, Episode, Label, Observation, Spec
 
 UNSTABLE = "unstable_tries"  # name in an episode's info: tries before it that the physics ended
 
@@ -105,6 +105,7 @@ class Recorder:
             truncated=bool(truncated),
             seed=seed,
             info=_numbers(info) | {UNSTABLE: float(attempt)},
+            labels=_labels(info),
         )
 
     def _timed(self, of_env: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -113,6 +114,12 @@ class Recorder:
             return of_env(*arguments, **named)
         finally:
             self._seconds += perf_counter() - start
+
+
+def _labels(info: Mapping[str, Any]) -> tuple[Label, ...]:
+    """Return what an env says of the whole episode: the texts `text` and `task` of its info."""
+    said = {name: info[name] for name in ("text", "task") if isinstance(info.get(name), str)}
+    return (Label(**{"text": "", **said}),) if any(said.values()) else ()
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:

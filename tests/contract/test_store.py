@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from latentplan.data import layout, location, pending
 from latentplan.data.location import Folder
 from latentplan.data.store import ZarrStore
 from latentplan.errors import MissingDependency, ShapeError, StoreError
-from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
+from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
 
 SPEC = Spec(
     observation={
@@ -59,6 +60,7 @@ def episode(number: int, length: int = 3) -> Episode:
         truncated=bool(number % 3),
         seed=number + (1 << 62),
         info={"friction": number / 7} | ({"late": -1.0} if number > 1 else {}),
+        labels=(Label("öffne", "open", 0, length), Label(f"no {number}"))[: number % 3],
     )
 
 
@@ -71,6 +73,7 @@ def assert_same(found: Episode, wanted: Episode) -> None:
     flags = (wanted.terminated, wanted.truncated, wanted.seed)
     assert (found.terminated, found.truncated, found.seed) == flags
     assert found.info == wanted.info
+    assert found.labels == wanted.labels
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -78,6 +81,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     names = [f"observation/{key}" for key in SPEC.observation] + ["action", "reward"]
     names += [f"episode/{name}" for name in ("end", "seed", "terminated", "truncated")]
     names += [f"episode/info/{name}" for name in sorted(group["episode/info"])]
+    names += ["episode/labels"] if "episode/labels" in group else []
     return {name: np.asarray(group[name][:]) for name in names}
 
 
@@ -158,6 +162,58 @@ def test_a_store_from_before_numbers_were_kept_opens_and_goes_on(tmp_path: Path)
     with ZarrStore.open(path) as store:
         np.testing.assert_array_equal(store.info()["friction"], [np.nan] * 4 + [4 / 7])
         assert_same(store.episode(4), episode(4))
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    said=st.lists(
+        st.lists(
+            st.builds(
+                Label,
+                text=st.text(),
+                task=st.text(),
+                start=st.integers(0, 2),
+                stop=st.sampled_from([-1, 2, 3]),
+            ),
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_labels_come_back_with_the_number_of_their_episode(
+    tmp_path_factory: pytest.TempPathFactory, said: list[list[Label]]
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "a.zarr"
+    wanted = []
+    with ZarrStore.create(path, SPEC) as store:
+        for number, labels in enumerate(said):
+            store.append(replace(episode(number), labels=tuple(labels)))
+            wanted += [(number, label) for label in labels]
+            assert store.labels() == wanted  # some in the arrays, some pending
+    with ZarrStore.open(path) as store:
+        assert store.labels() == wanted
+        assert [store.episode(i).labels for i in range(len(said))] == [tuple(x) for x in said]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 4), (3, 2), (4, -1), (0, -2)])
+def test_labels_outside_the_episode_are_refused(tmp_path: Path, start: int, stop: int) -> None:
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC) as store:
+        with pytest.raises(ShapeError, match=f"labels: 'x' is from {start} to {stop}, .* 0 to 3"):
+            store.append(replace(episode(0), labels=(Label("x", "", start, stop),)))
+        assert len(store) == 0
+
+
+def test_a_store_without_labels_reads_and_goes_on(tmp_path: Path) -> None:
+    path = filled(tmp_path / "a.zarr", 4)
+    shutil.rmtree(path / "episode/labels")  # as one from before there were labels
+    with ZarrStore.open(path, "a") as store:
+        assert store.labels() == [] and store.episode(2).labels == ()
+        store.append(episode(4))
+    with ZarrStore.open(path) as store:
+        assert store.labels() == [(4, label) for label in episode(4).labels]
 
 
 def test_index_counts_from_the_end_and_is_checked(tmp_path: Path) -> None:
@@ -372,17 +428,14 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(location._Durable, "set", full)
         with pytest.raises(StoreError, match="disk is full.*are kept"):
-            store.append(episode(1))  # is pending, but the shard that it fills finds no place
+            store.append(episode(1))  # fills a shard, which finds no place
         with pytest.raises(StoreError, match="disk is full"):
             store.close()
     with ZarrStore.open(path) as reader:
-        assert [reader.episode(i).seed for i in range(len(reader))] == [
-            episode(0).seed,
-            episode(1).seed,
-        ]
+        assert [reader.episode(i).seed for i in range(len(reader))] == [episode(0).seed]
     with ZarrStore.open(path, "a") as store:
-        store.append(episode(2))
-        store.append(episode(3))
+        for number in (1, 2, 3):
+            store.append(episode(number))
     assert_equal_arrays(path, whole)
 
 

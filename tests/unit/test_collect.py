@@ -24,7 +24,7 @@ from latentplan.exploration.collect import Progress, collect
 from latentplan.exploration.picks import RandomPick
 from latentplan.exploration.recorder import CollectConfig, Recipe, Recorder
 from latentplan.exploration.scripted import Oracle
-from latentplan.types import Step
+from latentplan.types import Label, Step
 
 
 def recipe(env: type = ToyEnv, *, seed: int = 0, length: int = 6, **settings: Any) -> Recipe:
@@ -89,6 +89,22 @@ def test_goes_on_where_the_store_ends(tmp_path: Path) -> None:
     for episodes in (2, 2, 7, 9, 5):  # 5: there are more already
         collected(tmp_path / "parts.zarr", recipe(), episodes=episodes, workers=0)
     assert_equal_arrays(tmp_path / "parts.zarr", tmp_path / "whole.zarr")
+
+
+class Tells(ToyEnv):
+    def reset(self, **asked: Any) -> Any:
+        seen, info = super().reset(**asked)
+        tells = [{}, {"task": "push"}, {"text": "push it"}, {"text": "push it", "task": "push"}]
+        return seen, info | {"mass": 2.0, "text": 3} | tells[self._rng.integers(4)]
+
+
+def test_what_an_env_says_of_an_episode_becomes_its_label(tmp_path: Path) -> None:
+    collected(tmp_path / "a.zarr", recipe(Tells), episodes=20, workers=0)
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        found = [store.episode(number) for number in range(20)]
+    wanted = {(), (Label("", "push"),), (Label("push it"),), (Label("push it", "push"),)}
+    assert {e.labels for e in found} == wanted
+    assert {e.info["mass"] for e in found} == {2.0}
 
 
 class Ends(ToyEnv):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -10,7 +11,7 @@ from PIL import Image
 from latentplan.commands.show import run
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, StoreError
-from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
+from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
 
 RGB, DEPTH = (20, 30, 3), (16, 16)
 SPEC = Spec(
@@ -57,6 +58,30 @@ def test_a_sheet_has_every_camera_and_histograms(
         assert (sheet[number * (rgb + depth) + 50, 50] == 50 * number).all()
     histograms = sheet[3 * (rgb + depth) :]
     assert len(histograms) > 100 and histograms.std() > 10
+
+
+def test_labels_are_counted_and_stand_above_their_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, action = made(tmp_path / "a.zarr"), Convention("ee_delta", "rotvec", gripper="open_is_1")
+    with ZarrStore.open(path) as store:
+        episodes = [store.episode(number) for number in range(3)]
+    open_it, shut_it = Label("open it", "open", 0, 5), Label("shut it", "close", 5)
+    said = [(), (open_it, shut_it), (open_it,)]
+    spec = replace(SPEC, action=replace(SPEC.action, convention=action))
+    with ZarrStore.create(tmp_path / "b.zarr", spec) as store:
+        for episode, labels in zip(episodes, said, strict=True):
+            store.append(replace(episode, labels=labels))
+    for name in ("a", "b"):
+        run(str(tmp_path / f"{name}.zarr"))
+    told = capsys.readouterr().out
+    assert "labels       close: 1, shut it\nlabels       open: 2, open it\n" in told
+    assert "convention   control ee_delta, rotation rotvec, position_unit 1.0" in told
+    before, after = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
+    tall = 20 * 7 + 2 + 16 * 8 + 2  # an episode's pictures
+    assert len(after) == len(before) + 2 * 24  # a line above the second, and above the third
+    line = after[tall : tall + 24]
+    assert line.max() > 200 and (after[tall + 24 + 50, 50] == 50).all()
 
 
 def test_a_sheet_of_an_episode_has_all_its_steps(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""What happens in an episode, as the JSON text that a store keeps: one list an episode."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from latentplan.errors import ShapeError
+from latentplan.types import Episode, Label
+
+
+def to_text(labels: tuple[Label, ...]) -> str:
+    """Return a JSON list of {text, task, start, stop}; "" of no labels."""
+    return json.dumps([asdict(label) for label in labels], ensure_ascii=False) if labels else ""
+
+
+def from_text(text: str) -> tuple[Label, ...]:
+    """Return the labels of a text; ValueError or TypeError where it is not one of `to_text`."""
+    return tuple(Label(**values) for values in json.loads(text)) if text else ()
+
+
+def check(episode: Episode) -> None:
+    """Raise ShapeError where a label's part lies outside the episode, or is none."""
+    for label in episode.labels:
+        stop = len(episode) if label.stop == -1 else label.stop
+        if not 0 <= label.start <= stop <= len(episode):
+            raise ShapeError(
+                f"Episode.labels: {label.text!r} is from {label.start} to {label.stop}, "
+                f"the observations are 0 to {len(episode)}"
+            )
