@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from latentplan.errors import MissingDependency
 from latentplan.robots.trajectory import Limits
 from latentplan.types import Array
 
-STILL = 1e-6  # rad/s, slower is no motion
+_State = tuple[list[float], list[float], list[float]]  # position and its derivatives
+SLOW = 1e-3  # rad/s
+NEAR = 1e-3  # rad, what is slow stops so far before its target
 
 
 class Reference:
@@ -50,10 +53,15 @@ class Reference:
 
     def settle(self, q: Array) -> None:
         """Rest at q (J,) rad."""
-        self._state = (q.tolist(), self._rest, self._rest)
+        self._state: _State = (q.tolist(), self._rest, self._rest)
         self._next = self._state
         self._plan_stop()
         self.accept()
+
+    @property
+    def at(self) -> list[float]:
+        """Return the position as a list of J numbers, rad."""
+        return self._state[0]
 
     @property
     def q(self) -> Array:
@@ -75,19 +83,25 @@ class Reference:
         """Return whether the stop that would follow now is over."""
         return bool(self._since >= self._stop.duration)
 
-    def propose(self, target: Array, speed: Array) -> Array | None:
+    def propose(self, target: list[float], speed: list[float]) -> Array | None:
         """Return the positions (M, J) at the ticks of a step towards `target` and of its stop.
 
-        The first is the step's; the joints go to target (J,) rad, no faster than speed (J,) rad/s
-        unless they are now, and stand still where that is 0. None where Ruckig finds no profile.
+        The first is the step's; the J joints go to `target`, rad, no faster than `speed`, rad/s,
+        unless they are now, and where that is 0 they stop. None where Ruckig finds no profile.
         """
         q, dq, ddq = self._state
-        move, speeds = self._move, speed.tolist()
+        move = self._move
         move.current_position, move.current_velocity, move.current_acceleration = q, dq, ddq
-        moving, standing = self._interfaces
-        move.per_dof_control_interface = [moving if s > STILL else standing for s in speeds]
-        move.max_velocity = [s if s > STILL else 1.0 for s in speeds]  # not used by those that stop
-        move.target_position = target.tolist()
+        reaching, drifting = self._interfaces
+        # Ruckig finds no profile that takes hours, so what is slow goes at its velocity instead.
+        slow = [most < SLOW for most in speed]
+        move.per_dof_control_interface = [drifting if is_slow else reaching for is_slow in slow]
+        move.target_velocity = [
+            _drift(end - at, most) if is_slow else 0.0
+            for is_slow, at, end, most in zip(slow, q, target, speed, strict=True)
+        ]
+        move.max_velocity = [max(most, SLOW) for most in speed]
+        move.target_position = target
         try:
             self._otg.calculate(move, self._way)
             self._next = self._way.at_time(self.dt)
@@ -112,3 +126,8 @@ class Reference:
         halt = self._halt
         halt.current_position, halt.current_velocity, halt.current_acceleration = self._next
         self._otg.calculate(halt, self._spare)
+
+
+def _drift(way: float, speed: float) -> float:
+    """Return the velocity of a slow joint that has `way` rad to go."""
+    return math.copysign(speed, way) if abs(way) > NEAR else 0.0

@@ -54,6 +54,7 @@ class SafetyFilter:
         margin: float = 0.05  # rad from the joint limits
         low: Triple = (-0.45, -0.5, 0.01)  # m, the box's corner; the table's top is z = 0
         high: Triple = (0.45, 0.5, 0.9)  # m, its opposite corner
+        beyond: float = 0.01  # m outside of the box from where it may still come back
         lead: float = 0.15  # rad that the reference may be away from the measured joints
         age: float = 0.3  # s that a command holds, from the observation that it answers
 
@@ -66,6 +67,7 @@ class SafetyFilter:
             check_range("SafetyFilter.acceleration", self.acceleration, 1e-3, 1)
             check_range("SafetyFilter.ramp", self.ramp, 0, 1)
             check_range("SafetyFilter.margin", self.margin, 0, 0.5)
+            check_range("SafetyFilter.beyond", self.beyond, 0, 0.1)
             check_range("SafetyFilter.lead", self.lead, 1e-3, 3)
             check_range("SafetyFilter.age", self.age, 2 * self.dt, 10)
             for axis, low, high in zip("xyz", self.low, self.high, strict=True):
@@ -87,30 +89,32 @@ class SafetyFilter:
                 f"SafetyFilter.margin: {c.margin} rad leaves {joint.name} no room between "
                 f"{joint.low} and {joint.high} rad; lower it"
             )
-        self._middle, self._room = (self.low + self.high) / 2, (self.high - self.low) / 2 + ROUNDING
         self.interventions: Counter[str] = Counter()
         self._chain = Chain(arm)
-        self._centre = (np.array(c.low) + c.high) / 2
-        self._size = (np.array(c.high) - c.low) / 2
+        self._box = np.array(c.low), np.array(c.high)
         self._joints = len(arm.joints)
         # A stop from speed v covers v (v slope + offset), where it reaches full acceleration.
-        self._slope, self._offset = 0.5 / acceleration, 0.5 * acceleration / jerk
+        slope, offset = 0.5 / acceleration, 0.5 * acceleration / jerk
+        self._stopping = list(zip(slope.tolist(), offset.tolist(), strict=True))
+        self._fastest: list[float] = velocity.tolist()
         self._reference = Reference(self.limits, dt=c.dt)
         self._gripper, self._gripper_target = 0.0, 0.0
         self._command: Command | None = None
         self._stamp = 0.0  # of the command, s
-        # What the command comes to, (J,): at most how fast, and where to or with what velocity.
-        self._speed = self._target = self._velocity = self._braking = np.zeros(self._joints)
+        # What the command comes to, a number a joint: at most how fast, and where to, or with what
+        # velocity. Lists, because for seven numbers they are faster than arrays.
+        self._speed: list[float] = []
+        self._target: list[float] = []
+        self._velocity: list[float] = []
         self._slowed = self._bounded = False  # it asks for more than the limits
         self._yields = False  # to the end of a stop: the box was met
+        self._bound()
 
     @property
     def stopping_time(self) -> float:
-        """Return the longest that a stop takes from full speed, s."""
-        limits = self.limits
-        return float((limits.velocity / limits.acceleration).max()) + float(
-            (limits.acceleration / limits.jerk).max()
-        )
+        """Return the longest that a stop takes, s: at full speed, reached at full acceleration."""
+        v, a, jerk = self.limits.velocity, self.limits.acceleration, self.limits.jerk
+        return float((v / a + 2 * a / jerk).max())
 
     @property
     def q(self) -> Array:
@@ -130,25 +134,27 @@ class SafetyFilter:
     def reset(self, q: Array, *, gripper: float, now: float) -> None:
         """Let the reference be what is measured: q (J,) rad, the gripper's width in m.
 
-        Commands that answer what was seen before `now` are not obeyed. Raises RobotError where the
-        arm is outside of what the filter would keep it in; nothing has changed then.
+        Commands that answer what was seen before `now` are not obeyed. An arm in the margin of its
+        joint limits, or just beyond the box, may stay or come back, and go no further. Raises
+        RobotError where it is farther out; nothing has changed then.
         """
         q = np.asarray(q, np.float64)
         if q.shape != (self._joints,) or not np.isfinite(q).all() or not np.isfinite(gripper):
             raise RobotError(f"joints: found {q.tolist()}, need {self._joints} finite numbers")
-        outside = np.flatnonzero((q < self.low) | (q > self.high))
-        if len(outside):
-            i = int(outside[0])
-            raise RobotError(
-                f"joints.{self.arm.joints[i].name}: {q[i]:.3f} rad is not within "
-                f"[{self.low[i]:.3f}, {self.high[i]:.3f}]; move the arm there by its own controls"
-            )
-        ee = self._chain.ee(q[None])[0]
-        if not self._inside(ee[None]):
+        arm = self.arm
+        for joint, at in zip(arm.joints, q.tolist(), strict=True):
+            if not joint.low <= at <= joint.high:
+                raise RobotError(
+                    f"joints.{joint.name}: {at:.3f} rad is not within [{joint.low}, {joint.high}]; "
+                    "move the arm there by its own controls"
+                )
+        ee, beyond = self._chain.ee(q[None])[0], self.config.beyond
+        if ((ee < self._box[0] - beyond) | (ee > self._box[1] + beyond)).any():
             raise RobotError(
                 f"workspace: the end effector is at ({ee[0]:.3f}, {ee[1]:.3f}, {ee[2]:.3f}) m, the "
                 f"box is {self.config.low} to {self.config.high}; move the arm or the box"
             )
+        self._bound(q, ee)
         self._reference.settle(q)
         self._yields = False
         self._gripper = self._gripper_target = float(np.clip(gripper, 0, self.arm.gripper.width))
@@ -219,18 +225,17 @@ class SafetyFilter:
 
     def _astray(self, measured: Array) -> str:
         """Return which joint is not where the reference is, empty where all follow."""
-        q, allowed = self._reference.q, self.config.lead
-        if measured.shape != q.shape:
+        if measured.shape != (self._joints,):
             return f"joints: measured shape {measured.shape}, need (J={self._joints},)"
-        follows = np.abs(q - measured) <= allowed  # a NaN does not
-        if follows.all():
-            return ""
-        i = int(np.argmin(follows))
-        return (
-            f"joints.{self.arm.joints[i].name}: measured at {measured[i]:.3f} rad, the reference "
-            f"is {q[i]:.3f}, {allowed} between them is allowed; something blocks the arm, or it "
-            "follows too slowly"
-        )
+        allowed = self.config.lead
+        for i, (at, wanted) in enumerate(zip(measured.tolist(), self._reference.at, strict=True)):
+            if not abs(at - wanted) <= allowed:  # nor is a NaN
+                return (
+                    f"joints.{self.arm.joints[i].name}: measured at {at:.3f} rad, the reference "
+                    f"is {wanted:.3f}, {allowed} between them is allowed; something blocks the "
+                    "arm, or it follows too slowly"
+                )
+        return ""
 
     def _advance(self, interventions: list[str]) -> bool:
         """Take a step towards the command; return whether that can be."""
@@ -242,7 +247,7 @@ class SafetyFilter:
         if path is None:
             interventions.append("solver")
             return False
-        if not (np.abs(path - self._middle) <= self._room).all():
+        if not (np.abs(path - self._middle) <= self._range).all():
             interventions.append("position")
             return False
         if not self._inside(self._chain.ee(path)):
@@ -256,33 +261,40 @@ class SafetyFilter:
         """Let `command` with that action, finite (J + 1,), be the one to go after."""
         self._command, self._stamp = command, command.stamp
         self._gripper_target = min(max(float(action[-1]), 0.0), 1.0) * self.arm.gripper.width
-        joints = np.minimum(np.maximum(action[:-1], -LARGEST), LARGEST)
-        bound = self.limits.velocity
-        if self.config.control != "joint_velocity":
-            here = self._reference.q if self.config.control == "joint_delta" else 0.0
-            self._target, self._speed = here + joints, bound
-            self._bounded = bool((np.abs(self._target - self._middle) > self._room).any())
-            self._slowed = False
+        joints = [min(max(number, -LARGEST), LARGEST) for number in action[:-1].tolist()]
+        self._slowed = self._bounded = False
+        if self.config.control == "joint_velocity":
+            excess = max(abs(v) / most for v, most in zip(joints, self._fastest, strict=True))
+            self._slowed = excess > 1 + ROUNDING
+            # All are slowed alike, so that the direction stays.
+            self._velocity = [v / max(excess, 1.0) for v in joints]
+            self._speed = [abs(v) for v in self._velocity]
             return
-        excess = float((np.abs(joints) / bound).max())
-        self._slowed = excess > 1 + ROUNDING
-        self._velocity = joints / max(excess, 1.0)  # all alike, so that the direction stays
-        self._speed = speed = np.abs(self._velocity)
-        self._braking = speed * (speed * self._slope + self._offset)
+        if self.config.control == "joint_delta":
+            joints = [q + delta for q, delta in zip(self._reference.at, joints, strict=True)]
+        clipped = [min(max(q, a), b) for q, (a, b) in zip(joints, self._bounds, strict=True)]
+        self._bounded = clipped != joints
+        self._target, self._speed = clipped, self._fastest
 
-    def _aim(self, interventions: list[str]) -> Array:
+    def _aim(self, interventions: list[str]) -> list[float]:
         """Return where the joints should go (J,), at most as fast as `_speed`."""
         if self._slowed:
             interventions.append("velocity")
-        if self.config.control != "joint_velocity":
-            if self._bounded:
-                interventions.append("position")
-            return np.minimum(np.maximum(self._target, self.low), self.high)
-        here = self._reference.q
-        target = np.minimum(np.maximum(here + AHEAD * self._velocity, self.low), self.high)
-        if (np.abs(target - here) < self._braking).any():
-            interventions.append("position")  # from that speed a stop would be too long
-        return target
+        if self.config.control == "joint_velocity":
+            self._look_ahead()
+        if self._bounded:
+            interventions.append("position")
+        return self._target
+
+    def _look_ahead(self) -> None:
+        """Aim where the velocity leads; note whether a stop from it would be too long by now."""
+        self._target, self._bounded = [], False
+        joints = zip(self._reference.at, self._velocity, self._bounds, self._stopping, strict=True)
+        for q, v, (low, high), (slope, offset) in joints:
+            target = min(max(q + AHEAD * v, low), high)
+            self._target.append(target)
+            speed = abs(v)
+            self._bounded |= abs(target - q) < speed * (speed * slope + offset)
 
     def _move_gripper(self) -> None:
         step = self.arm.gripper.speed * self.config.dt
@@ -291,3 +303,15 @@ class SafetyFilter:
     def _inside(self, ee: Array) -> bool:
         """Return whether all points (N, 3) are in the box."""
         return bool((np.abs(ee - self._centre) <= self._size).all())
+
+    def _bound(self, q: Array | None = None, ee: Array | None = None) -> None:
+        """Set the limits, and those of the box: so far out that q (J,) and ee (3,) are within."""
+        low, high = self.low, self.high
+        if q is not None:
+            low, high = np.minimum(low, q), np.maximum(high, q)
+        self._bounds = list(zip(low.tolist(), high.tolist(), strict=True))
+        self._middle, self._range = (low + high) / 2, (high - low) / 2 + ROUNDING
+        low, high = self._box
+        if ee is not None:
+            low, high = np.minimum(low, ee), np.maximum(high, ee)
+        self._centre, self._size = (low + high) / 2, (high - low) / 2 + ROUNDING
