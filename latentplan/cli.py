@@ -173,6 +173,29 @@ def import_(
     )
 
 
+@app.command(epilog="Example: latentplan export lerobot rope.zarr rope-lerobot --fps 10")
+def export(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="lerobot.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Episode store DATA.zarr.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to make.")],
+    fps: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole, metavar="<int>", help="Frames a second. Default: the store's."
+        ),
+    ] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images/--video", help="Pictures as PNG, exact, or as videos with losses."),
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Export a store as a LeRobot data set."""
+    from latentplan.commands import export as command
+
+    command.run(format, data, out=out, fps=fps, images=images, overrides=overrides or [])
+
+
 @app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope batch=256")
 def train(
     model: Annotated[

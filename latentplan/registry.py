@@ -14,6 +14,7 @@ from latentplan.errors import unknown
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
+        "calvin": "latentplan.sim.calvin.env:Calvin",
         "cloth": "latentplan.sim.cloth:Cloth",
         "robosuite/Door": "latentplan.sim.robosuite.tasks:Door",
         "robosuite/Lift": "latentplan.sim.robosuite.tasks:Lift",
@@ -27,7 +28,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "rope": "latentplan.sim.rope:Rope",
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
-    "model": {"cfm": "latentplan.models.cfm:CFM"},
+    "model": {
+        "cfm": "latentplan.models.cfm:CFM",
+        "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
+    },
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
@@ -52,7 +56,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "source": {
         "calvin": "latentplan.data.sources.calvin:Calvin",
+        "lerobot": "latentplan.data.sources.lerobot:Lerobot",
+        "minari": "latentplan.data.sources.minari:Minari",
         "rlbench": "latentplan.data.sources.rlbench:Rlbench",
+        "robomimic": "latentplan.data.sources.robomimic:Robomimic",
     },
     "robot": {"arm": "latentplan.robots.description:Arm"},
 }

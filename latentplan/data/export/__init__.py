@@ -1,0 +1,1 @@
+"""Exporters: stores in other packages' formats. One format a file."""

@@ -1,0 +1,365 @@
+"""A store as a LeRobot data set, version 3 (its layout: `data/sources/lerobot_files.py`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentplan.data.export import statistics
+from latentplan.data.export.statistics import Statistics
+from latentplan.data.export.video import Films
+from latentplan.data.sources.lerobot_files import EPISODES, INFO, OURS, TASKS, needed
+from latentplan.errors import ConfigError, StoreError, check_range
+from latentplan.types import Array, ArraySpec, Episode, Spec
+
+MIB = 1 << 20
+FILES = 1000  # in a chunk folder
+PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+COUNTERS = {  # features that every data set has
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+ENDS = {"next.reward": "float32", "next.done": "bool", "next.truncated": "bool"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How pictures are kept, and how large files get."""
+
+    video: bool = True  # pictures as mp4, with losses; else each as PNG in the tables, exact
+    codec: str = "libsvtav1"  # of the videos, or libx264, libx265; LeRobot's own is libsvtav1
+    crf: int = 30  # quality of the videos: smaller is better; 30 is LeRobot's
+    gop: int = 2  # frames from one key frame to the next: few, for random access; 2 is LeRobot's
+    robot: str = ""  # robot_type to write
+    data_mib: int = 100  # a table's file ends once it holds so much
+    video_mib: int = 200  # and a video's
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a setting is out of its range."""
+        if self.codec not in ("libsvtav1", "libx264", "libx265"):
+            raise ConfigError(
+                f"Export.codec: {self.codec!r} is not one of libsvtav1, libx264, libx265"
+            )
+        check_range("Export.crf", self.crf, 0, 63)
+        check_range("Export.gop", self.gop, 1, 1000)
+        check_range("Export.data_mib", self.data_mib, 1)
+        check_range("Export.video_mib", self.video_mib, 1)
+
+
+class LerobotWriter:
+    """Appends episodes to a data set in a folder; a context manager that makes it whole or not.
+
+    An episode of L actions becomes L + 1 frames: the last one repeats the last action, since
+    LeRobot wants as many actions as observations. Rewards and ends are `next.reward`, `next.done`
+    (terminated) and `next.truncated`. A frame's task is the text of the first label that covers
+    it, or "". Privileged observations are not called `observation.*`, so no policy trains on them.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, *, fps: int, config: Config | None = None) -> None:
+        """Prepare to write below the empty `folder`; use `writing` instead."""
+        self.config, self.folder, self.spec, self.fps = config or Config(), folder, spec, fps
+        self.named = {key: _feature(key, spec) for key in spec.observation}
+        if len(set(self.named.values())) < len(self.named):
+            raise ConfigError(f"spec.observation: {sorted(self.named)} have names that meet")
+        pictures = [key for key, a in spec.observation.items() if is_picture(a)]
+        self._tasks: dict[str, int] = {}
+        self._rows: list[dict[str, Any]] = []  # of meta/episodes
+        self._parts: dict[str, list[Statistics]] = {}
+        self._table: Any = None  # the ParquetWriter of the file that is open
+        self._file, self._frames = -1, 0
+        self._films = {
+            key: Films(
+                str(folder / "videos" / self.named[key] / f"{PATTERN}.mp4"),
+                chunk=FILES,
+                fps=fps,
+                codec=self.config.codec,
+                crf=self.config.crf,
+                gop=self.config.gop,
+                file_bytes=self.config.video_mib * MIB,
+            )
+            for key in (pictures if self.config.video else ())
+        }
+
+    def append(self, episode: Episode) -> None:
+        """Add one episode."""
+        columns, steps = self._columns(episode), len(episode) + 1
+        found = {name: statistics.of_numbers(values) for name, values in columns.items()}
+        row: dict[str, Any] = {"episode_index": len(self._rows), "length": steps}
+        row["tasks"] = sorted(set(_texts(episode)))
+        pictures: dict[str, Array] = {}
+        for key, values in episode.observations.items():
+            if not is_picture(self.spec.observation[key]):
+                continue
+            name = self.named[key]
+            found[name] = statistics.of_pictures(values)
+            if key not in self._films:
+                pictures[name] = values
+                continue
+            piece = self._films[key].append(values)
+            row |= {
+                f"videos/{name}/chunk_index": piece.file // FILES,
+                f"videos/{name}/file_index": piece.file % FILES,
+                f"videos/{name}/from_timestamp": piece.start,
+                f"videos/{name}/to_timestamp": piece.stop,
+            }
+        self._write(columns, pictures)
+        row |= {
+            "data/chunk_index": self._file // FILES,
+            "data/file_index": self._file % FILES,
+            "dataset_from_index": self._frames,
+            "dataset_to_index": self._frames + steps,
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+        }
+        for name, part in found.items():
+            self._parts.setdefault(name, []).append(part)
+            row |= {f"stats/{name}/{kind}": value.tolist() for kind, value in part.items()}
+        self._frames += steps
+        self._rows.append(row)
+
+    def finish(self) -> None:
+        """Close the files and write what describes them."""
+        import pyarrow
+        from pyarrow import parquet
+
+        if not self._rows:
+            raise StoreError(f"{self.folder.name}: there is no episode to export")
+        self.close()
+        folder = self.folder / EPISODES / "chunk-000"
+        folder.mkdir(parents=True)
+        parquet.write_table(pyarrow.Table.from_pylist(self._rows), folder / "file-000.parquet")
+        parquet.write_table(_tasks_table(self._tasks), self.folder / TASKS)
+        together = {name: statistics.of_all(parts) for name, parts in self._parts.items()}
+        _write_json(
+            self.folder / "meta/stats.json",
+            {n: {k: v.tolist() for k, v in values.items()} for n, values in together.items()},
+        )
+        names = {feature: key for key, feature in self.named.items()}
+        _write_json(self.folder / OURS, {"spec": self.spec.to_json(), "observation": names})
+        _write_json(self.folder / INFO, self._info())
+
+    def close(self) -> None:
+        """Close the files."""
+        for film in self._films.values():
+            film.close()
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def _columns(self, episode: Episode) -> dict[str, Array]:
+        """Return the columns (L + 1, ...) of an episode, but pictures."""
+        steps, index = len(episode) + 1, len(self._rows)
+        texts = _texts(episode)
+        for text in texts:
+            self._tasks.setdefault(text, len(self._tasks))
+        over = np.zeros((2, steps), bool)  # terminated, truncated
+        over[:, -2:] = [[episode.terminated], [episode.truncated]]
+        columns = {
+            self.named[key]: values
+            for key, values in episode.observations.items()
+            if not is_picture(self.spec.observation[key])
+        }
+        return columns | {
+            "action": np.concatenate([episode.actions, episode.actions[-1:]]),
+            "next.reward": np.append(episode.rewards, np.float32(0)),
+            "next.done": over[0],
+            "next.truncated": over[1],
+            "timestamp": (np.arange(steps) / self.fps).astype(np.float32),
+            "frame_index": np.arange(steps),
+            "episode_index": np.full(steps, index),
+            "index": self._frames + np.arange(steps),
+            "task_index": np.array([self._tasks[text] for text in texts]),
+        }
+
+    def _write(self, columns: Mapping[str, Array], pictures: Mapping[str, Array]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        arrays = {name: _nested(values) for name, values in columns.items()}
+        arrays |= {name: _pngs(values) for name, values in pictures.items()}
+        table = pyarrow.table(arrays)
+        if self._table is None or self._written() >= self.config.data_mib * MIB:
+            if self._table is not None:
+                self._table.close()
+            self._file += 1
+            path = self._data_file()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._table = parquet.ParquetWriter(path, table.schema, compression="snappy")
+        self._table.write_table(table, row_group_size=len(table))
+
+    def _data_file(self) -> Path:
+        place = PATTERN.format(chunk_index=self._file // FILES, file_index=self._file % FILES)
+        return self.folder / "data" / f"{place}.parquet"
+
+    def _written(self) -> int:
+        return self._data_file().stat().st_size
+
+    def _info(self) -> dict[str, Any]:
+        features: dict[str, Any] = {}
+        for key, spec in self.spec.observation.items():
+            features[self.named[key]] = self._described(spec)
+        names = [f"action_{i}" for i in range(self.spec.action.size)]
+        said = self.spec.action.meaning.split(", ")
+        features["action"] = _number("float32", (self.spec.action.size,))
+        features["action"]["names"] = said if len(said) == self.spec.action.size else names
+        features |= {name: _number(dtype, (1,)) for name, dtype in (ENDS | COUNTERS).items()}
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self.config.robot or None,
+            "total_episodes": len(self._rows),
+            "total_frames": self._frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": FILES,
+            "data_files_size_in_mb": self.config.data_mib,
+            "video_files_size_in_mb": self.config.video_mib,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self._rows)}"},
+            "data_path": f"data/{PATTERN}.parquet",
+            "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._films else None,
+            "features": features,
+        }
+
+    def _described(self, spec: ArraySpec) -> dict[str, Any]:
+        if not is_picture(spec):
+            return _number(spec.dtype, spec.shape or (1,))
+        height, width, _ = spec.shape
+        feature: dict[str, Any] = {
+            "dtype": "video" if self.config.video else "image",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+        }
+        if self.config.video:
+            codecs = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc"}
+            feature["info"] = {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": codecs[self.config.codec],
+                "video.pix_fmt": "yuv420p",
+                "video.is_depth_map": False,
+                "video.fps": self.fps,
+                "video.channels": 3,
+                "has_audio": False,
+            }
+        return feature
+
+
+@contextmanager
+def writing(
+    out: Path, spec: Spec, *, fps: int, config: Config | None = None
+) -> Iterator[LerobotWriter]:
+    """Give a writer; its data set appears at `out` when the block ends well, else nothing does.
+
+    Raises StoreError where something is at `out`, MissingDependency without pyarrow and av.
+    """
+    needed(f"export to {out}")
+    if out.exists():
+        raise StoreError(f"{out}: is there already; choose another folder, or delete it")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        writer = LerobotWriter(partial, spec, fps=fps, config=config)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_picture(spec: ArraySpec) -> bool:
+    """Return whether rows are colour pictures (h, w, 3) uint8; other arrays stay numbers."""
+    return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
+
+
+def whole_fps(spec: Spec, asked: int | None = None) -> int:
+    """Return frames a second: what is asked, else 1 / dt; ConfigError where that is not whole."""
+    if asked is not None:
+        check_range("--fps", asked, 1, 10_000)
+        return asked
+    if spec.dt is None:
+        raise ConfigError("--fps: the store's steps have no fixed time; give --fps")
+    rate = 1 / spec.dt
+    if abs(rate - round(rate)) > 1e-6 * rate or round(rate) < 1:
+        raise ConfigError(f"--fps: the store has {rate:g} steps a second, not a whole number; "
+                          "give --fps")
+    return round(rate)
+
+
+def _feature(key: str, spec: Spec) -> str:
+    name = key.replace("/", ".")
+    if key in spec.privileged:
+        return f"privileged.{name}"
+    return f"observation.{'images.' if is_picture(spec.observation[key]) else ''}{name}"
+
+
+def _texts(episode: Episode) -> list[str]:
+    """Return the task of each frame."""
+    texts = [""] * (len(episode) + 1)
+    for label in reversed(episode.labels):
+        stop = len(episode) if label.stop < 0 else label.stop
+        texts[label.start : stop + 1] = [label.text] * (stop + 1 - label.start)
+    return texts
+
+
+def _number(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "names": None}
+
+
+def _nested(values: Array) -> Any:
+    """Return rows (n, ...) as an arrow array: numbers, lists of a size, lists of lists."""
+    import pyarrow
+
+    array = pyarrow.array(values.reshape(-1))
+    for size in reversed(values.shape[1:]):
+        array = pyarrow.FixedSizeListArray.from_arrays(array, size)
+    if values.ndim == 2 and values.shape[1] == 1:
+        return array.flatten()  # LeRobot keeps rows of one number as numbers
+    return array
+
+
+def _pngs(pictures: Array) -> Any:
+    import pyarrow
+    from PIL import Image
+
+    stored = []
+    for place, picture in enumerate(pictures):
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, format="PNG")
+        stored.append({"bytes": content.getvalue(), "path": f"frame-{place:06d}.png"})
+    kinds = [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
+    return pyarrow.array(stored, type=pyarrow.struct(kinds))
+
+
+def _tasks_table(tasks: Mapping[str, int]) -> Any:
+    """Return the table of tasks with its sentences as what pandas calls the index."""
+    import pyarrow
+
+    index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
+    column = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64"}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [column | {"numpy_type": "int64", "metadata": None}, index | {"metadata": None}],
+        "pandas_version": "2.0.0",
+    }
+    table = pyarrow.table({"task_index": list(tasks.values()), "task": list(tasks)})
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=4), encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Pictures of many episodes written into few videos, each frame at an exact time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from latentplan.errors import ConfigError
+from latentplan.types import Array
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where an episode's pictures are: which file, and from when to when in it, in s."""
+
+    file: int
+    start: float
+    stop: float
+
+
+class Films:
+    """Writes videos at `pattern`, of chunk_index and file_index, with frame i at i / fps."""
+
+    def __init__(
+        self, pattern: str, *, fps: int, codec: str, crf: int, gop: int, file_bytes: int, chunk: int
+    ) -> None:
+        """Prepare to write; a new file begins once one holds `file_bytes`, `chunk` a folder."""
+        self._pattern, self._fps, self._codec, self._chunk = pattern, fps, codec, chunk
+        self._options = {"crf": str(crf), "g": str(gop)}
+        if codec == "libsvtav1":
+            self._options["svtav1-params"] = "lp=2"  # threads; the default takes a whole machine
+            os.environ.setdefault("SVT_LOG", "1")  # errors alone: it tells its settings otherwise
+        self._limit = file_bytes
+        self._file, self._frames, self._bytes = -1, 0, 0
+        self._container: Any = None
+        self._stream: Any = None
+
+    def append(self, pictures: Array) -> Piece:
+        """Write the pictures (n, h, w, 3) uint8 of an episode and return where they are.
+
+        Raises ConfigError where the codec does not take pictures of this size.
+        """
+        import av
+
+        try:
+            if self._container is None or self._bytes >= self._limit:
+                self._next(*pictures.shape[1:3])
+            start = self._frames / self._fps
+            for place, picture in enumerate(pictures):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = self._frames, Fraction(1, self._fps)
+                if place == 0:  # an episode can be decoded without the one before it
+                    frame.pict_type = av.video.frame.PictureType.I
+                self._mux(self._stream.encode(frame))
+                self._frames += 1
+        except (av.FFmpegError, ValueError) as e:
+            raise ConfigError(
+                f"Export.codec: {self._codec} cannot encode pictures of {pictures.shape[1]} x "
+                f"{pictures.shape[2]} ({e}); use --images"
+            ) from None
+        return Piece(self._file, start, self._frames / self._fps)
+
+    def close(self) -> None:
+        """Finish the file that is open."""
+        if self._container is not None:
+            try:
+                self._mux(self._stream.encode())
+            finally:
+                self._container.close()
+                self._container = None
+
+    def _next(self, height: int, width: int) -> None:
+        import av
+
+        self.close()
+        if height % 2 or width % 2:
+            raise ValueError("sides must be even")
+        self._file, self._frames, self._bytes = self._file + 1, 0, 0
+        chunk, place = divmod(self._file, self._chunk)
+        path = Path(self._pattern.format(chunk_index=chunk, file_index=place))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream(
+            self._codec, rate=self._fps, options=self._options
+        )
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p"
+
+    def _mux(self, packets: Any) -> None:
+        for packet in packets:
+            self._bytes += packet.size
+            self._container.mux(packet)

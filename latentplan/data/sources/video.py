@@ -1,0 +1,53 @@
+"""Frames of a video at exact times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from latentplan.errors import SourceError
+from latentplan.types import Array
+
+
+def frames(path: Path, times: Array, *, fps: float, size: tuple[int, int]) -> Array:
+    """Return the pictures (n, h, w, 3) uint8 that a video shows at `times` (n,), rising, in s.
+
+    It is decoded once, from the key frame before the first. A frame counts for a time when it is
+    nearer than half a frame. Raises SourceError where the file is missing or damaged, has no
+    frame at a time, or frames that are not `size` (h, w).
+    """
+    import av
+
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    found = np.empty((len(times), *size, 3), np.uint8)
+    near, count = 0.5 / fps, 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise SourceError(f"{path}: has no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if times[0] > near and stream.time_base:
+                container.seek(int((times[0] - near) / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if frame.time is None or frame.time < times[count] - near:
+                    continue
+                if frame.time >= times[count] + near:
+                    raise SourceError(
+                        f"{path}: has no frame at {times[count]:.4f} s; the next one is at "
+                        f"{frame.time:.4f} s"
+                    )
+                if (frame.height, frame.width) != size:
+                    raise SourceError(
+                        f"{path}: has frames of {frame.height} x {frame.width}, need "
+                        f"{size[0]} x {size[1]}"
+                    )
+                found[count] = frame.to_ndarray(format="rgb24")
+                count += 1
+                if count == len(times):
+                    return found
+    except av.FFmpegError as e:
+        raise SourceError(f"{path}: damaged, or not a video ({e.strerror or e})") from None
+    raise SourceError(f"{path}: ends before {times[count]:.4f} s: {count} of {len(times)} frames")
