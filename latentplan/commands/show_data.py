@@ -114,10 +114,8 @@ def _written(index: int, said: Sequence[Label]) -> Array:
     """Return a line (h, w, 3) of what an episode is about; its labels, with their steps."""
     from PIL import Image, ImageDraw, ImageFont
 
-    spans = [
-        f"{label.start} to {'the end' if label.stop < 0 else label.stop}: {label.text or label.task}"
-        for label in said
-    ]
+    ends = ["the end" if label.stop < 0 else label.stop for label in said]
+    spans = [f"{x.start} to {end}: {x.text or x.task}" for x, end in zip(said, ends, strict=True)]
     line = Image.new("RGB", (STEPS * (PIXELS + 2), BAR))
     text = f"episode {index}   {'   '.join(spans)}"
     ImageDraw.Draw(line).text((4, BAR / 2), text, INK, ImageFont.load_default(13), anchor="lm")
