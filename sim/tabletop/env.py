@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
+from gymnasium.utils.seeding import np_random
 
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics, check_range, unknown
 from latentplan.shapes import check, check_finite
@@ -44,9 +45,10 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
     `reset` draws a task (config `task`, or `options["task"]`) and a start in which it is to be
     done. info: `task`, its name; `text`, a sentence that asks for it; `goal`, an observation in
-    which the expert has it done; `redrawn`, starts given up since the expert did not get there.
-    With `options["goal"]`, an observation of this env, the start is that scene with the goal's
-    task undone. The same seed gives the same start.
+    which the expert has it done, without `goals` only the `scene_obs` and `task` of what shall be;
+    `redrawn`, starts given up since the expert did not get there. With `options["goal"]`, an
+    observation of this env, the start is that scene with the goal's task undone. The same seed
+    gives the same start.
 
     Reward: minus `distance` to the goal. After a step info holds `distance` (m), `success` (see
     `tasks.Task.done`: since the start the thing moved as far as CALVIN asks for) and `task`.
@@ -68,6 +70,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         depth: bool = False  # cameras give depth, too
         static: int = 64  # pixels a side of the camera before the desk
         gripper: int = 64  # pixels a side of the camera on the wrist
+        goals: bool = True  # reset shows the goal, as the expert leaves it; else tells it, faster
         stop: bool = False  # whether success ends the episode, `after` actions later
         after: int = 2  # actions after success; stop=true
 
@@ -148,22 +151,13 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         """
         super().reset(seed=seed)
         options = options or {}
-        rng = self.np_random
+        rng, redrawn = self.np_random, 0
         goal: Observation | None = options.get("goal")
-        redrawn = 0
         if goal is None:
-            task = self._choose(options.get("task"), rng)
-            while True:
-                self._begin(task, draw_start(task, rng), rng)
-                goal = self._done_by_expert()
-                if goal is not None:
-                    break
-                redrawn += 1
-                if redrawn == STARTS:
-                    raise UnstablePhysics(f"tabletop: no start of {task.name} could be solved")
+            goal, redrawn = self._draw(options.get("task"), rng, shown=self.config.goals)
         else:
-            task = _task_of(goal)
-            self._begin(task, undo(task, goal["scene_obs"], rng), rng)
+            self._begin(_task_of(goal), undo(_task_of(goal), goal["scene_obs"], rng), rng)
+        task = self._episode.task
         self._set(goal={key: np.array(value) for key, value in goal.items()})
         text = task.sentences[int(rng.integers(len(task.sentences)))]
         info = {"task": task.name, "text": text, "goal": self._episode.goal, "redrawn": redrawn}
@@ -193,12 +187,11 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
         The same seed gives the same goal, whatever ran before; the episode goes on as it was.
         """
-        state, generator = (None if self._begun is None else self.snapshot()), self._np_random
+        state = None if self._begun is None else self.snapshot()
         try:
-            goal: dict[str, Array] = self.reset(seed=seed)[1]["goal"]
-            return goal
+            goal, _ = self._draw(None, np_random(seed)[0], shown=True)
+            return dict(goal)
         finally:
-            self._np_random = generator
             if state is None:
                 self._begun = None
             else:
@@ -265,6 +258,19 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             raise ConfigError(str(unknown("Tabletop.task", name, ("any", *TASKS))))
         return TASKS[name]
 
+    def _draw(
+        self, wanted: str | None, rng: np.random.Generator, *, shown: bool
+    ) -> tuple[Observation, int]:
+        """Begin a task at a random start; return its goal and how many starts were given up."""
+        task = self._choose(wanted, rng)
+        for redrawn in range(STARTS):
+            self._begin(task, draw_start(task, rng), rng)
+            goal = self._wanted()
+            seen = self._done_by_expert(goal) if shown else goal
+            if seen is not None:
+                return seen, redrawn
+        raise UnstablePhysics(f"tabletop: {STARTS} starts of {task.name} could not be solved")
+
     def _begin(self, task: Task, scene: Any, rng: np.random.Generator) -> None:
         """Lay the scene down, the gripper somewhere near its home."""
         target = HOME + rng.uniform(-1, 1, 6) * AROUND
@@ -272,20 +278,26 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         start = encode(self._world.scene())
         self._begun = _Episode(task, start, target, closed=False, since=0, goal={})
 
-    def _done_by_expert(self) -> dict[str, Array] | None:
-        """Return what is seen when the expert has the task done; None where it does not get there.
+    def _wanted(self) -> Observation:
+        """Return the start's scene_obs but for what the task changes, and the task."""
+        now = self._episode
+        scene = now.start.copy()
+        scene[now.task.place] += now.task.way * now.task.further
+        return {"scene_obs": scene, "task": np.array([NAMES.index(now.task.name)])}
+
+    def _done_by_expert(self, goal: Observation) -> Observation | None:
+        """Return what is seen when the expert has reached the goal; None where it does not.
 
         The episode goes on from where it was.
         """
         state, now = self._world.snapshot(), self._episode
-        goal = now.start.copy()
-        goal[now.task.place] += now.task.way * now.task.further
+        wanted = goal["scene_obs"]
         try:
             for _ in range(self.episode_length):
                 robot, scene = self._robot(), encode(self._world.scene())
-                if now.task.missing(scene, goal) == 0 and now.task.done(scene, now.start):
+                if now.task.missing(scene, wanted) == 0 and now.task.done(scene, now.start):
                     return self._observe()
-                self._move(expert.act(now.task, robot, scene, goal=goal, units=self._units))
+                self._move(expert.act(now.task, robot, scene, goal=wanted, units=self._units))
             return None
         finally:
             self._restore((state, now))
