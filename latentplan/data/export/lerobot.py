@@ -23,6 +23,7 @@ from latentplan.types import Array, ArraySpec, Episode, Spec
 
 MIB = 1 << 20
 FILES = 1000  # in a chunk folder
+ROWS = 256  # of meta/episodes that are packed together
 PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 COUNTERS = {  # features that every data set has
     "timestamp": "float32",
@@ -64,7 +65,8 @@ class LerobotWriter:
     An episode of L actions becomes L + 1 frames: the last one repeats the last action, since
     LeRobot wants as many actions as observations. Rewards and ends are `next.reward`, `next.done`
     (terminated) and `next.truncated`. A frame's task is the text of the first label that covers
-    it, or "". Privileged observations are not called `observation.*`, so no policy trains on them.
+    it, or "". Privileged observations are not called `observation.*`, so that no policy trains on
+    them. Statistics are of numbers, vectors and pictures.
     """
 
     def __init__(self, folder: Path, spec: Spec, *, fps: int, config: Config | None = None) -> None:
@@ -75,10 +77,11 @@ class LerobotWriter:
             raise ConfigError(f"spec.observation: {sorted(self.named)} have names that meet")
         pictures = [key for key, a in spec.observation.items() if is_picture(a)]
         self._tasks: dict[str, int] = {}
-        self._rows: list[dict[str, Any]] = []  # of meta/episodes
-        self._parts: dict[str, list[Statistics]] = {}
+        self._rows: list[dict[str, Any]] = []  # of meta/episodes, the latest
+        self._tables: list[Any] = []  # of meta/episodes, the rows before: a tenth of their size
+        self._statistics: dict[str, Statistics] = {}  # of all episodes so far
         self._table: Any = None  # the ParquetWriter of the file that is open
-        self._file, self._frames = -1, 0
+        self._file, self._episodes, self._frames = -1, 0, 0
         self._films = {
             key: Films(
                 str(folder / "videos" / self.named[key] / f"{PATTERN}.mp4"),
@@ -95,8 +98,8 @@ class LerobotWriter:
     def append(self, episode: Episode) -> None:
         """Add one episode."""
         columns, steps = self._columns(episode), len(episode) + 1
-        found = {name: statistics.of_numbers(values) for name, values in columns.items()}
-        row: dict[str, Any] = {"episode_index": len(self._rows), "length": steps}
+        found = {n: statistics.of_numbers(v) for n, v in columns.items() if v.ndim <= 2}
+        row: dict[str, Any] = {"episode_index": self._episodes, "length": steps}
         row["tasks"] = sorted(set(_texts(episode)))
         pictures: dict[str, Array] = {}
         for key, values in episode.observations.items():
@@ -124,27 +127,32 @@ class LerobotWriter:
             "meta/episodes/file_index": 0,
         }
         for name, part in found.items():
-            self._parts.setdefault(name, []).append(part)
+            before = [self._statistics[name]] if name in self._statistics else []
+            self._statistics[name] = statistics.of_all([*before, part])
             row |= {f"stats/{name}/{kind}": value.tolist() for kind, value in part.items()}
         self._frames += steps
+        self._episodes += 1
         self._rows.append(row)
+        if len(self._rows) == ROWS:
+            self._pack()
 
     def finish(self) -> None:
         """Close the files and write what describes them."""
         import pyarrow
         from pyarrow import parquet
 
-        if not self._rows:
+        if not self._episodes:
             raise StoreError(f"{self.folder.name}: there is no episode to export")
         self.close()
         folder = self.folder / EPISODES / "chunk-000"
         folder.mkdir(parents=True)
-        parquet.write_table(pyarrow.Table.from_pylist(self._rows), folder / "file-000.parquet")
+        self._pack()
+        parquet.write_table(pyarrow.concat_tables(self._tables), folder / "file-000.parquet")
         parquet.write_table(_tasks_table(self._tasks), self.folder / TASKS)
-        together = {name: statistics.of_all(parts) for name, parts in self._parts.items()}
+        together = self._statistics.items()
         _write_json(
             self.folder / "meta/stats.json",
-            {n: {k: v.tolist() for k, v in values.items()} for n, values in together.items()},
+            {name: {k: v.tolist() for k, v in values.items()} for name, values in together},
         )
         names = {feature: key for key, feature in self.named.items()}
         _write_json(self.folder / OURS, {"spec": self.spec.to_json(), "observation": names})
@@ -158,9 +166,16 @@ class LerobotWriter:
             self._table.close()
             self._table = None
 
+    def _pack(self) -> None:
+        import pyarrow
+
+        if self._rows:
+            self._tables.append(pyarrow.Table.from_pylist(self._rows))
+            self._rows = []
+
     def _columns(self, episode: Episode) -> dict[str, Array]:
         """Return the columns (L + 1, ...) of an episode, but pictures."""
-        steps, index = len(episode) + 1, len(self._rows)
+        steps, index = len(episode) + 1, self._episodes
         texts = _texts(episode)
         for text in texts:
             self._tasks.setdefault(text, len(self._tasks))
@@ -218,14 +233,14 @@ class LerobotWriter:
         return {
             "codebase_version": "v3.0",
             "robot_type": self.config.robot or None,
-            "total_episodes": len(self._rows),
+            "total_episodes": self._episodes,
             "total_frames": self._frames,
             "total_tasks": len(self._tasks),
             "chunks_size": FILES,
             "data_files_size_in_mb": self.config.data_mib,
             "video_files_size_in_mb": self.config.video_mib,
             "fps": self.fps,
-            "splits": {"train": f"0:{len(self._rows)}"},
+            "splits": {"train": f"0:{self._episodes}"},
             "data_path": f"data/{PATTERN}.parquet",
             "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._films else None,
             "features": features,
@@ -294,8 +309,9 @@ def whole_fps(spec: Spec, asked: int | None = None) -> int:
         raise ConfigError("--fps: the store's steps have no fixed time; give --fps")
     rate = 1 / spec.dt
     if abs(rate - round(rate)) > 1e-6 * rate or round(rate) < 1:
-        raise ConfigError(f"--fps: the store has {rate:g} steps a second, not a whole number; "
-                          "give --fps")
+        raise ConfigError(
+            f"--fps: the store has {rate:g} steps a second, not a whole number; give --fps"
+        )
     return round(rate)
 
 

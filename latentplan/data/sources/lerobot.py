@@ -194,9 +194,7 @@ def _restored(spec: Spec, values: Mapping[str, Any]) -> Spec:
     """Return `spec` with what `latentplan export` wrote down, as far as it still fits."""
     before = Spec.from_json(values)
     observation = {
-        key: was
-        if (was := before.observation.get(key)) and _same_rows(was, now)
-        else now
+        key: was if (was := before.observation.get(key)) and _same_rows(was, now) else now
         for key, now in spec.observation.items()
     }
     fits = before.action.size == spec.action.size

@@ -1,0 +1,386 @@
+"""LeRobot's v3 data sets: written here as LeRobot 0.4.4 does, read; and stores exported."""
+
+import io
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentplan.cli import main
+from latentplan.data.export import lerobot as export
+from latentplan.data.export import statistics
+from latentplan.data.sources.lerobot import Lerobot
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ConfigError, SourceError, StoreError
+from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
+
+av = pytest.importorskip("av")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+FPS, LENGTHS, FILES = 20, (5, 7, 6), (0, 0, 1)  # frames of an episode, and the file that it is in
+TASKS = {"open the drawer": 0, "push it": 1}
+
+
+def frame(episode, t, size=64):
+    """Return a picture that only this frame has: bands whose grey says episode and time."""
+    picture = np.full((size, size, 3), 40 + 60 * episode, np.uint8)
+    picture[8 * (t % 8) : 8 * (t % 8) + 8] = 230
+    return picture
+
+
+def state(episode):
+    return np.random.default_rng(episode).normal(size=(LENGTHS[episode], 4)).astype(np.float32)
+
+
+def action(episode):
+    return np.random.default_rng(10 + episode).uniform(-1, 1, (LENGTHS[episode], 3))
+
+
+def png(picture):
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": "frame-000000.png"}
+
+
+def film(path, pictures, drop=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "1", "g": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for place, picture in enumerate(pictures):
+            if place in drop:
+                continue
+            shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            shown.pts, shown.time_base = place, Fraction(1, FPS)
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+
+
+def dataset(root, *, kind="video", actions=action, drop=()):
+    """Write a data set in LeRobot's layout; one row group holds all episodes of a file."""
+    rows, episodes, start = {0: [], 1: []}, [], 0
+    shown = {0: [], 1: []}
+    for index, (length, file) in enumerate(zip(LENGTHS, FILES, strict=True)):
+        for t in range(length):
+            rows[file].append(
+                {
+                    "observation.state": state(index)[t].tolist(),
+                    "observation.depth": np.full((2, 3), t, np.float32).tolist(),
+                    "note": "left out",
+                    "action": actions(index)[t].tolist(),
+                    "timestamp": t / FPS,
+                    "frame_index": t,
+                    "episode_index": index,
+                    "index": start + t,
+                    "task_index": int(index == 1 and t >= 3),
+                }
+                | ({"observation.images.top": png(frame(index, t))} if kind == "image" else {})
+            )
+        about = {"episode_index": index, "tasks": list(TASKS), "length": length}
+        about |= {"data/chunk_index": 0, "data/file_index": file}
+        about |= {"dataset_from_index": start, "dataset_to_index": start + length}
+        before = len(shown[file])
+        shown[file] += [frame(index, t) for t in range(length)]
+        top = "videos/observation.images.top"
+        about |= {f"{top}/chunk_index": 0, f"{top}/file_index": file} if kind == "video" else {}
+        if kind == "video":
+            about |= {f"{top}/from_timestamp": before / FPS}
+            about |= {f"{top}/to_timestamp": len(shown[file]) / FPS}
+        about |= {"stats/action/min": [0.0]}
+        episodes.append(about)
+        start += length
+    (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    (root / "data/chunk-000").mkdir(parents=True)
+    schema = pyarrow.Table.from_pylist(rows[0]).schema
+    for name, size in (("observation.state", 4), ("action", 3)):
+        place = schema.get_field_index(name)
+        schema = schema.set(place, pyarrow.field(name, pyarrow.list_(pyarrow.float32(), size)))
+    for file, content in rows.items():
+        table = pyarrow.Table.from_pylist(content, schema=schema)
+        parquet.write_table(table, root / f"data/chunk-000/file-{file:03d}.parquet")
+        if kind == "video":
+            film(root / f"{top}/chunk-000/file-{file:03d}.mp4", shown[file], drop=drop)
+    table = pyarrow.Table.from_pylist(episodes)
+    parquet.write_table(table, root / "meta/episodes/chunk-000/file-000.parquet")
+    tasks = {"task_index": list(TASKS.values()), "__index_level_0__": list(TASKS)}
+    parquet.write_table(pyarrow.table(tasks), root / "meta/tasks.parquet")
+    number = {"dtype": "float32", "names": None}
+    rgb = {"dtype": kind, "shape": [64, 64, 3], "names": ["height", "width", "channels"]}
+    pattern = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+    info = {
+        "codebase_version": "v3.0",
+        "fps": FPS,
+        "total_episodes": len(LENGTHS),
+        "data_path": f"data/{pattern}.parquet",
+        "video_path": f"videos/{{video_key}}/{pattern}.mp4",
+        "features": {
+            "observation.state": number | {"shape": [4]},
+            "observation.depth": number | {"shape": [2, 3]},
+            "observation.images.top": rgb,
+            "note": {"dtype": "string", "shape": [1], "names": None},
+            "action": {"dtype": "float32", "shape": [3], "names": {"motors": ["x", "y", "grip"]}},
+        },
+    }
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_every_episode_has_its_own_frames_of_shared_files(tmp_path, kind):
+    source = Lerobot(dataset(tmp_path / "d", kind=kind))
+    assert len(source) == 3
+    for index in (2, 0, 1):
+        episode = source.episode(index)
+        np.testing.assert_array_equal(episode.observations["state"], state(index))
+        wanted = action(index).astype(np.float32)[:-1]
+        np.testing.assert_array_equal(episode.actions, wanted)
+        assert episode.observations["depth"][:, 1, 2].tolist() == list(range(LENGTHS[index]))
+        pictures = np.stack([frame(index, t) for t in range(LENGTHS[index])])
+        error = np.abs(episode.observations["top"].astype(int) - pictures)
+        assert error.max() == 0 if kind == "image" else error.max() <= 4
+        assert episode.truncated and not episode.terminated
+    assert source.spec.dt == 0.05
+    assert source.spec.action.meaning == "motors: x, y, grip"
+    assert source.spec.observation["depth"] == ArraySpec((2, 3), "float32")
+
+
+def test_stretches_of_a_task_become_labels(tmp_path):
+    source = Lerobot(dataset(tmp_path / "d", kind="image"))
+    assert source.episode(0).labels == (Label("open the drawer"),)
+    split = (Label("open the drawer", stop=2), Label("push it", start=3))
+    assert source.episode(1).labels == split
+
+
+def test_bounds_are_the_datas(tmp_path):
+    spec = Lerobot(dataset(tmp_path / "d", kind="image")).spec
+    every = np.concatenate([action(i) for i in range(3)]).astype(np.float32)
+    np.testing.assert_array_equal(spec.action.low, every.min(0))
+    np.testing.assert_array_equal(spec.action.high, every.max(0))
+
+
+def test_cameras_are_chosen(tmp_path):
+    root = dataset(tmp_path / "d")
+    assert set(Lerobot(root, Lerobot.Config(cameras=("top",))).spec.observation) >= {"top"}
+    with pytest.raises(SourceError, match=r"no camera named 'tip'; did you mean 'top'"):
+        Lerobot(root, Lerobot.Config(cameras=("tip",)))
+
+
+def test_a_v2_set_is_answered_with_the_converter(tmp_path):
+    root = dataset(tmp_path / "d", kind="image")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(SourceError, match=r"is a LeRobot v2\.1 .*convert_dataset_v21_to_v30"):
+        Lerobot(root)
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v4.0"}))
+    with pytest.raises(SourceError, match=r"'v4\.0' is not known"):
+        Lerobot(root)
+
+
+def test_a_folder_without_a_whole_data_set_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="no such folder"):
+        Lerobot(tmp_path / "none")
+    with pytest.raises(SourceError, match=r"has no meta/info\.json"):
+        Lerobot(tmp_path)
+    root = dataset(tmp_path / "d")
+    video = root / "videos/observation.images.top/chunk-000/file-001.mp4"
+    video.rename(tmp_path / "away.mp4")
+    with pytest.raises(SourceError, match=r"file-001\.mp4: no such file; episode 2 lies in it"):
+        Lerobot(root)
+    (root / "meta/info.json").write_text('{"codebase_version": "v3.0", "fps": 20}')
+    with pytest.raises(SourceError, match=r"info\.json.*KeyError: 'features'"):
+        Lerobot(root)
+
+
+def test_a_truncated_table_is_named(tmp_path):
+    root = dataset(tmp_path / "d", kind="image")
+    table = root / "data/chunk-000/file-001.parquet"
+    table.write_bytes(table.read_bytes()[:-200])
+    with pytest.raises(SourceError, match=r"file-001\.parquet: damaged"):
+        Lerobot(root)
+
+
+def test_a_truncated_video_is_named_and_the_other_episodes_are_read(tmp_path):
+    root = dataset(tmp_path / "d")
+    video = root / "videos/observation.images.top/chunk-000/file-001.mp4"
+    video.write_bytes(video.read_bytes()[:400])
+    source = Lerobot(root)
+    with pytest.raises(SourceError, match=r"file-001\.mp4: damaged"):
+        source.episode(2)
+    assert len(source.episode(1)) == 6
+
+
+def test_a_frame_that_is_missing_in_a_video_is_not_replaced_by_its_neighbour(tmp_path):
+    source = Lerobot(dataset(tmp_path / "d", drop=(2, 11)))
+    with pytest.raises(SourceError, match=r"has no frame at 0\.1000 s; the next one is at 0\.15"):
+        source.episode(0)
+    with pytest.raises(SourceError, match=r"ends before 0\.5500 s: 6 of 7 frames"):
+        source.episode(1)
+
+
+def test_actions_that_are_no_numbers_spoil_their_episode_alone(tmp_path):
+    def spoilt(index):
+        return np.full((LENGTHS[1], 3), np.nan) if index == 1 else action(index)
+
+    source = Lerobot(dataset(tmp_path / "d", kind="image", actions=spoilt))
+    with pytest.raises(SourceError, match=r"file-000\.parquet: episode 1, action: 21 of 21"):
+        source.episode(1)
+    assert len(source.episode(2)) == 5
+    assert np.isfinite(source.spec.action.low).all()
+
+
+def test_actions_of_another_size_are_refused(tmp_path):
+    root = dataset(tmp_path / "d", kind="image")
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [4]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(SourceError, match=r"action: 36 numbers in 12 rows, need rows of \(4,\)"):
+        Lerobot(root)
+
+
+SPEC = Spec(
+    {
+        "rgb": ArraySpec((64, 64, 3), "uint8"),
+        "robot_obs": ArraySpec((15,), "float64", "tcp, ..."),
+        "depth": ArraySpec((4, 5), "float32", "m"),
+        "touch": ArraySpec((), "float32"),
+        "scene": ArraySpec((3,), "float32"),
+    },
+    ActionSpec((-1,) * 7, (1,) * 7, "x", Convention("ee_delta", "rotvec", "base", 0.05)),
+    env="tabletop",
+    privileged=("scene",),
+    dt=0.1,
+)
+
+
+def episode(number, length=9):
+    rng = np.random.default_rng(number)
+    observations = {
+        "rgb": np.stack([frame(number, t) for t in range(length + 1)]),
+        "robot_obs": rng.normal(size=(length + 1, 15)),
+        "depth": rng.random((length + 1, 4, 5), np.float32),
+        "touch": rng.random(length + 1, np.float32),
+        "scene": rng.random((length + 1, 3), np.float32),
+    }
+    labels = {
+        0: (),
+        1: (Label("open the drawer"),),
+        2: (Label("reach", stop=3), Label("push", start=4)),
+    }
+    return Episode(
+        observations,
+        rng.uniform(-1, 1, (length, 7)).astype(np.float32),
+        rng.random(length, np.float32),
+        terminated=number == 1,
+        truncated=number == 2,
+        labels=labels[number],
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    with ZarrStore.create(tmp_path / "a.zarr", SPEC) as store:
+        for number in range(3):
+            store.append(episode(number, 9 + number))
+    return tmp_path / "a.zarr"
+
+
+@pytest.mark.parametrize("flag", ["--images", "--video"])
+def test_a_store_comes_back_from_an_export(tmp_path, store, flag, capsys):
+    assert main(["export", "lerobot", str(store), str(tmp_path / "out"), flag]) == 0
+    assert "3 episodes, 33 frames at 10 a second" in capsys.readouterr().out
+    source = Lerobot(tmp_path / "out")
+    assert source.spec == SPEC
+    for number in range(3):
+        before, after = episode(number, 9 + number), source.episode(number)
+        np.testing.assert_array_equal(after.actions, before.actions)
+        np.testing.assert_array_equal(after.rewards, before.rewards)
+        ends = (before.terminated, before.truncated)
+        assert (after.terminated, after.truncated) == ends
+        assert after.labels == before.labels
+        for key, values in before.observations.items():
+            seen = after.observations[key]
+            assert seen.dtype == values.dtype
+            if key == "rgb" and flag == "--video":
+                noise = ((seen.astype(float) - values) ** 2).mean()
+                assert 10 * np.log10(255**2 / noise) > 35  # decibel; crf 30
+            else:
+                np.testing.assert_array_equal(seen, values)
+
+
+def test_files_end_when_they_are_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MIB", 1000)
+    out, long = tmp_path / "out", [episode(n, 120) for n in range(3)]
+    config = export.Config(data_mib=1, video_mib=1)
+    with export.writing(out, SPEC, fps=10, config=config) as writer:
+        for each in long:
+            writer.append(each)
+    assert len(list((out / "data").rglob("*.parquet"))) == 3
+    assert len(list((out / "videos").rglob("*.mp4"))) >= 2
+    source = Lerobot(out)
+    for number, before in enumerate(long):
+        after = source.episode(number).observations
+        np.testing.assert_array_equal(after["depth"], before.observations["depth"])
+        assert np.abs(after["rgb"].astype(float) - before.observations["rgb"]).mean() < 5
+
+
+def test_an_export_says_what_lerobot_needs(tmp_path, store):
+    out = tmp_path / "out"
+    assert main(["export", "lerobot", str(store), str(out), "--images", "--fps", "25"]) == 0
+    info = json.loads((out / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0" and info["fps"] == 25
+    assert info["total_frames"] == 33 and info["splits"] == {"train": "0:3"}
+    assert "privileged.scene" in info["features"]
+    assert "observation.scene" not in info["features"]
+    table = out / "data/chunk-000/file-000.parquet"
+    kinds = {field.name: str(field.type) for field in parquet.read_schema(table)}
+    assert kinds["action"] == "fixed_size_list<element: float>[7]"
+    assert kinds["observation.images.rgb"] == "struct<bytes: binary, path: string>"
+    assert kinds["observation.touch"] == "float" and kinds["episode_index"] == "int64"
+    rows = parquet.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [row["dataset_to_index"] for row in rows] == [10, 21, 33]
+    assert rows[2]["tasks"] == ["push", "reach"]
+    stats = json.loads((out / "meta/stats.json").read_text())
+    assert np.shape(stats["observation.images.rgb"]["mean"]) == (3, 1, 1)
+    assert np.shape(stats["action"]["q99"]) == (7,) and stats["action"]["count"] == [33]
+    assert list((tmp_path).glob(".*partial*")) == []
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(n, 1 + n, (50 + 10 * n, 4)) for n in range(3)]
+    together = statistics.of_all([statistics.of_numbers(part) for part in parts])
+    whole = statistics.of_numbers(np.concatenate(parts))
+    for name in ("min", "max", "mean", "std", "count"):
+        np.testing.assert_allclose(together[name], whole[name])
+    pictures = rng.integers(0, 256, (20, 8, 9, 3), np.uint8)
+    found, flat = statistics.of_pictures(pictures), pictures.reshape(-1, 3) / 255
+    for name, wanted in {"min": flat.min(0), "mean": flat.mean(0), "std": flat.std(0)}.items():
+        np.testing.assert_allclose(found[name].ravel(), wanted)
+    inverted = np.quantile(flat, 0.9, axis=0, method="inverted_cdf")
+    np.testing.assert_allclose(found["q90"].ravel(), inverted)
+
+
+def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(tmp_path, store, monkeypatch):
+    out = tmp_path / "out"
+    untimed = tmp_path / "untimed.zarr"
+    with ZarrStore.create(untimed, Spec(SPEC.observation, SPEC.action)) as other:
+        other.append(episode(0))
+    assert main(["export", "lerobot", str(untimed), str(out)]) == 2
+    assert main(["export", "lerobt", str(store), str(out)]) == 2
+    assert main(["export", "lerobot", str(store), str(out), "codec=vhs"]) == 2
+    assert main(["export", "lerobot", str(store), str(store)]) == 2
+    with pytest.raises(ConfigError, match=r"3\.33333 steps a second, not a whole number"):
+        export.whole_fps(Spec(SPEC.observation, SPEC.action, dt=0.3))
+    with pytest.raises(StoreError, match="no episode"), export.writing(out, SPEC, fps=10):
+        pass
+    odd = Spec({"rgb": ArraySpec((63, 64, 3), "uint8")}, SPEC.action)
+    pictures = np.zeros((10, 63, 64, 3), np.uint8)
+    small = Episode({"rgb": pictures}, episode(0).actions, episode(0).rewards)
+    with pytest.raises(ConfigError, match=r"63 x 64 \(sides must be even\); use --images"):
+        with export.writing(out, odd, fps=10) as writer:
+            writer.append(small)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["a.zarr", "untimed.zarr"]
