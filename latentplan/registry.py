@@ -16,6 +16,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
         "calvin": "latentplan.sim.calvin.env:Calvin",
         "cloth": "latentplan.sim.cloth:Cloth",
+        "rlbench": "latentplan.sim.rlbench.env:RLBench",
         "robosuite/Door": "latentplan.sim.robosuite.tasks:Door",
         "robosuite/Lift": "latentplan.sim.robosuite.tasks:Lift",
         "robosuite/NutAssembly": "latentplan.sim.robosuite.tasks:NutAssembly",

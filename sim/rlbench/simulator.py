@@ -1,0 +1,129 @@
+"""RLBench's own objects: imported when asked for, set up, and their observations as arrays."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from latentplan.data.sources import rlbench_pictures, rlbench_spec
+from latentplan.data.sources.rlbench_spec import CAMERAS
+from latentplan.errors import MissingDependency
+from latentplan.types import Array
+
+if TYPE_CHECKING:
+    from latentplan.sim.rlbench.env import RLBench
+
+INSTALL = (
+    "env 'rlbench' needs CoppeliaSim 4.1 (coppeliarobotics.com) at COPPELIASIM_ROOT, which is also "
+    "on LD_LIBRARY_PATH and QT_QPA_PLATFORM_PLUGIN_PATH, and then: "
+    'pip install "git+https://github.com/stepjam/RLBench.git"'
+)
+RENDERERS = {"opengl3": "OPENGL3", "opengl": "OPENGL"}
+
+
+class Library(NamedTuple):
+    """RLBench's modules that are used."""
+
+    rlbench: Any
+    arms: Any
+    grippers: Any
+    modes: Any
+    exceptions: Any
+    observations: Any
+    utils: Any
+    constants: Any
+    errors: Any
+
+
+def library() -> Library:
+    """Import RLBench; MissingDependency where it, PyRep or CoppeliaSim is not there."""
+    names = (
+        "rlbench.environment",
+        "rlbench.action_modes.arm_action_modes",
+        "rlbench.action_modes.gripper_action_modes",
+        "rlbench.action_modes.action_mode",
+        "rlbench.backend.exceptions",
+        "rlbench.observation_config",
+        "rlbench.utils",
+        "pyrep.const",
+        "pyrep.errors",
+    )
+    try:
+        return Library(*map(import_module, names))
+    except ImportError as e:  # PyRep's says what of CoppeliaSim it does not find
+        lacking = "" if e.name in ("rlbench", "pyrep") else f" ({str(e).splitlines()[0]})"
+        raise MissingDependency(f"{INSTALL}{lacking}") from None
+
+
+def action_mode(modules: Library, config: RLBench.Config) -> Any:
+    """Return RLBench's object that does what an action says."""
+    arms = modules.arms
+    make = {
+        "next_joint": lambda: arms.JointPosition(absolute_mode=True),
+        "joint_velocity": lambda: arms.JointVelocity(),
+        "next_pose": lambda: arms.EndEffectorPoseViaIK(absolute_mode=True),
+        "keyframe": lambda: arms.EndEffectorPoseViaPlanning(
+            absolute_mode=True, collision_checking=config.collisions
+        ),
+    }[config.action]
+    return modules.modes.MoveArmThenGripper(make(), modules.grippers.Discrete())
+
+
+def observation_config(modules: Library, config: RLBench.Config) -> Any:
+    """Return RLBench's settings of what it observes."""
+    settings = modules.observations
+    every = settings.ObservationConfig(
+        **{f"{camera}_camera": _camera(modules, config, camera) for camera in CAMERAS}
+    )
+    every.set_all_low_dim(True)
+    every.gripper_matrix = False  # the pose again
+    return every
+
+
+def _camera(modules: Library, config: RLBench.Config, name: str) -> Any:
+    used, depth = name in config.cameras, "depth" in config.pictures or config.clouds
+    return modules.observations.CameraConfig(
+        rgb=used and ("rgb" in config.pictures or not depth),  # one that draws neither is removed
+        depth=used and depth,
+        point_cloud=False,  # ours has a stride
+        mask=used and "mask" in config.pictures,
+        image_size=(config.image, config.image),
+        render_mode=getattr(modules.constants.RenderMode, RENDERERS[config.renderer]),
+        masks_as_one_channel=False,  # RLBench's own decoding overflows
+        depth_in_meters=True,
+    )
+
+
+def numbers(seen: Any, name: str) -> Array:
+    """Return a low-dimensional observation (n,) float64 of RLBench's."""
+    return np.atleast_1d(np.asarray(getattr(seen, name), np.float64))
+
+
+def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
+    """Return what a camera gives in an observation of RLBench, by our keys."""
+    found: dict[str, Array] = {}
+    rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.PICTURES)
+    matrices = {
+        kind: np.asarray(seen.misc[f"{camera}_camera_{kind}"], np.float64)
+        for kind in ("extrinsics", "intrinsics")
+        if config.matrices or config.clouds
+    }
+    if "rgb" in config.pictures:
+        found[f"{camera}_rgb"] = np.asarray(rgb, np.uint8)
+    if "depth" in config.pictures:
+        found[f"{camera}_depth"] = np.asarray(depth, np.float32)
+    if "mask" in config.pictures:  # colours from 0 to 1, as the renderer has them
+        coded = np.rint(np.asarray(mask, np.float64) * 255).astype(np.uint8)
+        found[f"{camera}_mask"] = rlbench_pictures.handles(coded)
+    if config.matrices:
+        found |= {f"{camera}_camera_{kind}": matrix for kind, matrix in matrices.items()}
+    if config.clouds:
+        found[f"{camera}_point_cloud"] = rlbench_pictures.cloud(
+            np.asarray(depth, np.float32)[None],
+            extrinsics=matrices["extrinsics"][None],
+            intrinsics=matrices["intrinsics"][None],
+            stride=config.stride,
+        )[0]
+    return found
