@@ -155,6 +155,7 @@ def _scene(boxes: Sequence[Box]) -> Any:
 
     spec = mujoco.MjSpec()
     spec.visual.quality.shadowsize = 0
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = (0.5,) * 3, (0.5,) * 3
     spec.worldbody.add_geom(
         name="table",
         type=mujoco.mjtGeom.mjGEOM_PLANE,

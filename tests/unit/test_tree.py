@@ -14,7 +14,7 @@ PACKAGE = Path(str(files("latentplan")))
 ROOT = PACKAGE.parent
 
 
-@pytest.mark.parametrize("name", ["sim", "robots", "configs"])
+@pytest.mark.parametrize("name", ["sim", "robots", "real_robot", "configs"])
 def test_a_linked_folder_is_there(name: str) -> None:
     link = PACKAGE / name
     assert link.is_dir(), f"{link} is not a folder: clone with core.symlinks=true"
