@@ -1,0 +1,251 @@
+"""CALVIN's two evaluations: single tasks (MTLC) and chains of five (LH-MTLC).
+
+MTLC: every annotated window of the validation split gives a start and a task, to be done within
+240 actions; the figure is the share of successes. LH-MTLC: from a chain's start five tasks are
+given one after the other, each when the last is done, 360 actions each; the figures are the shares
+of chains with 1, 2, ... 5 tasks done in a row, and the mean number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from latentplan.config import read_yaml
+from latentplan.errors import ConfigError, check_range
+from latentplan.evaluation.calvin.chains import LENGTH, Chain, start
+from latentplan.evaluation.calvin.tasks import TASKS, achieved
+from latentplan.evaluation.metrics import Interval, wilson
+from latentplan.protocols import Env, EpisodeStore
+from latentplan.types import Array, Observation
+
+SINGLE, LONG = 240, 360  # actions that a task may take, alone and in a chain
+ANNOTATIONS = Path("calvin_models", "conf", "annotations", "new_playtable_validation.yaml")
+
+
+class Table(Env, Protocol):
+    """An Env that tells what the tests of the tasks compare, such as `sim.calvin.env.Calvin`."""
+
+    def task_info(self) -> Mapping[str, Any]:
+        """Return calvin_env's `info` of this instant."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What a policy is asked to do."""
+
+    task: str  # its name
+    text: str  # as one would say it
+    goal: Observation | None = None  # how it looked when it was done once; None in a chain
+
+
+class Policy(Protocol):
+    """Whoever does what it is told; it is given no simulator truth."""
+
+    def reset(self, instruction: Instruction) -> None:
+        """Forget what was before and take the instruction."""
+
+    def act(self, observation: Observation) -> Array:
+        """Return an action (A,) inside the bounds."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A single task: where it starts, what is asked."""
+
+    robot_obs: Array  # (15,)
+    scene_obs: Array  # (24,)
+    instruction: Instruction
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Successes and trials by task, and over all."""
+
+    tasks: Mapping[str, tuple[int, int]]  # successes, trials
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Successes and trials of all tasks together."""
+        pairs = list(self.tasks.values())
+        return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+
+    @property
+    def rate(self) -> float:
+        """The share of successes over all trials."""
+        return self.total[0] / self.total[1]
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of the rate."""
+        return wilson(*self.total)
+
+
+@dataclass(frozen=True)
+class ChainRates:
+    """What LH-MTLC reports."""
+
+    done: tuple[int, ...]  # tasks done in a row, of each chain
+    tasks: Rates  # of the tasks that were tried
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many chains have at least 1, 2, ... 5 tasks done in a row."""
+        return tuple(sum(d >= n for d in self.done) for n in range(1, LENGTH + 1))
+
+    @property
+    def in_a_row(self) -> tuple[float, ...]:
+        """The shares of chains with at least 1, 2, ... 5 tasks done in a row."""
+        return tuple(count / len(self.done) for count in self.counts)
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """Wilson's 95 % intervals of `in_a_row`."""
+        return tuple(wilson(count, len(self.done)) for count in self.counts)
+
+    @property
+    def mean(self) -> float:
+        """The mean number of tasks done in a row, at most 5."""
+        return float(np.mean(self.done))
+
+
+class GoalPicture:
+    """A Policy made of a planner that is given a goal, such as `planning.mpc.MPC`.
+
+    Chains come without goals: ConfigError there.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        """Take what has `reset(seed)`, `goal(observation)` and `act(observation)`."""
+        self.agent = agent
+
+    def reset(self, instruction: Instruction) -> None:
+        """Give the planner the goal."""
+        if instruction.goal is None:
+            raise ConfigError(
+                f"task {instruction.task!r} comes with no goal picture, and the planner needs one; "
+                "evaluate single tasks"
+            )
+        self.agent.reset(seed=0)
+        self.agent.goal(instruction.goal)
+
+    def act(self, observation: Observation) -> Array:
+        """Return the planner's action."""
+        action: Array = self.agent.act(observation)
+        return action
+
+
+def sentences(checkout: Path | str) -> dict[str, str]:
+    """Return the sentence that CALVIN's evaluation says for each task, from a checkout of it.
+
+    `checkout` is one of mees/calvin, not of calvin_env alone. Raises ConfigError where the
+    sentences are not there or a task has none.
+    """
+    file = Path(checkout).expanduser() / ANNOTATIONS
+    found = read_yaml(file)
+    lacking = [task for task in TASKS if not found.get(task)]
+    if lacking:
+        raise ConfigError(f"{file}: has no sentence for task {lacking[0]!r}")
+    return {task: str(found[task][0]) for task in TASKS}
+
+
+def trials(store: EpisodeStore, *, texts: Mapping[str, str] | None = None) -> Iterator[Trial]:
+    """Yield a single task for every labelled part of a store made by `latentplan import calvin`.
+
+    The goal is the part's last observation, without privileged keys; the text is of `texts`, by
+    task, else the label's own. Labels that name none of the 34 tasks are passed over.
+    """
+    privileged = set(store.spec.privileged)
+    for number in range(len(store)):
+        episode = store.episode(number)
+        for label in episode.labels:
+            if label.task not in TASKS:
+                continue
+            seen = episode.observations
+            goal = {k: v[label.stop] for k, v in seen.items() if k not in privileged}
+            text = (texts or {}).get(label.task, label.text)
+            yield Trial(
+                robot_obs=seen["robot_obs"][label.start],
+                scene_obs=seen["scene_obs"][label.start],
+                instruction=Instruction(label.task, text, goal),
+            )
+
+
+def single(
+    policy: Policy, env: Table, *, trials: Iterable[Trial], limit: int = SINGLE
+) -> Iterator[tuple[str, bool]]:
+    """Yield each trial's task and whether it was done within `limit` actions (MTLC)."""
+    check_range("single.limit", limit, 1)
+    for trial in trials:
+        options = {"robot_obs": trial.robot_obs, "scene_obs": trial.scene_obs}
+        observation, _ = env.reset(seed=0, options=options)
+        success, _ = _attempt(policy, env, observation, trial.instruction, limit=limit)
+        yield trial.instruction.task, success
+
+
+def rates(results: Iterable[tuple[str, bool]]) -> Rates:
+    """Return the successes by task of what `single` yields."""
+    done, tried = Counter[str](), Counter[str]()
+    for task, success in results:
+        tried[task] += 1
+        done[task] += success
+    return Rates({task: (done[task], tried[task]) for task in TASKS if tried[task]})
+
+
+def long(
+    policy: Policy,
+    env: Table,
+    *,
+    chains: Iterable[Chain],
+    texts: Mapping[str, str] | None = None,
+    limit: int = LONG,
+) -> Iterator[int]:
+    """Yield how many tasks of each chain were done in a row, `limit` actions each (LH-MTLC).
+
+    `texts` says what the policy is told, by task: `sentences` for figures that compare with
+    others'; without it the task's name, in words.
+    """
+    check_range("long.limit", limit, 1)
+    for chain in chains:
+        robot_obs, scene_obs = start(chain.state)
+        options = {"robot_obs": robot_obs, "scene_obs": scene_obs}
+        observation, _ = env.reset(seed=0, options=options)
+        done = 0
+        for task in chain.tasks:
+            text = (texts or {}).get(task, task.replace("_", " "))
+            asked = Instruction(task, text)
+            success, observation = _attempt(policy, env, observation, asked, limit=limit)
+            if not success:
+                break
+            done += 1
+        yield done
+
+
+def chain_rates(done: Sequence[int], *, of: Sequence[Chain]) -> ChainRates:
+    """Return the figures of what `long` yields for the chains `of`."""
+    results = [
+        (task, number < count)
+        for count, chain in zip(done, of, strict=True)
+        for number, task in enumerate(chain.tasks[: count + 1])
+    ]
+    return ChainRates(tuple(done), rates(results))
+
+
+def _attempt(
+    policy: Policy, env: Table, observation: Observation, instruction: Instruction, *, limit: int
+) -> tuple[bool, Observation]:
+    """Return whether the policy did as it was told, and what is seen then."""
+    privileged = set(env.data_spec.privileged)
+    policy.reset(instruction)
+    before = env.task_info()
+    for _ in range(limit):
+        public = {k: v for k, v in observation.items() if k not in privileged}
+        observation = env.step(policy.act(public))[0]
+        if achieved(before, env.task_info(), among=(instruction.task,)):
+            return True, observation
+    return False, observation
