@@ -73,6 +73,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
     name = "rlbench"
+    episode_length = 400  # actions, after which an attempt may be given up
     _running: RLBench | None = None  # in this process
 
     @dataclass(frozen=True)

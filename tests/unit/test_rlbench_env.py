@@ -19,8 +19,10 @@ from latentplan.errors import (
     UnstablePhysics,
 )
 from latentplan.exploration.expert import Expert
+from latentplan.exploration.recorder import CollectConfig, Recipe, Recorder
 from latentplan.protocols import Env
 from latentplan.sim.rlbench.env import RLBench
+from latentplan.types import Label
 
 ACTIONS = ("next_joint", "next_pose", "keyframe", "joint_velocity")
 SMALL = {"image": 16, "cameras": ("front", "wrist")}
@@ -252,6 +254,24 @@ def test_the_expert_does_the_episode_that_was_drawn(make):
     env.step(first)
     with pytest.raises(LatentplanError, match="right after a reset"):
         env.expert(observation, rng)
+
+
+def test_demonstrations_are_collected_with_their_words(make):
+    made = make(action="keyframe")
+    recipe = Recipe(
+        env=lambda config: made,
+        explorer=Expert,
+        env_config=None,
+        explorer_config=None,
+        config=CollectConfig(length=10),
+        seed=0,
+    )
+    stand_in.TaskEnvironment.fails.append(RuntimeError("Could not collect demos."))
+    episode, unstable, _ = Recorder(recipe).record(0)
+    assert unstable == 1  # the first placement had no demo
+    assert episode.terminated and episode.rewards[-1] == 1
+    assert episode.labels == (Label("reach the red target", "reach_target"),)
+    assert episode.info["variation"] == 0
 
 
 def test_a_goal_ends_the_episode(make):
