@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -390,4 +391,26 @@ def _library(name: str) -> Any:
         raise MissingDependency(
             f'env {name!r} needs {e.name}: pip install "latentplan[robosuite]"'
         ) from None
+    except ImportError as e:  # of OpenCV's shared libraries
+        raise MissingDependency(
+            f"env {name!r}: robosuite does not load ({e}); type: apt-get install -y libgl1 "
+            "libglib2.0-0 libxcb1"
+        ) from None
+    _mend_sawyer()
     return robosuite
+
+
+@cache
+def _mend_sawyer() -> None:
+    """Let MuJoCo 3.9 take robosuite 1.5.1's Sawyer: a mesh of its head is not closed."""
+    from robosuite.models.robots import Sawyer
+
+    make = Sawyer.__init__
+
+    def mended(self: Any, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        for mesh in self.asset.iter("mesh"):  # only shown: bodies have their inertia given
+            if "head" in mesh.get("name"):
+                mesh.set("inertia", "shell")
+
+    Sawyer.__init__ = mended

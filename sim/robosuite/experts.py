@@ -14,11 +14,14 @@ from scipy.spatial.transform import Rotation
 from latentplan.errors import ConfigError
 from latentplan.types import ActionSpec, Array, Observation
 
+ROBOT = "Panda"  # whose gripper they hold things with
+OSC_POSE = ("ee_delta", "rotvec", "base")
 DOWN = np.array([0.0, 0.0, -1.0])
 UP = np.array([0.0, 0.0, 1.0])
 NEAR = 0.008  # m, beside an object at most before the hand goes down to it
 STRAIGHT = 0.15  # rad, of the hand's turn to an object's sides at most, before it goes down
 HOVER = 0.06  # m over an object from which the hand goes down
+ABOVE = 0.01  # m over an object's middle, where it is held: fingers stay clear of the table
 GAIN = 3.0  # of the error to a place; robosuite's controllers cover a part of what they are told
 
 
@@ -33,18 +36,15 @@ class Move(NamedTuple):
 def act(move: Move, observation: Observation, *, action: ActionSpec, base: Array) -> Array:
     """Return the action (A,) towards a move; `base` (3, 3) are the axes of the arm's base.
 
-    Raises ConfigError where actions are none of osc_pose or osc_position.
+    Raises ConfigError where actions are not those of osc_pose.
     """
     means = action.convention
-    if means is None or means.control != "ee_delta" or means.frame != "base":
-        raise ConfigError("the expert acts with controller=osc_pose or osc_position")
-    error = base.T @ (move.place - observation["ee"][:3])
-    parts = [np.clip(GAIN * error / means.position_unit, -1, 1)]
-    if means.rotation:
-        parts.append(np.clip(GAIN * (base.T @ move.turn) / means.rotation_unit, -1, 1))
-    if means.gripper:
-        parts.append(np.array([1.0 if move.closed else -1.0]))
-    return np.concatenate(parts).astype(np.float32)
+    if means is None or (means.control, means.rotation, means.frame) != OSC_POSE:
+        raise ConfigError("robosuite: the experts act with controller=osc_pose alone")
+    error = base.T @ (move.place - observation["ee"][:3]) / means.position_unit
+    turn = base.T @ move.turn / means.rotation_unit
+    grip = 1.0 if move.closed else -1.0
+    return np.clip([*(GAIN * error), *(GAIN * turn), grip], -1, 1).astype(np.float32)
 
 
 def lift(observation: Observation, *, key: str = "cube", height: float = 0.15) -> Move:
@@ -90,14 +90,14 @@ def place(
     return Move(hand + gap - 0.01 * UP, True, turn)
 
 
-def grasp(observation: Observation, pose: Array, *, down: float = 0.0) -> Move:
+def grasp(observation: Observation, pose: Array) -> Move:
     """Return the move that brings the hand over an object, down to it, and closes it."""
     hand = observation["ee"][:3]
-    target = pose[:3] - down * UP
+    target = pose[:3] + ABOVE * UP
     turn = upright(observation) + along(observation, pose)
     gap = target - hand
     sideways = float(np.linalg.norm(gap[:2]))
-    if sideways > NEAR and -gap[2] < HOVER - 0.02 and sideways > 2 * NEAR:  # too low to travel
+    if sideways > 2 * NEAR and -gap[2] < HOVER - 0.02:  # too low to travel
         return Move(np.append(hand[:2], target[2] + HOVER), False, turn)
     if sideways > NEAR or abs(turn[2]) > STRAIGHT:
         return Move(target + HOVER * UP if -gap[2] > 0.02 else target, False, turn)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.errors import ConfigError
 from latentplan.sim.robosuite import experts
 from latentplan.sim.robosuite.env import Robosuite
 from latentplan.types import Array, ArraySpec, Observation
@@ -20,9 +21,11 @@ class Held(Robosuite):
         return super()._truth_specs() | {"grasped": grasped}
 
     def _truth(self) -> dict[str, Array]:
+        geoms = self._robot.gripper["right"].important_geoms
+        # Whole fingers: Robotiq's hold a cube without touching it with both pads.
+        fingers = [geoms["left_finger"], geoms["right_finger"]]
         held = any(
-            self._env._check_grasp(gripper=self._robot.gripper, object_geoms=thing)
-            for thing in self._things()
+            self._env._check_grasp(gripper=fingers, object_geoms=thing) for thing in self._things()
         )
         return super()._truth() | {"grasped": np.array([held], np.float32)}
 
@@ -31,6 +34,11 @@ class Held(Robosuite):
         raise NotImplementedError
 
     def _act(self, move: experts.Move, observation: Observation) -> Array:
+        if self.config.robot != experts.ROBOT:
+            raise ConfigError(
+                f"{type(self).__name__}.robot: found {self.config.robot!r}; the experts are made "
+                f"for {experts.ROBOT}"
+            )
         base = self._robot.composite_controller.get_controller_base_pose("right")[1]
         return experts.act(move, observation, action=self.data_spec.action, base=base)
 
