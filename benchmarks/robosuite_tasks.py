@@ -1,8 +1,8 @@
-"""What robosuite's tasks cost, and how often their experts succeed: benchmarks/robosuite.json.
+"""What robosuite's tasks cost, and how often their experts succeed: robosuite.json.
 
-    python benchmarks/robosuite.py success Lift --episodes 50 [KEY=VALUE ...]
-    python benchmarks/robosuite.py speed Lift
-    python benchmarks/robosuite.py pictures Lift
+    python benchmarks/robosuite_tasks.py success Lift --episodes 50 [KEY=VALUE ...]
+    python benchmarks/robosuite_tasks.py speed Lift
+    python benchmarks/robosuite_tasks.py pictures Lift
 
 `success` counts episodes in which robosuite's test holds at the end; `speed` times steps, pictures
 and snapshots, and robosuite's own env beside them; `pictures` looks for pixels that differ after 50
@@ -44,11 +44,10 @@ def success(task: str, settings: tuple[str, ...], episodes: int) -> Row:
     for seed in range(episodes):
         observation, _ = env.reset(seed=seed)
         rng = np.random.default_rng(seed)
-        for count in range(1, env.episode_length + 1):
+        count, ended = 0, False
+        while not ended and count < env.episode_length:
             step = env.step(env.expert(observation, rng))
-            observation = step.observation
-            if step.terminated:
-                break
+            observation, ended, count = step.observation, step.terminated, count + 1
         if step.info["success"]:
             actions.append(count)
         else:
