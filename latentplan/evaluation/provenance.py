@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("latentplan", "torch", "numpy", "mujoco", "gymnasium", "zarr")
+PACKAGES = ("latentplan", "torch", "numpy", "mujoco", "pybullet", "gymnasium", "zarr")
 
 
 def provenance() -> dict[str, Any]:

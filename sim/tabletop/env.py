@@ -63,7 +63,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         """What is asked, how actions are read, what is seen."""
 
         task: str = "any"  # one of tasks.TASKS, or any: a reset draws one
-        rate: float = 30.0  # actions a second
+        rate: float = 30.0  # actions a second, rounded so that one takes whole 1/120 s
         position_unit: float = 0.02  # m, of an action of 1
         rotation_unit: float = 0.05  # rad, of an action of 1
         cameras: tuple[str, ...] = ("static", "gripper")  # that see

@@ -64,16 +64,16 @@ class Task:
 
 def _tasks() -> Iterator[Task]:
     opens = ("open the drawer", "pull out the drawer", "pull the handle of the drawer")
-    yield Task("open_drawer", DRAWER, 1, 0.12, 0.14, (*opens, "go open the drawer"))
+    yield Task("open_drawer", DRAWER, 1, 0.12, 0.15, (*opens, "go open the drawer"))
     closes = ("close the drawer", "push in the drawer", "push the handle of the drawer")
-    yield Task("close_drawer", DRAWER, -1, 0.12, 0.14, (*closes, "go close the drawer"))
+    yield Task("close_drawer", DRAWER, -1, 0.12, 0.15, (*closes, "go close the drawer"))
     for name, way in (("left", 1), ("right", -1)):
         yield Task(
             f"move_slider_{name}",
             SLIDER,
             way,
             0.15,
-            0.17,
+            0.18,
             (
                 f"move the sliding door to the {name}",
                 f"push the sliding door {name}",

@@ -17,7 +17,7 @@ from latentplan.sim.cameras import Camera
 from latentplan.types import Array
 
 FOLDER = Path(__file__).parent
-TIMESTEP = 1 / 240  # s, of the physics
+TIMESTEP = 1 / 120  # s, of the physics
 BLOCK = 0.05  # m, the side of a block
 COLOURS = {"red": (0.85, 0.08, 0.08), "blue": (0.10, 0.22, 0.90), "pink": (1.0, 0.50, 0.85)}
 RANGES = {"drawer": 0.18, "slider": 0.24, "switch": 0.08}  # m, how far each goes from 0
@@ -26,11 +26,12 @@ LAMP = (0.24, 0.225, 0.12)  # m, its middle
 LIT, DARK = (1.0, 0.93, 0.25, 1), (0.16, 0.17, 0.24, 1)  # rgba of the lamp
 FLOOR, FLOOR_RGBA = -0.23, (0.33, 0.37, 0.42, 1)  # m, its height
 OPEN = 0.04  # m, of each finger
-GAIN = 0.5  # share of a joint's error that a timestep corrects
-FORCES = (60.0,) * 3 + (6.0,) * 3 + (15.0,) * 2  # N, N m: arm's joints, fingers
+MOTORS = tuple(range(8))  # x, y, z, yaw, pitch, roll, two fingers
+FORCES = (60.0,) * 3 + (6.0,) * 3 + (15.0,) * 2  # N, N m
+GAINS = (0.5,) * 8  # share of a joint's error that a timestep corrects
 NEAR, FAR = 0.02, 5.0  # m from a camera, what a picture shows
 FARTHEST = 4.0  # m from the origin, and more than any angle; what is farther has diverged
-LAID = 48  # timesteps for what was put down to come to rest
+LAID = 24  # timesteps for what was put down to come to rest
 STATIC = Camera("static", position=(0.0, -0.80, 0.86), target=(0.0, -0.06, 0.0), fovy=39.0)
 WRIST = (0.0, -0.065, 0.055), (0.0, -0.005, -0.03)  # m from the tool: camera, what it looks at
 WRIST_FOVY = 80.0  # degrees
@@ -96,14 +97,14 @@ class World:
         joints = _joints(pose, closed=False)
         for joint, value in enumerate(joints):
             p.resetJointState(self._gripper, joint, value, 0.0, client)
-        self._servo(joints)
+        self._servo(joints.tolist())
         for _ in range(LAID):
             p.stepSimulation(client)
 
     def move(self, start: Array, end: Array, *, closed: bool) -> None:
         """Take the servo's target from a pose (6,) to another in a period, the fingers at once."""
         a, b = _joints(start, closed=closed), _joints(end, closed=closed)
-        for joints in np.linspace(a, b, self._substeps + 1)[1:]:
+        for joints in np.linspace(a, b, self._substeps + 1)[1:].tolist():
             self._servo(joints)
             self._p.stepSimulation(self._client)
 
@@ -188,15 +189,15 @@ class World:
         states = self._p.getJointStates(body, range(self._count[body]), self._client)
         return [state[0] for state in states]
 
-    def _servo(self, joints: Array) -> None:
+    def _servo(self, joints: list[float]) -> None:
         """Set where the gripper's motors go."""
         self._p.setJointMotorControlArray(
             self._gripper,
-            range(len(FORCES)),
+            MOTORS,
             self._p.POSITION_CONTROL,
-            targetPositions=joints.tolist(),
+            targetPositions=joints,
             forces=FORCES,
-            positionGains=(GAIN,) * len(FORCES),
+            positionGains=GAINS,
             physicsClientId=self._client,
         )
 

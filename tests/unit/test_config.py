@@ -178,7 +178,7 @@ def test_a_preset_that_bears_a_registered_name_is_what_it_means(presets: Path) -
 @pytest.mark.parametrize("text", ["links: 3\n", "base: rpoe\n", "base: os:system\n"])
 def test_a_preset_needs_a_registered_base(presets: Path, text: str) -> None:
     (presets / "odd.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"preset env/odd\.base: .* known: cloth, rope"):
+    with pytest.raises(ConfigError, match=r"preset env/odd\.base: .* known: .*cloth, .*rope"):
         config.resolve("env", "odd")
 
 
