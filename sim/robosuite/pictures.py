@@ -6,6 +6,8 @@ with each hard reset and takes the next one's textures along, is never made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from latentplan.types import Array
 
 COLLISION = 0  # robosuite's group of geoms that are not to be seen
 HIDDEN = 5  # a group that is never drawn
+SMOOTH = 4  # samples a pixel of a picture, as robosuite has
 
 
 class Pictures:
@@ -34,9 +37,8 @@ class Pictures:
         self._model, self._size = model, size
         kind = mujoco.mjtObj.mjOBJ_CAMERA
         self._ids = {k: mujoco.mj_name2id(model, kind, name) for k, name in cameras.items()}
-        first = Camera("none yet", (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), width=size, height=size)
-        self._renderer = _Visual(model, first)
         self._groups = model.geom_group.copy()
+        self._renderers: dict[int, _Visual] = {}  # by samples a pixel
 
     def camera(self, data: Any, name: str) -> Camera:
         """Return a camera where it is now."""
@@ -54,21 +56,40 @@ class Pictures:
 
     def picture(self, data: Any, name: str) -> Array:
         """Return what a camera sees, (h, w, 3) uint8."""
-        with self._aimed(data, name):
-            return self._renderer.picture(data)
+        renderer = self._renderer(name, data, samples=SMOOTH)
+        with self._culled(renderer.camera, data):
+            return renderer.picture(data)
 
     def depth(self, data: Any, name: str) -> Array:
-        """Return (h, w) float32: metres from a camera, along its axis."""
-        with self._aimed(data, name):
-            return self._renderer.depth(data)
+        """Return (h, w) float32: metres from a camera, along its axis, in the pixels' middles."""
+        renderer = self._renderer(name, data, samples=0)  # one of several would lie beside it
+        with self._culled(renderer.camera, data):
+            return renderer.depth(data)
 
     def close(self) -> None:
         """Free the model's textures."""
-        self._renderer.close()
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}
 
-    def _aimed(self, data: Any, name: str) -> _Culled:
-        camera = self._renderer.camera = self.camera(data, name)
-        return _Culled(self._model, self._groups, outside(camera, data.geom_xpos, self._model))
+    def _renderer(self, name: str, data: Any, *, samples: int) -> _Visual:
+        """Return the renderer with so many samples a pixel, where the camera is now."""
+        camera = self.camera(data, name)
+        if samples not in self._renderers:
+            self._model.vis.quality.offsamples = samples
+            self._renderers[samples] = _Visual(self._model, camera)
+        renderer = self._renderers[samples]
+        renderer.camera = camera
+        return renderer
+
+    @contextmanager
+    def _culled(self, camera: Camera, data: Any) -> Iterator[None]:
+        """Put geoms that the camera does not see into a group that is not drawn."""
+        self._model.geom_group[outside(camera, data.geom_xpos, self._model)] = HIDDEN
+        try:
+            yield
+        finally:
+            self._model.geom_group[:] = self._groups
 
 
 class _Visual(render.Renderer):
@@ -77,19 +98,6 @@ class _Visual(render.Renderer):
     def __init__(self, model: Any, camera: Camera) -> None:
         super().__init__(model, camera)
         self._options.geomgroup[[COLLISION, HIDDEN]] = 0
-
-
-class _Culled:
-    """While it is entered, some geoms are in a group that is not drawn."""
-
-    def __init__(self, model: Any, groups: Array, hide: Array) -> None:
-        self._model, self._groups, self._hide = model, groups, hide
-
-    def __enter__(self) -> None:
-        self._model.geom_group[self._hide] = HIDDEN
-
-    def __exit__(self, *_: object) -> None:
-        self._model.geom_group[:] = self._groups
 
 
 def outside(camera: Camera, positions: Array, model: Any) -> Array:
