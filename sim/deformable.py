@@ -201,7 +201,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._randomise(rng)
             return self._draw_goal(rng, noise=seed)
         finally:
-            self._restore(state)
+            self.rewind(state)
 
     def cameras(self) -> dict[str, Camera]:
         """Return the cameras that are used, by name, where they are now."""
@@ -236,13 +236,13 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, reward, False, False, info)
 
     def snapshot(self) -> Any:
-        """Return the state of the simulator, of the gripper and of what was drawn."""
+        """Return the state of the simulator, of the gripper and of what was drawn or refused."""
         drawn = None if self._conditions is None else self._conditions.state
-        return self._engine.snapshot(), self._closed, drawn
+        return self._engine.snapshot(), self._closed, self._refused, drawn
 
     def restore(self, state: Any) -> dict[str, Array]:
         """Go back to a `snapshot`; the goal stays as it is."""
-        self._restore(state)
+        self.rewind(state)
         return self._observe()
 
     @abstractmethod
@@ -256,6 +256,20 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     @abstractmethod
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the expert's action (A,)."""
+
+    def attempt(self, state: Any, action: Array) -> Observation:
+        """Return the keypoints that an action leads to from a `snapshot`; the env is left there."""
+        self.rewind(state)
+        self._pick_and_drag(action)
+        return {"keypoints": self._keypoints()}
+
+    def rewind(self, state: Any) -> None:
+        """Go back to a `snapshot`; nothing is observed."""
+        engine_state, self._closed, self._refused, drawn = state
+        if self._conditions is not None and drawn != self._conditions.state:
+            self._conditions.restore(drawn)
+            self._apply()
+        self._engine.restore(engine_state)
 
     def render(self) -> Array:
         """Return the picture that `rgb` holds."""
@@ -351,13 +365,6 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         if self.config.control == "velocity":
             self._engine.place_gripper(np.array([0.0, 0.0, self.HOVER]))
 
-    def _restore(self, state: Any) -> None:
-        engine_state, self._closed, drawn = state
-        if self._conditions is not None and drawn != self._conditions.state:
-            self._conditions.restore(drawn)
-            self._apply()
-        self._engine.restore(engine_state)
-
     def _build(self, config: Any) -> None:
         """Make the engine for these settings, which differ from the env's own where drawn."""
         self.config = config
@@ -373,7 +380,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._raise_gripper()
             return self._observe()
         finally:
-            self._restore(state)
+            self.rewind(state)
 
     def _randomise(self, rng: np.random.Generator) -> None:
         """Draw an episode's conditions; nothing is drawn from `rng` itself."""

@@ -48,7 +48,8 @@ def _xml(c: Rope.Config) -> str:
 
     Only spheres at the links' centres touch the table, one contact a link; the capsules are for
     the eye. This is twice as fast as capsules that touch. Their friction has priority: of two
-    MuJoCo would take the larger. The armature keeps light links stable at a large timestep. No `composite`, so that it loads in MuJoCo 3 and 4.
+    MuJoCo would take the larger. The armature keeps light links stable at a large timestep. No
+    `composite`, so that it loads in MuJoCo 3 and 4.
     """
     step = c.length / c.links
     joint = f'damping="{c.damping}" armature="2e-4"'
