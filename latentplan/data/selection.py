@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from PIL import Image
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.protocols import Source
@@ -14,6 +15,7 @@ from latentplan.types import Array, ArraySpec, Episode
 
 SMALLEST = 16  # pixels a side; smaller arrays are not pictures
 CHANNELS = 8  # of a picture at most
+BLEND = Image.Resampling.BILINEAR  # of Pillow, which widens it where pictures get smaller
 
 
 @runtime_checkable
@@ -27,8 +29,9 @@ class Choosing(Protocol):
 class Selection:
     """A Source that gives the observations `keys` of another, pictures as `size` x `size` pixels.
 
-    Colours (uint8, 3 to a camera) become the mean of the area that a pixel covers. Depth, masks
-    and points keep their values: each pixel has that of its nearest one. None changes nothing.
+    Colours (uint8, 3 to a camera) are a weighted mean of what is near: a triangle, twice as wide
+    as a pixel of the smaller picture. Depth, masks and points keep their values: each pixel has
+    that of its nearest one. None changes nothing.
     """
 
     def __init__(
@@ -101,20 +104,16 @@ def resized(pictures: Array, size: int) -> Array:
     if (height, width) == (size, size):
         return pictures
     if pictures.dtype == np.uint8 and pictures.shape[3:] and pictures.shape[3] % 3 == 0:
-        return _averaged(pictures, size)
+        return _blended(pictures, size)
     rows = ((np.arange(size) + 0.5) * height / size).astype(int)
     columns = ((np.arange(size) + 0.5) * width / size).astype(int)
     return np.ascontiguousarray(pictures[:, rows[:, None], columns])
 
 
-def _averaged(pictures: Array, size: int) -> Array:
-    from PIL import Image
-
-    shrinks = size <= min(pictures.shape[1:3])
-    filter = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+def _blended(pictures: Array, size: int) -> Array:
     result = np.empty((len(pictures), size, size, pictures.shape[3]), np.uint8)
     for number, picture in enumerate(pictures):
         for first in range(0, pictures.shape[3], 3):  # a tactile sensor has two pictures in one
             colours = Image.fromarray(np.ascontiguousarray(picture[..., first : first + 3]))
-            result[number, ..., first : first + 3] = colours.resize((size, size), filter)
+            result[number, ..., first : first + 3] = colours.resize((size, size), BLEND)
     return result
