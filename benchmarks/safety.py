@@ -28,6 +28,7 @@ from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
 TICKS = 40  # of a stream
+ROUND = 200  # streams of each setting between two writings of the file
 KINDS = ("noise", "constant", "steps", "sine", "magnitudes", "limits")
 BROKEN = (
     lambda n: np.full(n, np.nan),
@@ -203,24 +204,35 @@ def _quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run all settings in turn, write one JSON file."""
+    """Run all settings by turns; the file is written after every round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("streams", nargs="?", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     share = -(-given.streams // len(SETTINGS))
-    report: dict[str, Any] = {"streams": share * len(SETTINGS), "seed": given.seed, "rows": []}
-    for i, (arm, config) in enumerate(SETTINGS):
-        fuzzer = Fuzzer(arm, config, seed=given.seed + i)
-        fuzzer.streams(share)
-        row = fuzzer.row() | {"streams": share}
-        report["rows"].append(row)
-        print(json.dumps(row), flush=True)
-    report |= {"load_average": os.getloadavg()} | provenance()
-    if given.json is not None:
-        with replacing(given.json) as partial:
-            partial.write_text(json.dumps(report, indent=1) + "\n")
+    fuzzers = [
+        Fuzzer(arm, config, seed=given.seed + i) for i, (arm, config) in enumerate(SETTINGS)
+    ]
+    done = 0  # streams of each
+    while done < share:
+        count = min(ROUND, share - done)
+        for fuzzer in fuzzers:
+            fuzzer.streams(count)
+        done += count
+        broken = sorted({limit for fuzzer in fuzzers for limit in fuzzer.broken()})
+        print(f"{done * len(fuzzers)} streams, broken: {broken or 'nothing'}", flush=True)
+        report = {
+            "streams": done * len(fuzzers),
+            "steps": sum(fuzzer.steps for fuzzer in fuzzers),
+            "broken": broken,
+            "seed": given.seed,
+            "load_average": os.getloadavg(),
+            "rows": [fuzzer.row() | {"streams": done} for fuzzer in fuzzers],
+        } | provenance()
+        if given.json is not None:
+            with replacing(given.json) as partial:
+                partial.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ Units are SI: rad, rad/s, m, s.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from latentplan.errors import RobotError
+from latentplan.errors import RobotError, StoreError
 from latentplan.types import Array, Observation, Spec
 
 
@@ -69,6 +69,22 @@ class RobotSpec:
     dt: float  # s between setpoints
     period: float  # s that an action holds
     data: Spec  # its observations and actions, as a store and a model know them
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_json` is the inverse."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"data": self.data.to_json()}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> RobotSpec:
+        """Return the RobotSpec that `to_json` described; RobotError where it is not one."""
+        try:
+            data = Spec.from_json(values["data"])
+            lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            filled: dict[str, Any] = lists | {"data": data}
+            return RobotSpec(**filled)
+        except (KeyError, TypeError, StoreError) as e:
+            raise RobotError(f"robot spec: not one ({type(e).__name__}: {e})") from None
 
 
 @dataclass(frozen=True)

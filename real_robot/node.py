@@ -1,0 +1,228 @@
+"""The control loop of an arm, in a process of its own: numpy alone, never held up by a planner.
+
+At every tick it hears sensors and the planner's messages, and sends what the supervisor lets
+through. A planner may be slow, hang, die and come again; the arm is then stopped, not the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import RobotError
+from latentplan.real_robot.local import describe
+from latentplan.real_robot.messages import Channel, Message
+from latentplan.real_robot.robot import Command, Driver
+from latentplan.real_robot.supervisor import State, Supervisor
+
+REMEMBERED = 256  # observations that a command may still answer
+INTERVALS = 3000  # ticks whose times are kept: a minute
+
+
+class Node:
+    """Drives one arm for one planner at a time, over a socket on this machine.
+
+    Observations go out every `period` s with a number; a command names the observation that it
+    answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
+    trip. Who connects while another planner is there is sent away.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        supervisor: Supervisor,
+        *,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        period: float = 0.1,
+    ) -> None:
+        """Listen at `address`; port 0 takes a free one. RobotError where it is in use."""
+        self.driver, self.supervisor, self.period = driver, supervisor, period
+        self.dt = supervisor.safety.config.dt
+        self.intervals: deque[float] = deque(maxlen=INTERVALS)  # s between ticks
+        self._every = max(1, round(period / self.dt))  # ticks between observations
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._listener.bind(address)
+        except OSError as e:
+            self._listener.close()
+            raise RobotError(
+                f"node.address: {address[0]}:{address[1]} cannot be had ({e.strerror}); "
+                "does another node drive this arm?"
+            ) from None
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._planner: Channel | None = None
+        self._command: Command | None = None
+        self._stamps: dict[int, float] = {}  # of the observations sent, by number
+        self._number = 0
+        self._before = supervisor.safety.q  # the reference when the last observation went out
+        self._leaving = False
+
+    def run(self) -> None:
+        """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect."""
+        with self._signals():
+            self.driver.open()
+            try:
+                due = last = self.driver.now()
+                while not (self._leaving and self._at_rest()):
+                    now = self.driver.now()
+                    self.intervals.append(now - last)
+                    last = now
+                    self._tick(now)
+                    due = max(due + self.dt, now)
+                    self.driver.wait(due)
+            finally:
+                self._hang_up()
+                self._listener.close()
+                self.driver.close()
+
+    def leave(self) -> None:
+        """Let `run` stop the arm and return; safe from another thread."""
+        self._leaving = True
+
+    def _tick(self, now: float) -> None:
+        self._serve(now)
+        supervisor = self.supervisor
+        if self._leaving:
+            supervisor.stop("the node is leaving")
+        supervisor.hear(self.driver.reading(), self.driver.pictures())
+        setpoint = supervisor.tick(self._command, now=now)
+        if setpoint is not None:
+            self.driver.write(setpoint)
+        if supervisor.ticks % self._every == 0:
+            self._publish(now)
+
+    def _at_rest(self) -> bool:
+        return self.supervisor.state not in (State.ARMED, State.STOPPING)
+
+    def _serve(self, now: float) -> None:
+        """Take in what the planner says, and then who connects."""
+        if self._planner is not None:
+            try:
+                for message in self._planner.heard():
+                    self._obey(message, now)
+                self._planner.flush()
+            except RobotError as e:
+                self._lose(str(e))
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = self._listener.accept()
+            self._welcome(Channel(connection))
+
+    def _welcome(self, planner: Channel) -> None:
+        if self._planner is not None:
+            with contextlib.suppress(RobotError):
+                planner.tell(Message("refused", {"error": "another planner drives this arm"}))
+            planner.close()
+            return
+        self._planner, self._command, self._stamps = planner, None, {}
+
+    def _lose(self, why: str) -> None:
+        """Give the planner up; the arm stops if it moves."""
+        self._hang_up()
+        self._command = None
+        if self.supervisor.state is State.ARMED:
+            self.supervisor.trip(f"planner: {why}")
+
+    def _hang_up(self) -> None:
+        if self._planner is not None:
+            self._planner.close()
+            self._planner = None
+
+    def _obey(self, message: Message, now: float) -> None:
+        values = message.values
+        if message.kind == "command":
+            answers, sequence = values.get("observation"), values.get("sequence")
+            if not isinstance(answers, int) or not isinstance(sequence, int):
+                self.supervisor.trip("planner: a command without numbers of its own")
+            elif answers not in self._stamps:
+                self.supervisor.safety.interventions["late"] += 1
+            else:
+                action = message.arrays.get("action", np.empty(0))
+                self._command = Command(action, sequence, self._stamps[answers])
+            return
+        error = ""
+        try:
+            self._ask(message.kind, values, now)
+        except RobotError as e:
+            error = str(e)
+        self._tell(Message("reply", self._health(now) | {"to": values.get("id"), "error": error}))
+
+    def _ask(self, kind: str, values: Any, now: float) -> None:
+        """Do what is asked for; RobotError where it is refused."""
+        supervisor, reason = self.supervisor, str(values.get("reason", "the planner asked for it"))
+        if kind == "arm":
+            supervisor.arm(now=now)
+            self._command, self._before = None, supervisor.safety.q
+        elif kind == "reset":
+            supervisor.reset(now=now)
+        elif kind == "stop":
+            supervisor.stop(reason)
+        elif kind == "trip":
+            supervisor.trip(reason)
+        elif kind == "spec":
+            shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
+            spec = describe(supervisor.safety, pictures=shapes, period=self.period)
+            self._tell(Message("spec", spec.to_json()))
+        elif kind != "health":
+            raise RobotError(f"node: no request named {kind!r}; arm, reset, stop, trip, health")
+
+    def _publish(self, now: float) -> None:
+        """Send what is seen now, unless the planner has not even taken what was seen before."""
+        reading = self.supervisor.reading
+        safety = self.supervisor.safety
+        moved, self._before = safety.q - self._before, safety.q
+        if self._planner is None or reading is None or not self._planner.idle:
+            return
+        self._number += 1
+        self._stamps[self._number] = now
+        self._stamps.pop(self._number - REMEMBERED, None)
+        arrays = {
+            "q": reading.q.astype(np.float32),
+            "dq": reading.dq.astype(np.float32),
+            "gripper": np.array([reading.gripper], np.float32),
+            "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
+        } | {name: p.pixels for name, p in self.driver.pictures().items()}
+        self._tell(Message("observation", self._health(now) | {"number": self._number}, arrays))
+
+    def _sent(self, moved: Any) -> Any:
+        """Return what the motors were told in this period, in the numbers of an action (J,)."""
+        control = self.supervisor.safety.config.control
+        if control == "joint_velocity":
+            return moved / (self._every * self.dt)
+        return moved if control == "joint_delta" else self.supervisor.safety.q
+
+    def _health(self, now: float) -> dict[str, Any]:
+        health = asdict(self.supervisor.health(now=now))
+        health["ages"] = {k: None if np.isinf(v) else v for k, v in health["ages"].items()}
+        return {"health": health}
+
+    def _tell(self, message: Message) -> None:
+        if self._planner is not None:
+            try:
+                self._planner.tell(message)
+            except RobotError as e:
+                self._lose(str(e))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Leave at SIGTERM and SIGINT, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(name, lambda *_: self.leave()) for name in names]
+        try:
+            yield
+        finally:
+            for name, handler in zip(names, before, strict=True):
+                signal.signal(name, handler)
