@@ -26,6 +26,7 @@ from latentplan import config, registry
 from latentplan.evaluation.metrics import wilson
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
+from latentplan.sim.robosuite.state import seeded
 
 OUT = Path(__file__).parent / "robosuite.json"
 Row = dict[str, Any]
@@ -69,7 +70,7 @@ def speed(task: str, settings: tuple[str, ...], episodes: int) -> Row:
     theirs = _robosuite(task, use_camera_obs=False)
     for env in (blind, seeing):
         env.reset(seed=0)
-    with blind._states.seeded(0):
+    with seeded(0):
         theirs.reset()
     action = np.zeros(blind.data_spec.action.size)
     state = blind.snapshot()

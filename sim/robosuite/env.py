@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -17,14 +15,17 @@ from gymnasium.utils.seeding import np_random
 from latentplan.errors import (
     ConfigError,
     LatentplanError,
-    MissingDependency,
     ShapeError,
     UnstablePhysics,
     check_range,
     unknown,
 )
 from latentplan.shapes import check, check_finite
+from latentplan.sim.cameras import Camera
+from latentplan.sim.render import mujoco
+from latentplan.sim.robosuite import library, state
 from latentplan.sim.robosuite.controllers import CONTROLLERS, convention, meaning, settings
+from latentplan.sim.robosuite.pictures import Pictures
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
 
 ROBOTS = ("Panda", "UR5e", "Sawyer")
@@ -113,10 +114,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         """Build robosuite's env; MissingDependency where robosuite is not installed."""
         self.config = c = config or self.Config()
         self.render_mode = "rgb_array"
-        robosuite = _library(self.name)
-        from latentplan.sim.robosuite import state
-
-        self._states = state
+        robosuite = library.load(self.name)
         with state.seeded(MODEL_SEED):
             self._env = robosuite.make(
                 self.task,
@@ -139,10 +137,8 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         self._substeps = int(self._env.control_timestep / self._env.model_timestep)
         self._goal: Observation | None = None
         self._held = 0  # steps in a row that the task has been done
-        self._pictures: Any = None
+        self._pictures: Pictures | None = None
         if c.cameras:
-            from latentplan.sim.robosuite.pictures import Pictures
-
             names = {camera: CAMERAS[camera] for camera in c.cameras}
             self._pictures = Pictures(self._model, cameras=names, size=c.image)
         low, high = (np.asarray(bound, np.float32) for bound in self._env.action_spec)
@@ -187,9 +183,8 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         where, spec = f"{type(self).__name__}.action", self.data_spec.action
         check(where, action, "A", A=spec.size)
         check_finite(where, action)
-        if (action < self.action_space.low - 1e-6).any() or (
-            action > self.action_space.high + 1e-6
-        ).any():
+        low, high = np.array(spec.low) - 1e-6, np.array(spec.high) + 1e-6
+        if (action < low).any() or (action > high).any():
             raise ShapeError(f"{where}: {action.tolist()} is not within {spec.low} and {spec.high}")
         reward, success = self._advance(action)
         observation = self._observe()
@@ -201,7 +196,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
 
     def snapshot(self) -> Any:
         """Return the whole state: MuJoCo's, the controllers', the task's."""
-        return _State(self._states.save(self._env), self._held)
+        return _State(state.save(self._env), self._held)
 
     def restore(self, state: Any) -> dict[str, Array]:
         """Go back to a `snapshot`; the goal stays as it is."""
@@ -215,7 +210,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         episode goes on as it was. Raises ConfigError where the task has no expert.
         """
         expert = self._expert()
-        state, rng = self.snapshot(), np_random(seed)[0]
+        before, rng = self.snapshot(), np_random(seed)[0]
         try:
             for _ in range(TRIES):
                 self._start(rng)
@@ -224,7 +219,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
                     if self._held >= self.config.hold:
                         return self._observe()
         finally:
-            self._restore(state)
+            self._restore(before)
         raise LatentplanError(
             f"{self.name}: the expert failed from all of {TRIES} starts of seed {seed}"
         )
@@ -245,11 +240,12 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         """Return the first camera's picture; ConfigError where there is none."""
         if self._pictures is None:
             raise ConfigError(f"{type(self).__name__}.cameras: found [], which draws nothing")
-        picture: Array = self._pictures.picture(self._data, self.config.cameras[0])
-        return picture
+        return self._pictures.picture(self._data, self.config.cameras[0])
 
-    def cameras(self) -> dict[str, Any]:
+    def cameras(self) -> dict[str, Camera]:
         """Return the cameras that are used, by name, where they are now."""
+        if self._pictures is None:
+            return {}
         return {name: self._pictures.camera(self._data, name) for name in self.config.cameras}
 
     def close(self) -> None:
@@ -284,9 +280,9 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
 
     def _start(self, rng: np.random.Generator) -> None:
         """Reset robosuite; the same number from `rng` gives the same start."""
-        with self._states.seeded(int(rng.integers(2**32))):
+        with state.seeded(int(rng.integers(2**32))):
             self._env.reset()
-        self._states.refresh(self._env)
+        state.refresh(self._env)
         self._held = 0
 
     def _advance(self, action: Array) -> tuple[float, bool]:
@@ -301,27 +297,20 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
             env.sim.step2()
         env.timestep += 1
         env.cur_time += env.control_timestep
-        self._check()
-        self._states.refresh(env)
+        if state.diverged(env):
+            raise UnstablePhysics(f"{self.name}: the simulation diverged; drop the episode")
+        state.refresh(env)
         reward, _, _ = env._post_action(action)
         success = self._success()
         self._held = self._held + 1 if success else 0
         return float(reward), success
 
-    def _check(self) -> None:
-        mujoco = self._states.mujoco
-        signs = mujoco.mjtWarning
-        diverged = (signs.mjWARN_BADQPOS, signs.mjWARN_BADQVEL, signs.mjWARN_BADQACC)
-        data = self._data
-        if any(data.warning[sign].number for sign in diverged) or not np.isfinite(data.qpos).all():
-            raise UnstablePhysics(f"{self.name}: the simulation diverged; drop the episode")
-
     def _done(self) -> bool:
         return self.config.stop and self._held >= self.config.hold
 
-    def _restore(self, state: _State) -> None:
-        self._states.load(self._env, state.simulator)
-        self._held = state.held
+    def _restore(self, kept: _State) -> None:
+        state.load(self._env, kept.simulator)
+        self._held = kept.held
 
     def _specs(self) -> dict[str, ArraySpec]:
         c, side = self.config, (self.config.image, self.config.image)
@@ -351,7 +340,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     def _proprioception(self) -> dict[str, Array]:
         data, robot = self._data, self._robot
         quaternion = np.empty(4)
-        self._states.mujoco.mju_mat2Quat(quaternion, data.site_xmat[self._site])
+        mujoco.mju_mat2Quat(quaternion, data.site_xmat[self._site])
         seen = {
             "ee": np.concatenate([data.site_xpos[self._site], quaternion]),
             "q": data.qpos[robot._ref_joint_pos_indexes],
@@ -363,54 +352,15 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
 
     def _observe(self) -> dict[str, Array]:
         seen: dict[str, Array] = {}
-        for camera in self.config.cameras:
-            if "rgb" in self.config.observe:
-                seen[_rgb(camera)] = self._pictures.picture(self._data, camera)
-            if "depth" in self.config.observe:
-                seen[f"depth_{camera}"] = self._pictures.depth(self._data, camera)
+        if self._pictures is not None:
+            for camera in self.config.cameras:
+                if "rgb" in self.config.observe:
+                    seen[_rgb(camera)] = self._pictures.picture(self._data, camera)
+                if "depth" in self.config.observe:
+                    seen[f"depth_{camera}"] = self._pictures.depth(self._data, camera)
         return seen | self._proprioception() | self._truth()
 
 
 def _rgb(camera: str) -> str:
     """Return the key of a camera's picture."""
     return "rgb" if camera == "agentview" else f"rgb_{camera}"
-
-
-def _library(name: str) -> Any:
-    """Import robosuite, quietly, after OpenGL was chosen; it reads the choice while imported."""
-    import logging
-
-    from latentplan.sim import render
-
-    os.environ["MUJOCO_GL"] = render.gl.choose()
-    logs = logging.getLogger("robosuite_logs")
-    logs.addFilter(lambda record: record.levelno >= logging.ERROR)
-    try:
-        import robosuite
-    except ModuleNotFoundError as e:
-        raise MissingDependency(
-            f'env {name!r} needs {e.name}: pip install "latentplan[robosuite]"'
-        ) from None
-    except ImportError as e:  # of OpenCV's shared libraries
-        raise MissingDependency(
-            f"env {name!r}: robosuite does not load ({e}); type: apt-get install -y libgl1 "
-            "libglib2.0-0 libxcb1"
-        ) from None
-    _mend_sawyer()
-    return robosuite
-
-
-@cache
-def _mend_sawyer() -> None:
-    """Let MuJoCo 3.9 take robosuite 1.5.1's Sawyer: a mesh of its head is not closed."""
-    from robosuite.models.robots import Sawyer
-
-    make = Sawyer.__init__
-
-    def mended(self: Any, *arguments: Any, **named: Any) -> None:
-        make(self, *arguments, **named)
-        for mesh in self.asset.iter("mesh"):  # only shown: bodies have their inertia given
-            if "head" in mesh.get("name"):
-                mesh.set("inertia", "shell")
-
-    Sawyer.__init__ = mended

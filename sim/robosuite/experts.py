@@ -44,7 +44,8 @@ def act(move: Move, observation: Observation, *, action: ActionSpec, base: Array
     error = base.T @ (move.place - observation["ee"][:3]) / means.position_unit
     turn = base.T @ move.turn / means.rotation_unit
     grip = 1.0 if move.closed else -1.0
-    return np.clip([*(GAIN * error), *(GAIN * turn), grip], -1, 1).astype(np.float32)
+    numbers: Array = np.clip([*(GAIN * error), *(GAIN * turn), grip], -1, 1).astype(np.float32)
+    return numbers
 
 
 def lift(observation: Observation, *, key: str = "cube", height: float = 0.15) -> Move:

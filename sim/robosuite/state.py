@@ -70,6 +70,13 @@ def refresh(env: Any) -> None:
     mujoco.mj_fwdPosition(env.sim.model._model, env.sim.data._data)
 
 
+def diverged(env: Any) -> bool:
+    """Return whether MuJoCo warned since the last reset, or the state is not finite."""
+    data, signs = env.sim.data._data, mujoco.mjtWarning
+    bad = (signs.mjWARN_BADQPOS, signs.mjWARN_BADQVEL, signs.mjWARN_BADQACC)
+    return any(data.warning[s].number for s in bad) or not bool(np.isfinite(data.qpos).all())
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw robosuite's chance from `seed`: it takes numpy's and Python's global generators.
