@@ -21,7 +21,7 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.evaluation.calvin.chains import LENGTH, Chain, start
 from latentplan.evaluation.calvin.tasks import TASKS, achieved
 from latentplan.evaluation.metrics import Interval, wilson
-from latentplan.protocols import Env, EpisodeStore
+from latentplan.protocols import Env, EpisodeStore, Source
 from latentplan.types import Array, Observation
 
 SINGLE, LONG = 240, 360  # actions that a task may take, alone and in a chain
@@ -154,15 +154,17 @@ def sentences(checkout: Path | str) -> dict[str, str]:
     return {task: str(found[task][0]) for task in TASKS}
 
 
-def trials(store: EpisodeStore, *, texts: Mapping[str, str] | None = None) -> Iterator[Trial]:
-    """Yield a single task for every labelled part of a store made by `latentplan import calvin`.
+def trials(
+    data: EpisodeStore | Source, *, texts: Mapping[str, str] | None = None
+) -> Iterator[Trial]:
+    """Yield a single task for every labelled part of CALVIN's data, imported or read in place.
 
     The goal is the part's last observation, without privileged keys; the text is of `texts`, by
     task, else the label's own. Labels that name none of the 34 tasks are passed over.
     """
-    privileged = set(store.spec.privileged)
-    for number in range(len(store)):
-        episode = store.episode(number)
+    privileged = set(data.spec.privileged)
+    for number in range(len(data)):
+        episode = data.episode(number)
         for label in episode.labels:
             if label.task not in TASKS:
                 continue

@@ -51,7 +51,8 @@ class Change:
     def moved(self, block: str) -> Array:
         """Return how far a block got, (3,) metres."""
         here, there = (_block(i, block)["current_pos"] for i in (self.start, self.end))
-        return np.asarray(there) - np.asarray(here)
+        moved: Array = np.subtract(there, here)
+        return moved
 
     def touching(self, block: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
         """Return the (body, link) that a block touched at the start, and does at the end."""
