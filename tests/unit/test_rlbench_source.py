@@ -10,6 +10,7 @@ import pytest
 import rlbench_writer as writer
 from PIL import Image
 
+from latentplan.commands import import_data
 from latentplan.data.sources.rlbench import Rlbench
 from latentplan.data.sources.rlbench_spec import actions, keyframes
 from latentplan.data.store import ZarrStore
@@ -264,7 +265,7 @@ def test_depth_that_was_resized_is_refused(copy):
         ("joint_positions", lambda v, t: v[:5] if t == 1 else v, "joint_positions is not an array"),
         ("joint_positions", lambda v, t: v[:6], "has 6 numbers, robot=panda has 7"),
         ("gripper_open", lambda v, t: None if t else v, "gripper_open is"),
-        ("gripper_pose", lambda v, t: None, "has no gripper_pose"),
+        ("joint_positions", lambda v, t: None, "has no joint_positions, of which action="),
         ("gripper_touch_forces", lambda v, t: "hard", "gripper_touch_forces is not an array"),
         ("misc", lambda v, t: {}, "misc of step 0 has no .*_extrinsics; set matrices=false"),
         (
@@ -295,6 +296,38 @@ def test_old_demos_without_misc_are_read_where_nothing_needs_it(tmp_path):
     drawn = writer.write_demo(tmp_path / "episode0", length=3, size=16, misc=lambda v, t: None)
     episode = rlbench(tmp_path, pictures=("rgb", "mask"), matrices=False).episode(0)
     assert np.array_equal(episode.observations["front_rgb"], drawn["front_rgb"])
+
+
+def test_numbers_that_no_action_needs_may_be_missing(tmp_path):
+    nothing = {"joint_velocities": lambda v, t: None, "gripper_pose": lambda v, t: None}
+    writer.write_demo(tmp_path / "episode0", length=3, size=16, **nothing)
+    observations = Rlbench(tmp_path).episode(0).observations
+    assert "joint_forces" in observations and not observations.keys() & nothing.keys()
+    for action in ("joint_velocity", "next_pose", "keyframe"):
+        with pytest.raises(SourceError, match=f"of which action={action} is made"):
+            rlbench(tmp_path, action=action)
+    writer.write_demo(tmp_path / "episode1", length=3, size=16)
+    assert len(Rlbench(tmp_path).episode(1)) == 2  # without what the first has not
+    (tmp_path / "episode0").rename(tmp_path / "episode2")
+    with pytest.raises(SourceError, match="episode2.* has no joint_velocities, which the set's"):
+        Rlbench(tmp_path).episode(1)
+
+
+def test_damaged_demos_can_be_left_out_of_a_store(tmp_path, capsys):
+    root = writer.write_peract(tmp_path / "demos", episodes=3, length=3, size=16)
+    bad = root / "reach_target" / "all_variations" / "episodes" / "episode1" / "front_rgb" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    out = tmp_path / "d.zarr"
+    with pytest.raises(SourceError, match=r"episode1/front_rgb/1\.png"):
+        import_data.run("rlbench", root, out=out, workers=0)
+    with ZarrStore.open(out) as store:
+        assert len(store) == 1
+    import_data.run("rlbench", root, out=out, workers=0, skip_bad=True)
+    assert "1 episodes skipped" in capsys.readouterr().out
+    with ZarrStore.open(out) as store:
+        assert len(store) == 2
+        assert store.episode(1).labels[0].text == "reach_target number 2"
+        assert store.info()["variation"].tolist() == [0, 2]
 
 
 class Evil:

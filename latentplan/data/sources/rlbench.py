@@ -24,7 +24,12 @@ from latentplan.data.unpickling import Bag
 from latentplan.errors import SourceError, check_range
 from latentplan.types import Array, Episode, Spec
 
-NEEDED = ("joint_positions", "joint_velocities", "gripper_pose", "gripper_open")
+NEEDED = {  # what actions are made of
+    "next_joint": ("joint_positions", "gripper_open"),
+    "next_pose": ("gripper_pose", "gripper_open"),
+    "keyframe": ("gripper_pose", "gripper_open", "joint_velocities"),
+    "joint_velocity": ("joint_velocities", "gripper_open"),
+}
 
 
 class Rlbench:
@@ -135,6 +140,12 @@ class Rlbench:
             values = stacked(demo, observations, name)
             if values is not None:
                 lengths[name] = values.shape[1]
+        for name in NEEDED[c.action]:
+            if name not in lengths:
+                raise SourceError(
+                    f"{demo.low_dim}: has no {name}, of which action={c.action} is made; choose "
+                    "another action=..., and one arm: demos of two are not read"
+                )
         if "task_low_dim_state" in lengths:
             longest = max([lengths["task_low_dim_state"], *self._task_states(demo.task)])
             lengths["task_low_dim_state"] = c.task_state or longest
@@ -165,7 +176,7 @@ class Rlbench:
         found = {}
         for name in STATE:
             array = self.spec.observation.get(name)
-            if array is None and name not in NEEDED:
+            if array is None and name not in NEEDED[self.config.action]:
                 continue
             values = stacked(demo, observations, name)
             if values is None:
@@ -178,10 +189,10 @@ class Rlbench:
                     f"has {array.shape[0]}; all demos of a set need the same"
                 )
             found[name] = values
-        joints = rlbench_spec.JOINTS[self.config.robot]
-        if found["joint_positions"].shape[1] != joints:
+        joints, positions = rlbench_spec.JOINTS[self.config.robot], found.get("joint_positions")
+        if positions is not None and positions.shape[1] != joints:
             raise SourceError(
-                f"{demo.low_dim}: joint_positions has {found['joint_positions'].shape[1]} numbers, "
+                f"{demo.low_dim}: joint_positions has {positions.shape[1]} numbers, "
                 f"robot={self.config.robot} has {joints}; set robot=..."
             )
         return found
