@@ -1,5 +1,8 @@
 """The cloth in PyBullet: the pictures of MuJoCo's, a sheet that folds and does not tear."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from latentplan.errors import UnstablePhysics
 from latentplan.sim import engine, folds
 from latentplan.sim.appearance import Appearance
 from latentplan.sim.cloth import Cloth
+from latentplan.sim.randomisation import Randomisation
 
 pytest.importorskip("pybullet")
 
@@ -117,4 +121,56 @@ def test_other_grids_work():
     observation, _ = env.reset(seed=0)
     assert observation["keypoints"].shape == (66, 3)
     assert observation["rgb"].shape == (96, 96, 3)
+    env.close()
+
+
+EPISODE = """
+import hashlib, numpy as np
+from latentplan.sim.cloth import Cloth
+env = Cloth(Cloth.Config(engine="pybullet", task="fold"))
+seen, rng = hashlib.sha256(), np.random.default_rng(0)
+observation = env.reset(seed=3)[0]
+for _ in range(4):
+    pick = observation["keypoints"][rng.integers(81), :2] / env.config.view
+    action = np.clip(np.append(pick, rng.uniform(-1, 1, 3)), -1, 1).astype(np.float32)
+    observation = env.step(action).observation
+    seen.update(observation["rgb"].tobytes() + observation["keypoints"].tobytes())
+print(seen.hexdigest())
+"""
+
+
+def test_two_processes_see_the_same_pixels():
+    found = [
+        subprocess.run([sys.executable, "-c", EPISODE], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert found[0].stdout == found[1].stdout != ""
+
+
+RANGES = Randomisation(
+    size=(0.18, 0.26),
+    friction=(0.2, 0.9),
+    mass=(0.05, 0.2),
+    light=(0.8, 1.0),
+    object_colour=(0.6, 0.9),
+)
+
+
+def test_what_is_drawn_reaches_the_sheet_and_comes_back():
+    env = Cloth(Cloth.Config(engine="pybullet", task="fold", randomise=RANGES))
+    seen = []
+    for seed in (5, 6, 5):
+        observation, info = env.reset(seed=seed)
+        drawn = info["randomised"]
+        sheet, c = env._engine, env.config
+        assert (c.size, c.friction, c.mass) == (drawn["size"], drawn["friction"], drawn["mass"])
+        span = np.linalg.norm(np.diff(sheet.points()[[0, 8, 80]], axis=0), axis=1)
+        assert np.allclose(span, drawn["size"], rtol=0.05)
+        mass = 81 * sheet._p.getDynamicsInfo(sheet._bodies[0], -1, sheet._client)[0]
+        assert mass == pytest.approx(drawn["mass"])
+        action = [*observation["keypoints"][0, :2] / c.view, 0.3, 0.3, 0]
+        after = env.step(np.array(action, np.float32)).observation
+        seen.append(np.concatenate([o["rgb"] for o in (observation, after)]))
+    assert not np.array_equal(seen[0], seen[1])
+    assert np.array_equal(seen[0], seen[2])
     env.close()

@@ -13,6 +13,7 @@ from latentplan.errors import ConfigError, MissingDependency, UnknownName
 from latentplan.robots.description import load
 from latentplan.robots.kinematics import Unreachable
 from latentplan.sim.arm import ArmPaths
+from latentplan.sim.cloth import Cloth
 from latentplan.sim.rope import Rope
 
 PANDA = Path(str(files("latentplan"))) / "configs" / "robot" / "panda.yaml"
@@ -60,6 +61,31 @@ def test_what_the_arm_cannot_reach_is_a_counted_no_op(far: str) -> None:
     _, info = env.reset(seed=1)
     step = env.step(np.array([1.0, 1.0, 0.0, 0.0]))  # nothing lies there: air, not a refusal
     assert step.info["picked"] == -1 and step.info["refused"] == 0
+    env.close()
+
+
+def test_an_arm_folds_a_cloth() -> None:
+    env = Cloth(Cloth.Config(task="fold", fold="diagonal", actuator="arm"))
+    observation, info = env.reset(seed=0)
+    for _ in range(3):
+        step = env.step(env.oracle(observation, info["goal"]))
+        observation = step.observation
+        if step.info["success"]:
+            break
+    assert step.info["success"]
+    assert step.info["refused"] == 0  # drags that were only tried out do not count either
+    env.close()
+
+
+def test_what_an_expert_tries_out_is_not_counted_as_refused(far: str) -> None:
+    env = Cloth(Cloth.Config(task="fold", actuator="arm", arm=far))
+    observation, info = env.reset(seed=1)
+    assert observation["keypoints"][:, 0].max() > 0.1
+    before = observation["keypoints"].copy()
+    env.oracle(observation, info["goal"])
+    step = env.step(np.array([-1.0, -1.0, 0.0, 0.0, 0.0]))  # air
+    assert step.info["picked"] == -1 and step.info["refused"] == 0
+    np.testing.assert_allclose(step.observation["keypoints"], before, atol=2e-3)
     env.close()
 
 
