@@ -1,0 +1,142 @@
+"""Training windows out of a store and out of LeRobot's own loader, of the same data in one run.
+
+    python benchmarks/lerobot_windows.py DATA.zarr [OUT.json]    # with lerobot >= 0.4 installed
+
+Both give T pictures of every camera in a row and the actions between them, as float32 in [0, 1]
+with the channel first, in random batches. The store is read with all of it in memory and with three
+quarters. LeRobot reads the export with videos (its default) and with PNG, in this process and with
+worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentplan.data.export import lerobot as export
+from latentplan.data.store import ZarrStore
+from latentplan.data.windows import Windows
+from latentplan.errors import ConfigError
+from latentplan.evaluation.provenance import provenance
+
+LENGTH, BATCH = 16, 64
+SECONDS, REPEATS = 6.0, 3  # of each of the measurements
+WORKERS = (0, 2)  # of LeRobot's loader
+SHARES = (1.0, 0.75)  # of the pictures that fit the memory given to the store
+
+
+def pictures(store: ZarrStore) -> list[str]:
+    """Return the observations that are colour pictures."""
+    return [key for key, spec in store.spec.observation.items() if export.is_picture(spec)]
+
+
+def of_store(store: ZarrStore, share: float) -> Iterator[Any]:
+    """Yield batches of windows with a share of the pictures in memory."""
+    rows, keys = int(store.ends[-1]), pictures(store)
+    size = rows * sum(store.row_bytes(f"observation/{key}") for key in keys)
+    budget = int(share * size) + rows * store.row_bytes("action")
+    windows = Windows(
+        store, length=LENGTH, batch=BATCH, keys=keys, test_fraction=0, budget=budget
+    )
+    for batch in windows.batches():
+        yield {k: v.permute(0, 1, 4, 2, 3).float().div_(255) for k, v in batch.observations.items()}
+
+
+def of_lerobot(root: Path, *, fps: int, workers: int) -> Iterator[Any]:
+    """Yield batches of LeRobot's windows; those that overlap an end are padded, as it does."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
+
+    about = LeRobotDatasetMetadata("local/benchmark", root=root)
+    frames = [t / fps for t in range(LENGTH)]
+    times = {key: frames for key in about.camera_keys} | {"action": frames[:-1]}
+    data = LeRobotDataset("local/benchmark", root=root, delta_timestamps=times)
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        multiprocessing_context="spawn" if workers else None,  # a fork would share open decoders
+    )
+    while True:
+        yield from loader
+
+
+def rates(make: Callable[[], Iterator[Any]]) -> dict[str, Any]:
+    """Return windows per second, of REPEATS measurements after a first batch."""
+    start = time.perf_counter()
+    stream = make()
+    next(stream)
+    opening = time.perf_counter() - start
+    found = []
+    for _ in range(REPEATS):
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < SECONDS:
+            next(stream)
+            count += BATCH
+        found.append(count / (time.perf_counter() - start))
+    return {
+        "windows_per_s": round(float(np.mean(found)), 1),
+        "windows_per_s_min_max": [round(min(found), 1), round(max(found), 1)],
+        "first_batch_s": round(opening, 2),
+    }
+
+
+def main(data: str, out: str = "benchmarks/lerobot.json") -> None:
+    """Measure the store and both exports of it, and write the figures."""
+    results = []
+    with ZarrStore.open(data) as store, tempfile.TemporaryDirectory() as folder:
+        fps = export.whole_fps(store.spec)
+        for share in SHARES:
+            name = f"latentplan, {round(100 * share)} % of the pictures in memory"
+            try:
+                results.append({"loader": name, **rates(lambda s=share: of_store(store, s))})
+            except ConfigError as e:
+                print(f"{name}: {e}", file=sys.stderr)
+        for kind, config in {"video": export.Config(), "PNG": export.Config(video=False)}.items():
+            root = Path(folder) / kind
+            with export.writing(root, store.spec, fps=fps, config=config) as writer:
+                for index in range(len(store)):
+                    writer.append(store.episode(index))
+            for workers in WORKERS:
+                name = f"LeRobot, {kind}, {workers} workers"
+                found = rates(lambda r=root, w=workers: of_lerobot(r, fps=fps, workers=w))
+                results.append({"loader": name, **found})
+        sizes = {
+            "store": store.disk_bytes(),
+            **{kind: _bytes(Path(folder) / kind) for kind in ("video", "PNG")},
+        }
+        report = {
+            "data": {
+                "env": store.spec.env,
+                "episodes": len(store),
+                "rows": int(store.ends[-1]),
+                "pictures": {k: store.spec.observation[k].shape for k in pictures(store)},
+                "bytes_on_disk": sizes,
+            },
+            "window": {"length": LENGTH, "batch": BATCH},
+            "results": results,
+            "lerobot": version("lerobot"),
+            "load_average": os.getloadavg(),
+            **provenance(),
+        }
+    Path(out).write_text(json.dumps(report, indent=1))
+    print(json.dumps(results, indent=1))
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
