@@ -59,6 +59,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.FAULT, Event.RESET): State.READY,
     **{(state, Event.TRIP): State.FAULT for state in _RESTING},
     **{(state, Event.CLOSE): State.DISCONNECTED for state in _RESTING},
+    (State.FAULT, Event.CLOSE): State.FAULT,  # until somebody resets it
 }
 
 
@@ -185,6 +186,8 @@ class Supervisor:
     def close(self) -> None:
         """Give the connection up; only an arm that rests may be left. Raises RobotError."""
         self._go(Event.CLOSE)
+        if not self._tripped:
+            self.reason = ""
         self._cameras = dict.fromkeys(self._cameras, -np.inf)
         self._stamps, self.reading, self._last_tick = {}, None, None
 
@@ -215,7 +218,7 @@ class Supervisor:
             self.trip(self._odd)
         elif self.state is State.READY and silent:
             self._go(Event.LOST)
-        elif self.state is State.DISCONNECTED and not silent and not self._tripped:
+        elif self.state is State.DISCONNECTED and not silent:
             self._go(Event.HEARD)
 
     def _lose(self, silent: str) -> None:

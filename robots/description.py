@@ -17,6 +17,7 @@ from latentplan import config
 from latentplan.errors import ConfigError, check_range
 from latentplan.types import Array
 
+NEEDED = ("low", "high", "velocity", "acceleration", "jerk")  # of a joint: never guessed
 Capsules = tuple[tuple[float, ...], ...]  # from x, y, z to x, y, z, radius; m, in the link's frame
 
 
@@ -136,6 +137,11 @@ def _arm(values: dict[str, Any]) -> Arm:
         raise ConfigError("Arm.joints: need a list of joints, each a mapping of its values")
     if not 3 <= len(rows) <= 12:
         raise ConfigError(f"Arm.joints: found {len(rows)}, allowed are 3 to 12")
+    for i, row in enumerate(rows):
+        missing = [name for name in NEEDED if name not in row]
+        if missing:
+            where = f"Arm.joints.{row.get('name', i)}"
+            raise ConfigError(f"{where}: {', '.join(missing)} missing; see the arm's data sheet")
     joints = tuple(config.from_values(Joint, row) for row in rows)
     return replace(config.from_values(Arm, values), joints=joints)
 

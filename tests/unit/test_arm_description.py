@@ -43,8 +43,10 @@ def test_an_arm_is_a_file_of_values(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("velocity: 3.1415", "velocity: -1", r"Joint\.velocity: -1\.0 is not within"),
-        ("velocity: 3.1415", "speed: 3", r"Joint has no key 'speed'.*known: .*velocity"),
+        ("torque: 150", "force: 3", r"Joint has no key 'force'.*known: .*torque"),
         ("velocity: 3.1415", "velocity: fast", r"Joint\.velocity: found 'fast', needs float"),
+        ("low: -6.283, high: 6.283, ", "", r"joints\.shoulder_pan: low, high missing; see"),
+        ("jerk: 500, torque: 28", "torque: 28", r"Arm\.joints\.wrist1: jerk missing"),
         ("low: -6.283", "low: 7", r"Joint\.high: 6\.283 is not within"),
         ("name: elbow", "name: wrist1", r"Arm\.joints: found names .* each needs one of its own"),
         ("0.138, 0.054]", "0.138]", r"Joint\.capsules: found .* need \[x, y, z, x, y, z, radius\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,3 +200,11 @@ def test_what_is_wrong_before_it_starts() -> None:
         ).__enter__()
     with pytest.raises(ConfigError, match=r"SimulatedDriver\.rate"):
         SimulatedDriver.Config(rate=0)
+
+
+def test_the_page_s_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "real_robot.md"
+    block = page.read_text().split("## A simulated arm")[1].split("The last number")[0]
+    code = "\n".join(line[4:] for line in block.splitlines() if line.startswith("    "))
+    exec(compile(code, page.name, "exec"), {})
+    assert "state='armed'" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,6 +287,11 @@ def test_the_table_shows_every_transition() -> None:
         for cell, event in zip(cells, Event, strict=True):
             after = TRANSITIONS.get((state, event))
             assert (after is None) == (cell == "") and (after is None or str(after) in cell)
+
+
+def test_the_page_shows_the_table_that_the_code_has() -> None:
+    page = Path(__file__).parents[2] / "docs" / "real_robot.md"
+    assert f"supervisor.table() -->\n{table()}\n" in page.read_text()
 
 
 def test_joints_are_taken_by_name() -> None:
