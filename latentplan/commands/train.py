@@ -54,6 +54,17 @@ def run(
     from latentplan.training import checkpoint, state
     from latentplan.training.loop import Training, train, writing
 
+    if hasattr(build, "STAGES"):
+        return _in_stages(
+            build,
+            preset,
+            data=data,
+            folder=Path(run),
+            resume=resume,
+            seed=seed,
+            device=device,
+            overrides=overrides,
+        )
     chosen = config.load(
         {"model": build.Config, "training": Training}, preset=preset.values, overrides=overrides
     )
@@ -115,6 +126,59 @@ def run(
     header = checkpoint.read_header(best, format=checkpoint.FORMAT)
     figures = ", ".join(f"{key} {value:.4g}" for key, value in header["metrics"].items())
     print(f"{best}: step {header['step']}; held out: {figures}")
+
+
+def _in_stages(
+    build: Any,
+    preset: config.Preset,
+    *,
+    data: str | Path,
+    folder: Path,
+    resume: bool,
+    seed: int,
+    device: str,
+    overrides: Sequence[str],
+) -> None:
+    """Train the parts of a model one after the other; see `train_stages`."""
+    from latentplan.commands import train_stages
+    from latentplan.data.store import ZarrStore
+    from latentplan.training import checkpoint
+    from latentplan.training.loop import writing
+
+    chosen = config.load(
+        {"model": build.Config, "training": train_stages.Stages},
+        preset=preset.values,
+        overrides=overrides,
+    )
+    where = checkpoint.find_device(device)
+    if not resume and folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
+        raise CheckpointError(f"{folder}: is not empty; give --resume to go on, or another --run")
+    with ZarrStore.open(data) as store, ExitStack() as held:
+        identity = _identity(store)
+        with writing(folder):
+            held.enter_context(_alone(folder))
+            settings = {
+                "model": {"name": preset.base, **config.to_values(chosen["model"])},
+                "training": config.to_values(chosen["training"]),
+                "seed": seed,
+                "data": {"path": str(data), **identity},
+            }
+            config.save_yaml(folder / "config.yaml", settings)
+        try:
+            train_stages.train(
+                store,
+                folder,
+                model=chosen["model"],
+                stages=chosen["training"],
+                data=identity,
+                spec=_public(store.spec),
+                seed=seed,
+                device=where,
+            )
+        except KeyboardInterrupt:
+            print(f"{folder}: stopped; --resume goes on")
+            raise
+    print(f"{folder / 'best.safetensors'}: all stages done")
 
 
 def _alone(folder: Path) -> IO[bytes]:

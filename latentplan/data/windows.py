@@ -48,19 +48,22 @@ class Windows:
         seed: int = 0,
         split: Literal["train", "test"] = "train",
         test_fraction: float = 0.1,
+        share: float = 1.0,
         keys: Sequence[str] | None = None,
         budget: int = 4 << 30,
         pin_memory: bool = False,
     ) -> None:
         """Prepare windows of `length` T, `batch` B of them at a time.
 
-        `keys` are the observations to load (None: all that are not privileged), `pin_memory`
-        speeds the copy to a CUDA device up. Raises StoreError where the store has no such window,
-        ConfigError where a number is out of range or a key unknown.
+        Of the training episodes `share` is used, always the same ones. `keys` are the observations
+        to load (None: all that are not privileged), `pin_memory` speeds the copy to a CUDA device
+        up. Raises StoreError where the store has no such window, ConfigError where a number is out
+        of range or a key unknown.
         """
         check_range("Windows.length", length, 1)
         check_range("Windows.batch", batch, 1)
         check_range("Windows.test_fraction", test_fraction, 0.0, 1.0)
+        check_range("Windows.share", share, 0.0, 1.0)
         spec = store.spec
         self.keys = tuple(k for k in spec.observation if k not in spec.privileged)
         if keys is not None:
@@ -72,7 +75,8 @@ class Windows:
         self.length, self.batch, self.seed = length, batch, seed
         self._pin = pin_memory
         held_out = is_test(np.arange(len(store)), test_fraction)
-        episodes = held_out if split == "test" else ~held_out  # (episodes,) bool
+        left_out = is_test(np.arange(len(store)), 1 - share * (1 - test_fraction))
+        episodes = held_out if split == "test" else ~(held_out | left_out)  # (episodes,) bool
         self._starts = _starts(store, length, episodes=episodes, split=split)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 

@@ -99,7 +99,7 @@ def load(path: Path | str, *, device: str = "cpu") -> Checkpoint:
     except (KeyError, TypeError, StoreError, ConfigError) as e:
         raise CheckpointError(f"{path}: header does not fit this version of latentplan: {e}") from e
     model = build(spec, settings)
-    _fill(model, weights, path)
+    fill(model, weights, path)
     return Checkpoint(model.to(where).eval(), name, spec, settings, step, metrics)
 
 
@@ -204,7 +204,7 @@ def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         ) from e
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
     """Put `weights` into `model`; CheckpointError names the first that does not fit."""
     own = model.state_dict()
     for key in sorted(own.keys() | weights.keys()):

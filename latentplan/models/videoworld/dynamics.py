@@ -1,0 +1,119 @@
+"""The action-conditioned mode: one step of a frame's tokens under an action.
+
+VideoWorld itself has no actions while it generates. Here a small transformer sees the frame's
+tokens and the action as one more token, and says all tokens of the next frame at once: fast enough
+to score hundreds of candidates, which drawing them one after the other is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.models.videoworld.generator import TOKENS
+from latentplan.nn.quantizer import Numbers
+from latentplan.types import Batch, Loss, Spec
+
+
+class TokenDynamics(nn.Module):
+    """Numbers of K tokens and an action to the next frame's; a part of VideoWorld.
+
+    A frame is (K d) numbers, those that its tokens stand for (finite scalar quantization). What is
+    predicted is their expectation, so that distances in a plan are smooth.
+    """
+
+    context = 1
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of."""
+
+        levels: tuple[int, ...] = (8, 5, 5, 5)  # the tokenizer's
+        width: int = 96
+        layers: int = 3
+        heads: int = 4
+        ahead: int = 3  # frames predicted one from the other in training
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            for name in ("width", "layers", "heads", "ahead"):
+                check_range(f"TokenDynamics.{name}", getattr(self, name), 1)
+            if self.width % self.heads:
+                raise ConfigError(
+                    f"TokenDynamics.width: {self.width} is not a multiple of heads={self.heads}"
+                )
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build the network for a store of tokens."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        self.tokens = spec.observation[TOKENS].shape[0]
+        self.numbers = len(c.levels)
+        self.meaning = Numbers(c.levels)
+        self.frame = nn.Linear(self.numbers, c.width)
+        self.action = nn.Linear(spec.action.size, c.width)
+        self.place = nn.Parameter(0.02 * torch.randn(self.tokens + 1, c.width))
+        layer = nn.TransformerEncoderLayer(
+            c.width, c.heads, 2 * c.width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
+        # Each number of a token is one of a few values: so many logits.
+        self.head = nn.Linear(c.width, sum(c.levels))
+
+    def forward(self, z: Tensor, action: Tensor) -> list[Tensor]:
+        """Return logits (n, K, level) of every number, of z (n, K d) and actions (n, A)."""
+        frame = self.frame(rearrange(z, "n (k d) -> n k d", k=self.tokens))
+        x = torch.cat([frame, self.action(action)[:, None]], dim=1) + self.place
+        out = self.head(self.body(x)[:, :-1])
+        return list(out.split(self.config.levels, dim=-1))
+
+    def expected(self, logits: list[Tensor]) -> Tensor:
+        """Return the next numbers (n, K d) that logits stand for."""
+        numbers = [
+            (each.softmax(-1) * values).sum(-1)
+            for each, values in zip(logits, self._values(logits[0]), strict=True)
+        ]
+        return torch.stack(numbers, dim=-1).flatten(1)  # n (k d)
+
+    def rollout(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, K d) after each action (B, N, H, A), from z (B, K d)."""
+        b, n = actions.shape[:2]
+        now = z.repeat_interleave(n, dim=0)
+        after = []
+        for action in actions.flatten(0, 1).unbind(1):
+            now = self.expected(self(now, action))
+            after.append(now)
+        return torch.stack(after, dim=1).view(b, n, len(after), -1)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the cross-entropy of the next frames' numbers, in nats a number."""
+        tokens = batch.observations[TOKENS].long()  # b t k
+        codes = self.meaning.codes(tokens)  # b t k d
+        classes = self.meaning.classes(tokens)
+        now = codes[:, 0].flatten(1)
+        nats, hits, still = [], [], []
+        for step in range(min(self.config.ahead, batch.actions.shape[1])):
+            logits = self(now, batch.actions[:, step])
+            for d, each in enumerate(logits):
+                wanted = classes[:, step + 1, :, d]
+                nats.append(F.cross_entropy(each.flatten(0, 1), wanted.flatten()))
+                moved = wanted != classes[:, step, :, d]
+                right = (each.detach().argmax(-1) == wanted).float()
+                hits.append((right * moved).sum() / moved.sum().clamp(min=1))
+                still.append(1 - moved.float().mean())
+            now = self.expected(logits)
+        parts = {"moved": torch.stack(hits).mean(), "still": torch.stack(still).mean()}
+        return Loss(torch.stack(nats).mean(), parts)
+
+    def _values(self, like: Tensor) -> list[Tensor]:
+        """Return the values in [-1, 1] that each number may have."""
+        return [
+            (torch.arange(level, device=like.device, dtype=like.dtype) - level // 2) / (level // 2)
+            for level in self.config.levels
+        ]

@@ -1,0 +1,295 @@
+"""The autoregressive transformer over frames and codes: what it says next is a plan, or a video.
+
+VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a time step is the block
+
+    [task] [start] [K frame tokens of all cameras] [end] [H codes]
+
+over one vocabulary: frame tokens, codes, start and end. Codes come after the frame that they look
+ahead from, so that generating codes is planning, and generating the next block is imagining.
+Differs: past codes are forgotten at random in training (`forget`) and always in use, where only
+the frames were observed; tasks are a learned vector each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, ShapeError, check_range
+from latentplan.nn.transformer import Cache, Transformer
+from latentplan.shapes import check
+from latentplan.types import Batch, Loss, Spec
+
+TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
+
+
+class Generated(NamedTuple):
+    """What follows the last frame of B contexts, n times."""
+
+    codes: Tensor  # (B, n, H) int64
+    hidden: Tensor  # (B, n, H + 1, width): after [end] and after each code
+
+
+class Generator(nn.Module):
+    """Next-token prediction over blocks of frame tokens and codes.
+
+    Its spec is that of a store of tokens: `tokens` (K,), `codes` (H,) and `task` () integers.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of, and how it is trained."""
+
+        context: int = 4  # T, frames that it sees at most
+        vocabulary: int = 1000  # frame tokens; the tokenizer's
+        codes: int = 64  # the latent dynamics model's
+        horizon: int = 4  # H, codes a frame; 0: video alone, the control without codes
+        tasks: tuple[str, ...] = ()  # names, in the order of their numbers 1, 2, ...; 0 is none
+        width: int = 192
+        layers: int = 4
+        heads: int = 4
+        dropout: float = 0.1
+        forget: float = 0.5  # share of past frames whose codes are hidden, in training
+        frames: float = 0.2  # weight of the frame tokens' mean loss beside the codes'
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            for name in ("vocabulary", "codes", "width", "layers", "heads"):
+                check_range(f"Generator.{name}", getattr(self, name), 1)
+            check_range("Generator.context", self.context, 2)
+            check_range("Generator.horizon", self.horizon, 0, 64)
+            check_range("Generator.dropout", self.dropout, 0.0, 0.9)
+            check_range("Generator.forget", self.forget, 0.0, 1.0)
+            check_range("Generator.frames", self.frames, 0.0)
+            if self.width % (2 * self.heads):
+                raise ConfigError(
+                    f"Generator.width: {self.width} is not a multiple of 2 heads={2 * self.heads}"
+                )
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build the network for a store of tokens."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        self.context = c.context - 1  # a training window is of `context` frames
+        self.tokens = spec.observation[TOKENS].shape[0]  # K
+        self.start, self.end = c.vocabulary, c.vocabulary + 1
+        self.first_code = c.vocabulary + 2  # ids of codes begin here
+        self.hidden_code = self.first_code + c.codes  # stands for a forgotten one
+        self.embed = nn.Embedding(self.hidden_code + 1, c.width)
+        self.task = nn.Embedding(len(c.tasks) + 1, c.width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.task.weight, std=0.02)
+        # Which place of a block a token has: rotary positions count through all blocks.
+        self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
+        self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
+        self.head = nn.Linear(c.width, self.hidden_code, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    @property
+    def block(self) -> int:
+        """Positions of a time step."""
+        return self.tokens + 3 + self.config.horizon
+
+    def number(self, task: str) -> int:
+        """Return the number of a task; ConfigError where it was not trained on."""
+        if task in self.config.tasks:
+            return self.config.tasks.index(task) + 1
+        known = ", ".join(self.config.tasks) or "none"
+        raise ConfigError(f"task {task!r}: was not trained on; known: {known}")
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the cross-entropy of windows in nats a token, codes and frames apart."""
+        c = self.config
+        tokens, task = batch.observations[TOKENS].long(), batch.observations[TASK].long()
+        codes = batch.observations[CODES].long()[..., : c.horizon]
+        b, t = tokens.shape[:2]
+        hidden_codes = torch.zeros(b, t, dtype=torch.bool, device=tokens.device)
+        if self.training:
+            hidden_codes[:, :-1] = torch.rand(b, t - 1, device=tokens.device) < c.forget
+        out = self._run(tokens, task, codes, hidden_codes)  # b t block width
+        k = self.tokens
+        logits = self.head(out[:, :, 1 : 1 + k])  # [start] and tokens but the last say the tokens
+        of_frames = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none")
+        frames = of_frames.mean()
+        parts = {"frames": frames.detach()}
+        total = c.frames * frames
+        if c.horizon:
+            said = self.head(out[:, :, 2 + k : 2 + k + c.horizon])  # [end] and codes but the last
+            said = said[..., self.first_code : self.hidden_code]
+            nats = F.cross_entropy(said.flatten(0, 2), codes.flatten(), reduction="none")
+            seen = (~hidden_codes)[:, :, None].expand(-1, -1, c.horizon).flatten().float()
+            of_codes = (nats * seen).sum() / seen.sum()
+            hit = (said.detach().argmax(-1) == codes)[:, -1].float()  # b H, of the last frame
+            parts |= {"codes": of_codes.detach(), "first": hit[:, 0].mean(), "hits": hit.mean()}
+            total = total + of_codes
+        return Loss(total, parts)
+
+    def log_prob(self, tokens: Tensor, task: Tensor) -> Tensor:
+        """Return the log-probability (B, T) in nats of frames (B, T, K), each given those before.
+
+        Codes are hidden; `task` (B,).
+        """
+        check("Generator.log_prob", tokens, "B T K", K=self.tokens)
+        b, t = tokens.shape[:2]
+        codes = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
+        hidden = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        out = self._run(tokens, task[:, None].expand(b, t), codes, hidden)
+        logits = self.head(out[:, :, 1 : 1 + self.tokens])[..., : self.config.vocabulary]
+        nats = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none")
+        found: Tensor = -nats.view(b, t, self.tokens).sum(-1)
+        return found
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        task: Tensor,
+        *,
+        count: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        cached: bool = True,
+    ) -> Generated:
+        """Return `count` sequences of codes after frames (B, T, K) of tasks (B,).
+
+        temperature 0 takes the likeliest code; top_p keeps the likeliest codes that make up so
+        much of the probability. Without the cache every code runs the whole context again: the
+        same, only slower.
+        """
+        c = self.config
+        check("Generator.generate", tokens, "B T K", K=self.tokens)
+        b, t = tokens.shape[:2]
+        if t > c.context:
+            raise ShapeError(f"Generator.generate: found {t} frames, it was trained on {c.context}")
+        codes = torch.zeros(b, t, c.horizon, dtype=torch.long, device=tokens.device)
+        forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        x = self._embed(tokens, task[:, None].expand(b, t), codes, forgotten).flatten(1, 2)
+        x = x[:, : t * self.block - c.horizon]  # up to the [end] of the last frame
+
+        def pick(hidden: Tensor) -> Tensor:
+            logits = self.head(hidden)[..., self.first_code : self.hidden_code]
+            return choose(logits, temperature, top_p=top_p, generator=generator)
+
+        if not cached:
+            return self._again(x.repeat_interleave(count, dim=0), b, pick)
+        cache = Cache(self.body, b, t * self.block)
+        hidden = self.body(x, cache)[:, -1:].repeat_interleave(count, dim=0)  # (b n) 1 width
+        cache.repeat(count)
+        said, states = [], [hidden]
+        for h in range(c.horizon):
+            code = pick(hidden[:, 0])
+            said.append(code)
+            hidden = self.body(self._code(code, h), cache)
+            states.append(hidden)
+        return self._generated(said, states, b)
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        tokens: Tensor,
+        codes: Tensor,
+        task: Tensor,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the next frame's tokens (B, K) after frames (B, T, K), the last with codes (B, H).
+
+        Drawn one after the other. Of `context` frames or more the first are left out, since the
+        next one is the last that the network has learnt to see.
+        """
+        tokens = tokens[:, -(self.config.context - 1) :]
+        b, t = tokens.shape[:2]
+        every = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
+        every[:, -1] = codes
+        forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        forgotten[:, -1] = False
+        x = self._embed(tokens, task[:, None].expand(b, t), every, forgotten).flatten(1, 2)
+        start = torch.full((b, 1), self.start, device=tokens.device)
+        begun = torch.stack([self.task(task), self.embed(start)[:, 0]], dim=1) + self.place[:2]
+        cache = Cache(self.body, b, (t + 1) * self.block)
+        hidden = self.body(torch.cat([x, begun], dim=1), cache)[:, -1]
+        drawn = []
+        for k in range(self.tokens):
+            logits = self.head(hidden)[..., : self.config.vocabulary]
+            token = choose(logits, temperature, top_p=top_p, generator=generator)
+            drawn.append(token)
+            hidden = self.body((self.embed(token) + self.place[2 + k])[:, None], cache)[:, -1]
+        return torch.stack(drawn, dim=1)
+
+    def plan_states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
+        """Return the hidden states (B, H + 1, width) after the last frame and its codes (B, H).
+
+        As `generate` gives them, for frames (B, T, K) and codes that are known.
+        """
+        b, t = tokens.shape[:2]
+        every = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
+        every[:, -1] = codes
+        forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        forgotten[:, -1] = False
+        out = self._run(tokens, task[:, None].expand(b, t), every, forgotten)
+        return out[:, -1, 2 + self.tokens :]
+
+    def _again(self, x: Tensor, batch: int, pick: Callable[[Tensor], Tensor]) -> Generated:
+        said: list[Tensor] = []
+        length = x.shape[1]
+        out = self.body(x)
+        for h in range(self.config.horizon):
+            code = pick(out[:, -1])
+            said.append(code)
+            x = torch.cat([x, self._code(code, h)], dim=1)
+            out = self.body(x)
+        return self._generated(said, list(out[:, length - 1 :].split(1, dim=1)), batch)
+
+    def _generated(self, said: list[Tensor], states: list[Tensor], batch: int) -> Generated:
+        hidden = torch.cat(states, dim=1)  # (b n) (H + 1) width
+        codes = torch.stack(said, dim=1) if said else hidden.new_zeros(len(hidden), 0).long()
+        n = len(hidden) // batch
+        return Generated(codes.view(batch, n, -1), hidden.view(batch, n, *hidden.shape[1:]))
+
+    def _code(self, code: Tensor, h: int) -> Tensor:
+        """Return what code number h (n,) of a block is to the transformer: (n, 1, width)."""
+        embedded: Tensor = self.embed(code + self.first_code)
+        return (embedded + self.place[self.tokens + 3 + h])[:, None]
+
+    def _embed(self, tokens: Tensor, task: Tensor, codes: Tensor, hidden_codes: Tensor) -> Tensor:
+        """Return blocks (b, t, block, width)."""
+        b, t = tokens.shape[:2]
+        start = torch.full((b, t, 1), self.start, device=tokens.device)
+        said = (codes + self.first_code).masked_fill(hidden_codes[:, :, None], self.hidden_code)
+        ids = torch.cat([start, tokens, torch.full_like(start, self.end), said], dim=2)
+        return torch.cat([self.task(task)[:, :, None], self.embed(ids)], dim=2) + self.place
+
+    def _run(self, tokens: Tensor, task: Tensor, codes: Tensor, hidden_codes: Tensor) -> Tensor:
+        x = self._embed(tokens, task, codes, hidden_codes)
+        out: Tensor = self.body(x.flatten(1, 2)).view(x.shape)
+        return out
+
+
+def choose(
+    logits: Tensor,
+    temperature: float,
+    *,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return one id (n,) a row of logits (n, ids): nucleus sampling (Holtzman et al., 1904.09751).
+
+    temperature 0 takes the likeliest.
+    """
+    if temperature <= 0:
+        return logits.argmax(-1)
+    share = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = share.sort(dim=-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        share = torch.zeros_like(share).scatter(-1, order, ordered)
+    return torch.multinomial(share, 1, generator=generator)[:, 0]

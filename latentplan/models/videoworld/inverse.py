@@ -1,0 +1,158 @@
+"""Inverse dynamics: what the arm must do so that what was generated comes true.
+
+VideoWorld reads actions off the transformer's hidden states at the last frame and its codes (its
+released CALVIN policy), or off the frame, the next one and the codes (its paper). Both are here.
+Learnt from few labelled episodes; the transformer stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generator
+from latentplan.types import Batch, Loss, Spec
+
+EMBEDDED = 16  # numbers a frame token is, where frames are read
+
+
+class Inverse(nn.Module):
+    """Generated codes to `chunk` actions; holds the generator, which is not trained here.
+
+    Its spec is that of a store of tokens. A number of the action that is -1 or 1 alone (a gripper's
+    sign) is a class; the others are regressed.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of, and how it is trained."""
+
+        reads: str = "hidden"  # states of the transformer, or `frames`: this, the next, the codes
+        chunk: int = 4  # actions read off one plan
+        width: int = 256
+        layers: int = 2  # hidden ones
+        dropout: float = 0.1
+        generated: float = 0.5  # share of training windows read off generated codes; reads=hidden
+        labelled: float = 1.0  # share of the training episodes whose actions are known
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            if self.reads not in ("hidden", "frames"):
+                raise ConfigError(f"Inverse.reads: {self.reads!r} is not one of hidden, frames")
+            check_range("Inverse.chunk", self.chunk, 1, 64)
+            check_range("Inverse.width", self.width, 1)
+            check_range("Inverse.layers", self.layers, 1)
+            check_range("Inverse.dropout", self.dropout, 0.0, 0.9)
+            check_range("Inverse.generated", self.generated, 0.0, 1.0)
+            check_range("Inverse.labelled", self.labelled, 0.0001, 1.0)
+
+    def __init__(
+        self, spec: Spec, config: Config | None = None, *, generator: Generator | None = None
+    ) -> None:
+        """Build the network on top of a trained generator."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        self.generator = generator or Generator(spec)
+        self.generator.requires_grad_(False).eval()
+        g = self.generator.config
+        self.context = g.context - 1 + c.chunk  # a training window needs one observation more
+        self.size = spec.action.size
+        size_in = self._make_reader(g)
+        layers: list[nn.Module] = []
+        for _ in range(c.layers):
+            layers += [nn.Linear(size_in, c.width), nn.GELU(), nn.Dropout(c.dropout)]
+            size_in = c.width
+        self.head = nn.Sequential(*layers, nn.Linear(size_in, c.chunk * self.size))
+        signs = spec.action.convention is not None and spec.action.convention.gripper.startswith(
+            "close_is_"
+        )
+        self.signs: Tensor  # (A,) bool: is -1 or 1 alone
+        self.register_buffer("signs", torch.zeros(self.size, dtype=torch.bool), persistent=False)
+        self.signs[-1] = signs
+        for name in ("low", "high"):
+            bound = torch.tensor(getattr(spec.action, name), dtype=torch.float32)
+            self.register_buffer(name, bound, persistent=False)
+        self.low: Tensor
+        self.high: Tensor
+
+    def train(self, mode: bool = True) -> Inverse:
+        """Set the mode of all but the generator, which stays as it is in use."""
+        super().train(mode)
+        self.generator.eval()
+        return self
+
+    def forward(self, read: Tensor) -> Tensor:
+        """Return raw actions (n, chunk, A) of what `read` returned; `actions` makes them real."""
+        raw: Tensor = self.head(read).unflatten(-1, (self.config.chunk, self.size))
+        return raw
+
+    def actions(self, raw: Tensor) -> Tensor:
+        """Return actions (n, chunk, A) within the bounds, signs made exactly -1 or 1."""
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        real = (middle + half * raw).clamp(self.low, self.high)
+        return torch.where(self.signs, torch.where(raw > 0, self.high, self.low), real)
+
+    def read_hidden(self, hidden: Tensor) -> Tensor:
+        """Return what the head takes of hidden states (n, H + 1, width)."""
+        projected = self.project(hidden)  # n (H + 1) width
+        weights = self.weights.softmax(0)[:, None]
+        # The paper's weighted sum, and each position by itself, in few numbers.
+        return torch.cat([(weights * projected).sum(1), self.few(hidden).flatten(1)], dim=-1)
+
+    def read_frames(self, tokens: Tensor, after: Tensor, codes: Tensor) -> Tensor:
+        """Return what the head takes of two frames (n, K) each and the codes (n, H)."""
+        frames = self.frame(torch.stack([tokens, after], dim=1)).flatten(1)
+        return torch.cat([frames, self.code(codes).flatten(1)], dim=-1)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the error of the chunk of actions behind the context, and the signs' accuracy."""
+        c, g = self.config, self.generator.config
+        t = g.context
+        tokens = batch.observations[TOKENS][:, : t + 1].long()
+        task = batch.observations[TASK][:, t - 1].long()
+        codes = batch.observations[CODES][:, t - 1, : g.horizon].long()
+        actions = batch.actions[:, t - 1 : t - 1 + c.chunk]
+        with torch.no_grad():
+            if c.reads == "hidden":
+                hidden = self.generator.plan_states(tokens[:, :t], codes, task)
+                if c.generated and g.horizon:
+                    own = self.generator.generate(tokens[:, :t], task).hidden[:, 0]
+                    swap = torch.rand(len(own), device=own.device) < c.generated
+                    if not self.training:  # judged as in use
+                        swap = torch.ones_like(swap)
+                    hidden = torch.where(swap[:, None, None], own, hidden)
+        if c.reads == "hidden":
+            raw = self(self.read_hidden(hidden))
+        else:
+            raw = self(self.read_frames(tokens[:, t - 1], tokens[:, t], codes))
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        wanted = (actions - middle) / half  # -1 .. 1
+        far = F.smooth_l1_loss(raw, wanted, reduction="none", beta=0.1)
+        signs = F.binary_cross_entropy_with_logits(raw, (wanted > 0).float(), reduction="none")
+        error = torch.where(self.signs, 0.2 * signs, far)  # b chunk A
+        first = (raw - wanted)[:, 0, ~self.signs].square().mean()
+        varies = wanted[:, 0, ~self.signs].var(0).mean().clamp(min=1e-6)
+        parts = {"r2": 1 - (first / varies).detach()}
+        if self.signs.any():
+            right = ((raw > 0) == (wanted > 0))[..., self.signs]
+            parts["signs"] = right.float().mean()
+        # The first action is the one that is sent; the others count as much together.
+        ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
+        return Loss(error[:, 0].mean() + ahead, parts)
+
+    def _make_reader(self, g: Generator.Config) -> int:
+        """Make the layers before the head, and return how many numbers it takes."""
+        c = self.config
+        if c.reads == "hidden":
+            self.project = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width))
+            self.few = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width // 4))
+            self.weights = nn.Parameter(torch.zeros(g.horizon + 1))
+            return c.width + (g.horizon + 1) * (c.width // 4)
+        self.frame = nn.Embedding(g.vocabulary, EMBEDDED)
+        self.code = nn.Embedding(g.codes, EMBEDDED)
+        return (2 * self.generator.tokens + g.horizon) * EMBEDDED

@@ -1,0 +1,272 @@
+"""The latent dynamics model: H codes that say what changes over the next H frames.
+
+Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over frames t .. t + H, one
+learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
+a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
+no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
+for all horizons instead of one each; the decoder adds to frame t; squared error with more weight
+on pixels that change instead of perceptual and adversarial losses; books of 64 codes by default,
+which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.nn import pictures, quantizer
+from latentplan.shapes import check
+from latentplan.types import Batch, Loss, Spec, Tensors
+
+
+class LDM(nn.Module):
+    """Clips of H + 1 frames to H codes, and back from the first frame and the codes."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of."""
+
+        images: tuple[str, ...] = ("rgb",)  # observation keys; one code for all cameras together
+        horizon: int = 4  # H, codes a clip
+        stride: int = 1  # observations from one frame of a clip to the next
+        channels: tuple[int, ...] = (32, 64, 96)  # each halves the picture's side
+        layers: int = 2  # of the Q-Former
+        heads: int = 4
+        quantizer: str = "fsq"  # or vq, with as many codes
+        levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
+        decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
+        moving: float = 10.0  # how much more a pixel counts that changes from frame t on
+        changed: float = 0.08  # of [-1, 1]: the least change that counts as one
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            if not self.images or not self.channels:
+                raise ConfigError("LDM.images, LDM.channels: found none, need at least one")
+            check_range("LDM.horizon", self.horizon, 1, 64)
+            check_range("LDM.stride", self.stride, 1, 100)
+            check_range("LDM.layers", self.layers, 1, 100)
+            check_range("LDM.decoded", self.decoded, 1, self.horizon)
+            check_range("LDM.moving", self.moving, 0, 1000)
+            check_range("LDM.changed", self.changed, 0, 2)
+            quantizer.check("LDM", self.quantizer, self.levels)
+            for value in self.channels:
+                if value % 8 or value % self.heads:
+                    raise ConfigError(f"LDM.channels: {value} is not a multiple of 8 and of heads")
+
+        @property
+        def span(self) -> int:
+            """Observations from the first to the last frame of a clip."""
+            return self.horizon * self.stride
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build the network for the pictures of `spec`."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        self.context = c.span  # a training window needs one observation more
+        side, views = pictures.square("LDM.images", c.images, spec), len(c.images)
+        if side % 2 ** len(c.channels):
+            raise ConfigError(
+                f"LDM.channels: {len(c.channels)} of them need pictures whose side is a multiple "
+                f"of {2 ** len(c.channels)}, found {side} pixels"
+            )
+        width, grid = c.channels[-1], side // 2 ** len(c.channels)
+        self.encoder = pictures.down(3 * views, c.channels)
+        self.time = nn.ModuleList(CausalInTime(width) for _ in range(2))
+        self.where = nn.Parameter(0.02 * torch.randn(grid * grid, width))
+        self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(c.horizon, width))
+        self.look = nn.ModuleList(CrossAttention(width, c.heads) for _ in range(c.layers))
+        self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
+        self.codes = self.quantizer.size
+        self.place = nn.Parameter(0.02 * torch.randn(c.horizon, width))
+        self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.join = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
+        self.decoder = pictures.up(c.channels, 3 * views)
+        with torch.no_grad():  # begins by painting frame t again
+            for weight in self.decoder[-1].parameters():
+                weight.mul_(0.01)
+        seen = torch.arange(c.horizon + 1)[None] <= torch.arange(1, c.horizon + 1)[:, None]
+        mask = seen[:, :, None].expand(-1, -1, grid * grid).flatten(1)  # h ((H + 1) grid grid)
+        self.mask: Tensor
+        self.register_buffer("mask", mask, persistent=False)
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return codes (B, H) int64 of windows (B, >= span + 1, h, w, 3) uint8 from their start."""
+        return self._quantize(self._features(self._clip(observations))).ids
+
+    def quantize_clip(self, frames: Tensors) -> Tensor:
+        """Return codes (B, H) int64 of clips (B, H + 1, h, w, 3) uint8, the stride taken."""
+        return self._quantize(self._features(pictures.stack(frames, self._keys))).ids
+
+    def decode(self, observations: Tensors, codes: Tensor) -> dict[str, Tensor]:
+        """Return the H frames to come (B, H, h, w, 3) uint8 a camera.
+
+        From the first frame of the observations (B, >= 1, h, w, 3) and codes (B, H).
+        """
+        check("LDM.decode.codes", codes, "B H", H=self.config.horizon)
+        first = pictures.stack({k: observations[k][:, :1] for k in self.config.images}, self._keys)
+        maps = self._features(first)[:, 0]
+        conditions = self._conditions(self.quantizer.vectors(codes))
+        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions))
+        return {key: shown[:, :, view] for view, key in enumerate(self._keys)}
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the weighted squared error of the frames painted, with PSNR and the codes' use.
+
+        `psnr_moving` is that of the pixels which change, and `psnr_still` what it would be if
+        frame t were painted again: what the codes are worth is the difference.
+        """
+        c = self.config
+        clip = self._clip(batch.observations)
+        maps = self._features(clip)
+        quantized = self._quantize(maps)
+        conditions = self._conditions(quantized.vectors)  # b H width
+        chosen = torch.arange(c.horizon)
+        if self.training:
+            chosen = torch.randperm(c.horizon)[: c.decoded].sort().values
+        chosen = chosen.to(clip.device)
+        painted = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
+        truth = clip[:, 1 + chosen]
+        before = clip[:, :1]
+        moved = ((truth - before).abs().amax(dim=3, keepdim=True) > c.changed).float()
+        weight = 1 + c.moving * moved
+        error = (weight * (painted - truth).square()).sum() / weight.sum() / 3
+        total = error + 0.1 * F.l1_loss(painted, truth) + quantized.loss
+        with torch.no_grad():
+            share = moved.expand_as(truth).sum().clamp(min=1)
+            wrong = (moved * (painted - truth).square()).sum() / share
+            still = (moved * (before - truth).square()).sum() / share
+            parts = {
+                "psnr": pictures.psnr(painted, truth),
+                "psnr_moving": 10 * torch.log10(4 / wrong.clamp(min=1e-8)),
+                "psnr_still": 10 * torch.log10(4 / still.clamp(min=1e-8)),
+            }
+        return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        return self.config.images
+
+    def _clip(self, observations: Tensors) -> Tensor:
+        """Return the frames (b, H + 1, v, 3, h, w) of a window; ConfigError where it is short."""
+        c = self.config
+        length = observations[c.images[0]].shape[1]
+        if length < c.span + 1:
+            raise ConfigError(
+                f"LDM.horizon: {c.horizon} codes of stride {c.stride} need windows of {c.span + 1} "
+                f"observations, found {length}; set training.window, or a shorter horizon"
+            )
+        frames = {k: observations[k][:, : c.span + 1 : c.stride] for k in c.images}
+        return pictures.stack(frames, c.images)
+
+    def _features(self, clip: Tensor) -> Tensor:
+        """Return maps (b, t, width, y, x); map t depends on frames up to t alone."""
+        b = len(clip)
+        maps = self.encoder(rearrange(clip, "b t v c h w -> (b t) (v c) h w"))
+        maps = rearrange(maps, "(b t) c y x -> b c t y x", b=b)
+        for layer in self.time:
+            maps = layer(maps)
+        swapped: Tensor = maps.transpose(1, 2)
+        return swapped
+
+    def _quantize(self, maps: Tensor) -> quantizer.Quantized:
+        """Return the H codes of the maps of H + 1 frames."""
+        tokens = rearrange(maps, "b t c y x -> b t (y x) c") + self.where + self.when
+        tokens = rearrange(tokens, "b t n c -> b (t n) c")
+        asked = self.queries.expand(len(maps), -1, -1)
+        for layer in self.look:
+            asked = layer(asked, tokens, self.mask)
+        found: quantizer.Quantized = self.quantizer(asked)
+        return found
+
+    def _conditions(self, vectors: Tensor) -> Tensor:
+        """Return (b, H, width): number h tells of codes 1 .. h alone."""
+        counted = torch.arange(1, self.config.horizon + 1, device=vectors.device)[:, None]
+        told: Tensor = self.read(vectors + self.place).cumsum(dim=1) / counted**0.5
+        return told + self.place
+
+    def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
+        """Return (b, n, v, 3, h, w) of frame t (b, v, 3, h, w), its maps, conditions (b, n, c)."""
+        n = conditions.shape[1]
+        here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
+        told = conditions.flatten(0, 1)
+        spread = told[:, :, None, None].expand(-1, -1, *here.shape[2:])
+        x = self.join(torch.cat([here, spread], dim=1))
+        for layer in self.paint:
+            x = layer(x, told)
+        change = self.decoder(x)
+        change = rearrange(change, "(b n) (v c) h w -> b n v c h w", n=n, v=first.shape[1])
+        frames: Tensor = first[:, None] + change
+        return frames
+
+
+class CausalInTime(nn.Module):
+    """A residual convolution over (t, y, x) that sees the past alone; before the clip are zeros."""
+
+    def __init__(self, width: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width)  # over channels: statistics over time would look ahead
+        self.mix = nn.Conv3d(width, width, (3, 1, 1))
+        self.space = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, c, t, y, x)."""
+        y = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        y = F.silu(self.mix(F.pad(y, (0, 0, 0, 0, 2, 0))))
+        b = len(y)
+        y = self.space(rearrange(y, "b c t y x -> (b t) c y x"))
+        out: Tensor = x + rearrange(y, "(b t) c y x -> b c t y x", b=b)
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Queries look at tokens, where a mask lets them, and think."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.heads = heads
+        self.before, self.of_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, asked: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return (b, H, width) of queries (b, H, width), tokens (b, n, width), mask (H, n)."""
+        q = rearrange(self.q(self.before(asked)), "b l (h d) -> b h l d", h=self.heads)
+        k, v = rearrange(
+            self.kv(self.of_tokens(tokens)), "b l (n h d) -> n b h l d", n=2, h=self.heads
+        )
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        asked = asked + self.out(rearrange(seen, "b h l d -> b l (h d)"))
+        thought: Tensor = asked + self.think(asked)
+        return thought
+
+
+class Conditioned(nn.Module):
+    """A residual convolution whose normalised maps are scaled and shifted by a vector."""
+
+    def __init__(self, width: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width, affine=False)
+        self.scale = nn.Linear(width, 2 * width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """Return (n, width, y, x) of x and vectors (n, width)."""
+        scale, shift = self.scale(told)[:, :, None, None].chunk(2, dim=1)
+        y = F.silu(self.norm(x) * (1 + scale) + shift)
+        out: Tensor = x + self.second(F.silu(self.first(y)))
+        return out

@@ -1,0 +1,98 @@
+"""A store of tokens: what the generator is trained on, made once from a store of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan.data.store import ZarrStore, check_same
+from latentplan.models.videoworld.generator import CODES, TASK, TOKENS
+from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.videoworld import token_spec
+from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.types import Array, Episode
+
+FRAMES = 64  # encoded at a time
+
+
+def task_names(store: ZarrStore) -> tuple[str, ...]:
+    """Return the tasks that the labels of a store name, in order of the alphabet."""
+    return tuple(sorted({label.task for _, label in store.labels() if label.task}))
+
+
+def tokenise(
+    store: ZarrStore,
+    out: Path,
+    *,
+    tokenizer: VQVAE,
+    ldm: LDM,
+    tasks: Sequence[str] = (),
+    advance: Callable[[int], None] = lambda count: None,
+) -> ZarrStore:
+    """Return the store of tokens at `out`, open to read; what is missing there is made first.
+
+    Its episodes are those of `store`, with the same actions and labels. Codes look ahead: behind
+    an episode's last frame the world stands still. Raises StoreError where `out` is of another
+    spec.
+    """
+    spec = token_spec(tokenizer.spec, tokenizer, ldm)
+    if out.exists():
+        tokens = ZarrStore.open(out, "a")
+        advice = "delete it, or give another run folder"
+        check_same(f"{out}: spec", tokens.spec.to_json(), spec.to_json(), advice=advice)
+    else:
+        tokens = ZarrStore.create(out, spec)
+    numbers = {name: place for place, name in enumerate(tasks, start=1)}
+    with tokens:
+        for index in range(len(tokens), len(store)):
+            episode = store.episode(index)
+            tokens.append(_encoded(episode, tokenizer, ldm, numbers))
+            advance(1)
+    return ZarrStore.open(out)
+
+
+@torch.no_grad()
+def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, numbers: dict[str, int]) -> Episode:
+    device = next(ldm.parameters()).device
+    keys = tokenizer.config.images
+    pictures = {k: torch.from_numpy(episode.observations[k]).to(device) for k in keys}
+    length, c = len(episode) + 1, ldm.config
+    ahead = torch.arange(length)[:, None] + c.stride * torch.arange(c.horizon + 1)  # l (H + 1)
+    ahead = ahead.clamp(max=length - 1)
+    tokens: list[Tensor] = []
+    codes: list[Tensor] = []
+    for start in range(0, length, FRAMES):
+        rows = slice(start, start + FRAMES)
+        tokens.append(tokenizer.encode({k: v[None, rows] for k, v in pictures.items()})[0])
+    step = max(1, FRAMES // (c.horizon + 1))
+    for start in range(0, length, step):
+        clips = {k: v[ahead[start : start + step]] for k, v in pictures.items()}
+        codes.append(ldm.quantize_clip(clips))
+    return Episode(
+        observations={
+            TOKENS: torch.cat(tokens).int().cpu().numpy(),
+            CODES: torch.cat(codes).int().cpu().numpy(),
+            TASK: _tasks(episode, numbers),
+        },
+        actions=episode.actions,
+        rewards=episode.rewards,
+        terminated=episode.terminated,
+        truncated=episode.truncated,
+        seed=episode.seed,
+        info=episode.info,
+        labels=episode.labels,
+    )
+
+
+def _tasks(episode: Episode, numbers: dict[str, int]) -> Array:
+    """Return the number (L + 1,) of the task at hand; where labels overlap, that of the later."""
+    found = np.zeros(len(episode) + 1, np.int32)
+    for label in sorted(episode.labels, key=lambda each: each.start):
+        stop = len(found) if label.stop < 0 else label.stop + 1
+        found[label.start : stop] = numbers.get(label.task, 0)
+    return found
+

@@ -1,0 +1,198 @@
+"""VideoWorld as one model: pictures to tokens, codes that look ahead, actions read off them.
+
+Ren et al., arXiv 2501.09781. The parts are trained one after the other by `latentplan train
+videoworld` and put together here. It plans both ways: `proposal` generates codes and the actions
+that go with them, as the paper's policy does; `rollout` imagines what given actions lead to, for
+any planner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.models.videoworld.dynamics import TokenDynamics
+from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generated, Generator
+from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.ldm import LDM
+from latentplan.shapes import check
+from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.types import ArraySpec, Batch, Loss, Spec, Tensors
+
+
+class VideoWorld(nn.Module):
+    """A `protocols.VideoModel` whose latents (D = K d) are the numbers of a frame's tokens."""
+
+    STAGES = ("tokenizer", "ldm", "generator", "inverse", "dynamics")  # trained in this order
+
+    @dataclass(frozen=True)
+    class Config:
+        """The parts. What one part says of another (sizes, tasks) is filled in by `fitted`."""
+
+        images: tuple[str, ...] = ()  # observation keys of the cameras; () for all pictures
+        tokenizer: VQVAE.Config = field(default_factory=VQVAE.Config)
+        ldm: LDM.Config = field(default_factory=LDM.Config)
+        generator: Generator.Config = field(default_factory=Generator.Config)
+        inverse: Inverse.Config = field(default_factory=Inverse.Config)
+        dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where the parts do not go together."""
+            if self.tokenizer.quantizer != "fsq":
+                raise ConfigError(
+                    "VideoWorld.tokenizer.quantizer: needs fsq, whose tokens are numbers to plan "
+                    f"with, found {self.tokenizer.quantizer!r}"
+                )
+            check_range(
+                "VideoWorld.generator.horizon", self.generator.horizon, 0, self.ldm.horizon
+            )
+
+        def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
+            """Return the config with what the data and one part say of another."""
+            seen = [
+                key
+                for key, a in spec.observation.items()
+                if a.dtype == "uint8" and a.shape[2:] == (3,) and key not in spec.privileged
+            ]
+            images = self.images or tuple(seen)
+            tokenizer = replace(self.tokenizer, images=images)
+            size = 1
+            for level in tokenizer.levels:
+                size *= level
+            codes = 1
+            for level in self.ldm.levels:
+                codes *= level
+            return replace(
+                self,
+                images=images,
+                tokenizer=tokenizer,
+                ldm=replace(self.ldm, images=images),
+                generator=replace(
+                    self.generator,
+                    vocabulary=size,
+                    codes=codes,
+                    tasks=tasks or self.generator.tasks,
+                ),
+                dynamics=replace(self.dynamics, levels=tokenizer.levels),
+            )
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build all parts for the pictures and actions of `spec`."""
+        super().__init__()
+        c = self.config = (config or self.Config()).fitted(spec)
+        self.spec = replace(
+            spec, observation={key: spec.observation[key] for key in c.images}, privileged=()
+        )
+        self.tokenizer, self.ldm = VQVAE(spec, c.tokenizer), LDM(spec, c.ldm)
+        tokens = token_spec(self.spec, self.tokenizer, self.ldm)
+        self.inverse = Inverse(tokens, c.inverse, generator=Generator(tokens, c.generator))
+        self.dynamics = TokenDynamics(tokens, c.dynamics)
+        self.context = c.generator.context
+        self.latent_dim = self.tokenizer.tokens * len(c.tokenizer.levels)
+
+    @property
+    def generator(self) -> Generator:
+        """The transformer over frames and codes."""
+        return self.inverse.generator
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the numbers of their tokens."""
+        numbers = self.dynamics.meaning.codes(self.tokenizer.encode(observations))
+        return numbers.flatten(2)  # b t (k d)
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
+        return self.tokenizer.decode(self.ids(latents))
+
+    def ids(self, latents: Tensor) -> Tensor:
+        """Return the tokens (..., K) nearest to latents (..., D)."""
+        numbers = rearrange(latents, "... (k d) -> ... k d", k=self.tokenizer.tokens)
+        return self.dynamics.meaning.nearest(numbers)
+
+    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
+        check("VideoWorld.rollout.context", context, "B T D", D=self.latent_dim)
+        size = self.spec.action.size
+        check("VideoWorld.rollout.actions", actions, "B N H A", B=len(context), A=size)
+        return self.dynamics.rollout(context[:, -1], actions)
+
+    def log_prob(self, frames: Tensors, *, task: str = "") -> Tensor:
+        """Return the log-probability (B, T) in nats of each frame's tokens, given those before.
+
+        Of at most `context` frames (B, T, h, w, 3) uint8 a camera.
+        """
+        tokens = self.tokenizer.encode(frames)
+        number = self.generator.number(task) if task else 0
+        numbers = torch.full((len(tokens),), number, device=tokens.device)
+        return self.generator.log_prob(tokens, numbers)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the tokenizer's loss: the parts are trained one after the other, not at once."""
+        return self.tokenizer.loss(batch)
+
+    def proposal(
+        self, task: str = "", *, temperature: float = 0.0, top_p: float = 1.0
+    ) -> CodeProposal:
+        """Return the policy of a task as a `protocols.Proposal`; ConfigError for an unknown one."""
+        number = self.generator.number(task) if task else 0
+        return CodeProposal(self, number, temperature=temperature, top_p=top_p)
+
+
+class CodeProposal:
+    """Codes generated after what was seen, and the actions that the inverse dynamics reads off."""
+
+    def __init__(
+        self, model: VideoWorld, task: int, *, temperature: float, top_p: float = 1.0
+    ) -> None:
+        """Take the model and the task's number; temperature 0 gives the likeliest codes."""
+        self.model, self.task = model, task
+        self.temperature, self.top_p = temperature, top_p
+        self.last: Generated | None = None  # what was generated last, to look at
+
+    @torch.no_grad()
+    def sample(
+        self, context: Tensor, count: int, *, horizon: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return (B, n, H, A) for context (B, T, D); behind the chunk the last action stays."""
+        model = self.model
+        inverse = model.inverse
+        tokens = model.ids(context[:, -model.context :])
+        task = torch.full((len(tokens),), self.task, device=tokens.device)
+        made = self.last = model.generator.generate(
+            tokens,
+            task,
+            count=count,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            generator=generator,
+        )
+        if inverse.config.reads == "hidden":
+            read = inverse.read_hidden(made.hidden.flatten(0, 1))
+        else:
+            codes = made.codes.flatten(0, 1)
+            seen, tasks = tokens.repeat_interleave(count, dim=0), task.repeat_interleave(count)
+            after = model.generator.imagine(seen, codes, tasks)
+            read = inverse.read_frames(seen[:, -1], after, codes)
+        chunk = inverse.actions(inverse(read))  # (b n) chunk a
+        actions = chunk.view(len(tokens), -1, *chunk.shape[1:])
+        missing = horizon - actions.shape[2]
+        if missing > 0:
+            actions = torch.cat([actions, actions[:, :, -1:].expand(-1, -1, missing, -1)], dim=2)
+        return actions[:, :, :horizon]
+
+
+def token_spec(spec: Spec, tokenizer: VQVAE, ldm: LDM) -> Spec:
+    """Return the spec of a store of tokens: what the generator is trained on."""
+    return replace(
+        spec,
+        observation={
+            TOKENS: ArraySpec((tokenizer.tokens,), "int32", "tokens of the frame, all cameras"),
+            CODES: ArraySpec((ldm.config.horizon,), "int32", "what changes over the next frames"),
+            TASK: ArraySpec((), "int32", "number of the task at hand, 0 for none"),
+        },
+        privileged=(),
+    )

@@ -1,0 +1,116 @@
+"""Discrete codes: finite scalar quantization, or a learned code book.
+
+Both are those of vector-quantize-pytorch, behind one face.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of vectors (..., width)."""
+
+    vectors: Tensor  # (..., width), with the gradient of what came in
+    ids: Tensor  # (...) int64
+    loss: Tensor  # (), to be added to the model's
+
+
+class Quantizer(nn.Module):
+    """Vectors to ids and back.
+
+    `fsq`: each of len(levels) numbers is rounded to one of so many values (Mentzer et al., arXiv
+    2309.15505). `vq`: the nearest of `prod(levels)` learned vectors (van den Oord et al., arXiv
+    1711.00937), moved by running means. Either way the numbers are brought to mean 0 and variance 1
+    before, by batch normalisation without weights: so they fill the levels from the first step on.
+    """
+
+    def __init__(self, width: int, *, levels: tuple[int, ...], kind: str = "fsq") -> None:
+        """Make the projections, and the book of a `vq`."""
+        super().__init__()
+        from vector_quantize_pytorch import FSQ, VectorQuantize
+
+        self.kind, self.size = kind, prod(levels)
+        numbers = len(levels)
+        self.before = nn.Linear(width, numbers)
+        self.spread = nn.BatchNorm1d(numbers, affine=False)
+        self.after = nn.Linear(numbers, width)
+        if kind == "fsq":
+            self.book: Any = FSQ(levels=list(levels), dim=numbers)
+        else:
+            self.book = VectorQuantize(dim=numbers, codebook_size=self.size, rotation_trick=True)
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Return the quantized vectors of x (..., width), their ids, and a loss."""
+        flat = self.spread(self.before(x.reshape(-1, x.shape[-1])))[None]
+        if self.kind == "fsq":
+            vectors, ids = self.book(flat)
+            loss = x.new_zeros(())
+        else:
+            vectors, ids, loss = self.book(flat)
+            loss = loss.sum()
+        return Quantized(self.after(vectors).view(x.shape), ids.view(x.shape[:-1]).long(), loss)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Return the vectors (..., width) of ids (...)."""
+        flat = ids.reshape(1, -1)
+        if self.kind == "fsq":
+            found: Tensor = self.book.indices_to_codes(flat)
+        else:
+            found = self.book.get_output_from_indices(flat)
+        vectors: Tensor = self.after(found).view(*ids.shape, -1)
+        return vectors
+
+
+class Numbers(nn.Module):
+    """Ids of finite scalar quantization as the numbers that they stand for; no weights."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        """Take how many values each number has."""
+        super().__init__()
+        sizes = torch.tensor(levels)
+        self.levels: Tensor
+        self.basis: Tensor
+        self.register_buffer("levels", sizes, persistent=False)
+        self.register_buffer(
+            "basis", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]), persistent=False
+        )
+
+    def classes(self, ids: Tensor) -> Tensor:
+        """Return which of its values each number has, from 0 on: (..., len(levels)) of ids (...)."""
+        return ids[..., None] // self.basis % self.levels
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """Return the numbers (..., len(levels)) in [-1, 1] that ids (...) stand for."""
+        half = self.levels // 2
+        return (self.classes(ids) - half) / half
+
+    def nearest(self, codes: Tensor) -> Tensor:
+        """Return the ids (...) nearest to numbers (..., len(levels)): `codes` undone."""
+        half = self.levels // 2
+        places = (codes * half + half).round().clamp(min=0)
+        places = torch.minimum(places, (self.levels - 1).to(places))
+        return (places * self.basis).sum(-1).long()
+
+
+def usage(ids: Tensor, size: int) -> dict[str, Tensor]:
+    """Return the share of `size` codes that occur in ids, and their perplexity."""
+    share = torch.bincount(ids.reshape(-1), minlength=size).float()
+    share = share / share.sum()
+    entropy = -(share * share.clamp(min=1e-12).log()).sum()
+    return {"usage": (share > 0).float().mean(), "perplexity": entropy.exp()}
+
+def check(where: str, kind: str, levels: tuple[int, ...]) -> None:
+    """Raise ConfigError unless a quantizer can be made so."""
+    if kind not in ("fsq", "vq"):
+        raise ConfigError(f"{where}.quantizer: {kind!r} is not one of fsq, vq")
+    if not levels:
+        raise ConfigError(f"{where}.levels: found none, need at least one")
+    for value in levels:
+        check_range(f"{where}.levels", value, 3, 64)

@@ -1,0 +1,1 @@
+"""One tokenizer a file: what turns pictures into a few discrete tokens and back."""

@@ -1,0 +1,116 @@
+"""An autoencoder of single pictures with discrete tokens, one grid a camera.
+
+VQ-VAE (van den Oord et al., arXiv 1711.00937) with finite scalar quantization by default, as
+VideoWorld's frame tokenizer (arXiv 2501.09781, section 3.1; there a VQGAN of 256 pixels and a book
+of 64,000). Differs: small convolutions without attention, no adversary or perceptual loss, and
+pixels that change within a window count more, since what moves is what matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.errors import ConfigError, check_range
+from latentplan.nn import pictures, quantizer
+from latentplan.shapes import check
+from latentplan.types import Batch, Loss, Spec, Tensors
+
+
+class VQVAE(nn.Module):
+    """A `protocols.Tokenizer`: K = cameras x (side / 2^len(channels))^2 tokens a time step."""
+
+    context = 1  # observations, at least, in a training window; one frame is seen at a time
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the network is made of."""
+
+        images: tuple[str, ...] = ("rgb",)  # observation keys of the cameras' pictures
+        channels: tuple[int, ...] = (32, 64, 128, 128)  # each halves the picture's side
+        blocks: int = 1  # residual ones at the smallest size, on each side
+        quantizer: str = "fsq"  # or vq, with as many codes
+        levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
+        moving: float = 4.0  # how much more a pixel counts that changes within the window
+        changed: float = 0.08  # of [-1, 1]: the least change that counts as one
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            if not self.images:
+                raise ConfigError("VQVAE.images: found none, need at least one")
+            if not self.channels:
+                raise ConfigError("VQVAE.channels: found none, need at least one")
+            for value in self.channels:
+                check_range("VQVAE.channels", value, 8, 4096)
+                if value % 8:
+                    raise ConfigError(f"VQVAE.channels: {value} is not a multiple of 8")
+            check_range("VQVAE.blocks", self.blocks, 0, 100)
+            quantizer.check("VQVAE", self.quantizer, self.levels)
+            check_range("VQVAE.moving", self.moving, 0, 1000)
+            check_range("VQVAE.changed", self.changed, 0, 2)
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
+        """Build the network for the pictures of `spec`."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec = spec
+        side, halvings = pictures.square("VQVAE.images", c.images, spec), len(c.channels)
+        if side % 2**halvings:
+            raise ConfigError(
+                f"VQVAE.channels: {halvings} of them need pictures whose side is a multiple of "
+                f"{2**halvings}, found {side} pixels"
+            )
+        self.grid = side // 2**halvings  # tokens a side of one camera's picture
+        self.tokens = len(c.images) * self.grid**2  # K
+        width = c.channels[-1]
+        self.encoder = pictures.down(3, c.channels, blocks=c.blocks)
+        self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
+        self.decoder = pictures.up(c.channels, 3, blocks=c.blocks)
+        self.vocabulary = self.quantizer.size
+        # Which camera a map is of; the networks are the same for all.
+        self.camera = nn.Parameter(torch.zeros(len(c.images), width, 1, 1))
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return tokens (B, T, K) int64 of pictures (B, T, h, w, 3) uint8."""
+        views = pictures.stack(observations, self.config.images)
+        ids: Tensor = self.quantizer(self._features(views)).ids
+        return ids.flatten(2)  # b t (v y x)
+
+    def decode(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the cameras' pictures (B, T, h, w, 3) uint8 of tokens (B, T, K)."""
+        check("VQVAE.decode", tokens, "B T K", K=self.tokens)
+        ids = rearrange(tokens, "b t (v y x) -> b t v y x", y=self.grid, x=self.grid)
+        shown = pictures.to_uint8(self._pictures(self.quantizer.vectors(ids)))
+        return {key: shown[:, :, view] for view, key in enumerate(self.config.images)}
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the weighted squared error of windows, with PSNR in dB and the codes' use."""
+        views = pictures.stack(batch.observations, self.config.images)
+        quantized = self.quantizer(self._features(views))
+        seen = self._pictures(quantized.vectors)
+        apart = (views - views.mean(dim=1, keepdim=True)).abs().amax(dim=3, keepdim=True)
+        weight = 1 + self.config.moving * (apart > self.config.changed)
+        error = (weight * (seen - views).square()).sum() / weight.sum() / 3
+        absolute = F.l1_loss(seen, views)
+        total = error + 0.1 * absolute + quantized.loss
+        parts = {"psnr": pictures.psnr(seen.detach(), views)}
+        return Loss(total, parts | quantizer.usage(quantized.ids, self.vocabulary))
+
+    def _features(self, views: Tensor) -> Tensor:
+        """Return (b, t, v, y, x, width)."""
+        b, t, v = views.shape[:3]
+        maps = self.encoder(rearrange(views, "b t v c h w -> (b t v) c h w"))
+        maps = rearrange(maps, "(b t v) c y x -> b t v c y x", b=b, t=t) + self.camera
+        last: Tensor = maps.movedim(3, -1)
+        return last
+
+    def _pictures(self, vectors: Tensor) -> Tensor:
+        """Return (b, t, v, 3, h, w) of vectors (b, t, v, y, x, width)."""
+        b, t = vectors.shape[:2]
+        maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.camera
+        seen: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
+        return seen.view(b, t, -1, *seen.shape[1:])

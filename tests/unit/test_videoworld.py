@@ -1,0 +1,295 @@
+"""VideoWorld's parts: what each may see, what is the same with a cache, what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from latentplan.errors import ConfigError, ShapeError
+from latentplan.models.videoworld.generator import Generator, choose
+from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.videoworld import VideoWorld
+from latentplan.nn.quantizer import Numbers, Quantizer, usage
+from latentplan.nn.transformer import Cache, Transformer
+from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.types import ActionSpec, ArraySpec, Batch, Convention, Spec
+
+PICTURE = ArraySpec((32, 32, 3), "uint8")
+SPEC = Spec(
+    {"rgb_a": PICTURE, "rgb_b": PICTURE, "robot_obs": ArraySpec((15,))},
+    ActionSpec(
+        (-1.0,) * 7, (1.0,) * 7, convention=Convention("ee_delta", gripper="close_is_-1")
+    ),
+)
+KEYS = ("rgb_a", "rgb_b")
+CONFIG = VideoWorld.Config(
+    tokenizer=VQVAE.Config(channels=(8, 16, 16), levels=(4, 3, 3)),
+    ldm=LDM.Config(channels=(8, 16), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
+    generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
+    inverse=VideoWorld.Config().inverse.__class__(chunk=3, width=16),
+)
+
+
+def pictures(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (2, *shape, 32, 32, 3), dtype=np.uint8)
+    return dict(zip(KEYS, map(torch.from_numpy, made), strict=True))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    made = VideoWorld(SPEC, CONFIG.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
+    for weight in made.parameters():  # nothing is almost zero, so that what leaks is seen
+        weight.data += 0.1 * torch.randn_like(weight)
+    return made.eval()
+
+
+def test_ids_and_the_numbers_they_stand_for_are_those_of_the_quantizer():
+    levels = (4, 3, 5)
+    numbers, quantizer = Numbers(levels), Quantizer(8, levels=levels)
+    ids = torch.arange(60)
+    torch.testing.assert_close(numbers.codes(ids), quantizer.book.implicit_codebook)
+    assert torch.equal(numbers.nearest(numbers.codes(ids) + 0.05), ids)
+    assert numbers.nearest(torch.full((3,), 9.0)) == 59
+
+
+@pytest.mark.parametrize("kind", ["fsq", "vq"])
+def test_a_quantizer_gives_back_the_vectors_of_its_ids(kind):
+    torch.manual_seed(0)
+    quantizer = Quantizer(8, levels=(4, 4), kind=kind)
+    x = torch.randn(40, 5, 8, requires_grad=True)
+    quantizer(x).vectors.sum().backward()  # a learned book begins with what it sees first
+    assert x.grad.any()
+    quantizer.eval()
+    found = quantizer(x)
+    assert found.ids.shape == (40, 5) and 0 <= found.ids.min() and found.ids.max() < 16
+    torch.testing.assert_close(quantizer.vectors(found.ids), found.vectors, rtol=1e-4, atol=1e-5)
+
+
+def test_codes_are_in_use_from_the_first_step_on():
+    torch.manual_seed(0)
+    quantizer = Quantizer(8, levels=(4, 4, 4))
+    nearly_alike = 3 + 0.01 * torch.randn(1000, 8)
+    assert usage(quantizer(nearly_alike).ids, 64)["usage"] > 0.5
+
+
+def test_usage_counts_codes():
+    found = usage(torch.tensor([0, 0, 1, 1]), 8)
+    assert found["usage"] == 0.25
+    torch.testing.assert_close(found["perplexity"], torch.tensor(2.0))
+
+
+def test_a_transformer_does_not_look_ahead_and_goes_on_from_a_cache():
+    torch.manual_seed(0)
+    body = Transformer(32, layers=2, heads=2).eval()
+    x = torch.randn(2, 12, 32)
+    whole = body(x)
+    changed = x.clone()
+    changed[:, 7:] += 1
+    torch.testing.assert_close(body(changed)[:, :7], whole[:, :7])
+    assert not torch.allclose(body(changed)[:, 7:], whole[:, 7:])
+    cache = Cache(body, 2, 12)
+    parts = [body(part, cache) for part in x.split([5, 1, 4, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_code_h_sees_frames_up_to_h_alone(model):
+    ldm = model.ldm
+    clip = pictures(4, 4)
+    codes = ldm._features(ldm._clip(clip))
+    before = _asked(ldm, codes)
+    for h in range(1, 4):
+        changed = {k: v.clone() for k, v in clip.items()}
+        for v in changed.values():
+            v[:, h] = 255 - v[:, h]
+        after = _asked(ldm, ldm._features(ldm._clip(changed)))
+        torch.testing.assert_close(after[:, : h - 1], before[:, : h - 1])
+        assert not torch.allclose(after[:, h - 1 :], before[:, h - 1 :])
+
+
+def _asked(ldm, maps):
+    """What the queries have seen before it is made a code: a code may stay where that changes."""
+    seen = []
+    handle = ldm.quantizer.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
+    ldm._quantize(maps)
+    handle.remove()
+    return seen[0]
+
+
+def test_frame_h_is_painted_from_the_first_frame_and_codes_up_to_h(model):
+    clip = pictures(2, 4)
+    codes = torch.zeros(2, 3, dtype=torch.long)
+    painted = model.ldm.decode(clip, codes)
+    assert painted["rgb_a"].shape == (2, 3, 32, 32, 3)
+    later = {k: torch.cat([v[:, :1], 255 - v[:, 1:]], dim=1) for k, v in clip.items()}
+    assert torch.equal(model.ldm.decode(later, codes)["rgb_b"], painted["rgb_b"])
+    other = codes.clone()
+    other[:, 1] = 8
+    changed = model.ldm.decode(clip, other)["rgb_a"]
+    assert torch.equal(changed[:, 0], painted["rgb_a"][:, 0])
+    assert not torch.equal(changed[:, 1:], painted["rgb_a"][:, 1:])
+
+
+def test_behind_the_end_of_a_clip_there_is_nothing(model):
+    with pytest.raises(ConfigError, match="LDM.horizon: 3 codes .* need windows of 4"):
+        model.ldm.encode(pictures(1, 3))
+
+
+def test_generation_is_the_same_with_and_without_the_cache(model):
+    tokens, task = _context(model)
+    for temperature in (0.0, 1.0):
+        made = [
+            model.generator.generate(
+                tokens,
+                task,
+                count=3,
+                temperature=temperature,
+                top_p=0.9,
+                generator=torch.Generator().manual_seed(4),
+                cached=cached,
+            )
+            for cached in (True, False)
+        ]
+        assert torch.equal(made[0].codes, made[1].codes)
+        torch.testing.assert_close(made[0].hidden, made[1].hidden, rtol=1e-4, atol=1e-4)
+    assert made[0].codes.shape == (2, 3, 3) and made[0].hidden.shape == (2, 3, 4, 32)
+
+
+def test_what_was_generated_is_what_is_read_of_known_codes(model):
+    tokens, task = _context(model)
+    made = model.generator.generate(tokens, task)
+    hidden = model.generator.plan_states(tokens, made.codes[:, 0], task)
+    torch.testing.assert_close(hidden, made.hidden[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_task_and_the_frames_decide_and_not_the_neighbour(model):
+    tokens, task = _context(model)
+    made = model.generator.generate(tokens, task).hidden
+    alone = model.generator.generate(tokens[1:], task[1:]).hidden
+    torch.testing.assert_close(alone[0], made[1], rtol=1e-4, atol=1e-4)
+    other = model.generator.generate(tokens, 3 - task).hidden
+    assert not torch.allclose(other, made)
+
+
+def test_imagining_draws_the_likeliest_tokens(model):
+    tokens, task = _context(model)
+    codes = model.generator.generate(tokens, task).codes[:, 0]
+    after = model.generator.imagine(tokens, codes, task)
+    assert after.shape == (2, model.tokenizer.tokens)
+    assert (after < model.tokenizer.vocabulary).all()
+    assert torch.equal(after, model.generator.imagine(tokens, codes, task))
+
+
+def test_log_prob_sums_to_one_over_the_first_token(model):
+    tokens, task = _context(model)
+    first = model.generator.log_prob(tokens, task)
+    assert first.shape == (2, 3) and (first < 0).all()
+    few = replace(model.generator.config, vocabulary=3, codes=2)
+    spec = replace(
+        model.generator.spec,
+        observation={**model.generator.spec.observation, "tokens": ArraySpec((1,), "int32")},
+    )
+    small = Generator(spec, few).eval()
+    every = torch.arange(3)[:, None, None]  # all frames of one token there are
+    share = small.log_prob(every, torch.zeros(3, dtype=torch.long)).exp()
+    assert 0.1 < share.sum() <= 1 + 1e-5  # the rest is for codes and the end, until it is trained
+
+
+def test_choose_keeps_to_the_nucleus():
+    logits = torch.tensor([[2.0, 1.9, -1.0, -1.0]]).expand(500, -1)
+    generator = torch.Generator().manual_seed(0)
+    assert set(choose(logits, 0.0).tolist()) == {0}
+    assert set(choose(logits, 1.0, top_p=0.8, generator=generator).tolist()) == {0, 1}
+    assert len(set(choose(logits, 1.0, generator=generator).tolist())) == 4
+
+
+@pytest.mark.parametrize("reads", ["hidden", "frames"])
+def test_a_proposal_gives_actions_inside_the_bounds(reads):
+    config = replace(CONFIG, inverse=replace(CONFIG.inverse, reads=reads))
+    torch.manual_seed(0)
+    model = VideoWorld(SPEC, config.fitted(SPEC, tasks=("push",))).eval()
+    context = model.encode(pictures(2, 3))
+    proposal = model.proposal("push", temperature=1.0)
+    actions = proposal.sample(context, 5, horizon=4, generator=torch.Generator().manual_seed(0))
+    assert actions.shape == (2, 5, 4, 7)
+    assert actions.abs().max() <= 1
+    assert set(actions[..., -1].unique().tolist()) <= {-1.0, 1.0}
+    torch.testing.assert_close(actions[:, :, 3], actions[:, :, 2])  # behind the chunk of 3
+
+
+def test_latents_are_tokens_and_come_back(model):
+    z = model.encode(pictures(2, 3))
+    assert z.shape == (2, 3, model.latent_dim)
+    assert torch.equal(model.ids(z), model.tokenizer.encode(pictures(2, 3)))
+    assert model.decode(z)["rgb_b"].shape == (2, 3, 32, 32, 3)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "ldm"])
+def test_parts_learn_one_batch(model, part):
+    network = getattr(model, part).train()
+    plain = {k: v[:, :, :1, :1].expand(v.shape) for k, v in pictures(4, 4).items()}
+    batch = Batch(plain, torch.zeros(4, 3, 7))  # noise would not fit into the tokens
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        torch.manual_seed(0)
+        loss = network.loss(batch)
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+        losses.append(loss.total.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert {"usage", "perplexity", "psnr"} <= loss.parts.keys()
+
+
+@pytest.mark.parametrize("part", ["generator", "inverse", "dynamics"])
+def test_parts_learn_tokens(model, part):
+    network = getattr(model, part).train()
+    network.requires_grad_(True)
+    rng = np.random.default_rng(0)
+    k = model.tokenizer.tokens
+    batch = Batch(
+        {
+            "tokens": torch.from_numpy(rng.integers(0, 36, (8, 6, k))),
+            "codes": torch.from_numpy(rng.integers(0, 9, (8, 6, 3))),
+            "task": torch.ones(8, 6, dtype=torch.long),
+        },
+        torch.from_numpy(rng.uniform(-1, 1, (8, 5, 7)).astype(np.float32)),
+    )
+    if part == "generator":
+        first = {key: v[:, :3] for key, v in batch.observations.items()}
+        batch = Batch(first, batch.actions[:, :2])
+    optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 3e-3)
+    losses = []
+    for _ in range(15):
+        torch.manual_seed(0)
+        loss = network.loss(batch)
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+        losses.append(loss.total.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(value.isfinite() for value in loss.parts.values())
+
+
+def test_an_unknown_task_names_the_known(model):
+    with pytest.raises(ConfigError, match="'push'.*close_drawer, open_drawer"):
+        model.proposal("push")
+
+
+def test_more_frames_than_it_was_trained_on_are_refused(model):
+    tokens = torch.zeros(1, 4, model.tokenizer.tokens, dtype=torch.long)
+    with pytest.raises(ShapeError, match="4 frames"):
+        model.generator.generate(tokens, torch.zeros(1, dtype=torch.long))
+
+
+def test_pictures_of_two_sizes_are_refused():
+    spec = replace(SPEC, observation={**SPEC.observation, "rgb_b": ArraySpec((16, 16, 3), "uint8")})
+    with pytest.raises(ConfigError, match=r"\[16, 32\] pixels"):
+        VideoWorld(spec, CONFIG)
+
+
+def _context(model):
+    return model.tokenizer.encode(pictures(2, 3)), torch.tensor([1, 2])
