@@ -83,7 +83,7 @@ class Numbers(nn.Module):
         )
 
     def classes(self, ids: Tensor) -> Tensor:
-        """Return which of its values each number has, from 0 on: (..., len(levels)) of ids (...)."""
+        """Return which value each number has, from 0 on: (..., len(levels)) of ids (...)."""
         return ids[..., None] // self.basis % self.levels
 
     def codes(self, ids: Tensor) -> Tensor:
