@@ -7,13 +7,15 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from gymnasium.utils.seeding import np_random
+from scipy.spatial.transform import Rotation
 
 from latentplan import config, registry
 from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
 from latentplan.sim import render
 from latentplan.sim.robosuite import experts, state, tasks
 from latentplan.sim.robosuite.controllers import CONTROLLERS
-from latentplan.sim.robosuite.env import RobosuiteConfig
+from latentplan.sim.robosuite.env import MODEL_SEED, RobosuiteConfig
 from latentplan.sim.robosuite.pictures import Pictures, outside
 from latentplan.types import ActionSpec, Convention
 
@@ -178,30 +180,21 @@ def test_steps_are_robosuites_own():
     import robosuite
 
     env = make(rate=10)
-    theirs = robosuite.make(
-        "Lift",
-        robots="Panda",
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        renderer="mujoco",
-        hard_reset=False,
-        ignore_done=True,
-        control_freq=10,
-    )
-    env.reset(seed=0)
-    theirs.reset()
-    physics = env.snapshot().simulator.physics
-    mujoco, model = render.mujoco, theirs.sim.model._model
-    model.geom_size[:] = env._model.geom_size  # of the cube, which each draws for itself
-    for name in ("body_mass", "body_inertia", "geom_rbound", "geom_aabb", "body_invweight0"):
-        getattr(model, name)[:] = getattr(env._model, name)
-    model.dof_invweight0[:] = env._model.dof_invweight0
-    mujoco.mj_setState(model, theirs.sim.data._data, physics, state.PHYSICS)
-    mujoco.mj_forward(model, theirs.sim.data._data)
-    mujoco.mj_setState(model, theirs.sim.data._data, physics, state.PHYSICS)
-    start = env._robot.part_controllers["right"].initial_joint
-    theirs.robots[0].part_controllers["right"].update_initial_joints(start)
+    with state.seeded(MODEL_SEED):
+        theirs = robosuite.make(
+            "Lift",
+            robots="Panda",
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            renderer="mujoco",
+            hard_reset=False,
+            ignore_done=True,
+            control_freq=10,
+        )
+    env.reset(seed=5)
+    with state.seeded(int(np_random(5)[0].integers(2**32))):
+        theirs.reset()
     for action in draw(env, 10):
         env.step(action)
         theirs.step(action.astype(np.float64))
@@ -228,32 +221,58 @@ def test_snapshots_are_exact_while_the_gripper_closes(controller):
 
 
 @installed
-def test_an_action_means_what_the_convention_says():
-    env = make()
-    means = env.data_spec.action.convention
-    assert means == Convention("ee_delta", "rotvec", "base", 0.05, 0.5, "close_is_+1")
+@pytest.mark.parametrize("controller", ["osc_pose", "osc_position", "joint_position"])
+def test_a_controller_is_sent_what_the_convention_says(controller):
+    env = make(controller=controller)
+    env.reset(seed=0)
+    means, part = env.data_spec.action.convention, env._robot.part_controllers["right"]
+    action = draw(env, 1)[0][:-1].astype(float)
+    part.update(force=True)
+    part.set_goal(action)
+    if controller == "joint_position":
+        assert np.allclose(part.goal_qpos - part.joint_pos, means.position_unit * action)
+    else:
+        assert means.frame == "base"
+        here = part.goal_origin_to_eef_pose()
+        moved = part.goal_pos - part.world_to_origin_frame(part.ref_pos)
+        assert np.allclose(moved, means.position_unit * action[:3])
+        turned = Rotation.from_matrix(part.goal_ori @ here[:3, :3].T).as_rotvec()
+        assert np.allclose(turned, means.rotation_unit * action[3:] if means.rotation else 0)
+    env.close()
+
+
+@installed
+@pytest.mark.parametrize("controller", ["osc_pose", "osc_position", "ik_pose"])
+def test_the_hand_goes_where_it_is_sent_and_closes_at_plus_one(controller):
+    env = make(controller=controller)
+    assert env.data_spec.action.convention.gripper == "close_is_+1"
     for axis in range(3):
         before, _ = env.reset(seed=0)
-        action = np.zeros(7, np.float32)
-        action[axis] = 0.5
-        for _ in range(5):
+        action = np.zeros(env.data_spec.action.size, np.float32)
+        action[axis] = env.action_space.high[axis]
+        for _ in range(8):
             after = env.step(action).observation
         moved = after["ee"][:3] - before["ee"][:3]
-        # Each goal is measured from where the hand is, which lags behind: a part is covered.
-        assert 0.2 * 5 * 0.025 < moved[axis] < 5 * 0.025
-        assert np.abs(np.delete(moved, axis)).max() < 0.3 * moved[axis]
+        assert moved[axis] > 0.02
+        assert np.abs(np.delete(moved, axis)).max() < 0.5 * moved[axis]
     for sign, compare in ((1, np.less), (-1, np.greater)):
         before, _ = env.reset(seed=0)
+        action = np.zeros(env.data_spec.action.size, np.float32)
+        action[-1] = sign
         for _ in range(15):
-            after = env.step(np.array([0, 0, 0, 0, 0, 0, sign], np.float32)).observation
+            after = env.step(action).observation
         width = [o["gripper"][0] - o["gripper"][1] for o in (after, before)]
         assert compare(*width)
     env.close()
+
+
+@installed
+def test_a_joints_velocity_is_what_is_asked():
     env = make(controller="joint_velocity")
-    unit = env.data_spec.action.convention.position_unit
     env.reset(seed=0)
     for _ in range(20):
         after = env.step(np.array([0.5, 0, 0, 0, 0, 0, 0, -1], np.float32)).observation
+    unit = env.data_spec.action.convention.position_unit
     assert after["q_velocity"][0] == pytest.approx(0.5 * unit, abs=0.1 * unit)
     env.close()
 
