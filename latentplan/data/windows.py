@@ -83,16 +83,18 @@ class Windows:
         self._gather: dict[str, Callable[[Array], Tensor]] = {}
         wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
         names = {"action": "action"} | {key: f"observation/{key}" for key in self.keys}
-        for key, name in sorted(names.items(), key=lambda item: store.row_bytes(item[1])):
-            needed = int(wanted.sum()) * store.row_bytes(name)
+        bytes_of = {key: store.row_bytes(name) for key, name in names.items()}
+        left = sum(bytes_of.values())
+        for key, name in sorted(names.items(), key=lambda item: bytes_of[item[0]]):
+            needed, of_all = int(wanted.sum()) * bytes_of[key], bytes_of[key] / left
+            left -= bytes_of[key]
             if needed <= budget:
                 self._gather[key] = _InMemory(store, name, wanted=wanted)
                 budget -= needed
             else:
-                self._gather[key] = _Chunks(
-                    store, name, budget=budget, windows=batch, length=length
-                )
-                budget = 0
+                mine = int(budget * of_all)  # several cameras share what there is
+                self._gather[key] = _Chunks(store, name, budget=mine, windows=batch, length=length)
+                budget -= mine
 
     def __len__(self) -> int:
         """Return the number of different windows."""

@@ -131,6 +131,25 @@ def test_arrays_beyond_the_budget_give_the_same_batches(
         Windows(store, length=3, batch=8, budget=6000)
 
 
+def test_several_cameras_beyond_the_budget_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 4 * 4 * 4 * 3)
+    rng = np.random.default_rng(0)
+    cameras = {"wide": (4, 4, 3), "wrist": (4, 4, 3), "near": (2, 2, 3)}
+    spec = Spec({k: ArraySpec(s, "uint8") for k, s in cameras.items()}, SPEC.action)
+    with ZarrStore.create(tmp_path / "a.zarr", spec) as store:
+        for _ in range(40):
+            rows = {k: rng.integers(0, 256, (16, *s), np.uint8) for k, s in cameras.items()}
+            actions = rng.normal(size=(15, 2)).astype(np.float32)
+            store.append(Episode(rows, actions, np.zeros(15, np.float32)))
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        in_memory = Windows(store, length=3, batch=8)
+        from_disk = Windows(store, length=3, batch=8, budget=640 * (8 + 108) // 2)
+        for number in range(40):
+            assert_same(from_disk[number], in_memory[number])
+
+
 def test_by_default_no_privileged_observation_is_loaded(store: ZarrStore) -> None:
     assert set(Windows(store, length=2, batch=2)[0].observations) == {"rgb"}
 
