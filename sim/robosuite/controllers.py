@@ -17,13 +17,15 @@ CONTROLLERS = {  # by our name: robosuite's, and what is moved how
 
 
 def settings(controller: str, *, robot: str) -> dict[str, Any]:
-    """Return robosuite's settings of a controller, as it ships them, for `robosuite.make`."""
+    """Return robosuite's settings of a controller, for `robosuite.make`."""
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
     composite: dict[str, Any] = load_composite_controller_config(controller=None, robot=robot)
     kind = CONTROLLERS[controller][0]
     if composite["body_parts"]["right"]["type"] != kind:
         part = load_part_controller_config(default_controller=kind)
+        if controller == "ik_pose":  # joint positions; 1.5.1 would take them for changes
+            part["input_type"] = "absolute"
         composite["body_parts"]["right"] = {**part, "gripper": {"type": "GRIP"}}
     return composite
 
