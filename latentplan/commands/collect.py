@@ -116,6 +116,8 @@ def _summary(store: ZarrStore, done: Progress, seconds: float) -> str:
         f"at {done.transitions / max(seconds, 1e-9):.1f}/s",
         f"{done.unstable} unstable tries dropped",
     ]
+    if done.refused is not None:
+        parts.append(f"{done.refused:.0f} actions refused")
     pictures = [key for key, a in store.spec.observation.items() if len(a.shape) == 3]
     parts += [
         f"{store.disk_bytes(f'observation/{key}') / rows:.0f} bytes a picture {key}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from latentplan.errors import LatentplanError
 from latentplan.exploration import cluster, processes
-from latentplan.exploration.recorder import Recipe
+from latentplan.exploration.recorder import REFUSED, Recipe
 from latentplan.protocols import EpisodeStore
 from latentplan.workers import WorkerDied
 
@@ -23,6 +23,7 @@ class Progress(NamedTuple):
     transitions: int = 0
     unstable: int = 0  # tries dropped because the physics diverged
     env_seconds: float = 0.0  # that workers spent in their envs
+    refused: float | None = None  # actions that the env would not do; None where it does not say
 
 
 def collect(
@@ -51,11 +52,13 @@ def collect(
     try:
         for episode, unstable, env_seconds in recorded:
             store.append(episode)
+            refused = episode.info.get(REFUSED)
             progress = Progress(
                 progress.episodes + 1,
                 progress.transitions + len(episode),
                 progress.unstable + unstable,
                 progress.env_seconds + env_seconds,
+                None if refused is None else (progress.refused or 0) + refused,
             )
             report(progress)
     except WorkerDied as e:

@@ -13,6 +13,7 @@ from latentplan.errors import UnstablePhysics, check_range
 from latentplan.protocols import Env, Explorer
 from latentplan.types import Array, Episode, Label, Observation, Spec
 
+REFUSED = "refused"  # name in a step's info: actions so far that the env would not do
 UNSTABLE = "unstable_tries"  # name in an episode's info: tries before it that the physics ended
 
 
@@ -90,10 +91,11 @@ class Recorder:
         terminated = truncated = False
         while len(actions) < self.recipe.config.length and not (terminated or truncated):
             action = self.explorer.act(observation, rng)
-            observation, reward, terminated, truncated, _ = self._timed(self.env.step, action)
+            observation, reward, terminated, truncated, told = self._timed(self.env.step, action)
             observations.append(observation)
             actions.append(action)
             rewards.append(reward)
+        refused = {REFUSED: float(told[REFUSED])} if REFUSED in told else {}
         return Episode(
             observations={
                 key: np.stack([o[key] for o in observations])
@@ -104,7 +106,7 @@ class Recorder:
             terminated=bool(terminated),
             truncated=bool(truncated),
             seed=seed,
-            info=_numbers(info) | {UNSTABLE: float(attempt)},
+            info=_numbers(info) | {UNSTABLE: float(attempt)} | refused,
             labels=_labels(info),
         )
 
