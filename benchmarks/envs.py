@@ -3,8 +3,8 @@
     python benchmarks/envs.py page
     python benchmarks/envs.py success ENV [KEY=VALUE ...] --who oracle --episodes 60 --json FILE
 
-`page` draws docs/images/envs/ENV.png, of episode 0 of each task in each engine: the start, where
-the env's scripted expert leaves off, the goal; its figures replace those in docs/envs.md.
+`page` draws docs/images/envs/ENV.png, of episode 0 of each task in each engine: the start, how far
+the env's scripted expert brings it, the goal; its figures replace those in docs/envs.md.
 `success` counts the episodes in which the task is done within `BUDGET` actions. Its row in FILE is
 written after each episode; the same line typed again goes on from there.
 """
@@ -58,7 +58,7 @@ class Ran:
 
     start: float  # m from the goal
     end: float  # m from the goal
-    actions: int
+    actions: int  # until success, or all of them
     success: bool
 
 
@@ -71,27 +71,39 @@ def env_of(name: str, settings: tuple[str, ...]) -> Any:
     return env_class(loaded["env"])
 
 
-def episode(env: Any, *, number: int, who: str) -> tuple[Ran, tuple[Any, Any, Any]]:
-    """Return how episode `number` goes, until success, and its pictures: start, end, goal."""
+def episode(
+    env: Any, *, number: int, who: str, refine: bool = False
+) -> tuple[Ran, tuple[Any, Any, Any]]:
+    """Return how episode `number` goes, until success, and its pictures: start, end, goal.
+
+    `refine`: it goes on after success, until an action does not bring it nearer to the goal.
+    """
     observation, info = env.reset(seed=number)
     # The env owns its buffers: pictures of the start are copied before it goes on.
     goal = {key: np.array(value) for key, value in info["goal"].items()}
-    first, start = np.array(observation["rgb"]), env.distance(observation, goal)
+    first, end = np.array(observation["rgb"]), np.array(observation["rgb"])
+    start = distance = env.distance(observation, goal)
     done = env.success(observation, goal)
     explorer = None if who == "oracle" else registry.get("explorer", who)(env.data_spec)
     rng = np.random.default_rng(number)
     task = env.config.task
-    actions = 0
-    while not done and actions < BUDGET.get(task, BUDGET[env.name]):
+    actions = made = 0
+    while made < BUDGET.get(task, BUDGET[env.name]) and (refine or not done):
         if explorer is None:
             action = env.oracle(observation, goal)
         else:
             action = explorer.act(observation, rng)
         observation = env.step(action).observation
-        actions += 1
-        done = env.success(observation, goal)
-    ran = Ran(round(start, 4), round(env.distance(observation, goal), 4), actions, bool(done))
-    return ran, (first, np.array(observation["rgb"]), goal["rgb"])
+        made += 1
+        before, distance = distance, env.distance(observation, goal)
+        if done and distance >= before:
+            distance = before
+            break
+        actions = actions if done else made
+        done = done or env.success(observation, goal)
+        end = np.array(observation["rgb"])
+    ran = Ran(round(start, 4), round(distance, 4), actions, bool(done))
+    return ran, (first, end, goal["rgb"])
 
 
 def success(row: Row, *, episodes: int, file: Path) -> None:
@@ -145,17 +157,17 @@ def sheet(name: str, engines: tuple[str, ...]) -> str:
         told = []
         for place, engine in enumerate(engines):
             env = env_of(name, (*settings, f"engine={engine}", f"image={PIXELS}"))
-            ran, pictures = episode(env, number=0, who="oracle")
+            ran, pictures = episode(env, number=0, who="oracle", refine=True)
             threshold = f"{100 * env.success_threshold:.1f} cm"
             env.close()
             mine = cell[3 * place : 3 * place + 3]
             for axes, picture in zip(mine, pictures, strict=True):
                 axes.imshow(picture)
             mine[0].set_xlabel(f"{100 * ran.start:.1f} cm")
-            done = "" if ran.success else ", not done"
             drags = f"{ran.actions} drag{'s' * (ran.actions != 1)}"
-            mine[1].set_xlabel(f"{100 * ran.end:.1f} cm, {drags}{done}")
-            told.append(f"{100 * ran.start:.1f} to {100 * ran.end:.1f} cm in {ran.actions}{done}")
+            done = f"done in {drags}" if ran.success else f"not done in {drags}"
+            mine[1].set_xlabel(f"{100 * ran.end:.1f} cm, {done}")
+            told.append(f"{100 * ran.start:.1f} to {100 * ran.end:.1f} cm, {done}")
         if task == "flatten":
             threshold = "90 % covered"
         lines.append(f"| {task} | {threshold} | " + " | ".join(told) + " |")
