@@ -47,6 +47,7 @@ def run(*, json: bool = False) -> bool:
         _guarded("video", _video),
         _guarded("tree", _tree),
         *extras,
+        _guarded("calvin_env", _calvin_env, otherwise="optional"),
     ]
     works = all(f.state != "missing" for f in found)
     if json:
@@ -161,6 +162,12 @@ def _tree() -> Finding:
         found = f"{', '.join(lost)} not in {package}"
         return Finding("tree", "missing", found, "git clone -c core.symlinks=true, or reinstall")
     return Finding("tree", "ok", str(package))
+
+
+def _calvin_env() -> Finding:
+    from latentplan.sim.calvin import checkout
+
+    return Finding("calvin_env", "ok", str(checkout.find()))
 
 
 def _extras() -> list[Finding]:
