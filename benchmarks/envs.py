@@ -134,9 +134,8 @@ def same(a: Row, b: Row) -> bool:
 
 def page() -> None:
     """Draw all pictures and write the figures into docs/envs.md."""
-    text = (DOCS / "envs.md").read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
     figures = "\n".join(sheet(name, tuple(ENGINES[name])) for name in TASKS)
+    before, rest = (DOCS / "envs.md").read_text(encoding="utf-8").split(BEGIN)
     with replacing(DOCS / "envs.md") as partial:
         partial.write_text(before + BEGIN + figures + END + rest.split(END)[1], encoding="utf-8")
 
