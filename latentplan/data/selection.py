@@ -53,7 +53,7 @@ class Selection:
         self._source, self._size = source, size
         self.spec = replace(
             spec,
-            observation={key: self._resized_spec(spec.observation[key]) for key in self.keys},
+            observation={key: self._array(key, spec.observation[key]) for key in self.keys},
             privileged=tuple(key for key in spec.privileged if key in self.keys),
             pick=spec.pick if spec.pick and spec.pick.image in self.keys else None,
         )
@@ -75,8 +75,12 @@ class Selection:
             observations={key: self._resized(whole.observations[key]) for key in self.keys},
         )
 
-    def _resized_spec(self, array: ArraySpec) -> ArraySpec:
-        if self._size is None or not is_picture(array.shape):
+    def _array(self, key: str, array: ArraySpec) -> ArraySpec:
+        if self._size is None:
+            return array
+        if key.endswith("intrinsics"):
+            return replace(array, meaning=f"{array.meaning}; of the picture before it was resized")
+        if not is_picture(array.shape):
             return array
         before = "x".join(map(str, array.shape[:2]))
         return replace(

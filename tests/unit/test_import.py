@@ -46,6 +46,7 @@ class Numbered:
                 "rgb": ArraySpec((32, 40, 3), "uint8"),
                 "depth": ArraySpec((32, 40), "float32"),
                 "q": ArraySpec((7,), "float64"),
+                "intrinsics": ArraySpec((3, 3), "float64", "lens"),
                 "truth": ArraySpec((2,), "float32"),
             },
             ActionSpec((-1.0,) * 2, (1.0,) * 2),
@@ -72,6 +73,7 @@ class Numbered:
                 "rgb": rng.integers(0, 256, (length + 1, 32, 40, 3), np.uint8),
                 "depth": rng.random((length + 1, 32, 40), np.float32),
                 "q": rng.normal(size=(length + 1, 7)),
+                "intrinsics": rng.normal(size=(length + 1, 3, 3)),
                 "truth": np.zeros((length + 1, 2), np.float32),
             },
             actions,
@@ -192,7 +194,12 @@ def test_observations_are_chosen_and_pictures_resized() -> None:
     assert np.isin(episode.observations["depth"], depth).all()  # no value that was not there
     np.testing.assert_array_equal(episode.observations["depth"][:, :, 0], depth[:, 1::2, 1])
     assert (episode.labels, episode.info) == (before.labels, before.info)
-    assert Selection(whole, keys=["q"], size=16).spec.pick is None
+    numbers = Selection(whole, keys=["q", "intrinsics"], size=16)
+    assert numbers.spec.pick is None
+    for key, said in {"q": "", "intrinsics": "lens; of the picture before it was resized"}.items():
+        assert numbers.spec.observation[key].meaning == said
+        kept = numbers.episode(1).observations[key]
+        np.testing.assert_array_equal(kept, before.observations[key])
     same = Selection(whole)
     assert same.spec == whole.spec
     for key, value in same.episode(1).observations.items():
