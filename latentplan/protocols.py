@@ -152,6 +152,14 @@ class Proposal(Protocol):
         """Return about `count` action sequences (B, n, H, A) for context (B, T, D)."""
 
 
+@runtime_checkable
+class Proposing(Protocol):
+    """A model that knows by itself what to do about a task."""
+
+    def proposal(self, task: str = "") -> Proposal:
+        """Return its actions for a task, the likeliest first; ConfigError for an unknown one."""
+
+
 class Planner(Protocol):
     """A sampling or gradient optimiser of action sequences; stateless."""
 

@@ -36,6 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
+        "generate": "latentplan.planning.generate:Generate",
         "gradient": "latentplan.planning.gradient:Gradient",
         "hybrid": "latentplan.planning.hybrid:Hybrid",
         "icem": "latentplan.planning.icem:ICEM",

@@ -15,7 +15,7 @@ class Sighted:
     def reset(self, *, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
 
-    def goal(self, observation) -> None:
+    def goal(self, observation, *, task="") -> None:
         self.target = self.discs(observation)
 
     def act(self, observation):

@@ -92,9 +92,10 @@ def run(
             raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingDependency(f"--device {device}: no CUDA device is visible")
-    names = list(planners) or sorted(registry.names("planner"))
-    for name in names:
-        registry.get("planner", name)
+    classes = {n: registry.get("planner", n) for n in planners or sorted(registry.names("planner"))}
+    if not planners:  # the network proposes nothing
+        classes = {n: found for n, found in classes.items() if not found.needs_proposals}
+    names = list(classes)
     if quick:
         candidates, batches, repeats = (64, 512), (1,), min(repeats, 3)
     cells = [

@@ -20,8 +20,8 @@ class Agent(Protocol):
     def reset(self, *, seed: int) -> None:
         """Forget the episode; what is drawn next depends on `seed` alone."""
 
-    def goal(self, observation: Observation) -> Any:
-        """Take the observation that shall be seen at the end."""
+    def goal(self, observation: Observation, *, task: str = "") -> Any:
+        """Take the observation that shall be seen at the end, and the task's name if it has one."""
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) inside the bounds."""
@@ -33,7 +33,7 @@ class Agent(Protocol):
 class Contender(Protocol):
     """One way to attempt a trial; it is given all keys, privileged ones too."""
 
-    def begin(self, goal: Observation) -> None:
+    def begin(self, goal: Observation, *, task: str = "") -> None:
         """Start an episode towards `goal`."""
 
     def act(self, observation: Observation) -> Array:
@@ -52,10 +52,10 @@ class Planned:
         """Take the agent, the spec that says which keys are privileged, the episode's seed."""
         self.agent, self.spec, self.seed = agent, spec, seed
 
-    def begin(self, goal: Observation) -> None:
+    def begin(self, goal: Observation, *, task: str = "") -> None:
         """Forget the last episode and take the goal."""
         self.agent.reset(seed=self.seed)
-        self.agent.goal(public(goal, self.spec))
+        self.agent.goal(public(goal, self.spec), task=task)
 
     def act(self, observation: Observation) -> Array:
         """Return the planner's action."""
@@ -80,7 +80,7 @@ class Random:
         explorer = "box" if spec.pick is None else "random"
         self.explorer: Explorer = registry.get("explorer", explorer)(spec)
 
-    def begin(self, goal: Observation) -> None:
+    def begin(self, goal: Observation, *, task: str = "") -> None:
         """Do nothing: a random agent has no goal."""
 
     def act(self, observation: Observation) -> Array:
@@ -95,7 +95,7 @@ class Noop:
         """Take the spec of the actions."""
         self.spec = spec
 
-    def begin(self, goal: Observation) -> None:
+    def begin(self, goal: Observation, *, task: str = "") -> None:
         """Do nothing: there is no goal."""
 
     def act(self, observation: Observation) -> Array:
@@ -119,7 +119,7 @@ class Oracle:
         """Take the env whose expert acts."""
         self.env = env
 
-    def begin(self, goal: Observation) -> None:
+    def begin(self, goal: Observation, *, task: str = "") -> None:
         """Take the goal, privileged keys included."""
         self.target = goal
 

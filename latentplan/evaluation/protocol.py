@@ -143,8 +143,9 @@ class Evaluation:
         before_step: Callable[[int, Observation], None] | None = None,
     ) -> Attempt:
         env, view = self.env, self.view
-        observation = _copy(env.reset(seed=seed, options={"goal": goal})[0])
-        contender.begin(goal)
+        observation, told = env.reset(seed=seed, options={"goal": goal})
+        observation = _copy(observation)
+        contender.begin(goal, task=str(told.get("task", "")))
         seen, actions, predicted, act_ms = [observation], [], [], []
         info: dict[str, Any] = {}
         for step in range(self.config.length):

@@ -34,6 +34,7 @@ from latentplan.protocols import (
     Objective,
     Planner,
     Proposal,
+    Proposing,
 )
 from latentplan.types import Array, Observation, Plan
 
@@ -77,6 +78,7 @@ class MPC:
         # by more than this share of the predicted change; for chunk > 1
         dtype: str = "float32"  # of rollouts: float32, tf32 (CUDA), bfloat16 or float16
         graph: bool = False  # a solve is one CUDA graph; needs a CUDA device
+        propose: bool = False  # whether actions that the model itself proposes compete
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a setting is out of its range."""
@@ -126,6 +128,18 @@ class MPC:
         self._predicted: Tensor | None = None  # latents (H + 1, D) of the plan, the start first
         self._milliseconds: deque[float] = deque(maxlen=REMEMBERED)
 
+        self._own: tuple[Proposal, ...] = ()  # the model's proposals for the task at hand
+        needs = getattr(planner, "needs_proposals", False)
+        self._proposing = model if isinstance(model, Proposing) else None
+        if (needs and not self.proposals) or self.config.propose:
+            if self._proposing is None:
+                who = "planner generate" if needs else "MPC.propose"
+                name = type(model).__name__
+                raise ConfigError(
+                    f"{who}: needs a model that proposes actions, such as videoworld, found {name}"
+                )
+        else:
+            self._proposing = None
         self._dtype = DTYPES[self.config.dtype]
         self._imagine = model  # rolls out; the encoder stays in full precision
         if self._dtype != torch.float32:
@@ -141,8 +155,14 @@ class MPC:
             found = len(self.config.rate)
             raise ConfigError(f"MPC.rate: {found} rates for actions of {size} numbers, {why}")
 
-    def goal(self, observation: Observation) -> None:
-        """Set what to reach: an observation with the model's keys. Raises ShapeError."""
+    def goal(self, observation: Observation, *, task: str = "") -> None:
+        """Set what to reach: an observation with the model's keys, and what to do, by its name.
+
+        The task is for models that propose actions. Raises ShapeError, and ConfigError for a task
+        that the model does not know.
+        """
+        if self._proposing is not None:
+            self._own = (self._proposing.proposal(task),)
         self._objective = self._make_objective(self._encode("MPC.goal", observation)[:, 0])
         self.plan = None  # it led to another goal
 
@@ -190,7 +210,7 @@ class MPC:
                 space=self._space(observation),
                 generator=self._generator,
                 warm_start=self._rest(last),
-                proposals=self.proposals,
+                proposals=(*self.proposals, *self._own),
                 constraints=self.constraints,
                 deadline_ms=left,
             )

@@ -137,6 +137,12 @@ class Problem:
             parts.append(self.scatter(centre, near * self.half))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def propose(self, count: int) -> Tensor:
+        """Return allowed actions (B, N, H, A) of the proposals alone, about `count` of them."""
+        share = max(1, count // len(self.proposals))
+        parts = [self._propose(proposal, share) for proposal in self.proposals]
+        return self.space.project(torch.cat(parts, dim=1))
+
     def draw(self, count: int) -> Tensor:
         """Return (B, N, H, A) draws from the whole space; ShapeError where it does not fit."""
         drawn = self.space.sample(count, self.horizon, generator=self.generator)

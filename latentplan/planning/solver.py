@@ -58,6 +58,7 @@ class Solver(ABC):
                 raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
 
     config: Any
+    needs_proposals = False  # whether a plan comes from proposals alone
     closing = 0  # times that `answer` asks the model; a deadline leaves a round's time for each
 
     def __init__(self, config: Any = None) -> None:

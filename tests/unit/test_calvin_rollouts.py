@@ -178,7 +178,7 @@ def test_a_planner_gets_the_goal_picture_and_no_chain():
         def reset(self, *, seed):
             self.seed = seed
 
-        def goal(self, observation):
+        def goal(self, observation, *, task=""):
             self.at = observation
 
         def act(self, observation):

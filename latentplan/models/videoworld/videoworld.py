@@ -135,9 +135,12 @@ class VideoWorld(nn.Module):
         return self.tokenizer.loss(batch)
 
     def proposal(
-        self, task: str = "", *, temperature: float = 0.0, top_p: float = 1.0
+        self, task: str = "", *, temperature: float = 1.0, top_p: float = 0.9
     ) -> CodeProposal:
-        """Return the policy of a task as a `protocols.Proposal`; ConfigError for an unknown one."""
+        """Return the policy of a task as a `protocols.Proposal`; ConfigError for an unknown one.
+
+        Of several candidates the first has the likeliest codes, the others are drawn.
+        """
         number = self.generator.number(task) if task else 0
         return CodeProposal(self, number, temperature=temperature, top_p=top_p)
 
@@ -146,9 +149,9 @@ class CodeProposal:
     """Codes generated after what was seen, and the actions that the inverse dynamics reads off."""
 
     def __init__(
-        self, model: VideoWorld, task: int, *, temperature: float, top_p: float = 1.0
+        self, model: VideoWorld, task: int, *, temperature: float, top_p: float
     ) -> None:
-        """Take the model and the task's number; temperature 0 gives the likeliest codes."""
+        """Take the model, the task's number, and how the codes behind the first are drawn."""
         self.model, self.task = model, task
         self.temperature, self.top_p = temperature, top_p
         self.last: Generated | None = None  # what was generated last, to look at
@@ -160,16 +163,20 @@ class CodeProposal:
         """Return (B, n, H, A) for context (B, T, D); behind the chunk the last action stays."""
         model = self.model
         inverse = model.inverse
-        tokens = model.ids(context[:, -model.context :])
+        tokens = _without_copies(model.ids(context[:, -model.context :]))
         task = torch.full((len(tokens),), self.task, device=tokens.device)
-        made = self.last = model.generator.generate(
-            tokens,
-            task,
-            count=count,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            generator=generator,
-        )
+        made = model.generator.generate(tokens, task)
+        if count > 1:
+            drawn = model.generator.generate(
+                tokens,
+                task,
+                count=count - 1,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                generator=generator,
+            )
+            made = Generated(*(torch.cat(two, dim=1) for two in zip(made, drawn, strict=True)))
+        self.last = made
         if inverse.config.reads == "hidden":
             read = inverse.read_hidden(made.hidden.flatten(0, 1))
         else:
@@ -183,6 +190,18 @@ class CodeProposal:
         if missing > 0:
             actions = torch.cat([actions, actions[:, :, -1:].expand(-1, -1, missing, -1)], dim=2)
         return actions[:, :, :horizon]
+
+
+def _without_copies(tokens: Tensor) -> Tensor:
+    """Return frames (B, T, K) without those at the start that the next one repeats.
+
+    Before T frames were seen the first stands for those that are missing; in training there are
+    fewer frames then.
+    """
+    changed = (tokens[:, 1:] != tokens[:, :-1]).any(-1).any(0)  # (T - 1,)
+    found = changed.nonzero()
+    first = int(found[0]) if len(found) else tokens.shape[1] - 1
+    return tokens[:, first:]
 
 
 def token_spec(spec: Spec, tokenizer: VQVAE, ldm: LDM) -> Spec:
