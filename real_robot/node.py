@@ -24,6 +24,7 @@ from latentplan.real_robot.robot import Command, Driver
 from latentplan.real_robot.supervisor import State, Supervisor
 
 REMEMBERED = 256  # observations that a command may still answer
+GUESTS = 8  # connections beside the planner's
 INTERVALS = 3000  # ticks whose times are kept: a minute
 
 
@@ -32,7 +33,8 @@ class Node:
 
     Observations go out every `period` s with a number; a command names the observation that it
     answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
-    trip. Who connects while another planner is there is sent away.
+    trip. A second planner is sent away; whoever else connects may ask how the arm is, stop it, trip
+    it (`emergency_stop`) and reset it, whatever the planner does.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Node:
         self._listener.setblocking(False)
         self.address: tuple[str, int] = self._listener.getsockname()
         self._planner: Channel | None = None
+        self._guests: list[Channel] = []  # everyone else, the oldest first
         self._command: Command | None = None
         self._stamps: dict[int, float] = {}  # of the observations sent, by number
         self._number = 0
@@ -82,7 +85,8 @@ class Node:
                     due = max(due + self.dt, now)
                     self.driver.wait(due)
             finally:
-                self._hang_up()
+                for channel in self._channels():
+                    channel.close()
                 self._listener.close()
                 self.driver.close()
 
@@ -106,61 +110,65 @@ class Node:
         return self.supervisor.state not in (State.ARMED, State.STOPPING)
 
     def _serve(self, now: float) -> None:
-        """Take in what the planner says, and then who connects."""
-        if self._planner is not None:
+        """Take in what is said, and then who connects."""
+        for channel in self._channels():
             try:
-                for message in self._planner.heard():
-                    self._obey(message, now)
-                self._planner.flush()
+                for message in channel.heard():
+                    self._obey(message, channel, now=now)
+                channel.flush()
             except RobotError as e:
-                self._lose(str(e))
+                self._lose(channel, str(e))
         with contextlib.suppress(BlockingIOError):
             connection, _ = self._listener.accept()
-            self._welcome(Channel(connection))
+            self._guests.append(Channel(connection))
+            if len(self._guests) > GUESTS:
+                self._guests.pop(0).close()
 
-    def _welcome(self, planner: Channel) -> None:
-        if self._planner is not None:
-            with contextlib.suppress(RobotError):
-                planner.tell(Message("refused", {"error": "another planner drives this arm"}))
-            planner.close()
+    def _channels(self) -> list[Channel]:
+        return [*self._guests, *([] if self._planner is None else [self._planner])]
+
+    def _lose(self, channel: Channel, why: str) -> None:
+        """Hang up; where that was the planner, the arm stops if it moves."""
+        channel.close()
+        if channel is not self._planner:
+            self._guests = [guest for guest in self._guests if guest is not channel]
             return
-        self._planner, self._command, self._stamps = planner, None, {}
-
-    def _lose(self, why: str) -> None:
-        """Give the planner up; the arm stops if it moves."""
-        self._hang_up()
-        self._command = None
+        self._planner = self._command = None
         if self.supervisor.state is State.ARMED:
             self.supervisor.trip(f"planner: {why}")
 
-    def _hang_up(self) -> None:
-        if self._planner is not None:
-            self._planner.close()
-            self._planner = None
-
-    def _obey(self, message: Message, now: float) -> None:
+    def _obey(self, message: Message, channel: Channel, *, now: float) -> None:
         values = message.values
         if message.kind == "command":
-            answers, sequence = values.get("observation"), values.get("sequence")
-            if not isinstance(answers, int) or not isinstance(sequence, int):
-                self.supervisor.trip("planner: a command without numbers of its own")
-            elif answers not in self._stamps:
-                self.supervisor.safety.interventions["late"] += 1
-            else:
-                action = message.arrays.get("action", np.empty(0))
-                self._command = Command(action, sequence, self._stamps[answers])
+            self._take(message, channel)
             return
         error = ""
         try:
-            self._ask(message.kind, values, now)
+            self._ask(message.kind, values, channel=channel, now=now)
         except RobotError as e:
             error = str(e)
-        self._tell(Message("reply", self._health(now) | {"to": values.get("id"), "error": error}))
+        reply = self._health(now) | {"to": values.get("id"), "error": error}
+        channel.tell(Message("reply", reply))
 
-    def _ask(self, kind: str, values: Any, now: float) -> None:
+    def _take(self, message: Message, channel: Channel) -> None:
+        """Let the planner's command be the one for the next ticks."""
+        if channel is not self._planner:
+            raise RobotError("connection: a command from one who is not the planner")
+        answers, sequence = message.values.get("observation"), message.values.get("sequence")
+        if not isinstance(answers, int) or not isinstance(sequence, int):
+            self.supervisor.trip("planner: a command without numbers of its own")
+        elif answers not in self._stamps:
+            self.supervisor.safety.interventions["late"] += 1
+        else:
+            action = message.arrays.get("action", np.empty(0))
+            self._command = Command(action, sequence, self._stamps[answers])
+
+    def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
         """Do what is asked for; RobotError where it is refused."""
-        supervisor, reason = self.supervisor, str(values.get("reason", "the planner asked for it"))
-        if kind == "arm":
+        supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
+        if kind == "plan":
+            self._welcome(channel)
+        elif kind == "arm" and channel is self._planner:
             supervisor.arm(now=now)
             self._command, self._before = None, supervisor.safety.q
         elif kind == "reset":
@@ -169,12 +177,18 @@ class Node:
             supervisor.stop(reason)
         elif kind == "trip":
             supervisor.trip(reason)
-        elif kind == "spec":
-            shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
-            spec = describe(supervisor.safety, pictures=shapes, period=self.period)
-            self._tell(Message("spec", spec.to_json()))
         elif kind != "health":
-            raise RobotError(f"node: no request named {kind!r}; arm, reset, stop, trip, health")
+            raise RobotError(f"node: {kind!r} is none of plan, arm, reset, stop, trip, health")
+
+    def _welcome(self, channel: Channel) -> None:
+        """Let a guest be the planner; RobotError where there is one."""
+        if self._planner is not None:
+            raise RobotError("node: another planner drives this arm")
+        self._guests = [guest for guest in self._guests if guest is not channel]
+        self._planner, self._command, self._stamps = channel, None, {}
+        shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
+        spec = describe(self.supervisor.safety, pictures=shapes, period=self.period)
+        channel.tell(Message("spec", spec.to_json()))
 
     def _publish(self, now: float) -> None:
         """Send what is seen now, unless the planner has not even taken what was seen before."""
@@ -192,7 +206,11 @@ class Node:
             "gripper": np.array([reading.gripper], np.float32),
             "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
         } | {name: p.pixels for name, p in self.driver.pictures().items()}
-        self._tell(Message("observation", self._health(now) | {"number": self._number}, arrays))
+        values = self._health(now) | {"number": self._number}
+        try:
+            self._planner.tell(Message("observation", values, arrays))
+        except RobotError as e:
+            self._lose(self._planner, str(e))
 
     def _sent(self, moved: Any) -> Any:
         """Return what the motors were told in this period, in the numbers of an action (J,)."""
@@ -205,13 +223,6 @@ class Node:
         health = asdict(self.supervisor.health(now=now))
         health["ages"] = {k: None if np.isinf(v) else v for k, v in health["ages"].items()}
         return {"health": health}
-
-    def _tell(self, message: Message) -> None:
-        if self._planner is not None:
-            try:
-                self._planner.tell(message)
-            except RobotError as e:
-                self._lose(str(e))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

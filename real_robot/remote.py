@@ -45,16 +45,9 @@ class RemoteRobot:
 
     def __enter__(self) -> Self:
         """Connect to the node and arm."""
-        host, port = self.address
+        self._channel = _connect(self.address, self.patience)
         try:
-            connection = socket.create_connection(self.address, timeout=self.patience)
-        except OSError as e:
-            raise RobotError(
-                f"node {host}:{port}: does not answer ({e.strerror or e}); start it first"
-            ) from None
-        self._channel = Channel(connection)
-        try:
-            self._ask("spec")
+            self._ask("plan")
             self._until_not("disconnected")
             self._ask("arm")
         except BaseException:
@@ -170,8 +163,6 @@ class RemoteRobot:
 
     def _take(self, message: Message) -> None:
         values = message.values
-        if message.kind == "refused":
-            raise RobotError(f"node: {values['error']}")
         if message.kind == "spec":
             self._spec = RobotSpec.from_json(values)
             return
@@ -182,3 +173,27 @@ class RemoteRobot:
             self._newest = message
         elif message.kind == "reply" and values["to"] == self._pending:
             self._pending, self._replied = None, values["error"]
+
+
+def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
+    """Stop the arm behind a node, whatever its planner does; it stays stopped until `reset`.
+
+    Software alone: it is no substitute for the arm's own emergency stop. RobotError where no node
+    answers within a second.
+    """
+    channel = _connect(address, 1.0)
+    try:
+        channel.tell(Message("trip", {"id": 0, "reason": reason}))
+        if not select.select([channel.socket], [], [], 1.0)[0]:
+            raise RobotError(f"node {address[0]}:{address[1]}: no answer; use the arm's own button")
+    finally:
+        channel.close()
+
+
+def _connect(address: tuple[str, int], patience: float) -> Channel:
+    try:
+        return Channel(socket.create_connection(address, timeout=patience))
+    except OSError as e:
+        raise RobotError(
+            f"node {address[0]}:{address[1]}: does not answer ({e.strerror or e}); start it first"
+        ) from None

@@ -20,7 +20,7 @@ from latentplan.errors import RobotError
 from latentplan.real_robot.backends.sim import SimulatedDriver
 from latentplan.real_robot.messages import Channel, Message
 from latentplan.real_robot.node import Node
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.remote import RemoteRobot, emergency_stop
 from latentplan.real_robot.robot import RobotSpec
 from latentplan.real_robot.safety import SafetyFilter
 from latentplan.real_robot.supervisor import Supervisor
@@ -131,6 +131,20 @@ def test_a_second_planner_is_sent_away(shared: Process) -> None:
         assert robot.health().state == "armed"
 
 
+def test_anyone_may_stop_the_arm_while_a_planner_drives(shared: Process) -> None:
+    with planner(shared) as robot:
+        robot.observe()
+        robot.send(TURN)
+        emergency_stop(shared.address)
+        with pytest.raises(RobotError, match="panda: fault; emergency stop"):
+            for _ in range(20):
+                robot.observe()
+                robot.send(TURN)
+        robot.reset()
+    with pytest.raises(RobotError, match="does not answer"):
+        emergency_stop(("127.0.0.1", 9))
+
+
 @pytest.mark.parametrize(
     "junk",
     [
@@ -140,6 +154,7 @@ def test_a_second_planner_is_sent_away(shared: Process) -> None:
         b"\xff" * 64,
         Message("command", {"observation": [1], "sequence": {}}).encode(),
         Message("command").encode(),
+        Message("plan").encode() + Message("command").encode(),
         Message("dance", {"id": 3}).encode(),
         Message("arm", {"id": None, "reason": 5}).encode()[:-3],
     ],
