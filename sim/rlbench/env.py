@@ -326,7 +326,9 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
     def _replay(self, demo: Demo) -> Array:
         action = demo.actions[min(max(self._steps, 0), len(demo.actions) - 1)]
-        return np.clip(action, self.action_space.low, self.action_space.high)
+        spec = self.data_spec.action
+        low, high = np.array(spec.low, np.float32), np.array(spec.high, np.float32)
+        return np.asarray(np.clip(action, low, high))
 
     def _checked(self, action: Array) -> Array:
         """Return the action (A,) float64 as RLBench takes it; ShapeError where it is none."""

@@ -59,16 +59,17 @@ def library() -> Library:
 
 def action_mode(modules: Library, config: RLBench.Config) -> Any:
     """Return RLBench's object that does what an action says."""
-    arms = modules.arms
-    make = {
-        "next_joint": lambda: arms.JointPosition(absolute_mode=True),
-        "joint_velocity": lambda: arms.JointVelocity(),
-        "next_pose": lambda: arms.EndEffectorPoseViaIK(absolute_mode=True),
-        "keyframe": lambda: arms.EndEffectorPoseViaPlanning(
-            absolute_mode=True, collision_checking=config.collisions
+    name, settings = {
+        "next_joint": ("JointPosition", {"absolute_mode": True}),
+        "joint_velocity": ("JointVelocity", {}),
+        "next_pose": ("EndEffectorPoseViaIK", {"absolute_mode": True}),
+        "keyframe": (
+            "EndEffectorPoseViaPlanning",
+            {"absolute_mode": True, "collision_checking": config.collisions},
         ),
     }[config.action]
-    return modules.modes.MoveArmThenGripper(make(), modules.grippers.Discrete())
+    arm = getattr(modules.arms, name)(**settings)
+    return modules.modes.MoveArmThenGripper(arm, modules.grippers.Discrete())
 
 
 def observation_config(modules: Library, config: RLBench.Config) -> Any:

@@ -72,7 +72,7 @@ def metres(coded: Array, near: Array, *, far: Array) -> Array:
     depth /= DEPTH_STEPS
     depth *= far - near
     depth += near
-    return depth.astype(np.float32)
+    return np.asarray(depth, np.float32)
 
 
 def handles(coded: Array) -> Array:
