@@ -58,6 +58,8 @@ class BulletEngine(ABC):
         self._iterations = iterations
         self.timestep = timestep
         self.held = -1
+        # Poses and velocities that the bodies were given, where nothing was stepped since.
+        self._as_put: tuple[Array, Array] | None = None
         self._client = self._p.connect(self._p.DIRECT)
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
         self._make()
@@ -96,12 +98,14 @@ class BulletEngine(ABC):
 
     def follow(self, path: Array) -> None:
         """Move the gripper along a path (S, 3), one timestep a point."""
+        self._as_put = None
         for point in path:
             self.place_gripper(point)
             self._p.stepSimulation(physicsClientId=self._client)
 
     def wait(self, steps: int) -> None:
         """Step the physics."""
+        self._as_put = None
         for _ in range(steps):
             self._p.stepSimulation(physicsClientId=self._client)
 
@@ -177,8 +181,8 @@ class BulletEngine(ABC):
 
     def snapshot(self) -> Array:
         """Return the state of all bodies and of the gripper as a vector."""
-        poses = self._poses()
-        velocities = self._velocities()
+        # Bullet changes the last bit of a quaternion that it is given: tell what it was given.
+        poses, velocities = self._as_put or (self._poses(), self._velocities())
         self._put(poses, velocities)  # so that what follows is what follows after a `restore`
         bodies = np.concatenate([poses, velocities], 1)
         return np.concatenate([bodies.ravel(), self._position, [self.held]])
@@ -217,6 +221,7 @@ class BulletEngine(ABC):
         self._unseen = self._mesh(below, np.array([(0, 1, 2)]), normals=np.tile((0, 0, 1), (3, 1)))
         self._gripper = self._body(0, -1, self._unseen)
         self.held, self._diverged = -1, False
+        self._as_put = None
         self.place_gripper(np.zeros(3))
         self._bodies = self._build()
         self._drawn = list(self._bodies)
@@ -317,6 +322,7 @@ class BulletEngine(ABC):
         self._p.stepSimulation(physicsClientId=self._client)
         self._time(self.timestep, erp=ERP)
         self._set(poses, velocities, touches=self._touches)
+        self._as_put = poses.copy(), velocities.copy()
 
     def _set(self, poses: Array, velocities: Array, *, touches: int) -> None:
         p, client = self._p, self._client

@@ -109,6 +109,7 @@ def test_a_state_comes_back_to_the_last_bit(cloths):
     ends = []
     for _ in range(2):
         env._engine.restore(state)
+        assert np.array_equal(env._engine.snapshot(), state)
         carry(env, 20, np.array([0.05, 0.1]))
         carry(env, 60, np.array([-0.05, -0.1]))
         ends.append(env._engine.snapshot())
