@@ -150,7 +150,9 @@ def import_(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="<int>", help="Processes. Default: one a core."),
+        typer.Option(
+            parser=_whole, metavar="<int>", help="Processes that read. Default: one a core but one."
+        ),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out episodes that are damaged, and say so.")

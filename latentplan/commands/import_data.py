@@ -32,9 +32,9 @@ def run(
 
     Goes on where an existing store of the same settings ends. `format` is a registry name of a
     source and `source` where its data lies; `keys` are the observations to keep and `image_size`
-    the pixels a side of pictures (None: as they are); `workers` processes (None: one a core)
-    read. Raises SourceError at the first episode that is damaged, or says how many were with
-    `skip_bad`. Section of `overrides`: source.
+    the pixels a side of pictures (None: as they are); `workers` processes read (0 or 1: this one,
+    which writes; None: one a core beside it). Raises SourceError at the first episode that is
+    damaged, or says how many were with `skip_bad`. Section of `overrides`: source.
     """
     from latentplan.commands.progress import track
     from latentplan.data import importing
@@ -43,7 +43,7 @@ def run(
 
     if episodes is not None:
         check_range("--episodes", episodes, 1)
-    workers = workers if workers is not None else os.cpu_count() or 1
+    workers = workers if workers is not None else (os.cpu_count() or 1) - 1  # this one writes
     check_range("--workers", workers, 0)
     preset = config.resolve("source", format)
     source_class = registry.get("source", preset.base)
