@@ -28,7 +28,7 @@ class Cloth(Deformable):
     places in metres, in the best of the grid's eight orders (four where it is not square); for
     `flatten` and `fold` after the best turn and shift in the plane, and seen from above.
     Success: `flatten`, at least 90 % of the cloth's area covered; `fold` a distance of at most
-    0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.025 m.
+    0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.03 m.
     """
 
     @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Cloth(Deformable):
         "diagonal": 0.009,
         "corners": 0.01,
         "place": 0.015,
-        "goal": 0.025,
+        "goal": 0.03,
     }
 
     def __init__(self, config: Config | None = None) -> None:
