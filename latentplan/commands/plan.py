@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,9 +122,15 @@ def check_fit(where: str, model: Spec, env: Spec) -> None:
         have, want = getattr(env.action, bound), getattr(model.action, bound)
         if have != want:
             wrong.append(f"action.{bound} is {have}, need {want}")
-    if model.action.convention != env.action.convention:
-        have, want = env.action.convention, model.action.convention
-        wrong.append(f"action.convention is {have}, need {want}")
+    have, want = (
+        {} if spec.action.convention is None else asdict(spec.action.convention)
+        for spec in (env, model)
+    )
+    for field in sorted(have.keys() | want.keys()):
+        if have.get(field) != want.get(field):
+            wrong.append(
+                f"action.convention.{field} is {have.get(field)!r}, need {want.get(field)!r}"
+            )
     if model.dt != env.dt:
         wrong.append(f"dt is {env.dt} s, need {model.dt} s")
     if wrong:

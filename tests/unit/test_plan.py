@@ -11,7 +11,7 @@ from latentplan import registry
 from latentplan.commands.plan import check_fit, run
 from latentplan.config import read_yaml
 from latentplan.errors import CheckpointError, ConfigError, LatentplanError, UnknownName
-from latentplan.types import ArraySpec
+from latentplan.types import ArraySpec, Convention
 
 QUICK = ["planner.candidates=16", "evaluation.length=4", "evaluation.states=2"]
 FILES = {"metrics.json", "episodes.json", "report.html", "video.mp4", "config.yaml"}
@@ -102,6 +102,21 @@ def test_a_model_that_does_not_fit_the_env_says_what_differs():
         check_fit("run 'a'", replace(env, action=replace(env.action, low=(-2.0,) * 4)), env)
     with pytest.raises(CheckpointError, match="'keypoints' is privileged there"):
         check_fit("run 'a'", replace(env, privileged=()), env)
+
+
+def test_actions_of_another_convention_are_refused_by_what_differs():
+    env = ToyEnv().data_spec
+
+    def closing(gripper):
+        convention = Convention("ee_delta", "euler_xyz", "world", 0.02, 0.05, gripper)
+        return replace(env, action=replace(env.action, convention=convention))
+
+    check_fit("run 'a'", closing("close_is_-1"), closing("close_is_-1"))
+    found = r"env .*: action.convention.gripper is 'close_is_\+1', need 'close_is_-1'; use"
+    with pytest.raises(CheckpointError, match=found):
+        check_fit("run 'a'", closing("close_is_-1"), closing("close_is_+1"))
+    with pytest.raises(CheckpointError, match="action.convention.control is None, need 'ee_delta'"):
+        check_fit("run 'a'", closing("close_is_-1"), env)
 
 
 @pytest.mark.parametrize(
