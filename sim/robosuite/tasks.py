@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ class Held(Robosuite):
         )
         return super()._truth() | {"grasped": np.array([held], np.float32)}
 
+    @abstractmethod
     def _things(self) -> Sequence[Any]:
         """Return robosuite's objects that count."""
-        raise NotImplementedError
 
     def _act(self, move: experts.Move, observation: Observation) -> Array:
         if self.config.robot != experts.ROBOT:
