@@ -18,54 +18,12 @@ import numpy as np
 
 from latentplan.data.sources.calvin import Calvin as Source
 from latentplan.evaluation.calvin import chains, rollouts
+from latentplan.evaluation.calvin.controls import Noop, Presser, Random
 from latentplan.evaluation.calvin.tasks import TASKS, achieved
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 from latentplan.sim.calvin import checkout
 from latentplan.sim.calvin.env import Calvin
-
-
-class Noop:
-    """Control: stays where it is, the gripper open."""
-
-    def reset(self, instruction):
-        """Do nothing."""
-
-    def act(self, observation):
-        """Return no motion."""
-        return np.array([0, 0, 0, 0, 0, 0, 1.0])
-
-
-class Random:
-    """Control: any action."""
-
-    def __init__(self, seed=0):
-        """Draw from a seed."""
-        self.rng = np.random.default_rng(seed)
-
-    def reset(self, instruction):
-        """Do nothing."""
-
-    def act(self, observation):
-        """Return a random action."""
-        return self.rng.uniform(-1, 1, 7)
-
-
-class Presser:
-    """Control that succeeds at one task: presses the button of scene D, whatever it is told."""
-
-    def reset(self, instruction):
-        """Go up first."""
-        self.above = False
-
-    def act(self, observation):
-        """Return the way to a place above the button, then down onto it."""
-        here = observation["robot_obs"][:3]
-        error = np.array([-0.12, -0.12, 0.57]) - here
-        self.above = self.above or bool(np.abs(error).max() < 0.02)
-        if self.above:
-            error[2] = 0.44 - here[2]
-        return np.array([*np.clip(error / 0.04, -1, 1), 0, 0, 0, -1])
 
 
 def speed():

@@ -5,6 +5,7 @@ import pytest
 
 from latentplan.errors import ConfigError, MissingDependency
 from latentplan.evaluation.calvin import chains
+from latentplan.evaluation.calvin.controls import Presser
 from latentplan.evaluation.calvin.rollouts import (
     ANNOTATIONS,
     GoalPicture,
@@ -202,21 +203,6 @@ def test_sentences_are_read_from_the_users_checkout(tmp_path):
         sentences(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         sentences(tmp_path / "elsewhere")
-
-
-class Presser:
-    """Presses the button of scene D, from what the arm's sensors say."""
-
-    def reset(self, instruction: Instruction) -> None:
-        self.above = False
-
-    def act(self, observation):
-        here = observation["robot_obs"][:3]
-        error = np.array([-0.12, -0.12, 0.57]) - here
-        self.above = self.above or bool(np.abs(error).max() < 0.02)
-        if self.above:
-            error[2] = 0.44 - here[2]
-        return np.array([*np.clip(error / 0.04, -1, 1), 0, 0, 0, -1])
 
 
 def test_a_button_is_pressed_on_the_real_table():

@@ -9,6 +9,7 @@ any planner.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from einops import rearrange
@@ -60,12 +61,6 @@ class VideoWorld(nn.Module):
             ]
             images = self.images or tuple(seen)
             tokenizer = replace(self.tokenizer, images=images)
-            size = 1
-            for level in tokenizer.levels:
-                size *= level
-            codes = 1
-            for level in self.ldm.levels:
-                codes *= level
             return replace(
                 self,
                 images=images,
@@ -73,8 +68,8 @@ class VideoWorld(nn.Module):
                 ldm=replace(self.ldm, images=images),
                 generator=replace(
                     self.generator,
-                    vocabulary=size,
-                    codes=codes,
+                    vocabulary=prod(tokenizer.levels),
+                    codes=prod(self.ldm.levels),
                     tasks=tasks or self.generator.tasks,
                 ),
                 dynamics=replace(self.dynamics, levels=tokenizer.levels),
