@@ -63,6 +63,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "rlbench": "latentplan.data.sources.rlbench:Rlbench",
         "robomimic": "latentplan.data.sources.robomimic:Robomimic",
     },
+    "backend": {"sim": "latentplan.real_robot.backends.sim:SimulatedDriver"},
     "robot": {"arm": "latentplan.robots.description:Arm"},
 }
 

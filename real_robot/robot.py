@@ -137,8 +137,34 @@ class Robot(Protocol):
         """Return how the arm is; safe to ask at any time."""
 
 
+class View(Protocol):
+    """A camera, simulated or real: what its pictures are, and where it looks from."""
+
+    @property
+    def name(self) -> str:
+        """Return the name that observations know its picture by."""
+
+    @property
+    def width(self) -> int:
+        """Return pixels from left to right."""
+
+    @property
+    def height(self) -> int:
+        """Return pixels from top to bottom."""
+
+    def intrinsics(self) -> Array:
+        """Return K (3, 3): pixels (u, v, 1) ~ K (x, y, z) of the camera frame."""
+
+    def extrinsics(self) -> Array:
+        """Return (4, 4) world -> camera, homogeneous."""
+
+
 class Driver(Protocol):
-    """The transport to one arm: no limits, no judgement; what it cannot do raises RobotError."""
+    """The transport to one arm: no limits, no judgement; what it cannot do raises RobotError.
+
+    Its class is `Driver(arm, config, *, cameras)`, `cameras` being views, with a dataclass `Config`
+    of its settings, and stands in the registry as a `backend`.
+    """
 
     cameras: tuple[str, ...]
 
