@@ -138,7 +138,7 @@ class LocalRobot:
         self.driver.wait(self._due)
 
     def _hear(self) -> None:
-        self.supervisor.hear(self.driver.reading(), self.driver.pictures())
+        self.supervisor.listen(self.driver)
 
     def _come_to_rest(self) -> None:
         while self.supervisor.state is State.STOPPING:

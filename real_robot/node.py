@@ -99,7 +99,7 @@ class Node:
         supervisor = self.supervisor
         if self._leaving:
             supervisor.stop("the node is leaving")
-        supervisor.hear(self.driver.reading(), self.driver.pictures())
+        supervisor.listen(self.driver)
         setpoint = supervisor.tick(self._command, now=now)
         if setpoint is not None:
             self.driver.write(setpoint)

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from latentplan.errors import RobotError, check_range
-from latentplan.real_robot.robot import Command, Health, Picture, Reading, Setpoint
+from latentplan.real_robot.robot import Command, Driver, Health, Picture, Reading, Setpoint
 from latentplan.real_robot.safety import SafetyFilter
 
 
@@ -125,6 +125,13 @@ class Supervisor:
         for name, picture in pictures.items():
             if name in self._cameras and self._is_news(name, picture):
                 self._cameras[name] = picture.received
+
+    def listen(self, driver: Driver) -> None:
+        """Hear what a driver has to say; that it cannot, or what it found unsound, is a trip."""
+        try:
+            self.hear(driver.reading(), driver.pictures())
+        except RobotError as e:
+            self.trip(str(e))
 
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
         """Return what goes to the motors at this tick, None where nothing does."""

@@ -1,0 +1,201 @@
+"""What ROS 1, ROS 2 and rosbridge share: settings of topics, and what is in their messages.
+
+Imports no ROS: a message is whatever has the fields of sensor_msgs/JointState or sensor_msgs/Image.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import ConfigError, RobotError, check_range
+from latentplan.real_robot.robot import Picture, Reading, Setpoint, View, in_order
+from latentplan.robots.description import Arm
+from latentplan.types import Array
+
+MODES = {  # what a setpoint is told as, and the topic where it usually goes
+    "trajectory": "/joint_trajectory_controller/joint_trajectory",  # JointTrajectory, one point
+    "positions": "/forward_position_controller/commands",  # Float64MultiArray
+    "twist": "/servo_node/delta_twist_cmds",  # TwistStamped of the end effector
+}
+RGB, BGR, GREY = (0, 1, 2), (2, 1, 0), (0, 0, 0)
+# Of an encoding: the type of a number, how many a pixel, and which of them are red, green, blue.
+ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
+    "rgb8": ("u1", 3, RGB),
+    "bgr8": ("u1", 3, BGR),
+    "rgba8": ("u1", 4, RGB),
+    "bgra8": ("u1", 4, BGR),
+    "mono8": ("u1", 1, GREY),
+    "8UC1": ("u1", 1, GREY),
+    "rgb16": ("u2", 3, RGB),
+    "bgr16": ("u2", 3, BGR),
+    "mono16": ("u2", 1, GREY),
+}
+PATIENCE = 1.0  # s in which messages of other joints alone are no reason to complain
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Where an arm listens and what it tells; the defaults are those of ros(2)_control."""
+
+    mode: str = "trajectory"  # or positions, twist: what a setpoint is told as
+    command: str = ""  # topic of setpoints; empty: the usual one of the mode
+    joint_states: str = "/joint_states"  # topic of sensor_msgs/JointState
+    images: tuple[str, ...] = ()  # topic of each camera, in their order; () is /NAME/image_raw
+    ahead: float = 2.0  # ticks until a trajectory's point is due
+    dt: float = 0.02  # s, a tick
+    frame: str = "base_link"  # in which a twist is told
+    finger: str = ""  # joint in joint_states that tells the gripper; empty: its width is as sent
+    finger_scale: float = 2.0  # m of width for a metre (or a radian) of that joint
+    gripper: str = ""  # topic, Float64MultiArray of that joint's position; empty: none is told
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        where = type(self).__qualname__.removesuffix(".Config")
+        if self.mode not in MODES:
+            raise ConfigError(f"{where}.mode: {self.mode!r} is none of {', '.join(MODES)}")
+        check_range(f"{where}.ahead", self.ahead, 1, 50)
+        check_range(f"{where}.dt", self.dt, 1e-3, 0.1)
+        check_range(f"{where}.finger_scale", self.finger_scale, 1e-6, 1e3)
+        if not self.joint_states:
+            raise ConfigError(f"{where}.joint_states: empty; need the name of a topic")
+
+    @property
+    def command_topic(self) -> str:
+        """Return where setpoints go."""
+        return self.command or MODES[self.mode]
+
+    def image_topics(self, cameras: Sequence[str]) -> tuple[str, ...]:
+        """Return the topic of each camera; ConfigError where their numbers differ."""
+        if self.images and len(self.images) != len(cameras):
+            where = type(self).__qualname__.removesuffix(".Config")
+            raise ConfigError(
+                f"{where}.images: found {len(self.images)} topics for the cameras "
+                f"{', '.join(cameras) or 'none'}; each needs one"
+            )
+        return self.images or tuple(f"/{name}/image_raw" for name in cameras)
+
+
+class Inbox:
+    """The newest of each sensor; callbacks of any thread put it in, the control loop takes it out.
+
+    Every message is looked at when it comes: a bad one is kept until the loop has heard of it,
+    even if good ones follow. The clock is `time.monotonic`.
+    """
+
+    def __init__(self, arm: Arm, views: Sequence[View], topics: Topics) -> None:
+        """Take whose joints are looked for, what its cameras are, and the names of topics."""
+        self.topics = topics
+        self.names = tuple(joint.name for joint in arm.joints)
+        self.width = arm.gripper.width  # m, of the gripper: as measured, else as sent
+        self._views = {view.name: view for view in views}
+        self._lock = threading.Lock()
+        self._reading: Reading | None = None
+        self._pictures: dict[str, Picture] = {}
+        self._wrong = ""
+        self._strangers: tuple[float, tuple[str, ...]] | None = None  # since when, who
+
+    def joints(self, message: Any, *, stamp: float) -> None:
+        """Take a sensor_msgs/JointState that was measured at `stamp` s of the sensors' clock."""
+        received = time.monotonic()
+        names = list(message.name)
+        with self._lock:
+            try:
+                self._see_finger(names, message.position)
+                if not set(names).intersection(self.names):  # of a gripper, or another arm
+                    if self._strangers is None:
+                        self._strangers = received, tuple(names)
+                    return
+                q = in_order(self.names, names, message.position)
+                dq = in_order(self.names, names, message.velocity)
+                self._reading = Reading(stamp, received, q, dq, self.width)
+            except RobotError as e:
+                self._wrong = self._wrong or str(e)
+
+    def image(self, name: str, message: Any, *, stamp: float) -> None:
+        """Take a sensor_msgs/Image of the camera `name`."""
+        received = time.monotonic()
+        try:
+            picture = pixels(name, message)
+            view = self._views[name]
+            if picture.shape != (view.height, view.width, 3):
+                raise RobotError(
+                    f"{name}: a picture of {picture.shape[1]}x{picture.shape[0]} pixels, need "
+                    f"{view.width}x{view.height}; set the camera's driver, or describe that camera"
+                )
+        except RobotError as e:
+            self.fail(str(e))
+            return
+        with self._lock:
+            self._pictures[name] = Picture(stamp, received, picture)
+
+    def fail(self, reason: str) -> None:
+        """Let the next `reading` raise RobotError with this reason."""
+        with self._lock:
+            self._wrong = self._wrong or reason
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading; RobotError, once, where a message was not sound."""
+        with self._lock:
+            wrong, self._wrong = self._wrong, ""
+            if wrong:
+                raise RobotError(wrong)
+            if self._reading is None and self._strangers is not None:
+                since, names = self._strangers
+                if time.monotonic() - since > PATIENCE:
+                    in_order(self.names, names, [0.0] * len(names))  # says what is missing
+            return self._reading
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera that has sent one."""
+        with self._lock:
+            return dict(self._pictures)
+
+    def sent(self, setpoint: Setpoint) -> None:
+        """Note the gripper's width, where no sensor tells it."""
+        if not self.topics.finger:
+            self.width = setpoint.gripper
+
+    def _see_finger(self, names: Sequence[str], positions: Sequence[float]) -> None:
+        finger = self.topics.finger
+        if finger and finger in names:
+            (at,) = in_order([finger], names, positions)
+            self.width = float(at) * self.topics.finger_scale
+
+
+def pixels(name: str, message: Any) -> Array:
+    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
+
+    Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
+    RobotError for an encoding that is no picture's, or where the data is too short.
+    """
+    if message.encoding not in ENCODINGS:
+        raise RobotError(
+            f"{name}: encoding {message.encoding!r}, known: {', '.join(ENCODINGS)}; set one of them"
+        )
+    kind, channels, colours = ENCODINGS[message.encoding]
+    big = message.is_bigendian and kind == "u2"
+    dtype = np.dtype(f"{'>' if big else '<'}{kind}")
+    width, height, step = int(message.width), int(message.height), int(message.step)
+    row = width * channels * dtype.itemsize
+    data = np.frombuffer(message.data, np.uint8)
+    if min(width, height) < 1 or step < row or len(data) < step * height:
+        raise RobotError(
+            f"{name}: {len(data)} bytes in rows of {step} are no {message.encoding} of "
+            f"{width}x{height}; see its driver"
+        )
+    rows = data[: step * height].reshape(height, step)[:, :row]
+    values = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)
+    if kind == "u2":
+        values = (values >> 8).astype(np.uint8)
+    if values.shape[2] == 3 and colours == RGB:
+        return values
+    picture = np.empty((height, width, 3), np.uint8)
+    for i, colour in enumerate(colours):  # a quarter of the time of fancy indexing
+        picture[..., i] = values[..., colour]
+    return picture
