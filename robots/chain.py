@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from latentplan.robots.description import Arm
+from latentplan.shapes import check
 from latentplan.types import Array
 
 
@@ -44,6 +45,32 @@ class Chain:
             pair = [np.empty((count, 4)) for _ in range(2)]
             self._buffers[count] = [(points, points.view(np.complex128)[:, 0]) for points in pair]
         return self._buffers[count]
+
+
+def flange(arm: Arm, q: Array) -> Array:
+    """Return the poses (N, 4, 4) flange -> world at joint positions q (N, J), rad.
+
+    The flange is what the arm's maker calls so: `arm.flange` along z of the last link, before the
+    gripper is turned by its yaw. Raises ShapeError where q is of another arm.
+    """
+    check("flange.q", q, "N J", J=len(arm.joints))
+    poses = np.broadcast_to(_base(arm).T, (len(q), 4, 4))
+    for joint, angle in zip(arm.joints, np.asarray(q, np.float64).T, strict=True):
+        turn = np.zeros((len(q), 4, 4))
+        turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
+        turn[:, 1, 0] = np.sin(angle)
+        turn[:, 0, 1] = -turn[:, 1, 0]
+        turn[:, 2, 2] = turn[:, 3, 3] = 1
+        poses = poses @ _row(joint.a, joint.alpha, joint.d).T @ turn
+    along = np.eye(4)
+    along[2, 3] = arm.flange
+    return poses @ along
+
+
+def in_base(arm: Arm, points: Array) -> Array:
+    """Return points (..., 3) of the world in the frame of the arm's base, m."""
+    base = _base(arm)
+    return (np.asarray(points) - base[3, :3]) @ base[:3, :3].T
 
 
 def _row(a: float, alpha: float, d: float) -> Array:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentplan import config
 from latentplan.errors import ConfigError, check_range
+from latentplan.robots import camera
+from latentplan.robots.camera import CalibratedCamera
 from latentplan.types import Array
 
 NEEDED = ("low", "high", "velocity", "acceleration", "jerk")  # of a joint: never guessed
@@ -97,12 +100,16 @@ class Arm:
     flange: float = 0.0  # m along z of the last link
     joints: tuple[Joint, ...] = ()
     gripper: Gripper = field(default_factory=Gripper)
+    cameras: tuple[CalibratedCamera, ...] = ()  # that see the table, or ride on the flange
 
     def __post_init__(self) -> None:
         """Raise ConfigError where a field is out of its range."""
         names = [joint.name for joint in self.joints]
         if "" in names or len(set(names)) < len(names):
             raise ConfigError(f"Arm.joints: found names {names}, each needs one of its own")
+        views = [view.name for view in self.cameras]
+        if "" in views or len(set(views)) < len(views):
+            raise ConfigError(f"Arm.cameras: found names {views}, each needs one of its own")
         for axis, value in zip("xyz", self.position, strict=True):
             check_range(f"Arm.position.{axis}", value, -10, 10)
         check_range("Arm.yaw", self.yaw, -np.pi, np.pi)
@@ -120,18 +127,19 @@ def load(name: str) -> Arm:
 
     Raises UnknownName for a name that is not shipped, ConfigError for a file that is not an arm.
     """
+    folder = Path(name).parent  # of the files that it names
     if name.endswith((".yaml", ".yml")):
         values = config.read_yaml(name)
         values.pop("base", None)
     else:
         values = dict(config.resolve("robot", name).values)
     try:
-        return _arm(values)
+        return _arm(values, folder)
     except ConfigError as e:
         raise ConfigError(f"robot {name}: {e}") from None
 
 
-def _arm(values: dict[str, Any]) -> Arm:
+def _arm(values: dict[str, Any], folder: Path) -> Arm:
     rows = values.pop("joints", None)
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ConfigError("Arm.joints: need a list of joints, each a mapping of its values")
@@ -143,7 +151,17 @@ def _arm(values: dict[str, Any]) -> Arm:
             where = f"Arm.joints.{row.get('name', i)}"
             raise ConfigError(f"{where}: {', '.join(missing)} missing; see the arm's data sheet")
     joints = tuple(config.from_values(Joint, row) for row in rows)
-    return replace(config.from_values(Arm, values), joints=joints)
+    views = values.pop("cameras", None) or []
+    if not isinstance(views, list) or not all(isinstance(row, Mapping | str) for row in views):
+        raise ConfigError(
+            "Arm.cameras: need a list; each is a mapping of values, or a file of them that "
+            "latentplan calibrate wrote"
+        )
+    cameras = tuple(
+        camera.load(str(folder / row)) if isinstance(row, str) else camera.from_row(row)
+        for row in views
+    )
+    return replace(config.from_values(Arm, values), joints=joints, cameras=cameras)
 
 
 def _check_capsules(where: str, capsules: Capsules) -> None:
