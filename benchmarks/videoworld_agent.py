@@ -1,0 +1,86 @@
+"""A trained VideoWorld at work in several episodes at once; one alone acts as `latentplan plan`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan.models.videoworld.videoworld import VideoWorld
+from latentplan.training import checkpoint
+
+
+def load(run: str) -> VideoWorld:
+    """Return the model of a run, to be used."""
+    model = checkpoint.load(checkpoint.find(run), device="cpu").model
+    assert isinstance(model, VideoWorld)
+    return model.eval()
+
+
+class Agent:
+    """Codes generated after what was seen, and the actions that the inverse dynamics reads off.
+
+    `intervene` names codes (from 0) that are replaced by random ones before actions are read off,
+    as VideoWorld's table 4c does.
+    """
+
+    def __init__(self, model: VideoWorld, *, chunk: int = 1, intervene: Sequence[int] = ()) -> None:
+        """Take the model and how many actions are sent before codes are generated anew."""
+        self.model, self.chunk, self.intervene = model, chunk, tuple(intervene)
+
+    def begin(self, envs: Sequence[Any], task: str, seeds: Sequence[int]) -> None:
+        """Forget what was seen; ConfigError for a task that the model was not trained on."""
+        self.number = self.model.generator.number(task)
+        self.seen = [deque[Tensor](maxlen=self.model.context) for _ in seeds]  # of tokens (K,)
+        self.left = [deque[np.ndarray]() for _ in seeds]
+        self.drawn = torch.Generator().manual_seed(min(seeds))
+
+    @torch.no_grad()
+    def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Return actions (n, A)."""
+        pictures = {
+            key: torch.from_numpy(np.stack([seen[key] for seen in observations]))[:, None]
+            for key in self.model.config.images
+        }
+        tokens = self.model.tokenizer.encode(pictures)[:, 0]  # n K
+        same_length: dict[int, list[int]] = {}
+        for lane, frame in zip(lanes, tokens, strict=True):
+            self.seen[lane].append(frame)
+            if not self.left[lane]:
+                same_length.setdefault(len(self._context(lane)), []).append(lane)
+        for group in same_length.values():
+            context = torch.stack([self._context(lane) for lane in group])
+            for lane, actions in zip(group, self._plans(context), strict=True):
+                self.left[lane].extend(actions[: self.chunk].numpy())
+        return np.stack([self.left[lane].popleft() for lane in lanes])
+
+    def _context(self, lane: int) -> Tensor:
+        """Return frames (t, K) without those at the start that the next one repeats.
+
+        In training there are fewer frames at the start of an episode, too.
+        """
+        frames = torch.stack(list(self.seen[lane]))
+        changed = (frames[1:] != frames[:-1]).any(-1).nonzero()
+        return frames[int(changed[0]) if len(changed) else len(frames) - 1 :]
+
+    def _plans(self, context: Tensor) -> Tensor:
+        """Return actions (n, chunk, A) after frames (n, t, K)."""
+        generator, inverse = self.model.generator, self.model.inverse
+        task = torch.full((len(context),), self.number)
+        made = generator.generate(context, task)
+        codes, hidden = made.codes[:, 0], made.hidden[:, 0]
+        for place in self.intervene:
+            drawn = torch.randint(
+                generator.config.codes, (len(codes),), generator=self.drawn, dtype=codes.dtype
+            )
+            codes[:, place] = drawn
+        if inverse.config.reads == "frames":
+            after = generator.imagine(context, codes, task)
+            return inverse.actions(inverse(inverse.read_frames(context[:, -1], after, codes)))
+        if self.intervene:
+            hidden = generator.plan_states(context, codes, task)
+        return inverse.actions(inverse(inverse.read_hidden(hidden)))
