@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import ConfigError, RobotError, check_range
+from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, View, in_order
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
 MODES = {  # what a setpoint is told as, and the topic where it usually goes
-    "trajectory": "/joint_trajectory_controller/joint_trajectory",  # JointTrajectory, one point
-    "positions": "/forward_position_controller/commands",  # Float64MultiArray
-    "twist": "/servo_node/delta_twist_cmds",  # TwistStamped of the end effector
+    "trajectory": "joint_trajectory_controller/joint_trajectory",  # JointTrajectory, one point
+    "positions": "forward_position_controller/commands",  # Float64MultiArray
+    "twist": "servo_node/delta_twist_cmds",  # TwistStamped of the end effector
 }
+END_VELOCITIES = ("none", "zero", "setpoint")
 RGB, BGR, GREY = (0, 1, 2), (2, 1, 0), (0, 0, 0)
 # Of an encoding: the type of a number, how many a pixel, and which of them are red, green, blue.
 ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
@@ -41,14 +42,20 @@ PATIENCE = 1.0  # s in which messages of other joints alone are no reason to com
 
 @dataclass(frozen=True)
 class Topics:
-    """Where an arm listens and what it tells; the defaults are those of ros(2)_control."""
+    """Where an arm listens and what it tells; the defaults are those of ros(2)_control.
+
+    Names are relative, so that a namespace and remapping hold.
+    """
 
     mode: str = "trajectory"  # or positions, twist: what a setpoint is told as
     command: str = ""  # topic of setpoints; empty: the usual one of the mode
-    joint_states: str = "/joint_states"  # topic of sensor_msgs/JointState
-    images: tuple[str, ...] = ()  # topic of each camera, in their order; () is /NAME/image_raw
+    joint_states: str = "joint_states"  # topic of sensor_msgs/JointState
+    images: tuple[str, ...] = ()  # topic of each camera, in their order; () is NAME/image_raw
     ahead: float = 2.0  # ticks until a trajectory's point is due
     dt: float = 0.02  # s, a tick
+    end_velocity: str = "none"  # that a trajectory's point asks for; or zero, setpoint
+    exclusive: bool = True  # nothing moves while somebody else sends commands, too
+    patience: float = 5.0  # s in which somebody must listen to commands
     frame: str = "base_link"  # in which a twist is told
     finger: str = ""  # joint in joint_states that tells the gripper; empty: its width is as sent
     finger_scale: float = 2.0  # m of width for a metre (or a radian) of that joint
@@ -58,7 +65,10 @@ class Topics:
         """Raise ConfigError where a field is out of its range."""
         where = type(self).__qualname__.removesuffix(".Config")
         if self.mode not in MODES:
-            raise ConfigError(f"{where}.mode: {self.mode!r} is none of {', '.join(MODES)}")
+            raise unknown(f"{where}.mode", self.mode, MODES)
+        if self.end_velocity not in END_VELOCITIES:
+            raise unknown(f"{where}.end_velocity", self.end_velocity, END_VELOCITIES)
+        check_range(f"{where}.patience", self.patience, 0, 3600)
         check_range(f"{where}.ahead", self.ahead, 1, 50)
         check_range(f"{where}.dt", self.dt, 1e-3, 0.1)
         check_range(f"{where}.finger_scale", self.finger_scale, 1e-6, 1e3)
@@ -70,6 +80,11 @@ class Topics:
         """Return where setpoints go."""
         return self.command or MODES[self.mode]
 
+    def end_velocities(self, setpoint: Setpoint) -> list[float]:
+        """Return those of a trajectory's point (J,), rad/s; empty where it asks for none."""
+        asked = {"none": setpoint.dq[:0], "zero": 0 * setpoint.dq, "setpoint": setpoint.dq}
+        return list(asked[self.end_velocity].tolist())
+
     def image_topics(self, cameras: Sequence[str]) -> tuple[str, ...]:
         """Return the topic of each camera; ConfigError where their numbers differ."""
         if self.images and len(self.images) != len(cameras):
@@ -78,7 +93,7 @@ class Topics:
                 f"{where}.images: found {len(self.images)} topics for the cameras "
                 f"{', '.join(cameras) or 'none'}; each needs one"
             )
-        return self.images or tuple(f"/{name}/image_raw" for name in cameras)
+        return self.images or tuple(f"{name}/image_raw" for name in cameras)
 
 
 class Inbox:
