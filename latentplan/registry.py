@@ -63,7 +63,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "rlbench": "latentplan.data.sources.rlbench:Rlbench",
         "robomimic": "latentplan.data.sources.robomimic:Robomimic",
     },
-    "backend": {"sim": "latentplan.real_robot.backends.sim:SimulatedDriver"},
+    "backend": {
+        "ros1": "latentplan.real_robot.backends.ros1:Ros1Driver",
+        "sim": "latentplan.real_robot.backends.sim:SimulatedDriver",
+    },
     "robot": {"arm": "latentplan.robots.description:Arm"},
 }
 
