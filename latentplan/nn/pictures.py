@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -72,19 +73,36 @@ class Residual(nn.Module):
         return out
 
 
-def down(colours: int, channels: Sequence[int], *, blocks: int = 1) -> nn.Sequential:
-    """Return what halves pictures (n, colours, h, w) once for every number of `channels`."""
+def down(
+    colours: int, channels: Sequence[int], *, patch: int = 4, blocks: int = 1
+) -> nn.Sequential:
+    """Return what makes maps (n, channels[-1], h / factor, w / factor) of pictures.
+
+    Patches of `patch` pixels a side first become one place of the map, where convolutions are
+    cheap; then every further number of `channels` halves it: `factor` tells by how much in all.
+    """
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(patch), nn.Conv2d(colours * patch**2, channels[0], 3, padding=1)
+    ]
+    layers += [Residual(channels[0]) for _ in range(blocks)]
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 4, 2, 1), *[Residual(after) for _ in range(blocks)]]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def up(
+    channels: Sequence[int], colours: int, *, patch: int = 4, blocks: int = 1
+) -> nn.Sequential:
+    """Return what makes pictures of maps (n, channels[-1], y, x): `down` backwards."""
     layers: list[nn.Module] = []
-    before = colours
-    for after in channels:
-        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
-        before = after
-    return nn.Sequential(*layers, *[Residual(before) for _ in range(blocks)])
+    for before, after in pairwise(channels[::-1]):
+        layers += [Residual(before) for _ in range(blocks)]
+        layers += [nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2)]
+    layers += [Residual(channels[0]) for _ in range(blocks)]
+    layers += [nn.Conv2d(channels[0], colours * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-def up(channels: Sequence[int], colours: int, *, blocks: int = 1) -> nn.Sequential:
-    """Return what doubles maps (n, channels[-1], h, w) once for every number: `down` backwards."""
-    layers: list[nn.Module] = [Residual(channels[-1]) for _ in range(blocks)]
-    for before, after in zip(channels[::-1], [*channels[-2::-1], channels[0]], strict=True):
-        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Conv2d(channels[0], colours, 3, padding=1))
+def factor(channels: Sequence[int], *, patch: int) -> int:
+    """Return how many pixels a side one place of the maps of `down` is."""
+    return int(patch * 2 ** (len(channels) - 1))

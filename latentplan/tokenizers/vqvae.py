@@ -3,7 +3,7 @@
 VQ-VAE (van den Oord et al., arXiv 1711.00937) with finite scalar quantization by default, as
 VideoWorld's frame tokenizer (arXiv 2501.09781, section 3.1; there a VQGAN of 256 pixels and a book
 of 64,000). Differs: small convolutions without attention, no adversary or perceptual loss, and
-pixels that change within a window count more, since what moves is what matters.
+pixels that are not as in their camera's mean picture count more, since that is where things are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from latentplan.types import Batch, Loss, Spec, Tensors
 
 
 class VQVAE(nn.Module):
-    """A `protocols.Tokenizer`: K = cameras x (side / 2^len(channels))^2 tokens a time step."""
+    """A `protocols.Tokenizer`: K = cameras x (side / factor)^2 tokens a time step.
+
+    `factor` is the patch, doubled for every number of channels but the first.
+    """
 
     context = 1  # observations, at least, in a training window; one frame is seen at a time
 
@@ -31,12 +34,13 @@ class VQVAE(nn.Module):
         """What the network is made of."""
 
         images: tuple[str, ...] = ("rgb",)  # observation keys of the cameras' pictures
-        channels: tuple[int, ...] = (32, 64, 128, 128)  # each halves the picture's side
-        blocks: int = 1  # residual ones at the smallest size, on each side
+        patch: int = 4  # pixels a side that are one place of the first map
+        channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
+        blocks: int = 1  # residual ones at each size, on each side
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
-        moving: float = 4.0  # how much more a pixel counts that changes within the window
-        changed: float = 0.08  # of [-1, 1]: the least change that counts as one
+        things: float = 2.0  # how much more a pixel counts that is not as in the mean picture
+        apart: float = 0.15  # of [-1, 1]: how far from the mean that is
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
@@ -50,29 +54,38 @@ class VQVAE(nn.Module):
                     raise ConfigError(f"VQVAE.channels: {value} is not a multiple of 8")
             check_range("VQVAE.blocks", self.blocks, 0, 100)
             quantizer.check("VQVAE", self.quantizer, self.levels)
-            check_range("VQVAE.moving", self.moving, 0, 1000)
-            check_range("VQVAE.changed", self.changed, 0, 2)
+            check_range("VQVAE.patch", self.patch, 1, 64)
+            check_range("VQVAE.things", self.things, 0, 1000)
+            check_range("VQVAE.apart", self.apart, 0, 2)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build the network for the pictures of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
-        side, halvings = pictures.square("VQVAE.images", c.images, spec), len(c.channels)
-        if side % 2**halvings:
+        side = pictures.square("VQVAE.images", c.images, spec)
+        factor = pictures.factor(c.channels, patch=c.patch)
+        if side % factor:
             raise ConfigError(
-                f"VQVAE.channels: {halvings} of them need pictures whose side is a multiple of "
-                f"{2**halvings}, found {side} pixels"
+                f"VQVAE.channels: patches of {c.patch} and {len(c.channels)} sizes need pictures "
+                f"whose side is a multiple of {factor}, found {side} pixels"
             )
-        self.grid = side // 2**halvings  # tokens a side of one camera's picture
+        self.grid = side // factor  # tokens a side of one camera's picture
         self.tokens = len(c.images) * self.grid**2  # K
         width = c.channels[-1]
-        self.encoder = pictures.down(3, c.channels, blocks=c.blocks)
+        self.encoder = pictures.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
-        self.decoder = pictures.up(c.channels, 3, blocks=c.blocks)
+        self.decoder = pictures.up(c.channels, 3, patch=c.patch, blocks=c.blocks)
         self.vocabulary = self.quantizer.size
-        # Which camera a map is of; the networks are the same for all.
-        self.camera = nn.Parameter(torch.zeros(len(c.images), width, 1, 1))
+        # Which camera a map is of; the networks are the same for all. What stands there always
+        # needs no tokens.
+        views = len(c.images)
+        self.camera = nn.Parameter(torch.zeros(views, width, 1, 1))
+        self.place = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
+        self.mean: Tensor  # (v, 3, h, w), running
+        self.register_buffer("mean", torch.zeros(views, 3, side, side))
+        self.counted: Tensor
+        self.register_buffer("counted", torch.zeros(()))
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return tokens (B, T, K) int64 of pictures (B, T, h, w, 3) uint8."""
@@ -88,22 +101,32 @@ class VQVAE(nn.Module):
         return {key: shown[:, :, view] for view, key in enumerate(self.config.images)}
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the weighted squared error of windows, with PSNR in dB and the codes' use."""
-        views = pictures.stack(batch.observations, self.config.images)
+        """Return the weighted squared error of a frame a window, with PSNR in dB and usage."""
+        frames = {key: batch.observations[key][:, :1] for key in self.config.images}
+        views = pictures.stack(frames, self.config.images)
+        if self.training:
+            self._count(views)
         quantized = self.quantizer(self._features(views))
         seen = self._pictures(quantized.vectors)
-        apart = (views - views.mean(dim=1, keepdim=True)).abs().amax(dim=3, keepdim=True)
-        weight = 1 + self.config.moving * (apart > self.config.changed)
+        apart = (views - self.mean).abs().amax(dim=3, keepdim=True) > self.config.apart
+        weight = 1 + self.config.things * apart
         error = (weight * (seen - views).square()).sum() / weight.sum() / 3
         absolute = F.l1_loss(seen, views)
         total = error + 0.1 * absolute + quantized.loss
         parts = {"psnr": pictures.psnr(seen.detach(), views)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.vocabulary))
 
+    @torch.no_grad()
+    def _count(self, views: Tensor) -> None:
+        """Let the mean picture know of views (b, t, v, 3, h, w)."""
+        self.counted += 1
+        self.mean += (views.mean(dim=(0, 1)) - self.mean) / self.counted.clamp(max=100)
+
     def _features(self, views: Tensor) -> Tensor:
         """Return (b, t, v, y, x, width)."""
         b, t, v = views.shape[:3]
-        maps = self.encoder(rearrange(views, "b t v c h w -> (b t v) c h w"))
+        flat = rearrange(views, "b t v c h w -> (b t v) c h w")
+        maps = self.encoder(flat.contiguous(memory_format=torch.channels_last))
         maps = rearrange(maps, "(b t v) c y x -> b t v c y x", b=b, t=t) + self.camera
         last: Tensor = maps.movedim(3, -1)
         return last
@@ -111,6 +134,6 @@ class VQVAE(nn.Module):
     def _pictures(self, vectors: Tensor) -> Tensor:
         """Return (b, t, v, 3, h, w) of vectors (b, t, v, y, x, width)."""
         b, t = vectors.shape[:2]
-        maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.camera
+        maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.place
         seen: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
         return seen.view(b, t, -1, *seen.shape[1:])

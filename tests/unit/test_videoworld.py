@@ -24,8 +24,8 @@ SPEC = Spec(
 )
 KEYS = ("rgb_a", "rgb_b")
 CONFIG = VideoWorld.Config(
-    tokenizer=VQVAE.Config(channels=(8, 16, 16), levels=(4, 3, 3)),
-    ldm=LDM.Config(channels=(8, 16), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
+    tokenizer=VQVAE.Config(channels=(8, 16), levels=(4, 3, 3)),
+    ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
     generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=VideoWorld.Config().inverse.__class__(chunk=3, width=16),
 )

@@ -34,7 +34,8 @@ class LDM(nn.Module):
         images: tuple[str, ...] = ("rgb",)  # observation keys; one code for all cameras together
         horizon: int = 4  # H, codes a clip
         stride: int = 1  # observations from one frame of a clip to the next
-        channels: tuple[int, ...] = (32, 64, 96)  # each halves the picture's side
+        patch: int = 4  # pixels a side that are one place of the first map
+        channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
         layers: int = 2  # of the Q-Former
         heads: int = 4
         quantizer: str = "fsq"  # or vq, with as many codes
@@ -49,6 +50,7 @@ class LDM(nn.Module):
                 raise ConfigError("LDM.images, LDM.channels: found none, need at least one")
             check_range("LDM.horizon", self.horizon, 1, 64)
             check_range("LDM.stride", self.stride, 1, 100)
+            check_range("LDM.patch", self.patch, 1, 64)
             check_range("LDM.layers", self.layers, 1, 100)
             check_range("LDM.decoded", self.decoded, 1, self.horizon)
             check_range("LDM.moving", self.moving, 0, 1000)
@@ -70,13 +72,14 @@ class LDM(nn.Module):
         self.spec = spec
         self.context = c.span  # a training window needs one observation more
         side, views = pictures.square("LDM.images", c.images, spec), len(c.images)
-        if side % 2 ** len(c.channels):
+        factor = pictures.factor(c.channels, patch=c.patch)
+        if side % factor:
             raise ConfigError(
-                f"LDM.channels: {len(c.channels)} of them need pictures whose side is a multiple "
-                f"of {2 ** len(c.channels)}, found {side} pixels"
+                f"LDM.channels: patches of {c.patch} and {len(c.channels)} sizes need pictures "
+                f"whose side is a multiple of {factor}, found {side} pixels"
             )
-        width, grid = c.channels[-1], side // 2 ** len(c.channels)
-        self.encoder = pictures.down(3 * views, c.channels)
+        width, grid = c.channels[-1], side // factor
+        self.encoder = pictures.down(3 * views, c.channels, patch=c.patch)
         self.time = nn.ModuleList(CausalInTime(width) for _ in range(2))
         self.where = nn.Parameter(0.02 * torch.randn(grid * grid, width))
         self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
@@ -88,9 +91,9 @@ class LDM(nn.Module):
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
         self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
-        self.decoder = pictures.up(c.channels, 3 * views)
+        self.decoder = pictures.up(c.channels, 3 * views, patch=c.patch)
         with torch.no_grad():  # begins by painting frame t again
-            for weight in self.decoder[-1].parameters():
+            for weight in self.decoder[-2].parameters():  # before the shuffle
                 weight.mul_(0.01)
         seen = torch.arange(c.horizon + 1)[None] <= torch.arange(1, c.horizon + 1)[:, None]
         mask = seen[:, :, None].expand(-1, -1, grid * grid).flatten(1)  # h ((H + 1) grid grid)
