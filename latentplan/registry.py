@@ -65,6 +65,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "backend": {
         "ros1": "latentplan.real_robot.backends.ros1:Ros1Driver",
+        "ros2": "latentplan.real_robot.backends.ros2:Ros2Driver",
         "sim": "latentplan.real_robot.backends.sim:SimulatedDriver",
     },
     "robot": {"arm": "latentplan.robots.description:Arm"},

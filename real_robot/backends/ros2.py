@@ -1,0 +1,307 @@
+"""An arm that speaks ROS 2: joint states and images come in, setpoints go to its controller."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import MissingDependency, RobotError, check_range, unknown
+from latentplan.real_robot.backends.topics import Inbox, Topics
+from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.robots.chain import flange
+from latentplan.robots.description import Arm
+from latentplan.types import Array
+
+END_VELOCITIES = ("none", "zero", "setpoint")
+DISCOVERY = 1.0  # s in which whoever publishes commands already is found
+SMALL = 1e-4  # s, of a difference
+LOOK = 0.5  # s between looks for others who publish commands
+
+
+class Ros2Driver:
+    """A `Driver` on rclpy: one thread keeps the newest messages, the control loop itself sends.
+
+    Subscriptions are best effort and ask for no deadline, since drivers of cameras and arms offer
+    none; how old a message is, the supervisor watches. The graph is no sign of life: who was killed
+    stays in it for some 20 s. It is asked only whether somebody else sends commands.
+
+    A trajectory is one point without a time of its own, due `ahead` ticks from now: a controller
+    with `interpolate_from_desired_state` takes it up in motion, and stops there when no more come.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Topics):
+        """Where an arm listens and what it tells."""
+
+        end_velocity: str = "none"  # that a trajectory's point asks for; zero, setpoint
+        exclusive: bool = True  # nothing moves while somebody else sends commands, too
+        patience: float = 5.0  # s in which somebody must listen to commands
+        node: str = "latentplan"  # its name in the graph
+        namespace: str = ""  # of the node, and of topics without a leading /
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            super().__post_init__()
+            if self.end_velocity not in END_VELOCITIES:
+                raise unknown("Ros2Driver.end_velocity", self.end_velocity, END_VELOCITIES)
+            check_range("Ros2Driver.patience", self.patience, 0, 3600)
+
+    def __init__(
+        self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
+    ) -> None:
+        """Take the arm, its topics, and what its cameras are."""
+        self.arm, self.config = arm, config or self.Config()
+        self.cameras = tuple(view.name for view in cameras)
+        self._images = self.config.image_topics(self.cameras)
+        self._views = tuple(cameras)
+        self._inbox = Inbox(arm, self._views, self.config)
+        self._node: Any = None
+        self._leave = contextlib.ExitStack()
+        self._send: Callable[[Setpoint], None] = _closed
+
+    def open(self) -> None:
+        """Join the graph; MissingDependency without ROS 2.
+
+        RobotError where no controller listens, or somebody else drives the arm.
+        """
+        config = self.config
+        self._inbox = Inbox(self.arm, self._views, config)
+        with contextlib.ExitStack() as stack:
+            self._node = stack.enter_context(graph(config.node, config.namespace))
+            self._subscribe()
+            self._wait_for_controller(self._advertise())
+            if config.exclusive:
+                self._node.create_timer(LOOK, self._look_around)
+            self._leave = stack.pop_all()
+
+    def now(self) -> float:
+        """Return the machine's monotonic clock, s."""
+        return time.monotonic()
+
+    def wait(self, until: float) -> None:
+        """Return at `until` s of that clock."""
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading; RobotError where what came is not this arm's."""
+        return self._inbox.reading()
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera."""
+        return self._inbox.pictures()
+
+    def write(self, setpoint: Setpoint) -> None:
+        """Send a setpoint to the controllers of the arm and of its gripper."""
+        self._send(setpoint)
+        self._inbox.sent(setpoint)
+
+    def close(self) -> None:
+        """Leave the graph; the arm's controller ends at the last setpoint."""
+        self._send = _closed
+        self._leave.close()
+
+    def _subscribe(self) -> None:
+        from rclpy.event_handler import SubscriptionEventCallbacks
+        from rclpy.qos import QoSProfile, ReliabilityPolicy
+        from sensor_msgs.msg import Image, JointState
+
+        # The newest alone; whoever is late is not to be waited for.
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        node, config = self._node, self.config
+
+        def events(topic: str) -> SubscriptionEventCallbacks:
+            return SubscriptionEventCallbacks(incompatible_qos=lambda e: self._differ(topic, e))
+
+        inbox = self._inbox
+        topic = config.joint_states
+        node.create_subscription(
+            JointState,
+            topic,
+            lambda message: inbox.joints(message, stamp=_seconds(message)),
+            newest,
+            event_callbacks=events(topic),
+        )
+        for name, topic in zip(self.cameras, self._images, strict=True):
+
+            def see(message: Any, name: str = name) -> None:
+                inbox.image(name, message, stamp=_seconds(message))
+
+            node.create_subscription(Image, topic, see, newest, event_callbacks=events(topic))
+
+    def _advertise(self) -> Any:
+        """Make the publishers; return the one of the arm's commands."""
+        from rclpy.event_handler import PublisherEventCallbacks
+        from rclpy.qos import QoSProfile
+        from std_msgs.msg import Float64MultiArray
+
+        node, config, topic = self._node, self.config, self.config.command_topic
+        events = PublisherEventCallbacks(incompatible_qos=lambda e: self._differ(topic, e))
+        kind, fill = self._command()
+        arm = node.create_publisher(kind, topic, QoSProfile(depth=1), event_callbacks=events)
+        fingers = None
+        if config.gripper:
+            fingers = node.create_publisher(Float64MultiArray, config.gripper, QoSProfile(depth=1))
+
+        def send(setpoint: Setpoint) -> None:
+            arm.publish(fill(setpoint))
+            if fingers is not None:
+                width = setpoint.gripper / config.finger_scale
+                fingers.publish(Float64MultiArray(data=[width]))
+
+        self._send = send
+        return arm
+
+    def _command(self) -> tuple[Any, Callable[[Setpoint], Any]]:
+        """Return a message type, and what makes such a message of a setpoint."""
+        from builtin_interfaces.msg import Duration
+        from geometry_msgs.msg import TwistStamped
+        from std_msgs.msg import Float64MultiArray
+        from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+        config = self.config
+        if config.mode == "positions":
+            return Float64MultiArray, lambda setpoint: Float64MultiArray(data=setpoint.q.tolist())
+        if config.mode == "twist":
+            twist = TwistStamped()
+            twist.header.frame_id = config.frame
+
+            def turn(setpoint: Setpoint) -> Any:
+                twist.header.stamp = self._node.get_clock().now().to_msg()
+                linear, angular = twist.twist.linear, twist.twist.angular
+                velocity = twist_of(self.arm, setpoint.q, setpoint.dq).tolist()
+                linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = velocity
+                return twist
+
+            return TwistStamped, turn
+        fraction, whole = math.modf(config.ahead * config.dt)
+        point = JointTrajectoryPoint()
+        point.time_from_start = Duration(sec=int(whole), nanosec=round(fraction * 1e9))
+        # A stamp of 0 is now: one in the past makes a controller hurry.
+        trajectory = JointTrajectory(joint_names=list(self._inbox.names), points=[point])
+
+        def go(setpoint: Setpoint) -> Any:
+            point.positions = setpoint.q.tolist()
+            if config.end_velocity == "zero":
+                point.velocities = [0.0] * len(setpoint.q)
+            elif config.end_velocity == "setpoint":
+                point.velocities = setpoint.dq.tolist()
+            return trajectory
+
+        return JointTrajectory, go
+
+    def _wait_for_controller(self, publisher: Any) -> None:
+        """Return when somebody listens to commands, and nobody else sends any."""
+        begin = time.monotonic()
+        while publisher.get_subscription_count() == 0:
+            if time.monotonic() - begin > self.config.patience:
+                raise RobotError(
+                    f"backend.command: nobody listens to {self.config.command_topic} for "
+                    f"{self.config.patience} s; start the controller, or name its topic"
+                )
+            time.sleep(0.02)
+        while self.config.exclusive and time.monotonic() - begin < DISCOVERY:
+            self._look_around()
+            time.sleep(0.1)
+        self._inbox.reading()  # raises what went wrong so far
+
+    def _look_around(self) -> None:
+        """Fail where another node publishes commands."""
+        publishers = self._node.get_publishers_info_by_topic(self.config.command_topic)
+        if len(publishers) > 1:
+            others = [f"{p.node_namespace.rstrip('/')}/{p.node_name}" for p in publishers]
+            if self._node.get_fully_qualified_name() in others:
+                others.remove(self._node.get_fully_qualified_name())
+            self._inbox.fail(
+                f"backend.command: {', '.join(others)} publishes {self.config.command_topic}, too; "
+                "stop it (one that was killed is gone after 20 s), or set backend.exclusive=false"
+            )
+
+    def _differ(self, topic: str, event: Any) -> None:
+        """Fail where the other end of a topic offers or wants what this one does not."""
+        from rclpy.qos import qos_policy_name_from_kind
+
+        name = qos_policy_name_from_kind(event.last_policy_kind)
+        self._inbox.fail(f"{topic}: its other end has another QoS {name}; set the default there")
+
+
+@contextlib.contextmanager
+def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> Iterator[Any]:
+    """Give a ROS 2 node whose callbacks run in a thread of their own until the block ends.
+
+    Signals are left alone: who drives an arm stops it before anything ends. `arguments` are ROS's
+    own (`--ros-args ...`). MissingDependency where this python has no ROS 2.
+    """
+    rclpy = _rclpy()
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+
+    context = rclpy.context.Context()
+    no_signals = rclpy.signals.SignalHandlerOptions.NO
+    rclpy.init(args=list(arguments), context=context, signal_handler_options=no_signals)
+    node = rclpy.create_node(
+        name, namespace=namespace or None, context=context, start_parameter_services=False
+    )
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def spin() -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        executor.shutdown(timeout_sec=1.0)
+        thread.join(2.0)
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def _rclpy() -> Any:
+    """Return rclpy; MissingDependency where this python cannot import it."""
+    try:
+        import rclpy
+        import rclpy.context
+        import rclpy.signals
+        import sensor_msgs.msg  # noqa: F401
+        import trajectory_msgs.msg  # noqa: F401
+    except ImportError as e:
+        raise MissingDependency(
+            f"backend 'ros2' needs {e.name}: source ROS 2 (. /opt/ros/DISTRO/setup.sh) and run "
+            "this with its python"
+        ) from None
+    return rclpy
+
+
+def twist_of(arm: Arm, q: Array, dq: Array) -> Array:
+    """Return (6,): how the end effector moves, m/s, and turns, rad/s, in the frame of the base.
+
+    The joints are at q (J,) rad and move at dq (J,) rad/s. The pose's derivative along dq, by a
+    central difference; its error is of the square of `SMALL`.
+    """
+    steps = np.array([[-SMALL], [0.0], [SMALL]])
+    before, here, after = flange(arm, q + steps * dq)
+    hand = np.array([0.0, 0.0, arm.gripper.length, 1.0])
+    rate = (after - before) / (2 * SMALL)
+    spin = rate[:3, :3] @ here[:3, :3].T  # skew: the angular velocity's cross product
+    turn = np.array([spin[2, 1] - spin[1, 2], spin[0, 2] - spin[2, 0], spin[1, 0] - spin[0, 1]]) / 2
+    c, s = np.cos(arm.yaw), np.sin(arm.yaw)
+    base = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])  # world -> base
+    return np.concatenate([base @ (rate @ hand)[:3], base @ turn])
+
+
+def _seconds(message: Any) -> float:
+    stamp = message.header.stamp
+    return float(stamp.sec + 1e-9 * stamp.nanosec)
+
+
+def _closed(setpoint: Setpoint) -> None:
+    raise RobotError("backend ros2: not open")
