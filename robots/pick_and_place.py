@@ -80,13 +80,15 @@ class PickAndPlace:
 
     STEP = 0.05  # rad that any joint turns between two checks for contacts
 
-    def __init__(self, arm: Arm, config: Config | None = None) -> None:
-        """Build the arm's kinematics."""
+    def __init__(
+        self, arm: Arm, config: Config | None = None, *, limits: Limits | None = None
+    ) -> None:
+        """Build the arm's kinematics; `limits` stand in for `share` of the arm's own."""
         self.arm = arm
         self.config = config or self.Config()
         check_range("PickAndPlace.grip", self.config.grip, 0, arm.gripper.width)
         self.kinematics = Kinematics(arm)
-        self._limits = Limits.of(arm, share=self.config.share)
+        self._limits = limits or Limits.of(arm, share=self.config.share)
 
     def plan(
         self,
@@ -95,6 +97,7 @@ class PickAndPlace:
         *,
         lift: float,
         yaw: float | None = None,
+        start: Array | None = None,
         dt: float = 0.008,
     ) -> Motion:
         """Return the motion that takes what lies at `pick` (3,) m to `place` (3,) m.
@@ -102,6 +105,7 @@ class PickAndPlace:
         `lift`, m, is how far above the higher of the two it is carried. `yaw`, rad about the
         vertical, is where the end effector's x points; the fingers close across it. None leaves it
         to the arm. A grasp deeper than the finger tips can go is made as deep as they can.
+        `start` (J,) rad is where the arm is, by default at home, where it ends.
         Raises Unreachable where a part of it is out of reach, collides or leaves the straight line.
         """
         pick, place = np.asarray(pick, np.float64), np.asarray(place, np.float64)
@@ -110,17 +114,26 @@ class PickAndPlace:
             check_finite(f"PickAndPlace.{where}", point)
         check_range("PickAndPlace.lift", lift, 0, 1)
         check_range("PickAndPlace.dt", dt, 1e-4, 0.1)
+        begin = self.kinematics.home if start is None else np.asarray(start, np.float64)
         try:
-            pieces = self._pieces(pick, place, lift=lift, yaw=yaw)
+            pieces = self._pieces(pick, place, lift=lift, yaw=yaw, begin=begin)
         except Unreachable:
             if yaw is None:
                 raise
             # Half a turn further, a parallel gripper is the same.
-            pieces = self._pieces(pick, place, lift=lift, yaw=yaw + np.pi)
+            pieces = self._pieces(pick, place, lift=lift, yaw=yaw + np.pi, begin=begin)
         return self._sampled(pieces, dt)
 
+    def straight(self, start: Array, end: Array, *, dt: float = 0.008) -> Motion:
+        """Return the motion on which all joints go straight from `start` (J,) to `end` (J,) rad.
+
+        The gripper stands open. Raises Unreachable where something would touch on the way.
+        """
+        path = self._checked(Path(np.stack([start, end])))
+        return self._sampled([_Piece("retreat", path, 0.0)], dt)
+
     def _pieces(
-        self, pick: Array, place: Array, *, lift: float, yaw: float | None
+        self, pick: Array, place: Array, *, lift: float, yaw: float | None, begin: Array
     ) -> list[_Piece]:
         """Return the motion's paths, from the first position over the pick that they work from."""
         lowest = self.arm.gripper.tip + 2 * self.kinematics.config.clearance
@@ -129,16 +142,23 @@ class PickAndPlace:
         refused: Unreachable | None = None
         for ready in self.kinematics.solutions(over, turn=yaw is not None):
             try:
-                return self._from(ready, pick, place, lift=lift, free=yaw is None)
+                return self._from(begin, ready, pick, place, lift=lift, free=yaw is None)
             except Unreachable as e:
                 refused = refused or e
         assert refused is not None  # else `solutions` had raised
         raise refused
 
     def _from(
-        self, ready: Array, pick: Array, place: Array, *, lift: float, free: bool
+        self,
+        begin: Array,
+        ready: Array,
+        pick: Array,
+        place: Array,
+        *,
+        lift: float,
+        free: bool,
     ) -> list[_Piece]:
-        """Return the motion's paths, with the joints at `ready` (J,) over the pick."""
+        """Return the motion's paths from `begin` (J,), with the joints at `ready` over the pick."""
         kinematics, hover = self.kinematics, self.config.hover
         bottom, end = pick[2], place[2]
         height = max(bottom, end) + lift
@@ -154,7 +174,7 @@ class PickAndPlace:
         lower, q = self._line(over, lowered, start=q)
         leave, q = self._line(lowered, away, start=q)
         return [
-            _Piece("approach", self._high(kinematics.home, ready, over=above[2]), 0.0),
+            _Piece("approach", self._high(begin, ready, over=above[2]), 0.0),
             _Piece("grasp", down, hover),
             _Piece("lift", up, height - bottom),
             _Piece("move", across, float(np.linalg.norm(over[:2] - lifted[:2]))),
@@ -231,7 +251,7 @@ class PickAndPlace:
             dq.append(moved[1])
             width.append(widths)
             phase.append(np.full(len(t), PHASES.index(piece.phase)))
-        positions = np.concatenate([self.kinematics.home[None], *q])
+        positions = np.concatenate([pieces[0].path.start[None], *q])
         return Motion(
             dt=dt,
             q=positions,

@@ -209,6 +209,28 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             return self._conditions.cameras()
         return dict(self._cameras)
 
+    def views(self) -> dict[str, str]:
+        """Return which camera takes each of the pictures (h, w, 3), by their observation keys."""
+        return self._sensors.views()
+
+    @property
+    def engine(self) -> Any:
+        """Return the object's physics, for whoever moves it in another way than by actions."""
+        return self._engine
+
+    def observe(self) -> dict[str, Array]:
+        """Return what is seen now."""
+        return self._observe()
+
+    def grasp(self, point: Array) -> int:
+        """Close the gripper at `point` (3,) m; return which grip it holds then, -1 for none."""
+        grips = self._engine.grips()
+        grip = self._choose(grips, point[:2])
+        if grip < 0 or point[2] - grips[grip, 2] > self.REACH:
+            return -1
+        self._engine.grasp(grip)
+        return grip
+
     def step(self, action: Array) -> Step:  # type: ignore[override]
         """Do what the action says, see the class, and return what is seen then."""
         action = np.asarray(action, np.float64)
@@ -337,10 +359,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         """Move the gripper for one period, and return the grip that it holds."""
         c, here = self.config, self._engine.gripper()
         if closed and not self._closed:
-            grips = self._engine.grips()
-            grip = self._choose(grips, here[:2])
-            if grip >= 0 and here[2] - grips[grip, 2] <= self.REACH:
-                self._engine.grasp(grip)
+            if self.grasp(here) >= 0:
                 here = self._engine.gripper()
         elif not closed and self._closed:
             self._engine.release()

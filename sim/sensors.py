@@ -64,6 +64,10 @@ class Sensors:
             specs["cloud"] = self._cloud.spec()
         return specs
 
+    def views(self) -> dict[str, str]:
+        """Return which camera takes each of the pictures in colour, by their keys."""
+        return {key: camera for key, (camera, kind) in self._pictures.items() if kind == "rgb"}
+
     def read(
         self, engine: Engine[Any], placed: Mapping[str, Camera], conditions: Conditions | None
     ) -> dict[str, Array]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import check_range
+from latentplan import config, registry
+from latentplan.errors import ConfigError, check_range
 from latentplan.real_robot.robot import Picture, Reading, Setpoint
 from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.description import Arm
 from latentplan.sim.cameras import Camera
+from latentplan.sim.deformable import Deformable
+from latentplan.sim.scene import Scene
 from latentplan.types import Array
 
 TABLE = (0.36, 0.38, 0.40, 1.0)  # red, green, blue, opacity
@@ -27,22 +30,27 @@ class SimulatedDriver:
     Its torques are limited and it touches the table, itself and the boxes, so it may be blocked or
     lag behind. The clock is the simulation's, which goes on in `wait` alone, as fast as it can; in
     real time it is the machine's. Where setpoints stop coming, the arm holds the last position.
+    What it can carry is in a `Scene`: a rope or a cloth that follows the gripper, with cameras of
+    its own. The other cameras see the arm, and not that.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """How fast its sensors and its clock are."""
+        """What lies on the table, and how fast sensors and clock are."""
 
         dt: float = 0.02  # s in which a setpoint is reached
         rate: float = 100.0  # joint readings a second
         fps: float = 30.0  # pictures a second, of each camera
         real_time: bool = False  # wait for the machine's clock
+        scene: str = ""  # env or preset whose object lies there, such as rope; empty: none
+        seed: int = 0  # of how it lies
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
             check_range("SimulatedDriver.dt", self.dt, 1e-3, 0.1)
             check_range("SimulatedDriver.rate", self.rate, 1, 1000)
             check_range("SimulatedDriver.fps", self.fps, 0.1, 1000)
+            check_range("SimulatedDriver.seed", self.seed, 0)
 
     def __init__(
         self,
@@ -51,17 +59,26 @@ class SimulatedDriver:
         *,
         cameras: Sequence[Camera] = (),
         boxes: Sequence[Box] = (),
+        scene: Scene | None = None,
     ) -> None:
-        """Take the arm, what sees it, and what stands in its way."""
+        """Take the arm, what sees it, what stands in its way, and what lies on the table.
+
+        `scene` is by default what the config says.
+        """
         self.arm = arm
         self.config = config or self.Config()
-        self.cameras = tuple(camera.name for camera in cameras)
+        self.scene = scene or _laid(self.config)
+        brought = () if self.scene is None else self.scene.cameras()
+        self.cameras = tuple(camera.name for camera in (*cameras, *brought))
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ConfigError(f"cameras: found {list(self.cameras)}; each needs a name of its own")
         self._views = tuple(cameras)
         self._simulation = SimulatedArm(arm, scene=_scene(boxes), solid=True)
         self._renderers: dict[str, Any] = {}
         self._time = self._start = 0.0  # s, of the simulation; of the machine when it began
         self._reading: Reading | None = None
         self._pictures: dict[str, Picture] = {}
+        self._shown = -1  # how often the scene had moved when its pictures were taken
 
     def open(self) -> None:
         """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
@@ -114,6 +131,8 @@ class SimulatedDriver:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
+        if self.scene is not None:
+            self.scene.close()
 
     def _hold(self, q: Array, gripper: float) -> None:
         self._wanted = self._target = np.append(q, gripper)  # (J + 1,): at the end, and now
@@ -130,8 +149,11 @@ class SimulatedDriver:
         else:
             self._rate = np.zeros_like(self._rate)
         q, gripper = self._target[:-1], float(self._target[-1])
-        self._simulation.servo(q, dq=self._rate, gripper=gripper, dt=dt)
+        arm = self._simulation
+        arm.servo(q, dq=self._rate, gripper=gripper, dt=dt)
         self._time += dt
+        if self.scene is not None:
+            self.scene.follow(arm.ee[:3], width=arm.gripper, dt=dt)
 
     def _sense(self) -> None:
         """Read the joints and take pictures, each where one is due."""
@@ -139,9 +161,41 @@ class SimulatedDriver:
         if self._reading is None or now - self._reading.stamp > 1 / self.config.rate - 1e-6:
             self._reading = Reading(now, now, arm.q, arm.dq, arm.gripper)
         for name, renderer in self._renderers.items():
-            before = self._pictures.get(name)
-            if before is None or now - before.stamp > 1 / self.config.fps - 1e-6:
+            if self._due_for(name):
                 self._pictures[name] = Picture(now, now, renderer.picture(arm.data))
+        if self.scene is not None:
+            self._look_at(self.scene)
+
+    def _look_at(self, scene: Scene) -> None:
+        """Take the scene's pictures where they are due; what has not moved looks as before."""
+        now = self._time
+        names = [camera for camera in self.cameras if camera not in self._renderers]
+        if not self._due_for(names[0]):
+            return
+        if self._shown != scene.moves:
+            self._shown = scene.moves
+            self._seen = scene.pictures()
+        for name in names:
+            self._pictures[name] = Picture(now, now, self._seen[name])
+
+    def _due_for(self, name: str) -> bool:
+        before = self._pictures.get(name)
+        return before is None or self._time - before.stamp > 1 / self.config.fps - 1e-6
+
+
+def _laid(settings: SimulatedDriver.Config) -> Scene | None:
+    """Return the scene that the settings name; UnknownName where there is no such env."""
+    if not settings.scene:
+        return None
+    preset = config.resolve("env", settings.scene)
+    env = registry.get("env", preset.base)
+    if not issubclass(env, Deformable):
+        raise ConfigError(
+            f"SimulatedDriver.scene: {settings.scene!r} has no rope or cloth that an arm could "
+            "carry; use an env such as rope or cloth"
+        )
+    values = config.from_values(env.Config, preset.values)
+    return Scene(env(values), seed=settings.seed)
 
 
 def _next(now: float, rate: float) -> float:
