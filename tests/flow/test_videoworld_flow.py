@@ -1,0 +1,78 @@
+"""VideoWorld on the real tabletop, as typed: collect, train all stages, kill, go on, plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from processes import killed, refused, started, told
+
+from latentplan.cli import main
+from latentplan.data.store import ZarrStore
+from latentplan.training import checkpoint
+
+COLLECT = [
+    *("collect", "tabletop_short", "--explorer", "expert", "--episodes", "6", "--workers", "1"),
+    *("goals=false", "task=open_drawer"),
+]
+TRAIN = [
+    *("train", "videoworld_tiny", "--data", "demos.zarr", "--run", "run"),
+    *("model.images=[rgb_static]", "model.ldm.levels=[3,3]"),
+    *(f"training.{part}.batch=4" for part in ("tokenizer", "ldm", "generator")),
+    *(f"training.{part}.batch=4" for part in ("inverse", "dynamics")),
+    *(f"training.{part}.steps=3" for part in ("tokenizer", "ldm", "generator")),
+    *(f"training.{part}.steps=3" for part in ("inverse", "dynamics")),
+]
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with demos.zarr, and run/ whose training was killed half way."""
+    folder = tmp_path_factory.mktemp("videoworld")
+    assert "6 episodes" in told(started(folder, *COLLECT, "--out", "demos.zarr"))
+    killed(started(folder, *TRAIN), when=folder / "run/stages/tokens-*.zarr")
+    return folder
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Return when each file of the stages was written."""
+    return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+def test_killed_between_stages_it_goes_on_and_plans(
+    loop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(loop)
+    before = files(loop / "run/stages")
+    assert {Path(name).parent.name.split("-")[0] for name in before} == {"tokenizer", "ldm"}
+    assert "is not empty; give --resume" in refused(TRAIN, capsys)
+    assert main([*TRAIN, "--resume"]) == 0
+    assert "all stages done" in capsys.readouterr().out
+    after = files(loop / "run/stages")
+    assert len(after) == 15 and {name: after[name] for name in before} == before
+    with ZarrStore.open(next((loop / "run/stages").glob("tokens-*.zarr"))) as tokens:
+        assert len(tokens) == 6
+
+    undisturbed = [word.replace("run", "other") if word == "run" else word for word in TRAIN]
+    assert main(undisturbed) == 0
+    found, wanted = (
+        checkpoint.read(loop / run / "best.safetensors", format=checkpoint.FORMAT)
+        for run in ("run", "other")
+    )
+    assert found[1] == wanted[1]
+    for key, value in found[0].items():
+        assert value.numpy().tobytes() == wanted[0][key].numpy().tobytes(), key
+
+    plan = ["plan", "--run", "run", "--env", "tabletop_short", "--planner", "generate"]
+    plan += ["--episodes", "1", "--out", "report", "evaluation.length=2", "states=1"]
+    assert "'push_red_block_left': was not trained on" in refused(
+        [*plan, "task=push_red_block_left"], capsys
+    )
+    assert main([*plan, "task=open_drawer"]) == 0
+    metrics = json.loads((loop / "report/metrics.json").read_text())
+    assert (metrics["planner"], metrics["model"], metrics["episodes"]) == (
+        *("generate", "videoworld"),
+        1,
+    )
