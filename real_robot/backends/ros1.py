@@ -239,7 +239,6 @@ class Master:
             raise RobotError(
                 f"ros1: no master answers at {self.uri} ({e}); start roscore, or set ROS_MASTER_URI"
             ) from None
-        self._answered = time.monotonic()
 
     def refuse_twin(self, node: str) -> None:
         """Raise RobotError where a node of that name runs: the master would shut it down."""
@@ -258,8 +257,8 @@ class Master:
 
     def watch(self, topic: str, node: str) -> None:
         """Keep asking, in a thread of its own, until `close`; no topic, no question of rivals."""
-        target = threading.Thread(target=self._watch, args=(topic, node), daemon=True)
-        target.start()
+        self._answered = time.monotonic()
+        threading.Thread(target=self._watch, args=(topic, node), daemon=True).start()
 
     def check(self) -> None:
         """Raise RobotError where it was not heard lately, or somebody else commands the arm."""

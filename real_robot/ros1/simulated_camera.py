@@ -1,0 +1,61 @@
+"""A camera that sees the simulated arm, as a ROS 1 node, for dry runs.
+
+`python -m latentplan.real_robot.ros1.simulated_camera`: it publishes sensor_msgs/Image on
+`front/image_raw` of an arm that is where `joint_states` say.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from latentplan.real_robot.ros1.simulated_arm import leaving
+from latentplan.real_robot.stand_in import StandInCamera
+from latentplan.robots import description
+from latentplan.sim.cameras import Camera
+from latentplan.types import Array
+
+
+def serve(name: str, camera: Camera, *, fps: float = 30.0) -> None:
+    """Be a camera that sees the arm of that name, until SIGTERM or SIGINT."""
+    import rospy
+    from sensor_msgs.msg import Image, JointState
+
+    seeing = StandInCamera(description.load(name), camera)
+    leave = leaving()
+    rospy.init_node("simulated_camera", disable_signals=True)
+    publisher = rospy.Publisher(
+        f"{camera.name}/image_raw", Image, queue_size=2, tcp_nodelay=True
+    )
+
+    def publish(time: float, pixels: Array) -> None:
+        height, width, _ = pixels.shape
+        image = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+        image.data = pixels.tobytes()
+        image.header.stamp = rospy.Time.from_sec(time)
+        publisher.publish(image)
+
+    rospy.Subscriber(
+        "joint_states", JointState, lambda m: seeing.see(m.name, m.position), queue_size=1
+    )
+    print("ready", flush=True)
+    seeing.run(publish, leave, fps=fps)
+    rospy.signal_shutdown("told to end")
+
+
+def main() -> None:
+    """Read the command line; remappings (`from:=to`, `__name:=x`) are rospy's."""
+    import rospy
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--robot", default="panda", help="a name, or a file that describes an arm")
+    parser.add_argument("--camera", default="front", help="its name")
+    parser.add_argument("--size", type=int, default=64, help="pixels, of a side")
+    parser.add_argument("--position", type=float, nargs=3, default=(1.1, 0.0, 0.7), help="m")
+    parser.add_argument("--fps", type=float, default=30.0)
+    given = parser.parse_args(rospy.myargv()[1:])
+    camera = Camera(given.camera, tuple(given.position), width=given.size, height=given.size)
+    serve(given.robot, camera, fps=given.fps)
+
+
+if __name__ == "__main__":
+    main()
