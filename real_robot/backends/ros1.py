@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentplan.errors import MissingDependency, RobotError, check_range
-from latentplan.real_robot.backends.topics import Inbox, Topics
+from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
@@ -198,6 +198,8 @@ class Ros1Driver:
         config = self.config
         if config.mode == "positions":
             return _array(setpoint.q.tolist())
+        if config.mode == "twist":
+            return self._twist(setpoint, rospy.Time.now())
         from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
         point = JointTrajectoryPoint(
@@ -206,6 +208,14 @@ class Ros1Driver:
             time_from_start=rospy.Duration.from_sec(config.ahead * config.dt),
         )
         return JointTrajectory(joint_names=list(self._inbox.names), points=[point])
+
+    def _twist(self, setpoint: Setpoint, now: Any) -> Any:
+        from geometry_msgs.msg import Twist, TwistStamped, Vector3
+        from std_msgs.msg import Header
+
+        velocity = twist_of(self.arm, setpoint.q, setpoint.dq).tolist()
+        twist = Twist(linear=Vector3(*velocity[:3]), angular=Vector3(*velocity[3:]))
+        return TwistStamped(header=Header(stamp=now, frame_id=self.config.frame), twist=twist)
 
     def _let_rest(self) -> None:
         """Hold rospy's shutdown up until setpoints have ended, since it closes their topic."""

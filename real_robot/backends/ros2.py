@@ -10,18 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from latentplan.errors import MissingDependency, RobotError, check_range, unknown
-from latentplan.real_robot.backends.topics import Inbox, Topics
+from latentplan.errors import MissingDependency, RobotError
+from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
-from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
-from latentplan.types import Array
 
-END_VELOCITIES = ("none", "zero", "setpoint")
 DISCOVERY = 1.0  # s in which whoever publishes commands already is found
-SMALL = 1e-4  # s, of a difference
 LOOK = 0.5  # s between looks for others who publish commands
 
 
@@ -40,18 +34,8 @@ class Ros2Driver:
     class Config(Topics):
         """Where an arm listens and what it tells."""
 
-        end_velocity: str = "none"  # that a trajectory's point asks for; zero, setpoint
-        exclusive: bool = True  # nothing moves while somebody else sends commands, too
-        patience: float = 5.0  # s in which somebody must listen to commands
         node: str = "latentplan"  # its name in the graph
         namespace: str = ""  # of the node, and of topics without a leading /
-
-        def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
-            super().__post_init__()
-            if self.end_velocity not in END_VELOCITIES:
-                raise unknown("Ros2Driver.end_velocity", self.end_velocity, END_VELOCITIES)
-            check_range("Ros2Driver.patience", self.patience, 0, 3600)
 
     def __init__(
         self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
@@ -188,10 +172,7 @@ class Ros2Driver:
 
         def go(setpoint: Setpoint) -> Any:
             point.positions = setpoint.q.tolist()
-            if config.end_velocity == "zero":
-                point.velocities = [0.0] * len(setpoint.q)
-            elif config.end_velocity == "setpoint":
-                point.velocities = setpoint.dq.tolist()
+            point.velocities = config.end_velocities(setpoint)
             return trajectory
 
         return JointTrajectory, go
@@ -279,23 +260,6 @@ def _rclpy() -> Any:
             "this with its python"
         ) from None
     return rclpy
-
-
-def twist_of(arm: Arm, q: Array, dq: Array) -> Array:
-    """Return (6,): how the end effector moves, m/s, and turns, rad/s, in the frame of the base.
-
-    The joints are at q (J,) rad and move at dq (J,) rad/s. The pose's derivative along dq, by a
-    central difference; its error is of the square of `SMALL`.
-    """
-    steps = np.array([[-SMALL], [0.0], [SMALL]])
-    before, here, after = flange(arm, q + steps * dq)
-    hand = np.array([0.0, 0.0, arm.gripper.length, 1.0])
-    rate = (after - before) / (2 * SMALL)
-    spin = rate[:3, :3] @ here[:3, :3].T  # skew: the angular velocity's cross product
-    turn = np.array([spin[2, 1] - spin[1, 2], spin[0, 2] - spin[2, 0], spin[1, 0] - spin[0, 1]]) / 2
-    c, s = np.cos(arm.yaw), np.sin(arm.yaw)
-    base = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])  # world -> base
-    return np.concatenate([base @ (rate @ hand)[:3], base @ turn])
 
 
 def _seconds(message: Any) -> float:

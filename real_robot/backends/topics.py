@@ -15,6 +15,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, View, in_order
+from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
@@ -37,6 +38,7 @@ ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
     "bgr16": ("u2", 3, BGR),
     "mono16": ("u2", 1, GREY),
 }
+SMALL = 1e-4  # s, of a difference
 PATIENCE = 1.0  # s in which messages of other joints alone are no reason to complain
 
 
@@ -214,3 +216,20 @@ def pixels(name: str, message: Any) -> Array:
     for i, colour in enumerate(colours):  # a quarter of the time of fancy indexing
         picture[..., i] = values[..., colour]
     return picture
+
+
+def twist_of(arm: Arm, q: Array, dq: Array) -> Array:
+    """Return (6,): how the end effector moves, m/s, and turns, rad/s, in the frame of the base.
+
+    The joints are at q (J,) rad and move at dq (J,) rad/s. The pose's derivative along dq, by a
+    central difference; its error is of the square of `SMALL`.
+    """
+    steps = np.array([[-SMALL], [0.0], [SMALL]])
+    before, here, after = flange(arm, q + steps * dq)
+    hand = np.array([0.0, 0.0, arm.gripper.length, 1.0])
+    rate = (after - before) / (2 * SMALL)
+    spin = rate[:3, :3] @ here[:3, :3].T  # skew: the angular velocity's cross product
+    turn = np.array([spin[2, 1] - spin[1, 2], spin[0, 2] - spin[2, 0], spin[1, 0] - spin[0, 1]]) / 2
+    c, s = np.cos(arm.yaw), np.sin(arm.yaw)
+    base = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])  # world -> base
+    return np.concatenate([base @ (rate @ hand)[:3], base @ turn])
