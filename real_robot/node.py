@@ -22,6 +22,7 @@ from latentplan.real_robot.local import describe
 from latentplan.real_robot.messages import Channel, Message
 from latentplan.real_robot.robot import Command, Driver
 from latentplan.real_robot.supervisor import State, Supervisor
+from latentplan.types import Observation
 
 REMEMBERED = 256  # observations that a command may still answer
 GUESTS = 8  # connections beside the planner's
@@ -70,6 +71,8 @@ class Node:
         self._number = 0
         self._before = supervisor.safety.q  # the reference when the last observation went out
         self._leaving = False
+        self._goal: Message | None = None  # what is wanted, until another is
+        self._goal_told = False  # to the planner that is there
 
     def run(self) -> None:
         """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect."""
@@ -94,8 +97,18 @@ class Node:
         """Let `run` stop the arm and return; safe from another thread."""
         self._leaving = True
 
+    def aim(self, goal: Observation | str) -> None:
+        """Tell the planner, and each that comes later, what is wanted; safe from another thread.
+
+        `goal` are pictures (h, w, 3) uint8 by camera, or words.
+        """
+        text = goal if isinstance(goal, str) else ""
+        arrays = {} if isinstance(goal, str) else {name: p.copy() for name, p in goal.items()}
+        self._goal, self._goal_told = Message("goal", {"text": text}, arrays), False
+
     def _tick(self, now: float) -> None:
         self._serve(now)
+        self._tell_goal()
         supervisor = self.supervisor
         if self._leaving:
             supervisor.stop("the node is leaving")
@@ -186,6 +199,7 @@ class Node:
             raise RobotError("node: another planner drives this arm")
         self._guests = [guest for guest in self._guests if guest is not channel]
         self._planner, self._command, self._stamps = channel, None, {}
+        self._goal_told = False
         shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
         spec = describe(self.supervisor.safety, pictures=shapes, period=self.period)
         channel.tell(Message("spec", spec.to_json()))
@@ -211,6 +225,17 @@ class Node:
             self._planner.tell(Message("observation", values, arrays))
         except RobotError as e:
             self._lose(self._planner, str(e))
+
+    def _tell_goal(self) -> None:
+        """Tell the planner what is wanted, where it has not heard."""
+        goal, planner = self._goal, self._planner
+        if goal is None or planner is None or self._goal_told:
+            return
+        self._goal_told = True
+        try:
+            planner.tell(goal)
+        except RobotError as e:
+            self._lose(planner, str(e))
 
     def _sent(self, moved: Any) -> Any:
         """Return what the motors were told in this period, in the numbers of an action (J,)."""

@@ -35,6 +35,7 @@ class RemoteRobot:
         self._sequence = self._asked = 0
         self._pending: int | None = None  # number of the request that waits for its reply
         self._replied = ""  # why that was refused
+        self._goal: Observation | str | None = None
 
     @property
     def spec(self) -> RobotSpec:
@@ -87,6 +88,11 @@ class RemoteRobot:
         self._wait_for(self._number + 1)
         self._refuse_unless_armed()
         return self._newest.arrays["sent"].astype(np.float32)
+
+    @property
+    def goal(self) -> Observation | str | None:
+        """Return what the node was asked for last: pictures by camera, or words; None: nothing."""
+        return self._goal
 
     def stop(self, reason: str) -> None:
         """Bring the arm to rest; `reset` comes before the next `send`."""
@@ -165,6 +171,9 @@ class RemoteRobot:
         values = message.values
         if message.kind == "spec":
             self._spec = RobotSpec.from_json(values)
+            return
+        if message.kind == "goal":
+            self._goal = values["text"] or message.arrays
             return
         known = values["health"]
         ages = {k: math.inf if v is None else v for k, v in known["ages"].items()}

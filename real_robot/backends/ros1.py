@@ -150,7 +150,7 @@ class Ros1Driver:
             topics["gripper"] = (config.gripper, Float64MultiArray)
         # With a queue a thread sends: a subscriber that hangs does not hold up the control loop.
         self._publishers = {
-            use: rospy.Publisher(topic, kind, queue_size=2, tcp_nodelay=True)
+            use: rospy.Publisher(topic, kind, queue_size=10, tcp_nodelay=True)
             for use, (topic, kind) in topics.items()
         }
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def shared() -> Iterator[Process]:
 
 
 @contextmanager
-def planner(process: Process) -> Iterator[RemoteRobot]:
+def planner(process: Process | Node) -> Iterator[RemoteRobot]:
     """Connect, whatever stopped the arm before."""
     robot = RemoteRobot(process.address, patience=20)
     for attempt in range(100):
@@ -83,7 +84,7 @@ def planner(process: Process) -> Iterator[RemoteRobot]:
         robot.__exit__(None, None, None)
 
 
-def forgive(process: Process) -> None:
+def forgive(process: Process | Node) -> None:
     """Reset the arm as a person would who has looked."""
     channel = Channel(socket.create_connection(process.address))
     channel.tell(Message("reset", {"id": 1}))
@@ -228,6 +229,33 @@ def test_a_node_that_is_told_to_end_stops_the_arm_first() -> None:
         assert end["state"] == "hold"
         assert end["speed"] < 0.02
         assert not end["torch"]  # the loop does without
+
+
+def test_a_goal_reaches_the_planner_that_is_there_and_the_next() -> None:
+    arm = load("panda")
+    supervisor = Supervisor(SafetyFilter(arm), Supervisor.Config(joints_age=5, overruns=100))
+    node = Node(SimulatedDriver(arm, SimulatedDriver.Config(real_time=True)), supervisor)
+    thread = threading.Thread(target=node.run)
+    thread.start()
+    try:
+        picture = np.full((4, 5, 3), 7, np.uint8)
+        with RemoteRobot(node.address, patience=20) as robot:
+            assert robot.goal is None
+            node.aim({"front": picture})
+            robot.observe()
+            robot.observe()
+            assert isinstance(robot.goal, dict)
+            np.testing.assert_array_equal(robot.goal["front"], picture)
+            node.aim("fold the cloth")
+            robot.observe()
+            robot.observe()
+            assert robot.goal == "fold the cloth"
+        with planner(node) as robot:
+            robot.observe()
+            assert robot.goal == "fold the cloth"
+    finally:
+        node.leave()
+        thread.join()
 
 
 def test_addresses_that_do_not_fit() -> None:
