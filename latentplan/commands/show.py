@@ -21,13 +21,16 @@ COLUMNS = 3  # of the curves
 LONG = 8  # lists are counted, not shown
 
 
-def run(what: str, *, out: str | None = None, episode: int | None = None) -> None:
+def run(
+    what: str, *, out: str | None = None, episode: int | None = None, data: str | None = None
+) -> None:
     """Print what is in an episode store, a run folder or a checkpoint, and draw it to `out`.
 
     Of a store, a .png is a contact sheet with histograms (default: `DATA.png` beside it), a .mp4
     the film of an episode; with `episode` a sheet shows all of that one. Of a run, a .png has its
-    curves (`RUN/curves.png`). Raises StoreError or CheckpointError where `what` is neither,
-    ConfigError where `out` or `episode` cannot be.
+    curves (`RUN/curves.png`); of a VideoWorld there are pictures beside it, of held-out episodes of
+    `data`, by default what it was trained on. Raises StoreError or CheckpointError where `what` is
+    neither, ConfigError where `out` or `episode` cannot be.
     """
     path = Path(what)
     is_store = "://" in what or path.suffix == ".zarr" or (path / "zarr.json").exists()
@@ -40,7 +43,7 @@ def run(what: str, *, out: str | None = None, episode: int | None = None) -> Non
     elif episode is not None:
         raise ConfigError(f"--episode: {what} is a run; only stores have episodes")
     else:
-        _show_run(what, Path(out) if out else None)
+        _show_run(what, Path(out) if out else None, data)
 
 
 def _show_store(what: str, out: Path, episode: int | None) -> None:
@@ -94,7 +97,7 @@ def _print_labels(store: ZarrStore) -> None:
         print(f"labels       {task}: {count}, {words}")
 
 
-def _show_run(what: str, out: Path | None) -> None:
+def _show_run(what: str, out: Path | None, data: str | None) -> None:
     from latentplan.training import checkpoint, curves
 
     file = checkpoint.find(what)
@@ -108,6 +111,33 @@ def _show_run(what: str, out: Path | None) -> None:
     points = curves.read(file.parent / "log.jsonl")
     if points:
         _write(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
+    if header["model"] == "videoworld":
+        _show_videoworld(file, (out or file).parent, data)
+
+
+def _show_videoworld(file: Path, folder: Path, data: str | None) -> None:
+    """Draw what a VideoWorld makes of its data into a folder."""
+    import yaml
+
+    from latentplan.commands import show_videoworld
+    from latentplan.data.store import ZarrStore
+    from latentplan.models.videoworld.videoworld import VideoWorld
+    from latentplan.training import checkpoint
+
+    told = file.parent / "config.yaml"
+    if data is None and told.is_file():
+        data = str(yaml.safe_load(told.read_text(encoding="utf-8"))["data"]["path"])
+        if "://" not in data and not Path(data).exists():
+            print(f"pictures     none: its data {data} are not there any more; give --data DATA")
+            return
+    if data is None:
+        print("pictures     none: the checkpoint does not say what it was trained on; give --data")
+        return
+    model = checkpoint.load(file).model
+    assert isinstance(model, VideoWorld)
+    with ZarrStore.open(data) as store:
+        for picture in show_videoworld.draw(model, store, folder):
+            print(f"picture      {picture}")
 
 
 def _draw_curves(points: Sequence[Mapping[str, float]], file: Path) -> None:

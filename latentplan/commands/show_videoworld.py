@@ -1,0 +1,335 @@
+"""What `latentplan show` draws of a VideoWorld: what it paints, what it expects, what codes do.
+
+Of held-out episodes of the data that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latentplan.data.windows import is_test
+from latentplan.errors import StoreError
+from latentplan.files import replacing
+from latentplan.types import Array, Episode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from latentplan.data.store import ZarrStore
+    from latentplan.models.videoworld.videoworld import VideoWorld
+
+EPISODES = 40  # held-out ones that are looked at, at most
+SHOWN = 8  # pictures painted again
+CLIPS = 4  # futures, each of another task
+VARIED = 9  # codes that are put in place of one
+CELL = 0.82  # inches, the side of a picture
+STRONGER = 2.0  # times that changes are shown
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Held-out frames and what the model makes of them; n frames, H codes, K tokens."""
+
+    pictures: Mapping[str, Array]  # a camera: (n, h, w, 3) uint8
+    painted: Mapping[str, Array]  # the same from tokens
+    tokens: Array  # (n, K)
+    codes: Array  # (n, H) of what follows each frame
+    actions: Array  # (n, A) after each frame; NaN after an episode's last
+    psnr: Mapping[str, float]  # a camera: dB, mean over frames
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of an episode: what was seen up to frame t, and the H frames after it."""
+
+    task: str
+    before: Mapping[str, Array]  # a camera: (T, h, w, 3), frame t the last
+    after: Mapping[str, Array]  # (H, h, w, 3)
+
+
+def draw(model: VideoWorld, store: ZarrStore, folder: Path) -> Iterator[Path]:
+    """Write reconstructions, futures, codes and usage (.png) into a folder, and yield their paths.
+
+    Prints what they count. Raises StoreError where the store lacks what the model sees.
+    """
+    missing = [key for key in model.config.images if key not in store.spec.observation]
+    if missing:
+        known = ", ".join(store.spec.observation)
+        raise StoreError(f"{store.path}: has no {missing[0]!r}, which the model sees, only {known}")
+    episodes = held_out(store)
+    seen = look(model, episodes)
+    chosen = clips(model, episodes)
+    for key, db in seen.psnr.items():
+        print(f"held out     {key}: {db:.1f} dB painted of its tokens, {len(seen.tokens)} pictures")
+    for place, each in enumerate(seen.codes.T, start=1):
+        _, used, perplexity = counted(each, model.ldm.codes)
+        used_of = f"{used} of {model.ldm.codes} in use"
+        print(f"held out     code {place}: {used_of}, perplexity {perplexity:.1f}")
+    figures: dict[str, Callable[[], Figure]] = {
+        "reconstructions": lambda: reconstructions(seen),
+        "futures": lambda: futures(model, chosen),
+        "codes": lambda: codes(model, chosen[0], seen),
+        "usage": lambda: usage(model, seen),
+    }
+    for name, figure in figures.items():
+        with replacing(folder / f"{name}.png") as partial:
+            figure().savefig(partial, dpi=110)
+        yield folder / f"{name}.png"
+
+
+def held_out(store: ZarrStore, *, fraction: float = 0.1, most: int = EPISODES) -> list[Episode]:
+    """Return episodes that were not trained on; StoreError where there are none."""
+    numbers = np.flatnonzero(is_test(np.arange(len(store)), fraction))[:most]
+    if not len(numbers):
+        raise StoreError(f"{store.path}: has no held-out episodes; need about {1 / fraction:.0f}")
+    return [store.episode(int(number)) for number in numbers]
+
+
+@torch.no_grad()
+def look(model: VideoWorld, episodes: Sequence[Episode]) -> Seen:
+    """Return what the model makes of all frames; behind an episode's end the world stands still."""
+    keys, c = model.config.images, model.ldm.config
+    parts: dict[str, list[Array]] = {name: [] for name in ("tokens", "codes", "actions")}
+    true: dict[str, list[Array]] = {key: [] for key in keys}
+    again: dict[str, list[Array]] = {key: [] for key in keys}
+    for episode in episodes:
+        frames = {key: torch.from_numpy(episode.observations[key]) for key in keys}
+        tokens = model.tokenizer.encode({key: x[None] for key, x in frames.items()})
+        length = tokens.shape[1]
+        ahead = torch.arange(length)[:, None] + c.stride * torch.arange(c.horizon + 1)
+        clip = {key: x[ahead.clamp(max=length - 1)] for key, x in frames.items()}
+        parts["tokens"].append(tokens[0].numpy())
+        parts["codes"].append(model.ldm.quantize_clip(clip).numpy())
+        last = np.full((1, episode.actions.shape[1]), np.nan, np.float32)
+        parts["actions"].append(np.concatenate([episode.actions, last]))
+        for key, painted in model.tokenizer.decode(tokens).items():
+            true[key].append(episode.observations[key])
+            again[key].append(painted[0].numpy())
+    joined = {name: np.concatenate(each) for name, each in parts.items()}
+    pictures = {key: np.concatenate(each) for key, each in true.items()}
+    painted_all = {key: np.concatenate(each) for key, each in again.items()}
+    psnr = {key: _psnr(pictures[key], painted_all[key]) for key in keys}
+    return Seen(pictures, painted_all, **joined, psnr=psnr)
+
+
+def clips(model: VideoWorld, episodes: Sequence[Episode], *, most: int = CLIPS) -> list[Clip]:
+    """Return one clip a task, where most happens; tasks far apart in the alphabet.
+
+    Raises StoreError where all episodes are shorter than a clip.
+    """
+    keys, c = model.config.images, model.ldm.config
+    first: dict[str, Episode] = {}
+    for episode in episodes:
+        if len(episode) >= c.span:
+            first.setdefault(episode.labels[0].task if episode.labels else "", episode)
+    if not first:
+        raise StoreError(f"all held-out episodes are shorter than {c.span} actions, a clip")
+    names = sorted(first)
+    chosen = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
+    made = []
+    for name in chosen:
+        seen = {key: first[name].observations[key] for key in keys}
+        static = seen[keys[0]].astype(np.int16)
+        moved = np.abs(static[c.span :] - static[: -c.span]).mean((1, 2, 3))
+        start = int(moved.argmax())
+        rows = slice(start + c.stride, start + c.span + 1, c.stride)
+        made.append(
+            Clip(
+                name,
+                {k: x[max(0, start + 1 - model.context) : start + 1] for k, x in seen.items()},
+                {k: x[rows] for k, x in seen.items()},
+            )
+        )
+    return made
+
+
+def reconstructions(seen: Seen) -> Figure:
+    """Return pictures with what is painted of their tokens below."""
+    count = len(seen.tokens)
+    columns = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
+    rows = {}
+    for key, pictures in seen.pictures.items():
+        rows[f"{key}\ntruth"] = [pictures[i] for i in columns]
+        rows[f"tokens,\n{seen.psnr[key]:.1f} dB"] = [seen.painted[key][i] for i in columns]
+    return _grid("Pictures, and what is painted of their tokens", rows)
+
+
+@torch.no_grad()
+def futures(model: VideoWorld, chosen: Sequence[Clip]) -> Figure:
+    """Return what follows: the truth, painted from its codes, from generated codes, imagined."""
+    keys = model.config.images
+    rows: dict[str, list[Array]] = {}
+    c = model.ldm.config
+    steps = ["t", *(f"t+{h * c.stride}" for h in range(1, c.horizon + 1))]
+    for number, clip in enumerate(chosen):
+        now = {key: torch.from_numpy(x[-1:])[None] for key, x in clip.before.items()}
+        known = model.ldm.quantize_clip(_joined(clip))
+        lines = {"truth": clip.after, "its codes": _painted(model, now, known)}
+        said, imagined = imagine(model, clip)
+        if said is not None:
+            lines["generated\ncodes"] = _painted(model, now, said)
+        if c.stride == 1:
+            lines["frame by\nframe"] = imagined
+        for name, after in lines.items():
+            label = clip.task.replace("_", "\n") if name == "truth" else name
+            shown = [p for key in keys for p in (clip.before[key][-1], *after[key])]
+            rows[f"{label}\0{number}"] = shown  # unlike any other row
+    return _grid("What follows a frame t: each camera's H frames", rows, titles=steps * len(keys))
+
+
+@torch.no_grad()
+def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[str, Array]]:
+    """Return the likeliest codes (1, H) after a clip's frame t, and as many frames, imagined.
+
+    Each frame is drawn by the transformer after codes of its own; None where it has no codes.
+    """
+    generator = model.generator
+    tokens = model.tokenizer.encode({k: torch.from_numpy(x)[None] for k, x in clip.before.items()})
+    task = torch.tensor([generator.number(clip.task) if clip.task else 0])
+    first, frames = None, []
+    for _ in range(len(next(iter(clip.after.values())))):
+        said = generator.generate(tokens[:, -model.context :], task).codes[:, 0]
+        first = said if first is None else first
+        after = generator.imagine(tokens, said, task)
+        tokens = torch.cat([tokens, after[:, None]], dim=1)
+        frames.append(after)
+    painted = model.tokenizer.decode(torch.stack(frames, dim=1))
+    horizon = model.generator.config.horizon
+    full = horizon == model.ldm.config.horizon  # the decoder takes all codes or none
+    return first if full else None, {key: x[0].numpy() for key, x in painted.items()}
+
+
+@torch.no_grad()
+def codes(model: VideoWorld, clip: Clip, seen: Seen) -> Figure:
+    """Return one start frame with one code varied: what is painted, and below what is new in it.
+
+    The codes most used at place k are put there; the codes before it are the truth's.
+    """
+    h, stride = model.ldm.config.horizon, model.ldm.config.stride
+    whole = _joined(clip)
+    truth = model.ldm.quantize_clip(whole)
+    now = {key: x[:, :1] for key, x in whole.items()}
+    rows: dict[str, list[Array]] = {}
+    notes: dict[str, list[str]] = {}
+    for place in range(h):
+        used = np.bincount(seen.codes[:, place], minlength=model.ldm.codes)
+        likely = [int(code) for code in used.argsort()[::-1][:VARIED] if used[code]]
+        tried = [int(truth[0, place]), *likely]
+        varied = truth.repeat(len(tried), 1)
+        varied[:, place] = torch.tensor(tried)
+        repeated = {key: x.expand(len(tried), -1, -1, -1, -1) for key, x in now.items()}
+        painted = model.ldm.decode(repeated, varied)
+        for key, frames in painted.items():
+            before = frames[:, place - 1] if place else repeated[key][:, 0]
+            change = frames[:, place].float() - before.float()
+            new = (128 + STRONGER * change).clamp(0, 255).byte()
+            rows[f"code {place + 1}, t+{(place + 1) * stride}\n{key}"] = [*frames[:, place].numpy()]
+            rows[f"new in it\0{place} {key}"] = [*new.numpy()]
+        notes[f"new in it\0{place} {key}"] = [
+            f"{code}: {used[code] / used.sum():.0%}\n{_motion(seen, place, code)}" for code in tried
+        ]
+    title = f"{clip.task}: one code varied, the truth's first. Below: its number, how often it is\n"
+    title += "used at this place, the mean of the action's first three numbers where it is"
+    return _grid(title, rows, notes=notes)
+
+
+def usage(model: VideoWorld, seen: Seen) -> Figure:
+    """Return how often each code is used at each place, and each frame token."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        f"code {h}": (each, model.ldm.codes) for h, each in enumerate(seen.codes.T, start=1)
+    }
+    panels["all codes"] = (seen.codes.ravel(), model.ldm.codes)
+    per = seen.tokens.shape[1] // len(model.config.images)
+    for view, name in enumerate(model.config.images):
+        ids = seen.tokens[:, view * per : (view + 1) * per].ravel()
+        panels[f"tokens of {name}"] = (ids, model.tokenizer.vocabulary)
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4 * columns, 2.4 * lines), layout="constrained")
+    for position, (name, (ids, size)) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, position)
+        share, used, perplexity = counted(ids, size)
+        axes.bar(range(size), np.sort(share)[::-1], width=1.0)
+        axes.set_title(f"{name}: {used} of {size} used, perplexity {perplexity:.1f}", fontsize=9)
+        axes.set_xlabel("codes, the most used first", fontsize=8)
+        axes.set_ylabel("share", fontsize=8)
+    return figure
+
+
+def counted(ids: Array, size: int) -> tuple[Array, int, float]:
+    """Return the share of each of `size` ids, how many are used, and their perplexity."""
+    share = np.bincount(ids.ravel(), minlength=size) / ids.size
+    present = share[share > 0]
+    return share, len(present), float(np.exp(-(present * np.log(present)).sum()))
+
+
+def _joined(clip: Clip) -> dict[str, torch.Tensor]:
+    """Return the pictures (1, H + 1, h, w, 3) of a camera: frame t and those after it."""
+    return {
+        key: torch.from_numpy(np.concatenate([x[-1:], clip.after[key]]))[None]
+        for key, x in clip.before.items()
+    }
+
+
+def _painted(model: VideoWorld, now: Mapping[str, Any], said: torch.Tensor) -> dict[str, Array]:
+    return {key: x[0].numpy() for key, x in model.ldm.decode(dict(now), said).items()}
+
+
+def _motion(seen: Seen, place: int, code: int) -> str:
+    """Return the mean of the first three numbers of the action that leads to a code's frame."""
+    rows = np.flatnonzero(seen.codes[:, place] == code) + place
+    actions = seen.actions[rows[rows < len(seen.actions)], :3]
+    if np.isnan(actions).all():
+        return "-"
+    return " ".join(f"{x:+.1f}" for x in np.nanmean(actions, axis=0))
+
+
+def _psnr(a: Array, b: Array) -> float:
+    """Return the mean over pictures (n, h, w, 3) uint8 of the peak signal-to-noise ratio, dB."""
+    error = ((a.astype(np.float32) - b) ** 2).mean((1, 2, 3))
+    return float((10 * np.log10(255**2 / error.clip(1e-3))).mean())
+
+
+def _grid(
+    title: str,
+    rows: Mapping[str, Sequence[Array]],
+    *,
+    titles: Sequence[str] = (),
+    notes: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Return rows of pictures, each with its name before it, up to a NUL."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows.values())
+    ratios = [1.4 if name in (notes or {}) else 1.0 for name in rows]
+    height = CELL * sum(ratios) + 0.6
+    figure = Figure(figsize=(CELL * (columns + 1.1), height))
+    figure.suptitle(title, fontsize=9, y=1 - 0.08 / height)
+    top = 1 - 0.55 / height
+    grid = figure.add_gridspec(
+        len(rows), columns, height_ratios=ratios, left=1.1 / (columns + 1.1), right=0.995,
+        top=top, bottom=0.01, wspace=0.04, hspace=0.04,
+    )  # fmt: skip
+    for line, (name, pictures) in enumerate(rows.items()):
+        for column, picture in enumerate(pictures):
+            cell = figure.add_subplot(grid[line, column])
+            cell.imshow(picture, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+            cell.set_anchor("N")
+            if titles and line == 0:
+                cell.set_title(titles[column], fontsize=8, pad=2)
+            if notes and name in notes:
+                cell.set_xlabel(notes[name][column], fontsize=6, labelpad=2)
+            if column == 0:
+                cell.set_ylabel(
+                    name.partition("\0")[0], fontsize=8, rotation=0, ha="right", va="center"
+                )
+    return figure
