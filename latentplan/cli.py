@@ -364,11 +364,15 @@ def show(
         int | None,
         typer.Option(parser=_whole, metavar="<int>", help="All of this episode of a store."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Episodes that a videoworld run is shown on. Default: its own."),
+    ] = None,
 ) -> None:
-    """Show what a store or a run holds, in words and a picture."""
+    """Show what a store or a run holds, in words and pictures."""
     from latentplan.commands import show as command
 
-    command.run(what, out=out, episode=episode)
+    command.run(what, out=out, episode=episode, data=data)
 
 
 @app.command(epilog="Example: latentplan doctor --json")
