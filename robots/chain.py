@@ -39,6 +39,13 @@ class Chain:
             points, xy, others, others_xy = others, others_xy, points, xy
         return points[:, :3].copy()
 
+    def rows(self) -> tuple[Array, Array]:
+        """Return what lies behind each joint's turn (J, 4, 4), and the hand (4,): x y z 1 in rows.
+
+        The end effector is at hand Z(q_J) row_J ... Z(q_1) row_1, Z(q) being a turn about z.
+        """
+        return np.array([row for _, row in self._rows[::-1]]), self._hand.copy()
+
     def _buffer(self, count: int) -> list[tuple[Array, Array]]:
         """Return two arrays (count, 4) with their x + iy; making them would take half the time."""
         if count not in self._buffers:
