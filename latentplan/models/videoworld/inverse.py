@@ -117,16 +117,8 @@ class Inverse(nn.Module):
         task = batch.observations[TASK][:, t - 1].long()
         codes = batch.observations[CODES][:, t - 1, : g.horizon].long()
         actions = batch.actions[:, t - 1 : t - 1 + c.chunk]
-        with torch.no_grad():
-            if c.reads == "hidden":
-                hidden = self.generator.plan_states(tokens[:, :t], codes, task)
-                if c.generated and g.horizon:
-                    own = self.generator.generate(tokens[:, :t], task).hidden[:, 0]
-                    swap = torch.rand(len(own), device=own.device) < c.generated
-                    if not self.training:  # judged as in use
-                        swap = torch.ones_like(swap)
-                    hidden = torch.where(swap[:, None, None], own, hidden)
         if c.reads == "hidden":
+            hidden = self._states(tokens[:, :t], codes, task)
             raw = self(self.read_hidden(hidden))
         else:
             raw = self(self.read_frames(tokens[:, t - 1], tokens[:, t], codes))
@@ -144,6 +136,22 @@ class Inverse(nn.Module):
         # The first action is the one that is sent; the others count as much together.
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)
+
+    @torch.no_grad()
+    def _states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
+        """Return the generator's states (b, H + 1, width): of its own codes and of the true ones.
+
+        A share `generated` of the rows is of its own codes; all are where it is not in training, as
+        in use.
+        """
+        own = round(len(tokens) * self.config.generated) if self.training else len(tokens)
+        own *= self.generator.config.horizon > 0
+        parts = []
+        if own:
+            parts.append(self.generator.generate(tokens[:own], task[:own]).hidden[:, 0])
+        if own < len(tokens):
+            parts.append(self.generator.plan_states(tokens[own:], codes[own:], task[own:]))
+        return torch.cat(parts)
 
     def _make_reader(self, g: Generator.Config) -> int:
         """Make the layers before the head, and return how many numbers it takes."""

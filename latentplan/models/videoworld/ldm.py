@@ -5,8 +5,8 @@ learnable query a horizon h that attends to frames t .. t + h alone, a discrete 
 a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
 no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
 for all horizons instead of one each; the decoder adds to frame t; squared error with more weight
-on pixels that change instead of perceptual and adversarial losses; books of 64 codes by default,
-which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
+on pixels that change, in each camera, instead of perceptual and adversarial losses; books of 64
+codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LDM(nn.Module):
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
         decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
-        moving: float = 10.0  # how much more a pixel counts that changes from frame t on
+        moving: float = 0.5  # weight of the error where pixels change, beside that of all
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
 
         def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class LDM(nn.Module):
         self.decoder = pictures.up(c.channels, 3 * views, patch=c.patch)
         with torch.no_grad():  # begins by painting frame t again
             for weight in self.decoder[-2].parameters():  # before the shuffle
-                weight.mul_(0.01)
+                weight.mul_(0.1)
         seen = torch.arange(c.horizon + 1)[None] <= torch.arange(1, c.horizon + 1)[:, None]
         mask = seen[:, :, None].expand(-1, -1, grid * grid).flatten(1)  # h ((H + 1) grid grid)
         self.mask: Tensor
@@ -123,8 +123,8 @@ class LDM(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the weighted squared error of the frames painted, with PSNR and the codes' use.
 
-        `psnr_moving` is that of the pixels which change, and `psnr_still` what it would be if
-        frame t were painted again: what the codes are worth is the difference.
+        `psnr_moving` is that of the pixels which change, a mean over cameras, and `psnr_still` what
+        it would be if frame t were painted again: what the codes are worth is the difference.
         """
         c = self.config
         clip = self._clip(batch.observations)
@@ -139,17 +139,16 @@ class LDM(nn.Module):
         truth = clip[:, 1 + chosen]
         before = clip[:, :1]
         moved = ((truth - before).abs().amax(dim=3, keepdim=True) > c.changed).float()
-        weight = 1 + c.moving * moved
-        error = (weight * (painted - truth).square()).sum() / weight.sum() / 3
-        total = error + 0.1 * F.l1_loss(painted, truth) + quantized.loss
+        squared = (painted - truth).square()
+        total = squared.mean() + c.moving * _of_moving(squared, moved).mean()
+        total = total + 0.1 * F.l1_loss(painted, truth) + quantized.loss
         with torch.no_grad():
-            share = moved.expand_as(truth).sum().clamp(min=1)
-            wrong = (moved * (painted - truth).square()).sum() / share
-            still = (moved * (before - truth).square()).sum() / share
+            wrong = _of_moving(squared, moved)
+            still = _of_moving((before - truth).square(), moved)
             parts = {
                 "psnr": pictures.psnr(painted, truth),
-                "psnr_moving": 10 * torch.log10(4 / wrong.clamp(min=1e-8)),
-                "psnr_still": 10 * torch.log10(4 / still.clamp(min=1e-8)),
+                "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
+                "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
         return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
 
@@ -208,6 +207,16 @@ class LDM(nn.Module):
         change = rearrange(change, "(b n) (v c) h w -> b n v c h w", n=n, v=first.shape[1])
         frames: Tensor = first[:, None] + change
         return frames
+
+
+def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
+    """Return the mean (v,) of errors (b, n, v, 3, h, w) where `moved` (b, n, v, 1, h, w) is 1.
+
+    Each camera by itself: where one of them moves, all of its pixels change.
+    """
+    every = (0, 1, 3, 4, 5)
+    found: Tensor = (moved * squared).sum(every) / (3 * moved.sum(every)).clamp(min=1)
+    return found
 
 
 class CausalInTime(nn.Module):
