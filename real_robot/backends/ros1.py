@@ -68,18 +68,10 @@ class Ros1Driver:
         Raises MissingDependency without rospy; RobotError where no master answers, a node of this
         name runs, or another one commands the arm.
         """
-        rospy = _rospy()
-        import rosgraph
-
-        self._master = master = Master(rosgraph.get_master_uri(), age=self.config.master_age)
-        master.find(self.config.latency)
-        self._inbox = Inbox(self.arm, self._views, self.config)
-        name = rospy.names.get_mappings().get("__name", NODE)
-        if not rospy.core.is_initialized():
-            master.refuse_twin(rospy.names.ns_join(rospy.get_namespace(), name))
-            # The control loop stops the arm at a signal; rospy would close the topics instead.
-            rospy.init_node(name, disable_signals=True)
-            rospy.on_shutdown(self._let_rest)
+        rospy, self._master = join(self.config)
+        rospy.on_shutdown(self._let_rest)
+        self._inbox, self._leaving = Inbox(self.arm, self._views, self.config), False
+        master = self._master
         command = rospy.resolve_name(self.config.command_topic)
         try:
             if self.config.exclusive:
@@ -223,6 +215,25 @@ class Ros1Driver:
         end = time.monotonic() + LEAVING
         while time.monotonic() < min(end, self._written + 10 * self.config.dt):
             time.sleep(self.config.dt)
+
+
+def join(config: Ros1Driver.Config) -> tuple[Any, Master]:
+    """Return rospy, with this process a node of the graph, and the master.
+
+    Raises MissingDependency without rospy; RobotError where no master answers, or a node of this
+    name runs.
+    """
+    rospy = _rospy()
+    import rosgraph
+
+    master = Master(rosgraph.get_master_uri(), age=config.master_age)
+    master.find(config.latency)
+    if not rospy.core.is_initialized():
+        name = rospy.names.get_mappings().get("__name", NODE)
+        master.refuse_twin(rosgraph.names.ns_join(rospy.get_namespace(), name))
+        # The control loop stops the arm at a signal; rospy would close its topics instead.
+        rospy.init_node(name, disable_signals=True)
+    return rospy, master
 
 
 class Master:

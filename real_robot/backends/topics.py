@@ -52,6 +52,7 @@ class Topics:
     mode: str = "trajectory"  # or positions, twist: what a setpoint is told as
     command: str = ""  # topic of setpoints; empty: the usual one of the mode
     joint_states: str = "joint_states"  # topic of sensor_msgs/JointState
+    joints: tuple[str, ...] = ()  # how messages name the arm's joints, in its order; () as it does
     images: tuple[str, ...] = ()  # topic of each camera, in their order; () is NAME/image_raw
     ahead: float = 2.0  # ticks until a trajectory's point is due
     dt: float = 0.02  # s, a tick
@@ -87,6 +88,17 @@ class Topics:
         asked = {"none": setpoint.dq[:0], "zero": 0 * setpoint.dq, "setpoint": setpoint.dq}
         return list(asked[self.end_velocity].tolist())
 
+    def joint_names(self, arm: Arm) -> tuple[str, ...]:
+        """Return how messages name the joints (J,); ConfigError where their numbers differ."""
+        names = tuple(joint.name for joint in arm.joints)
+        if self.joints and len(set(self.joints)) != len(names):
+            where = type(self).__qualname__.removesuffix(".Config")
+            raise ConfigError(
+                f"{where}.joints: found {', '.join(self.joints)}; need a name of its own for each "
+                f"of {', '.join(names)}"
+            )
+        return self.joints or names
+
     def image_topics(self, cameras: Sequence[str]) -> tuple[str, ...]:
         """Return the topic of each camera; ConfigError where their numbers differ."""
         if self.images and len(self.images) != len(cameras):
@@ -108,7 +120,7 @@ class Inbox:
     def __init__(self, arm: Arm, views: Sequence[View], topics: Topics) -> None:
         """Take whose joints are looked for, what its cameras are, and the names of topics."""
         self.topics = topics
-        self.names = tuple(joint.name for joint in arm.joints)
+        self.names = topics.joint_names(arm)
         self.width = arm.gripper.width  # m, of the gripper: as measured, else as sent
         self._views = {view.name: view for view in views}
         self._lock = threading.Lock()

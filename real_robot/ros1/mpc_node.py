@@ -1,0 +1,166 @@
+"""The control loop of an arm as a ROS 1 node: parameters in, services and a goal beside it.
+
+`rosrun latentplan_ros mpc_node`, or the launch file of the package; a planner connects to
+`~address` from this machine or another.
+
+- Parameters: `~robot`, `~address`, `~period`, and the sections `~backend`, `~safety`,
+  `~supervisor`, whose keys are the fields of those classes; what is unknown or out of its range
+  ends the node before it moves anything.
+- Services of std_srvs/Trigger: `~estop` stops the arm, `~reset` lets it be armed again.
+- Topics: `~goal/image` (sensor_msgs/Image of the first camera) and `~goal/text` (std_msgs/String)
+  go to the planner; `~state` (std_msgs/String, latched) says how the arm is, and why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latentplan import config
+from latentplan.errors import ConfigError, LatentplanError, RobotError, check_range
+from latentplan.real_robot.backends.ros1 import Ros1Driver, join
+from latentplan.real_robot.backends.topics import pixels
+from latentplan.real_robot.node import Node
+from latentplan.real_robot.remote import ask
+from latentplan.real_robot.robot import View
+from latentplan.real_robot.safety import SafetyFilter
+from latentplan.real_robot.supervisor import Supervisor
+from latentplan.robots import description
+
+WATCH = 0.2  # s between looks at the state
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is asked of the node beside its sections."""
+
+    robot: str = "panda"  # a name, or a file that describes an arm
+    address: str = "127.0.0.1:5757"  # where planners connect
+    period: float = 0.1  # s that an action holds
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        check_range("mpc.period", self.period, 1e-3, 10)
+        host, colon, port = self.address.rpartition(":")
+        if not host or not colon or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError(f"mpc.address: found {self.address!r}, need HOST:PORT")
+
+
+def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
+    """Return the node that parameters ask for, and its cameras; it listens, and nothing moves.
+
+    Raises ConfigError for a parameter that is unknown or out of its range, RobotError where the
+    address cannot be had.
+    """
+    own = Parameters.__dataclass_fields__
+    chosen = {"mpc": {key: value for key, value in parameters.items() if key in own}}
+    chosen |= {key: value for key, value in parameters.items() if key not in own}
+    sections = {
+        "mpc": Parameters,
+        "backend": Ros1Driver.Config,
+        "safety": SafetyFilter.Config,
+        "supervisor": Supervisor.Config,
+    }
+    settings = config.load(sections, preset=chosen)
+    arm = description.load(settings["mpc"].robot)
+    driver = Ros1Driver(arm, settings["backend"], cameras=arm.cameras)
+    safety = SafetyFilter(arm, settings["safety"])
+    if abs(safety.config.dt - driver.config.dt) > 1e-9:
+        raise ConfigError(
+            f"mpc.backend.dt: {driver.config.dt} s, but safety.dt is {safety.config.dt} s; "
+            "set them alike"
+        )
+    supervisor = Supervisor(safety, settings["supervisor"], cameras=driver.cameras)
+    host, _, port = settings["mpc"].address.rpartition(":")
+    address = host, int(port)
+    node = Node(driver, supervisor, address=address, period=settings["mpc"].period)
+    return node, tuple(arm.cameras)
+
+
+def serve() -> None:
+    """Be the node until SIGTERM, SIGINT or `rosnode kill`; the arm rests before it ends."""
+    rospy, _ = join(Ros1Driver.Config())
+    node, cameras = build(rospy.get_param("~", {}))
+    rospy.on_shutdown(node.leave)
+    _offer(rospy, node)
+    _take_goals(rospy, node, cameras)
+    _tell_state(rospy, node)
+    rospy.loginfo(f"planners may connect to {node.address[0]}:{node.address[1]}")
+    node.run()
+    rospy.signal_shutdown("the arm rests")
+
+
+def _offer(rospy: Any, node: Node) -> None:
+    from std_srvs.srv import Trigger, TriggerResponse
+
+    def service(kind: str, reason: str) -> Callable[[Any], Any]:
+        def answer(_: Any) -> Any:
+            try:
+                health = ask(node.address, kind, reason=reason)
+            except RobotError as e:
+                return TriggerResponse(success=False, message=str(e))
+            return TriggerResponse(success=True, message=health.state)
+
+        return answer
+
+    rospy.Service("~estop", Trigger, service("trip", "emergency stop"))
+    rospy.Service("~reset", Trigger, service("reset", "reset"))
+
+
+def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import String
+
+    def see(message: Any) -> None:
+        try:
+            picture = pixels("goal", message)
+        except RobotError as e:
+            rospy.logerr(str(e))
+            return
+        view = cameras[0]
+        if picture.shape != (view.height, view.width, 3):
+            rospy.logerr(
+                f"goal: a picture of {picture.shape[1]}x{picture.shape[0]} pixels, need "
+                f"{view.width}x{view.height} as {view.name} takes them; the goal stays as it was"
+            )
+            return
+        node.aim({view.name: picture})
+
+    if cameras:
+        rospy.Subscriber("~goal/image", Image, see, queue_size=1)
+    rospy.Subscriber("~goal/text", String, lambda message: node.aim(message.data), queue_size=1)
+
+
+def _tell_state(rospy: Any, node: Node) -> None:
+    """Publish the state whenever it changes."""
+    from std_msgs.msg import String
+
+    publisher = rospy.Publisher("~state", String, queue_size=1, latch=True)
+    said = ""
+
+    def look(_: Any) -> None:
+        nonlocal said
+        supervisor = node.supervisor
+        state = f"{supervisor.state}; {supervisor.reason}" if supervisor.reason else ""
+        state = state or str(supervisor.state)
+        if state != said:
+            said = state
+            publisher.publish(String(data=state))
+            rospy.loginfo(state)
+
+    rospy.Timer(rospy.Duration.from_sec(WATCH), look)
+
+
+def main() -> None:
+    """Be the node, and end with 2 and one line where a user's mistake keeps it from that."""
+    try:
+        serve()
+    except LatentplanError as e:
+        sys.exit(_refuse(str(e)))
+
+
+def _refuse(line: str) -> int:
+    print(f"mpc_node: {line}", file=sys.stderr, flush=True)
+    return 2
