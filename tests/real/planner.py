@@ -1,0 +1,110 @@
+"""A planner in a process of its own that turns the first joint, and errs where it is told to.
+
+`python tests/real/planner.py PORT [SPEED] [busy]`. On stdin, a word a line: `go` resets and arms;
+`nan`, `infinite`, `shape`, `huge` are what its next actions are like; `late` lets it answer the
+same old observation from now on; `fine`. It goes on sending whatever the node says, as a planner
+that nobody watches does. What happens is told on stdout in JSON, a line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from latentplan.real_robot.messages import Channel, Message
+
+WRONG = {
+    "nan": lambda action: np.where(np.arange(len(action)) == 1, np.nan, action),
+    "infinite": lambda action: np.where(np.arange(len(action)) == 1, np.inf, action),
+    "shape": lambda action: action[:3],
+    "huge": lambda action: action * 1e6,
+}
+
+
+class Planner:
+    """Commands an arm without looking back."""
+
+    def __init__(self, port: int, speed: float) -> None:
+        self.channel = Channel(socket.create_connection(("127.0.0.1", port), timeout=20))
+        self.speed, self.word = speed, "fine"
+        self.seen = Message("observation", {"number": 0})
+        self.sequence = 0
+        self.sign = 1.0
+        self.moving = False
+        self.lock = threading.Lock()  # what is sent comes from two threads
+        self.tell("plan")
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        for line in sys.stdin:
+            self.word = line.strip()
+            if self.word == "go":
+                self.moving = False
+                self.tell("reset")
+                self.tell("arm")
+            elif self.word != "fine" and self.moving:
+                self.act()
+        os._exit(0)  # whoever started it is gone
+
+    def run(self, *, busy: bool) -> None:
+        state = ""
+        if busy:
+            import torch
+
+            matrix = torch.randn(600, 600)
+        while True:
+            for message in self.channel.heard():
+                values = message.values
+                if message.kind == "reply" and values["to"] == "arm":
+                    self.moving = not values["error"]
+                    event = "armed" if self.moving else "refused"
+                    tell(event, reason=values["error"])
+                if message.kind == "observation":
+                    if self.word != "late":
+                        self.seen = message
+                    if not self.moving:
+                        self.sign = -1.0 if message.arrays["q"][0] > 0 else 1.0
+                        continue
+                    end = time.monotonic() + 0.05
+                    while busy and time.monotonic() < end:
+                        matrix = torch.tanh(matrix @ matrix / 25)
+                    self.act()
+                if message.kind != "spec" and values["health"]["state"] != state:
+                    state = values["health"]["state"]
+                    tell("state", state=state, reason=values["health"]["reason"])
+            select.select([self.channel.socket], [], [], 0.1)
+
+    def tell(self, kind: str, values: Any = None, arrays: Any = None) -> None:
+        with self.lock:
+            self.channel.tell(Message(kind, values or {"id": kind}, arrays or {}))
+
+    def act(self) -> None:
+        """Answer what was seen last."""
+        joints = len(self.seen.arrays.get("q", np.empty(7)))
+        action = np.zeros(joints + 1)
+        action[0], action[-1] = self.sign * self.speed, 1.0
+        wrong = WRONG.get(self.word)
+        if wrong is not None:
+            action = wrong(action)
+        self.sequence += 1
+        values = {"sequence": self.sequence, "observation": self.seen.values["number"]}
+        self.tell("command", values, {"action": action})
+        if wrong is not None:
+            tell("sent", word=self.word)
+
+
+def tell(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, "t": time.monotonic()} | values), flush=True)
+
+
+if __name__ == "__main__":
+    speed = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
+    Planner(int(sys.argv[1]), speed).run(busy="busy" in sys.argv)

@@ -1,0 +1,31 @@
+"""The processes around an arm, for each backend."""
+
+import tempfile
+from pathlib import Path
+
+from real.harness import HERE, Stations
+
+SIM = Stations("sim", settings=("backend.real_time=true",))
+ROS2 = Stations(
+    "ros2",
+    arm=(str(HERE / "ros2_arm.py"),),
+    camera=("-m", "latentplan.real_robot.ros2.simulated_camera"),
+    recorder=(str(HERE / "ros2_recorder.py"), "{file}"),
+    settings=("backend.patience=20",),
+)
+PORT = 21311  # of the ROS 1 master; nothing else is in the network namespace
+LOGS = Path(tempfile.gettempdir()) / "latentplan-ros1"
+ROS1 = Stations(
+    "ros1",
+    before=((str(HERE / "ros1_master.py"), str(PORT)),),
+    arm=(str(HERE / "ros1_arm.py"),),
+    camera=("-m", "latentplan.real_robot.ros1.simulated_camera"),
+    recorder=(str(HERE / "ros1_recorder.py"), "{file}"),
+    settings=("backend.patience=20", "backend.latency=20"),
+    environment={
+        "ROS_MASTER_URI": f"http://127.0.0.1:{PORT}",
+        "ROS_IP": "127.0.0.1",
+        "ROS_HOME": str(LOGS),
+        "ROS_LOG_DIR": str(LOGS / "log"),
+    },
+)
