@@ -1,12 +1,16 @@
 """What VideoWorld reaches on the tabletop: figures for docs/results/videoworld.md.
 
-    python benchmarks/videoworld.py success random noop oracle cloned=FILE RUN [NAME=RUN ...]
+    python benchmarks/videoworld.py success noop random oracle cloned=FILE [NAME=]RUN ...
     python benchmarks/videoworld.py intervene RUN
+    python benchmarks/videoworld.py probe RUN --data demos.zarr
+    python benchmarks/videoworld.py timing RUN [--device cuda]
+    python benchmarks/videoworld.py page
 
 `success` counts, for each category of tasks of env `tabletop_short`, attempts in which the task is
 done within 64 actions; the starts are the same for all. `intervene` replaces generated codes by
-random ones before actions are read off. Figures go into benchmarks/videoworld.json, each row under
-its name; rows that are there are kept, unless `--again`.
+random ones before actions are read off. `probe` fits linear maps from codes to actions. Figures go
+into benchmarks/videoworld.json, each row under its name; what is there is kept, unless `--again`.
+`page` writes them into the tables of docs/results/videoworld.md.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from typing import Any
 
 import videoworld_agent
 import videoworld_cloning
+import videoworld_page
+import videoworld_probe
 import videoworld_rollouts as rollouts
+import videoworld_timing
 
 from latentplan.evaluation.metrics import wilson
 from latentplan.evaluation.provenance import provenance
@@ -33,30 +40,30 @@ CONTROLS = {"noop": rollouts.Noop, "random": rollouts.Random, "oracle": rollouts
 Row = dict[str, Any]
 
 
-def agent_of(what: str, *, chunk: int) -> tuple[str, rollouts.Policy, Row]:
-    """Return the name, the policy, and what is to be said of it, of an argument of `success`."""
+def agent_of(what: str, *, chunk: int) -> tuple[rollouts.Policy, Row]:
+    """Return the policy of an argument of `success`, and what tells it from others."""
+    name, path = named(what)
     if what in CONTROLS:
-        return what, CONTROLS[what](), {}
-    name, _, path = what.rpartition("=")
+        return CONTROLS[what](), {}
     if name.startswith("cloned"):
         network = videoworld_cloning.load(path)
         said = {"file": Path(path).name, "sha256": digest(Path(path))}
-        return name, rollouts.Cloning(network, videoworld_cloning.CAMERAS), said
-    model = videoworld_agent.load(path)
-    return name or Path(path).name, videoworld_agent.Agent(model, chunk=chunk), about(path, chunk)
+        return rollouts.Cloning(network, videoworld_cloning.CAMERAS), said
+    return videoworld_agent.Agent(videoworld_agent.load(path), chunk=chunk), about(path, chunk)
+
+
+def named(what: str) -> tuple[str, str]:
+    """Return the row's name and the path of an argument: [NAME=]PATH."""
+    name, _, path = what.rpartition("=")
+    return name or Path(path).name, path
 
 
 def about(run: str, chunk: int) -> Row:
     """Return what tells a run from others."""
     file = checkpoint.find(run)
     header = checkpoint.read_header(file, format=checkpoint.FORMAT)
-    return {
-        "run": str(run),
-        "sha256": digest(file),
-        "chunk": chunk,
-        "model": header["config"],
-        "held out": header["metrics"],
-    }
+    said = {"run": Path(run).name, "sha256": digest(file), "chunk": chunk}
+    return said | {"model": header["config"], "held out": header["metrics"]}
 
 
 def digest(file: Path) -> str:
@@ -64,55 +71,73 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def success(policy: rollouts.Policy, *, episodes: int, categories: Sequence[str]) -> Row:
-    """Return how often the tasks of each category are done, with a 95 % interval."""
-    row: Row = {}
-    for category in categories:
-        tasks = rollouts.CATEGORIES[category]
-        made, milliseconds = rollouts.attempts(policy, tasks, episodes=episodes)
-        done = [attempt for attempt in made if attempt.success]
-        low, high = wilson(len(done), len(made))
-        row[category] = {
-            "success": round(len(done) / len(made), 4),
-            "interval": [round(low, 4), round(high, 4)],
-            "attempts": len(made),
-            "tasks": {
-                task: [sum(a.success for a in made if a.task == task),
-                       sum(a.task == task for a in made)]
-                for task in tasks
-            },
-            "mean actions of a success": sum(a.actions for a in done) / max(1, len(done)),
-            "ms an action, batched": round(milliseconds, 2),
-        }  # fmt: skip
-        print(f"  {category:12s} {len(done)} of {len(made)}", flush=True)
-    return row
+def success(policy: rollouts.Policy, *, episodes: int, category: str) -> Row:
+    """Return how often the tasks of a category are done, with a 95 % interval."""
+    tasks = rollouts.CATEGORIES[category]
+    made, milliseconds = rollouts.attempts(policy, tasks, episodes=episodes)
+    done = [attempt for attempt in made if attempt.success]
+    low, high = wilson(len(done), len(made))
+    print(f"  {category:12s} {len(done)} of {len(made)}", flush=True)
+    return {
+        "success": round(len(done) / len(made), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "attempts": len(made),
+        "done": {task: sum(a.task == task for a in done) for task in tasks},
+        "seeds": [min(a.seed for a in made), max(a.seed for a in made)],
+        "mean actions of a success": round(sum(a.actions for a in done) / max(1, len(done)), 1),
+        "ms an action, batched": round(milliseconds, 2),
+    }
 
 
-def intervene(run: str, *, episodes: int, categories: Sequence[str], chunk: int) -> Row:
-    """Return success with each of the codes replaced by random ones, with all, and with none."""
+def intervened(run: str, *, chunk: int) -> dict[str, rollouts.Policy]:
+    """Return a run's policies with each of its codes replaced by random ones, all, and none."""
     model = videoworld_agent.load(run)
     horizon = model.generator.config.horizon
-    which = {"none": ()} | {f"code {k + 1}": (k,) for k in range(horizon)}
-    which |= {"all": tuple(range(horizon))}
-    rows = {}
-    for name, codes in which.items():
-        print(f" {name}", flush=True)
-        policy = videoworld_agent.Agent(model, chunk=chunk, intervene=codes)
-        rows[name] = success(policy, episodes=episodes, categories=categories)
-    return {"reads": model.inverse.config.reads, "replaced": rows}
+    which: dict[str, tuple[int, ...]] = {"none": ()}
+    which |= {f"code {k + 1}": (k,) for k in range(horizon)} | {"all": tuple(range(horizon))}
+    return {
+        name: videoworld_agent.Agent(model, chunk=chunk, intervene=codes)
+        for name, codes in which.items()
+    }
 
 
-def keep(section: str, name: str, row: Row, *, file: Path) -> None:
-    """Write a row into the file, beside the others."""
+def count(
+    policy: rollouts.Policy, said: Row, *, where: Sequence[str], asked: argparse.Namespace
+) -> None:
+    """Count each category that is missing in a row, and write it down at once."""
+    row = find(where, file=asked.json)
+    if asked.again or row is None:
+        row = {"categories": {}}
+    elif said.get("sha256") != row.get("sha256") or said.get("chunk") != row.get("chunk"):
+        raise SystemExit(f"{' '.join(where)}: is there, of other weights; --again, or NAME=RUN")
+    for category in asked.categories:
+        if row["categories"].get(category, {}).get("attempts", 0) >= asked.episodes:
+            print(f"  {category:12s} is there")
+            continue
+        found = success(policy, episodes=asked.episodes, category=category)
+        row = said | {"categories": row["categories"] | {category: found}}
+        keep(where, row, file=asked.json)
+
+
+def find(where: Sequence[str], *, file: Path) -> Row | None:
+    """Return the row of the file at these keys, None where there is none."""
     found = json.loads(file.read_text()) if file.is_file() else {}
-    found.setdefault(section, {})[name] = row | {"made with": provenance()}
+    for key in where:
+        if key not in found:
+            return None
+        found = found[key]
+    return dict(found)
+
+
+def keep(where: Sequence[str], row: Row, *, file: Path) -> None:
+    """Write a row into the file, beside the others."""
+    whole = json.loads(file.read_text()) if file.is_file() else {}
+    place = whole
+    for key in where[:-1]:
+        place = place.setdefault(key, {})
+    place[where[-1]] = row | {"made with": provenance()}
     with replacing(file) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def has(section: str, name: str, *, file: Path) -> bool:
-    """Return whether the file has the row."""
-    return file.is_file() and name in json.loads(file.read_text()).get(section, {})
+        partial.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def main() -> None:
@@ -120,30 +145,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("success", "intervene"))
-    parser.add_argument("agents", nargs="+", metavar="AGENT", help="a control, or [NAME=]RUN")
+    parser.add_argument("what", choices=("success", "intervene", "probe", "timing", "page"))
+    parser.add_argument("agents", nargs="*", metavar="AGENT", help="a control, or [NAME=]RUN")
     parser.add_argument("--episodes", type=int, default=50, help="of a category")
     parser.add_argument(
         "--categories", nargs="+", choices=rollouts.CATEGORIES, default=rollouts.COUNTED
     )
     parser.add_argument("--chunk", type=int, default=1, help="actions sent before planning again")
+    parser.add_argument("--data", help="demonstrations, for probe")
+    parser.add_argument("--device", default="cpu", help="of timing")
     parser.add_argument("--json", type=Path, default=FILE)
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
-    given = parser.parse_args()
-    for what in given.agents:
-        name = what if what in CONTROLS else (what.rpartition("=")[0] or Path(what).name)
-        if has(given.what, name, file=given.json) and not given.again:
-            print(f"{given.what} {name}: is there, --again makes it anew")
-            continue
-        print(f"{given.what} {name}", flush=True)
-        asked = {"episodes": given.episodes, "categories": given.categories}
-        if given.what == "success":
-            _, policy, said = agent_of(what, chunk=given.chunk)
-            row = said | {"categories": success(policy, **asked)}
+    asked = parser.parse_intermixed_args()
+    if asked.what == "page":
+        videoworld_page.write(json.loads(asked.json.read_text()))
+    for what in asked.agents:
+        name, path = named(what)
+        print(f"{asked.what} {name}", flush=True)
+        if asked.what == "success":
+            policy, said = agent_of(what, chunk=asked.chunk)
+            count(policy, said, where=("success", name), asked=asked)
+        elif asked.what == "intervene":
+            said = about(path, asked.chunk)
+            for which, policy in intervened(path, chunk=asked.chunk).items():
+                print(f" replaced: {which}", flush=True)
+                count(policy, said, where=("intervene", name, which), asked=asked)
+        elif find((asked.what, name), file=asked.json) and not asked.again:
+            print("  is there")
         else:
-            run = what.rpartition("=")[2]
-            row = about(run, given.chunk) | intervene(run, chunk=given.chunk, **asked)
-        keep(given.what, name, row, file=given.json)
+            if asked.what == "probe":
+                if not asked.data:
+                    parser.error("probe needs --data")
+                row = videoworld_probe.probe(videoworld_agent.load(path), asked.data)
+            else:
+                row = videoworld_timing.timing(path, device=asked.device, chunk=asked.chunk)
+            keep((asked.what, name), about(path, asked.chunk) | row, file=asked.json)
 
 
 if __name__ == "__main__":

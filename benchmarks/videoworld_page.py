@@ -1,0 +1,108 @@
+"""The tables of docs/results/videoworld.md, from benchmarks/videoworld.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import videoworld_rollouts as rollouts
+
+from latentplan.files import replacing
+
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "videoworld.md"
+MARK = r"<!-- table: {} -->\n.*?<!-- end -->"
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """Put each table between its marks; what is written around them stays."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables(found).items():
+        mark = re.compile(MARK.format(name), re.DOTALL)
+        if not mark.search(text):
+            raise SystemExit(f"{PAGE}: has no place for the table {name!r}")
+        filled = f"<!-- table: {name} -->\n{table}\n<!-- end -->"
+        text = mark.sub(lambda _, filled=filled: filled, text)
+    with replacing(PAGE) as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables for which there are figures, as Markdown."""
+    made = {}
+    if "success" in found:
+        rows = found["success"]
+        made["success"] = table(["who", *rollouts.COUNTED], [
+            [name, *(share(row["categories"].get(c)) for c in rollouts.COUNTED)]
+            for name, row in rows.items()
+        ])  # fmt: skip
+    if "ablations" in found:
+        rows = found["ablations"]
+        made["ablations"] = table(["variant", *rollouts.COUNTED], [
+            [name, *(share(row["categories"].get(c)) for c in rollouts.COUNTED)]
+            for name, row in rows.items()
+        ])  # fmt: skip
+    if "intervene" in found:
+        made["intervene"] = table(["run", "replaced", *rollouts.COUNTED], [
+            [run, which, *(share(row["categories"].get(c)) for c in rollouts.COUNTED)]
+            for run, each in found["intervene"].items()
+            for which, row in each.items()
+        ])  # fmt: skip
+    if "probe" in found:
+        probed = found["probe"]
+        names = list(next(iter(probed.values()))["probes"])
+        made["probe"] = table(["linear probe to the action from", *probed], [
+            [name, *(r2(row["probes"][name]) for row in probed.values())] for name in names
+        ])  # fmt: skip
+        head = ["run", "PSNR of tokens", "codes in use", "perplexity", "tokens in use"]
+        made["codes"] = table(head, [
+            [run, ", ".join(f"{key} {db:.1f} dB" for key, db in row["psnr"].items()),
+             *counted(row["codes"]["all"]), f"{row['tokens']['usage']:.0%}"]
+            for run, row in probed.items()
+        ])  # fmt: skip
+    if "timing" in found:
+        made["timing"] = table(
+            ["run", "batch", "codes, ms", "without cache", "a frame, ms", "without cache",
+             "tokens/s", "`act`, ms"],
+            [timed(run, row, batch) for run, row in found["timing"].items() for batch in (1, 16)],
+        )  # fmt: skip
+    return made
+
+
+def timed(run: str, row: Mapping[str, Any], batch: int) -> list[str]:
+    """Return a row of the table of times."""
+    each = row[f"batch {batch}"]
+    cells = [f"{run}, {row['device']}, {row['torch threads']} threads", str(batch)]
+    for what in ("codes", "a frame"):
+        cells.append(f"{each[f'{what}, ms, with cache']:.1f}")
+        cells.append(f"{each[f'{what}, ms, without']:.1f} (x {each[f'{what}, times as fast']:.1f})")
+    acts = row["act"]
+    cells.append(f"{each['a frame, tokens/s']:.0f}")
+    cells.append(f"{acts['p50 ms']:.1f}, p90 {acts['p90 ms']:.1f}" if batch == 1 else "")
+    return cells
+
+
+def share(row: Mapping[str, Any] | None) -> str:
+    """Return a share with its interval, in per cent."""
+    if row is None:
+        return "–"
+    low, high = (100 * x for x in row["interval"])
+    return f"{100 * row['success']:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def r2(row: Mapping[str, Any]) -> str:
+    """Return an R2 with its interval."""
+    return f"{row['r2']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"
+
+
+def counted(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how much of a book is in use, and the perplexity."""
+    return f"{row['usage']:.0%} of {row['size']}", f"{row['perplexity']:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

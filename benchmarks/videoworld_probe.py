@@ -1,0 +1,121 @@
+"""What codes know of actions: linear probes on held-out episodes, beside controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from latentplan.commands import show_videoworld
+from latentplan.data.store import ZarrStore
+from latentplan.data.windows import is_test
+from latentplan.evaluation.metrics import bootstrap
+from latentplan.models.videoworld.videoworld import VideoWorld
+
+TRAINED = 400  # episodes that probes are fitted to, of those that the model was trained on
+HELD_OUT = 0.1  # of all episodes
+RIDGES = tuple(10.0**n for n in range(-1, 5))  # penalties tried; the best on a fifth is kept
+
+
+def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str, Any]:
+    """Return R2 of probes from codes and from frame tokens to the action, PSNR and code usage.
+
+    R2 is of all motion numbers together, with a 95 % interval from a bootstrap over episodes.
+    """
+    with ZarrStore.open(data) as store:
+        test = is_test(np.arange(len(store)), HELD_OUT)
+        fitted = [store.episode(int(n)) for n in np.flatnonzero(~test)[:episodes]]
+        held = show_videoworld.held_out(store, fraction=HELD_OUT, most=episodes // 2)
+    seen = {
+        "fit": show_videoworld.look(model, fitted), "test": show_videoworld.look(model, held)
+    }  # fmt: skip
+    inputs = {side: features(model, each) for side, each in seen.items()}
+    signs = model.inverse.signs.numpy()
+    told, groups = {}, {}
+    for side, each in seen.items():
+        ends = np.isnan(each.actions).any(1)
+        groups[side] = np.cumsum(ends)[~ends]  # the episode of a row
+        told[side] = each.actions[~ends]
+    probes = {}
+    for name in inputs["fit"]:
+        x = {side: inputs[side][name] for side in seen}
+        error, spread = fit(x, {side: y[:, ~signs] for side, y in told.items()}, groups["fit"])
+        probes[name] = scored(error, spread, groups["test"])
+        print(f"  {name:36s} R2 {probes[name]['r2']:.3f} {probes[name]['interval']}", flush=True)
+    places = {
+        f"code {h}": used(each, model.ldm.codes) for h, each in enumerate(seen["test"].codes.T, 1)
+    }
+    return {
+        "probes": probes,
+        "rows": {side: len(y) for side, y in told.items()},
+        "episodes": {"fit": len(fitted), "test": len(held)},
+        "psnr": {key: round(db, 2) for key, db in seen["test"].psnr.items()},
+        "codes": places | {"all": used(seen["test"].codes, model.ldm.codes)},
+        "tokens": used(seen["test"].tokens, model.tokenizer.vocabulary),
+    }
+
+
+def features(model: VideoWorld, seen: show_videoworld.Seen) -> dict[str, np.ndarray]:
+    """Return what each probe is given, (rows, numbers) of the frames that an action follows."""
+    import torch
+
+    rows = np.flatnonzero(~np.isnan(seen.actions).any(1))
+    one_hot = np.eye(model.ldm.codes, dtype=np.float32)[seen.codes]  # n H codes
+    meaning = model.dynamics.meaning
+    numbers = meaning.codes(torch.from_numpy(seen.tokens)).flatten(1).numpy()  # n (K d)
+    counts = np.zeros((len(seen.tokens), model.tokenizer.vocabulary), np.float32)
+    for token in seen.tokens.T:
+        np.add.at(counts, (np.arange(len(counts)), token), 1)
+    mixed = np.random.default_rng(0).permutation(len(rows))
+    return {
+        "codes": one_hot[rows].reshape(len(rows), -1),
+        "first code": one_hot[rows, 0],
+        "frame tokens, their numbers": numbers[rows],
+        "frame tokens, how often each": counts[rows],
+        "tokens of this frame and the next": np.concatenate([numbers[rows], numbers[rows + 1]], 1),
+        "codes of other frames (shuffled)": one_hot[rows][mixed].reshape(len(rows), -1),
+    }
+
+
+def fit(
+    x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray], group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return squared error and spread (rows, numbers) of held-out rows, of ridge regression."""
+    apart = group % 5 == 0  # whole episodes, on which the penalty is chosen
+    losses = [
+        ((predict(x["fit"][~apart], y["fit"][~apart], x["fit"][apart], ridge=r)
+          - y["fit"][apart]) ** 2).mean()
+        for r in RIDGES
+    ]  # fmt: skip
+    best = RIDGES[int(np.argmin(losses))]
+    predicted = predict(x["fit"], y["fit"], x["test"], ridge=best)
+    return (predicted - y["test"]) ** 2, (y["test"] - y["test"].mean(0)) ** 2
+
+
+def predict(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, ridge: float) -> np.ndarray:
+    """Return (rows, numbers) of a linear map with a constant, fitted to x and y."""
+    mean, of_y = x.mean(0), y.mean(0)
+    centred = (x - mean).astype(np.float64)
+    gram = centred.T @ centred + ridge * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, centred.T @ (y - of_y))
+    return (at - mean) @ weights + of_y
+
+
+def scored(error: np.ndarray, spread: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """Return R2 of all numbers together with its interval, and of each number."""
+    numbers = np.unique(group, return_inverse=True)[1]
+    wrong, all_of_it = (np.bincount(numbers, each.sum(1)) for each in (error, spread))
+    low, high = bootstrap(lambda a, b: 1 - a.sum(-1) / b.sum(-1), wrong, all_of_it, seed=0)
+    each = 1 - error.sum(0) / spread.sum(0)
+    return {
+        "r2": round(float(1 - error.sum() / spread.sum()), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "each number": [round(float(r), 3) for r in each],
+    }
+
+
+def used(ids: np.ndarray, size: int) -> dict[str, float]:
+    """Return which share of ids is in use, and their perplexity."""
+    _, count, perplexity = show_videoworld.counted(ids, size)
+    return {"usage": round(count / size, 4), "perplexity": round(perplexity, 2), "size": size}

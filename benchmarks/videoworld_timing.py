@@ -1,0 +1,122 @@
+"""How long VideoWorld takes to generate, with a cache and without, and to act in closed loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import videoworld_agent
+from torch import Tensor
+
+import latentplan
+from latentplan.models.videoworld.generator import Generator, choose
+
+SECONDS = 4.0  # that a thing is timed, about
+CALLS = 5  # of it, at least
+
+
+def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
+    """Return median ms of generating codes and a frame, tokens a second, ms of `act`."""
+    model = videoworld_agent.load(run).to(device)
+    generator = model.generator
+    horizon, k = generator.config.horizon, generator.tokens
+    drawn = torch.Generator().manual_seed(0)
+    row: dict[str, Any] = {"device": device, "torch threads": torch.get_num_threads()}
+    row |= {"context": model.context, "tokens a frame": k, "codes a frame": horizon}
+    for batch in (1, 16):
+        shape = (batch, model.context, k)
+        tokens = torch.randint(generator.config.vocabulary, shape, generator=drawn).to(device)
+        row[f"batch {batch}"] = generating(generator, tokens, device=device)
+    row["act"] = acting(run, device=device, chunk=chunk)
+    return row
+
+
+def generating(generator: Generator, tokens: Tensor, *, device: str) -> dict[str, float]:
+    """Return median ms of generating codes, and a frame, after frames (B, T, K)."""
+    task = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    codes = generator.generate(tokens, task).codes[:, 0]
+    calls: dict[str, tuple[int, Callable[[], Any], Callable[[], Any]]] = {
+        "codes": (
+            codes.shape[1],
+            lambda: generator.generate(tokens, task),
+            lambda: generator.generate(tokens, task, cached=False),
+        ),
+        "a frame": (
+            generator.tokens,
+            lambda: generator.imagine(tokens, codes, task),
+            lambda: frame_without_cache(generator, tokens, codes, task=task),
+        ),
+    }
+    found: dict[str, float] = {}
+    for what, (count, with_cache, without) in calls.items():
+        fast, slow = median(with_cache, device), median(without, device)
+        found |= {f"{what}, ms, with cache": fast, f"{what}, ms, without": slow}
+        found[f"{what}, times as fast"] = round(slow / fast, 2)
+        found[f"{what}, tokens/s"] = round(1e3 * len(tokens) * count / fast, 1)
+    same = calls["a frame"][1]() == calls["a frame"][2]()
+    found["share of a frame's tokens that agree"] = round(float(same.float().mean()), 4)
+    return found
+
+
+@torch.no_grad()
+def frame_without_cache(
+    generator: Generator, tokens: Tensor, codes: Tensor, *, task: Tensor
+) -> Tensor:
+    """Return what `Generator.imagine` does, each token by a run over all that comes before it."""
+    tokens = tokens[:, -(generator.config.context - 1) :]
+    b, t = tokens.shape[:2]
+    every = torch.zeros(b, t, codes.shape[-1], dtype=torch.long, device=tokens.device)
+    every[:, -1] = codes
+    forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+    forgotten[:, -1] = False
+    x = generator._embed(tokens, task[:, None].expand(b, t), every, forgotten).flatten(1, 2)
+    start = generator.embed(torch.full((b,), generator.start, device=tokens.device))
+    begun = torch.stack([generator.task(task), start], dim=1) + generator.place[:2]
+    x = torch.cat([x, begun], dim=1)
+    drawn = []
+    for k in range(generator.tokens):
+        logits = generator.head(generator.body(x)[:, -1])[..., : generator.config.vocabulary]
+        token = choose(logits, 0.0)
+        drawn.append(token)
+        x = torch.cat([x, (generator.embed(token) + generator.place[2 + k])[:, None]], dim=1)
+    return torch.stack(drawn, dim=1)
+
+
+def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:
+    """Return ms of `act` of `--planner generate`: encoding, codes, actions."""
+    planner = latentplan.load(run, planner="generate", device=device, overrides=[f"chunk={chunk}"])
+    spec, tasks = planner.model.spec, planner.model.config.generator.tasks
+    rng = np.random.default_rng(0)
+    seen = [
+        {key: rng.integers(0, 256, a.shape, np.uint8) for key, a in spec.observation.items()}
+        for _ in range(8)
+    ]
+    planner.goal(seen[0], task=tasks[0] if tasks else "")
+    taken = []
+    began = perf_counter()
+    while perf_counter() - began < SECONDS or len(taken) < CALLS * chunk:
+        start = perf_counter()
+        planner.act(seen[len(taken) % len(seen)])
+        taken.append(1e3 * (perf_counter() - start))
+    taken = taken[chunk:]
+    p50, p90 = np.percentile(taken, (50, 90))
+    mean = float(np.mean(taken))
+    return {"chunk": chunk, "p50 ms": round(float(p50), 2), "p90 ms": round(float(p90), 2),
+            "mean ms": round(mean, 2), "calls": len(taken)}  # fmt: skip
+
+
+def median(call: Callable[[], Any], device: str) -> float:
+    """Return the median ms of a call, after one to warm up."""
+    taken: list[float] = []
+    call()
+    began = perf_counter()
+    while perf_counter() - began < SECONDS / 4 or len(taken) < CALLS:
+        start = perf_counter()
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        taken.append(1e3 * (perf_counter() - start))
+    return round(float(np.median(taken)), 3)
