@@ -237,6 +237,9 @@ def plan(
     seed: Seed = 0,
     planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
     objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
+    goal_text: Annotated[
+        str, typer.Option(help="What to do, in words. Default: what the env says of its task.")
+    ] = "",
     out: Annotated[
         str | None,
         typer.Option(
@@ -256,6 +259,7 @@ def plan(
         seed=seed,
         planner=planner,
         objective=objective,
+        goal_text=goal_text,
         out=out,
         device=device,
         overrides=overrides or [],
@@ -373,6 +377,110 @@ def show(
     from latentplan.commands import show as command
 
     command.run(what, out=out, episode=episode, data=data)
+
+
+@app.command(epilog="Example: latentplan calibrate poses.zarr --robot ur5e --out front.yaml")
+def calibrate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Store or folder of pictures with joint positions; `board` draws one to print.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="CAMERA.yaml to write; of a board, its .png or .pdf.")],
+    board: Annotated[str, typer.Option(help="charuco or apriltag.")] = "charuco",
+    robot: Annotated[str, typer.Option(help="The arm, or its YAML file.")] = "panda",
+    mount: Annotated[
+        str,
+        typer.Option(help="Where the camera is: table (the arm carries the board) or flange."),
+    ] = "table",
+    camera: Annotated[str, typer.Option(help="Its name in the store and in CAMERA.yaml.")] = "rgb",
+    lens: Annotated[
+        str | None,
+        typer.Option(help="CAMERA.yaml whose lens is taken. Default: found from the pictures."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Calibrate a camera by the arm: lens, pose on the table or the flange, and what is left."""
+    from latentplan.commands import calibrate as command
+
+    if source == "board":
+        command.draw(board, out=out, overrides=overrides or [])
+        return
+    command.run(
+        source,
+        kind=board,
+        robot=robot,
+        mount=mount,
+        camera=camera,
+        out=out,
+        lens=lens,
+        overrides=overrides or [],
+    )
+
+
+@app.command(epilog="Example: latentplan robot --backend sim --run rope-cfm --episodes 1")
+def robot(
+    backend: Annotated[
+        str | None, typer.Option(help="How the arm is reached: sim, ros2, ros1, ... Default: sim.")
+    ] = None,
+    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
+    run: Annotated[
+        str | None, typer.Option(help="Who plans: run folder, file or shipped checkpoint.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Instead of a run: reach.")] = None,
+    episodes: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How many.")] = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most."),
+    ] = None,
+    goal: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Picture of what shall be seen.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Of a node: alone, plan for it; with --backend and nobody who plans, be it.",
+        ),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter that has ROS, for the node. Default: this one.")
+    ] = None,
+    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
+    seed: Seed = 0,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for metrics.json, video.mp4. Default: runs/robot-...")
+    ] = None,
+    device: Device = "cpu",
+    reset: Annotated[
+        bool, typer.Option("--reset", help="The arm was stopped, you have looked, it may go on.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Drive an arm, simulated or real, with a planner; or serve it to one."""
+    from latentplan.commands import robot as command
+
+    command.run(
+        backend=backend,
+        robot=robot,
+        run=run,
+        task=task,
+        episodes=episodes,
+        steps=steps,
+        goal=goal,
+        address=address,
+        python=python,
+        planner=planner,
+        objective=objective,
+        seed=seed,
+        out=out,
+        device=device,
+        reset=reset,
+        overrides=overrides or [],
+    )
 
 
 @app.command(epilog="Example: latentplan doctor --json")

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -34,8 +34,8 @@ class Node:
 
     Observations go out every `period` s with a number; a command names the observation that it
     answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
-    trip. A second planner is sent away; whoever else connects may ask how the arm is, stop it, trip
-    it (`emergency_stop`) and reset it, whatever the planner does.
+    trip. A second planner is sent away; whoever else connects may watch, ask how the arm is, stop
+    it, trip it (`emergency_stop`) and reset it, whatever the planner does.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Node:
         self.address: tuple[str, int] = self._listener.getsockname()
         self._planner: Channel | None = None
         self._guests: list[Channel] = []  # everyone else, the oldest first
+        self._watchers: list[Channel] = []  # the guests that get observations, too
         self._command: Command | None = None
         self._stamps: dict[int, float] = {}  # of the observations sent, by number
         self._number = 0
@@ -74,18 +75,25 @@ class Node:
         self._goal: Message | None = None  # what is wanted, until another is
         self._goal_told = False  # to the planner that is there
 
-    def run(self) -> None:
-        """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect."""
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect.
+
+        `ready` is called when the driver is connected.
+        """
         with self._signals():
             self.driver.open()
             try:
+                if ready is not None:
+                    ready()
                 due = last = self.driver.now()
                 while not (self._leaving and self._at_rest()):
                     now = self.driver.now()
                     self.intervals.append(now - last)
                     last = now
                     self._tick(now)
-                    due = max(due + self.dt, now)
+                    due += self.dt
+                    if due < now:  # too late to catch up: two setpoints at once would be a jerk
+                        due = now + self.dt
                     self.driver.wait(due)
             finally:
                 for channel in self._channels():
@@ -123,7 +131,13 @@ class Node:
         return self.supervisor.state not in (State.ARMED, State.STOPPING)
 
     def _serve(self, now: float) -> None:
-        """Take in what is said, and then who connects."""
+        """Take in who connects, and then what is said: an emergency stop must not wait a tick."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._guests.append(Channel(connection))
+                if len(self._guests) > GUESTS:
+                    self._guests.pop(0).close()
         for channel in self._channels():
             try:
                 for message in channel.heard():
@@ -131,11 +145,6 @@ class Node:
                 channel.flush()
             except RobotError as e:
                 self._lose(channel, str(e))
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
-            self._guests.append(Channel(connection))
-            if len(self._guests) > GUESTS:
-                self._guests.pop(0).close()
 
     def _channels(self) -> list[Channel]:
         return [*self._guests, *([] if self._planner is None else [self._planner])]
@@ -145,6 +154,7 @@ class Node:
         channel.close()
         if channel is not self._planner:
             self._guests = [guest for guest in self._guests if guest is not channel]
+            self._watchers = [guest for guest in self._watchers if guest is not channel]
             return
         self._planner = self._command = None
         if self.supervisor.state is State.ARMED:
@@ -181,6 +191,9 @@ class Node:
         supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
         if kind == "plan":
             self._welcome(channel)
+        elif kind == "watch":
+            self._watchers.append(channel)
+            channel.tell(self._description())
         elif kind == "arm" and channel is self._planner:
             supervisor.arm(now=now)
             self._command, self._before = None, supervisor.safety.q
@@ -191,7 +204,8 @@ class Node:
         elif kind == "trip":
             supervisor.trip(reason)
         elif kind != "health":
-            raise RobotError(f"node: {kind!r} is none of plan, arm, reset, stop, trip, health")
+            known = "plan, watch, arm, reset, stop, trip, health"
+            raise RobotError(f"node: {kind!r} is none of {known}")
 
     def _welcome(self, channel: Channel) -> None:
         """Let a guest be the planner; RobotError where there is one."""
@@ -200,16 +214,21 @@ class Node:
         self._guests = [guest for guest in self._guests if guest is not channel]
         self._planner, self._command, self._stamps = channel, None, {}
         self._goal_told = False
+        channel.tell(self._description())
+
+    def _description(self) -> Message:
         shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
         spec = describe(self.supervisor.safety, pictures=shapes, period=self.period)
-        channel.tell(Message("spec", spec.to_json()))
+        return Message("spec", spec.to_json())
 
     def _publish(self, now: float) -> None:
-        """Send what is seen now, unless the planner has not even taken what was seen before."""
+        """Send what is seen now to all but those who have not even taken what was seen before."""
         reading = self.supervisor.reading
         safety = self.supervisor.safety
         moved, self._before = safety.q - self._before, safety.q
-        if self._planner is None or reading is None or not self._planner.idle:
+        told = [*self._watchers, *([] if self._planner is None else [self._planner])]
+        told = [channel for channel in told if channel.idle]
+        if reading is None or not told:
             return
         self._number += 1
         self._stamps[self._number] = now
@@ -220,11 +239,12 @@ class Node:
             "gripper": np.array([reading.gripper], np.float32),
             "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
         } | {name: p.pixels for name, p in self.driver.pictures().items()}
-        values = self._health(now) | {"number": self._number}
-        try:
-            self._planner.tell(Message("observation", values, arrays))
-        except RobotError as e:
-            self._lose(self._planner, str(e))
+        message = Message("observation", self._health(now) | {"number": self._number}, arrays)
+        for channel in told:
+            try:
+                channel.tell(message)
+            except RobotError as e:
+                self._lose(channel, str(e))
 
     def _tell_goal(self) -> None:
         """Tell the planner what is wanted, where it has not heard."""

@@ -10,6 +10,7 @@ from latentplan.data.pictures import action_to_pixel
 from latentplan.errors import ShapeError, check_range
 from latentplan.real_robot.robot import Robot, View
 from latentplan.real_robot.tracking import Tracked, Tracking
+from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.description import Arm
 from latentplan.robots.kinematics import Unreachable
 from latentplan.robots.pick_and_place import Motion, PickAndPlace
@@ -131,16 +132,24 @@ class Picking:
 def on_table(camera: View, pixel: Array, *, height: float) -> Array:
     """Return the point (2,), m, at `height` m above the table that a pixel (u, v) sees.
 
-    A pinhole's pixel: undo the lens before, where there is one. Raises ShapeError where the pixel
-    looks past the table.
+    Raises ShapeError where the pixel looks past the table.
     """
+    if isinstance(camera, CalibratedCamera):  # undoes its lens, too
+        seen: Array = camera.on_plane(pixel, np.array([0.0, 0.0, 1.0, -height]))[:2]
+        if not np.isfinite(seen).all():
+            raise _past(camera, pixel)
+        return seen
     extrinsics = camera.extrinsics()
     ray = extrinsics[:3, :3].T @ np.linalg.solve(camera.intrinsics(), [*pixel, 1.0])
     eye = -extrinsics[:3, :3].T @ extrinsics[:3, 3]
     if ray[2] > -1e-6:
-        raise ShapeError(f"camera {camera.name}: pixel {pixel.tolist()} does not see the table")
+        raise _past(camera, pixel)
     point: Array = eye[:2] + (height - eye[2]) / ray[2] * ray[:2]
     return point
+
+
+def _past(camera: View, pixel: Array) -> ShapeError:
+    return ShapeError(f"camera {camera.name}: pixel {pixel.tolist()} does not see the table")
 
 
 def _level(axis: Array) -> Array:

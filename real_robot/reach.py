@@ -6,6 +6,7 @@ seconds whether sensors, planner, filter and motors form a loop, simulated or re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +21,7 @@ from latentplan.protocols import Planner
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
-from latentplan.types import Array, ArraySpec, Batch, Loss, Spec, Tensors
+from latentplan.types import Array, ArraySpec, Batch, Loss, Observation, Spec, Tensors
 
 Triple = tuple[float, float, float]
 SHARE = 0.95  # of the filter's velocity that is planned with, so that rounding never exceeds it
@@ -183,17 +184,21 @@ class Reach:
             f"within {c.spread} rad of home; widen the box or the spread"
         )
 
-    def episode(self, goal: Array, *, steps: int) -> Reached:
+    def episode(
+        self, goal: Array, *, steps: int, watch: Callable[[Observation], None] | None = None
+    ) -> Reached:
         """Return how going to the point of joints `goal` (J,) went, in `steps` actions at most.
 
-        Raises RobotError where the arm stops.
+        `watch` is shown every observation. Raises RobotError where the arm stops.
         """
+        watch = watch or (lambda seen: None)
         c = self.config
         point = self._ee(goal)
         self._mpc.reset()
         self._mpc.goal({"q": goal.astype(np.float32)})
         still = np.append(np.zeros(len(goal)), 1.0).astype(np.float32)
         seen, last, count = self.robot.observe(), still, 0
+        watch(seen)
         start = distance = float(np.linalg.norm(self._ee(seen["q"]) - point))
         resting = False
         while count < steps:
@@ -205,6 +210,7 @@ class Reach:
             last = self.robot.send(still if near else self._mpc.act({"q": soon}))
             count += 1
             seen = self.robot.observe()
+            watch(seen)
             distance = float(np.linalg.norm(self._ee(seen["q"]) - point))
             resting = bool(np.abs(seen["dq"]).max() <= c.resting)
         x, y, z = (float(value) for value in point)

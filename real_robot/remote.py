@@ -1,4 +1,4 @@
-"""A planner's end of the connection to a node: an arm as a `Robot`, in another process."""
+"""The other ends of a node's connections: a planner's, to whom it is a `Robot`, and a watcher's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,8 @@ from latentplan.real_robot.robot import Health, RobotSpec
 from latentplan.types import Array, Observation
 
 
-class RemoteRobot:
-    """An arm behind a node. The node's clock goes on while a planner thinks.
-
-    `observe` waits for what is new since the last one; `send` returns at the next observation, so
-    a loop of both runs once a period.
-    """
+class Connection:
+    """What a planner and a watcher of a node share: its spec, its observations, its health."""
 
     def __init__(self, address: tuple[str, int], *, patience: float = 5.0) -> None:
         """Take the node's address; `patience` is how long any answer may take, s."""
@@ -32,7 +28,7 @@ class RemoteRobot:
         self._health: Health | None = None
         self._newest = Message("observation", {"number": 0})
         self._seen = 0  # number of the observation that was given out last
-        self._sequence = self._asked = 0
+        self._asked = 0
         self._pending: int | None = None  # number of the request that waits for its reply
         self._replied = ""  # why that was refused
         self._goal: Observation | str | None = None
@@ -44,31 +40,10 @@ class RemoteRobot:
             raise RobotError("robot: not connected; use it in a with block")
         return self._spec
 
-    def __enter__(self) -> Self:
-        """Connect to the node and arm."""
-        self._channel = _connect(self.address, self.patience)
-        try:
-            self._ask("plan")
-            self._until_not("disconnected")
-            self._ask("arm")
-        except BaseException:
-            self._channel.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the arm, wait until it rests, and hang up; the node goes on."""
-        assert self._channel is not None
-        try:
-            if not isinstance(error, RobotError):  # then it has stopped, or nobody answers
-                self.stop("the planner has left")
-        finally:
-            self._channel.close()
+    @property
+    def goal(self) -> Observation | str | None:
+        """Return what the node was asked for last: pictures by camera, or words; None: nothing."""
+        return self._goal
 
     def observe(self) -> Observation:
         """Return what the sensors said last; waits where nothing came since the last call."""
@@ -78,38 +53,25 @@ class RemoteRobot:
         arrays = self._newest.arrays
         return {name: array for name, array in arrays.items() if name != "sent"}
 
-    def send(self, action: Array) -> Array:
-        """Return the action that was sent in the period until the next observation."""
-        self._hear(time.monotonic())
-        self._refuse_unless_armed()
-        self._sequence += 1
-        values = {"sequence": self._sequence, "observation": self._seen}
-        self._tell(Message("command", values, {"action": np.asarray(action, np.float64)}))
-        self._wait_for(self._number + 1)
-        self._refuse_unless_armed()
-        return self._newest.arrays["sent"].astype(np.float32)
-
-    @property
-    def goal(self) -> Observation | str | None:
-        """Return what the node was asked for last: pictures by camera, or words; None: nothing."""
-        return self._goal
-
-    def stop(self, reason: str) -> None:
-        """Bring the arm to rest; `reset` comes before the next `send`."""
-        self._ask("stop", reason=reason)
-        self._until_not("stopping")
-
-    def reset(self) -> None:
-        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
-        self._until_not("stopping")
-        self._ask("reset")
-        self._ask("arm")
-
     def health(self) -> Health:
         """Return how the arm is."""
         self._ask("health")
         assert self._health is not None
         return self._health
+
+    def _connect(self, *requests: str) -> None:
+        """Connect and make requests; where one is refused, hang up and raise RobotError."""
+        self._channel = _connect(self.address, self.patience)
+        try:
+            for request in requests:
+                self._ask(request)
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
 
     @property
     def _number(self) -> int:
@@ -121,18 +83,6 @@ class RemoteRobot:
         while self._number < number:
             if not self._hear(end):
                 raise RobotError(self._silence())
-
-    def _refuse_unless_armed(self) -> None:
-        health = self._health
-        if health is not None and health.state != "armed":
-            self._until_not("stopping")
-            raise RobotError(f"robot {self.spec.name}: {self.health().state}; {health.reason}")
-
-    def _until_not(self, state: str) -> None:
-        """Ask until the arm is not in that state any more."""
-        end = time.monotonic() + self.patience
-        while self.health().state == state and time.monotonic() < end:
-            time.sleep(0.01)
 
     def _ask(self, kind: str, **values: Any) -> None:
         """Send a request and wait for its reply; RobotError where it is refused."""
@@ -184,6 +134,113 @@ class RemoteRobot:
             self._pending, self._replied = None, values["error"]
 
 
+class RemoteRobot(Connection):
+    """An arm behind a node, as a `Robot`. The node's clock goes on while a planner thinks.
+
+    `observe` waits for what is new since the last one; `send` returns at the next observation, so
+    a loop of both runs once a period.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], *, patience: float = 5.0, forgive: bool = False
+    ) -> None:
+        """Take the node's address; `patience` is how long any answer may take, s.
+
+        Where `forgive`, somebody has looked at an arm that was stopped, and it may go on.
+        """
+        super().__init__(address, patience=patience)
+        self.forgive = forgive
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        """Connect to the node and arm."""
+        self._connect("plan")
+        try:
+            self._until_not("disconnected")
+            if self.forgive and self.health().state in ("hold", "fault"):
+                self._ask("reset")
+            self._ask("arm")
+        except BaseException:
+            self._hang_up()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the arm, wait until it rests, and hang up; the node goes on."""
+        try:
+            if not isinstance(error, RobotError):  # then it has stopped, or nobody answers
+                self.stop("the planner has left")
+        finally:
+            self._hang_up()
+
+    def send(self, action: Array) -> Array:
+        """Return the action that was sent in the period until the next observation."""
+        self._hear(time.monotonic())
+        self._refuse_unless_armed()
+        self._sequence += 1
+        values = {"sequence": self._sequence, "observation": self._seen}
+        self._tell(Message("command", values, {"action": np.asarray(action, np.float64)}))
+        self._wait_for(self._number + 1)
+        self._refuse_unless_armed()
+        return self._newest.arrays["sent"].astype(np.float32)
+
+    def stop(self, reason: str) -> None:
+        """Bring the arm to rest; `reset` comes before the next `send`."""
+        self._ask("stop", reason=reason)
+        self._until_not("stopping")
+
+    def reset(self) -> None:
+        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        self._until_not("stopping")
+        self._ask("reset")
+        self._ask("arm")
+
+    def _refuse_unless_armed(self) -> None:
+        health = self._health
+        if health is not None and health.state != "armed":
+            self._until_not("stopping")
+            raise RobotError(f"robot {self.spec.name}: {self.health().state}; {health.reason}")
+
+    def _until_not(self, state: str) -> None:
+        """Ask until the arm is not in that state any more."""
+        end = time.monotonic() + self.patience
+        while self.health().state == state and time.monotonic() < end:
+            time.sleep(0.01)
+
+
+class Watcher(Connection):
+    """Sees what a node's planner sees, and what is really sent; it never moves the arm."""
+
+    def __enter__(self) -> Self:
+        """Connect to the node."""
+        self._connect("watch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self._hang_up()
+
+    @property
+    def sent(self) -> Array:
+        """Return the action (A,) that was sent in the period before the last observation."""
+        return self._newest.arrays["sent"].astype(np.float32)
+
+    @property
+    def number(self) -> int:
+        """Return the last observation's number; a gap is what this watcher was too slow for."""
+        return self._number
+
+    @property
+    def state(self) -> str:
+        """Return how the arm was at the last observation: armed, hold, ..."""
+        return "" if self._health is None else self._health.state
+
+
 def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
     """Stop the arm behind a node, whatever its planner does; it stays stopped until `reset`.
 
@@ -197,6 +254,21 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
             raise RobotError(f"node {address[0]}:{address[1]}: no answer; use the arm's own button")
     finally:
         channel.close()
+
+
+def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
+    """Return how the arm behind a node is, after a guest asked for `trip`, `stop` or `reset`.
+
+    `health` asks for nothing. RobotError where it is refused, or no node answers within a second.
+    """
+    guest = RemoteRobot(address, patience=1.0)
+    guest._channel = _connect(address, guest.patience)
+    try:
+        guest._ask(kind, reason=reason)
+    finally:
+        guest._channel.close()
+    assert guest._health is not None
+    return guest._health
 
 
 def _connect(address: tuple[str, int], patience: float) -> Channel:

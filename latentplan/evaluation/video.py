@@ -65,13 +65,13 @@ def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
             zip(planner.pictures, planner.distance, strict=True)
         ):
             text = f"trial {index + 1} of {len(trials)}   action {step}   {distance * 100:.1f} cm"
-            frame = _frame(picture, goal, text)
+            frame = side_by_side(picture, goal, text)
             yield frame
         for _ in range(hold):
             yield frame
 
 
-def _frame(now: Array, goal: Array, text: str) -> Array:
+def side_by_side(now: Array, goal: Array, text: str) -> Array:
     """Return (h, w, 3) uint8: now to the left, the goal to the right, both enlarged crisply."""
     from PIL import Image, ImageDraw, ImageFont
 

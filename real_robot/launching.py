@@ -1,0 +1,104 @@
+"""A node as a process of its own: the command line that starts it, and how it is left."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import IO, Self
+
+from latentplan.errors import ConfigError, RobotError, check_range
+
+LISTENS = re.compile(r"listens at (\S+):(\d+)$")
+PATIENCE = 15.0  # s that a node has to stop its arm and end
+
+
+def argv(
+    backend: str,
+    *,
+    robot: str = "panda",
+    address: tuple[str, int] = ("127.0.0.1", 5757),
+    overrides: Sequence[str] = (),
+    python: str = sys.executable,
+) -> list[str]:
+    """Return the command line of a node: who starts one, by hand or by a launch file, types this.
+
+    `overrides` are key=value of the sections backend, safety and supervisor.
+    """
+    command = [python, "-m", "latentplan.cli", "robot", "--backend", backend, "--robot", robot]
+    return [*command, "--address", f"{address[0]}:{address[1]}", *overrides]
+
+
+def announcement(arm: str, backend: str, address: tuple[str, int]) -> str:
+    """Return the line by which a node says that it listens and its driver is connected."""
+    return f"node: {arm} by {backend} listens at {address[0]}:{address[1]}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; ConfigError where it is none."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ConfigError(f"--address: found {text!r}, need HOST:PORT such as 127.0.0.1:5757")
+    check_range("--address.port", int(port), 0, 65535)
+    return host, int(port)
+
+
+class NodeProcess:
+    """A node that lives as long as a with block; it stops its arm before it ends."""
+
+    def __init__(self, command: Sequence[str], *, patience: float = 60.0) -> None:
+        """Take what `argv` gave; `patience` is how long it may take until it listens, s."""
+        self._command, self._patience = list(command), patience
+        self.address: tuple[str, int] = ("", 0)  # where it listens
+        self._said: deque[str] = deque(maxlen=20)  # its last lines
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it listens; RobotError with what it said where it ends."""
+        try:
+            # A session of its own: Ctrl-C is the planner's, which stops the arm and then this.
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as e:
+            raise RobotError(f"--python {self._command[0]}: cannot be run ({e.strerror})") from None
+        assert self._process.stdout is not None
+        self._heard = threading.Event()
+        self._reader = threading.Thread(target=self._read, args=[self._process.stdout], daemon=True)
+        self._reader.start()
+        if not self._heard.wait(self._patience) or not self.address[0]:
+            self._leave()
+            said = self._said[-1] if self._said else "nothing"
+            raise RobotError(f"node: it does not run; it said: {said.removeprefix('latentplan: ')}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it stop its arm and end."""
+        self._leave()
+
+    def _leave(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(1.0)
+
+    def _read(self, lines: IO[str]) -> None:
+        """Keep what it says; pass on what it says once it listens."""
+        for line in lines:
+            found = LISTENS.search(line.rstrip())
+            if found and not self._heard.is_set():
+                self.address = found[1], int(found[2])
+                self._heard.set()
+            elif self._heard.is_set():
+                print(line.rstrip(), file=sys.stderr, flush=True)
+            self._said.append(line.rstrip())
+        self._heard.set()
