@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -36,7 +37,7 @@ DT = 0.02  # s, a tick
 SPEED = 0.5  # rad/s, of the first joint
 WIDE = ("safety.low=[-2,-2,-2]", "safety.high=[2,2,2]")  # the box is not what is tested here
 AGES = {  # s, the defaults; late: ticks
-    "supervisor.joints_age": 0.1,
+    "supervisor.joints_age": 0.09,
     "supervisor.picture_age": 0.2,
     "supervisor.clock_jump": 0.5,
     "supervisor.late": 1.5,
@@ -169,6 +170,7 @@ class Rig:
         self.port = _free_port()
         self.address = "127.0.0.1", self.port
         self.processes: dict[str, Station] = {}
+        self.random = random.Random(0)
         self.begun = 0.0  # s, when the arm was armed last
 
     def __enter__(self) -> Self:
@@ -227,10 +229,11 @@ class Rig:
     def go(self, *, tries: int = 12) -> None:
         """Do what a person does after a stop: wait until it rests, reset, arm; then it moves."""
         planner = self.processes["planner"]
+        answers = '"event": "armed"', '"event": "refused"'
         for _ in range(tries):
             self.begun = self.tell("planner", "go")
-            line = planner.until(lambda said: '"armed"' in said or '"refused"' in said)
-            if '"armed"' in line:
+            line = planner.until(lambda said: any(answer in said for answer in answers))
+            if answers[0] in line:
                 return
             time.sleep(0.25)
         raise AssertionError(f"it cannot be armed: {line}")
@@ -257,7 +260,7 @@ class Rig:
         """Return what the fault of that name comes to, in motion."""
         fault = FAULTS[name]
         self.go()
-        time.sleep(0.7)
+        time.sleep(0.7 + 0.1 * self.random.random())  # it must not matter when in a tick
         begin = fault.inject(self)
         time.sleep(0.7 + self.patience * (fault.limit or 300) / 1e3)
         fault.clear(self)
@@ -267,7 +270,8 @@ class Rig:
     def record(self, since: float, until: float = np.inf) -> tuple[Commands, Joints]:
         """Return what was recorded between two times, s."""
         rows = [json.loads(line) for line in self.file.read_text().splitlines() if line[-1] == "}"]
-        rows = [row for row in rows if since <= row["t"] <= until]
+        joints = max((len(row["q"]) for row in rows), default=0)
+        rows = [row for row in rows if since <= row["t"] <= until and len(row["q"]) == joints]
         chosen = [[row for row in rows if row["topic"] == topic] for topic in ("command", "joints")]
         commands, joints = ([(row["t"], *row["q"]) for row in part] for part in chosen)
         speeds = [row["dq"] for row in chosen[1]]
