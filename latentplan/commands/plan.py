@@ -27,6 +27,7 @@ def run(
     seed: int = 0,
     planner: str = "cem",
     objective: str = "goal",
+    goal_text: str = "",
     out: str | Path | None = None,
     device: str = "cpu",
     overrides: Sequence[str] = (),
@@ -34,9 +35,10 @@ def run(
     """Evaluate a run and return the figures; `out` then holds all that is known of them.
 
     Writes metrics.json, episodes.json, report.html, video.mp4 and config.yaml. `env` is by default
-    the one that the model's data came from. Sections of `overrides`: planner, objective, mpc, env,
-    evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises CheckpointError where
-    the model does not fit the env.
+    the one that the model's data came from. A task is told by its name, to a model trained with
+    `language` by the env's sentence; `goal_text` replaces either. Sections of `overrides`: planner,
+    objective, mpc, env, evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises
+    CheckpointError where the model does not fit the env.
     """
     from latentplan.commands.load import assemble, choose
     from latentplan.commands.progress import track
@@ -60,7 +62,11 @@ def run(
         preset={
             **parts.presets,
             "env": env_preset.values,
-            "evaluation": {} if length is None else {"length": length},
+            "evaluation": {
+                **({} if length is None else {"length": length}),
+                **({"told": "text"} if getattr(found.config, "language", False) else {}),
+                "goal_text": goal_text,
+            },
         },
         overrides=overrides,
     )

@@ -18,16 +18,18 @@ import numpy as np
 
 from latentplan import config
 from latentplan.commands.progress import track
-from latentplan.errors import TrainingError
+from latentplan.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from latentplan.files import replacing
 from latentplan.training.loop import Training
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
     from latentplan.models.videoworld.videoworld import VideoWorld
-    from latentplan.types import Spec
+    from latentplan.types import Array, Spec
 
 HELD_OUT = 256  # windows that held-out figures are of, where there are as many
 COLLAPSED = 0.05  # share of a code book in use below which training stops
+STAGE = "stage.json"  # in a stage's folder: all that it was made of
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,31 @@ def train(
 ) -> dict[str, float]:
     """Train what is missing, write `best.safetensors` into `folder`, return the held-out figures.
 
-    Raises TrainingError where a code book collapsed, and as `training.loop.train`.
+    Raises ConfigError where episodes are too short for a part or lack sentences, TrainingError
+    where a code book collapsed, CheckpointError where the folder of a stage holds something else,
+    and as `training.loop.train`.
     """
     import torch
 
     from latentplan.data.store import ZarrStore
     from latentplan.models.videoworld import tokens
     from latentplan.models.videoworld.dynamics import TokenDynamics
-    from latentplan.models.videoworld.generator import CODES, Generator
+    from latentplan.models.videoworld.generator import CODES, TOKENS, Generator
     from latentplan.models.videoworld.inverse import Inverse
     from latentplan.models.videoworld.ldm import LDM
     from latentplan.models.videoworld.videoworld import VideoWorld
+    from latentplan.nn.sentences import embed
     from latentplan.tokenizers.vqvae import VQVAE
     from latentplan.training import checkpoint
 
-    tasks = tokens.task_names(store)
+    tasks = tokens.task_names(store, spoken=model.language)
+    sentences = None
+    if model.language:
+        if not tasks:
+            raise ConfigError(f"model.language: no episode in {store.path} has a sentence")
+        sentences = embed(tasks)  # fails, if it does, before hours of training
     c = model.fitted(spec, tasks=tasks)
+    check_lengths(store, c, stages)
     seen = replace(
         spec, observation={key: spec.observation[key] for key in c.images}, privileged=()
     )
@@ -101,14 +112,14 @@ def train(
         after: tuple[str, ...] = (),
         share: float = 1.0,
     ) -> Any:
-        digests[name] = digest = _digest(
-            run, name, part, training, [digests[each] for each in after]
-        )
+        of = _made_of(run, name, part, training, [digests[each] for each in after])
+        digests[name] = _digest(of)
         torch.manual_seed(seed)
         network = build().to(device)
         training = replace(training, window=network.context + 1)
-        where = run.folder / f"{name}-{digest}"
-        found = _stage(source, where, network, name=name, training=training, run=run, share=share)
+        where = run.folder / f"{name}-{digests[name]}"
+        check_stage(where, of)
+        found = _stage(source, where, network, of=of, training=training, run=run, share=share)
         figures.update({f"{name}.{key}": value for key, value in found.items()})
         return network
 
@@ -117,31 +128,38 @@ def train(
     )
     ldm = stage("ldm", lambda: LDM(seen, c.ldm), c.ldm, stages.ldm, store)
     tokenizer.eval(), ldm.eval()
-    of_tokens = hashlib.sha256(
-        json.dumps([digests["tokenizer"], digests["ldm"], tasks]).encode()
-    ).hexdigest()[:12]
+    spoken = ["sentences"] if model.language else []
+    digests["sentences"] = _digest(tasks)
+    of_tokens = _digest([digests["tokenizer"], digests["ldm"], tasks, *spoken])
     out = run.folder / f"tokens-{of_tokens}.zarr"
     done = len(ZarrStore.open(out)) if out.exists() else 0
     with track(len(store), "tokens", "episodes", done=done) as bar:
         written = tokens.tokenise(
-            store, out, tokenizer=tokenizer, ldm=ldm, tasks=tasks, advance=bar.advance
+            store,
+            out,
+            tokenizer=tokenizer,
+            ldm=ldm,
+            tasks=tasks,
+            spoken=model.language,
+            advance=bar.advance,
         )
     with written:
-        codes = written.rows(f"observation/{CODES}", 0, int(written.ends[-1]))
-        used = len(np.unique(codes)) / ldm.codes
-        figures["ldm.usage"] = used
-        if used < COLLAPSED:
-            raise TrainingError(
-                f"{out}: the code book collapsed: {used:.1%} of {ldm.codes} codes are in use, need "
-                f"{COLLAPSED:.0%}; train longer, or with fewer model.ldm.levels"
+        rows = int(written.ends[-1])
+        for book, key, size in (
+            ("tokenizer", TOKENS, tokenizer.vocabulary),
+            ("ldm", CODES, ldm.codes),
+        ):
+            found = check_usage(
+                f"{out}: {key}", written.rows(f"observation/{key}", 0, rows), size, book=book
             )
+            figures[f"{book}.usage"] = found
         generator = stage(
             "generator",
-            lambda: Generator(written.spec, c.generator),
+            lambda: Generator(written.spec, c.generator, sentences=sentences),
             c.generator,
             stages.generator,
             written,
-            ("tokenizer", "ldm"),
+            ("tokenizer", "ldm", *spoken),
         )
         inverse = stage(
             "inverse",
@@ -173,12 +191,71 @@ def train(
     return figures
 
 
+def check_lengths(store: ZarrStore, model: VideoWorld.Config, stages: Stages) -> None:
+    """Raise ConfigError where no episode is as long as a part's training window."""
+    from latentplan.data.windows import is_test
+
+    if len(store) == 0:
+        raise StoreError(f"{store.path}: is empty; collect some episodes first")
+    lengths = np.diff(store.ends, prepend=0)
+    context, chunk = model.generator.context, model.inverse.chunk
+    for setting, found, need, training in (
+        ("ldm.horizon", model.ldm.horizon, model.ldm.span + 1, stages.ldm),
+        ("generator.context", context, context, stages.generator),
+        ("inverse.chunk", chunk, context + chunk, stages.inverse),
+    ):
+        held_out = is_test(np.arange(len(store)), training.held_out)
+        for split, episodes in (("training", ~held_out), ("held-out", held_out)):
+            longest = int(lengths[episodes].max(initial=0))
+            if longest < need:
+                raise ConfigError(
+                    f"model.{setting}: {found} needs clips of {need} observations, the longest of "
+                    f"{int(episodes.sum())} {split} episodes in {store.path} has {longest}; "
+                    "set it lower, or collect more or longer episodes"
+                )
+
+
+def check_usage(where: str, ids: Array, size: int, *, book: str) -> float:
+    """Return the share of a code book that ids (n, k) use; TrainingError where it collapsed.
+
+    Of a book of `size` codes n k ids can use no more than n k.
+    """
+    used = len(np.unique(ids))
+    share = used / min(size, max(1, ids.size))
+    if share < COLLAPSED:
+        raise TrainingError(
+            f"{where}: the code book collapsed: {used} of {size} codes are in use ({share:.1%}), "
+            f"need {COLLAPSED:.0%}; set training.{book}.steps higher, or fewer model.{book}.levels"
+        )
+    return used / size
+
+
+def check_stage(folder: Path, of: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a stage's folder was made of other things than `of`.
+
+    Such as one that was copied under another digest, or edited.
+    """
+    file = folder / STAGE
+    if not file.exists():
+        return
+    try:
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as e:
+        raise CheckpointError(f"{file}: cannot be read ({e}); delete {folder}") from None
+    differ = sorted(key for key in {*of, *found} if found.get(key) != of.get(key))
+    if differ:
+        raise CheckpointError(
+            f"{folder}: is of another stage: {', '.join(differ)} in {STAGE} differ from what this "
+            "run is made of; delete the folder, it is made again"
+        )
+
+
 def _stage(
     store: ZarrStore,
     folder: Path,
     network: Any,
     *,
-    name: str,
+    of: Mapping[str, Any],
     training: Training,
     run: Run,
     share: float,
@@ -189,7 +266,7 @@ def _stage(
     from latentplan.training.heldout import HeldOut
     from latentplan.training.loop import train, writing
 
-    keys = [*network.spec.observation]
+    name, keys = of["stage"], [*network.spec.observation]
     held = Windows(
         store,
         length=training.window,
@@ -217,6 +294,8 @@ def _stage(
                 folder / "config.yaml",
                 {"model": config.to_values(network.config), "training": config.to_values(training)},
             )
+            with replacing(folder / STAGE) as partial:
+                partial.write_text(json.dumps(of, indent=1), encoding="utf-8")
         with track(training.steps, f"train {name}", "steps", done=done) as bar:
             train(
                 network,
@@ -229,15 +308,25 @@ def _stage(
                 resume=True,
                 advance=bar.advance,
             )
-    weights, header = checkpoint.read(folder / "best.safetensors", format=checkpoint.FORMAT)
-    checkpoint.fill(network, weights, folder / "best.safetensors")
+    best = folder / "best.safetensors"
+    weights, header = checkpoint.read(best, format=checkpoint.FORMAT)
+    for key, made in (("model", name), ("config", config.to_values(network.config))):
+        if header[key] != made:
+            raise CheckpointError(
+                f"{best}: its {key} is not that of stage {name} here; delete {folder}, it is made "
+                "again"
+            )
+    checkpoint.fill(network, weights, best)
     figures = {key: float(value) for key, value in header["metrics"].items()}
     print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     return figures
 
 
-def _digest(run: Run, name: str, part: Any, training: Training, after: list[str]) -> str:
-    of = {
+def _made_of(
+    run: Run, name: str, part: Any, training: Training, after: list[str]
+) -> dict[str, Any]:
+    """Return all that a stage depends on."""
+    return {
         "stage": name,
         "model": config.to_values(part),
         "training": config.to_values(training),
@@ -245,4 +334,7 @@ def _digest(run: Run, name: str, part: Any, training: Training, after: list[str]
         "seed": run.seed,
         "after": after,
     }
+
+
+def _digest(of: object) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]

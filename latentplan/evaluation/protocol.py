@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import UnstablePhysics, check_range
+from latentplan.errors import ConfigError, UnstablePhysics, check_range
 from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
 from latentplan.protocols import Env
 from latentplan.types import Array, Observation, Spec
@@ -67,12 +67,16 @@ class Evaluation:
         length: int = 20  # actions in a trial
         states: int = 8  # states, over all trials, in which candidates are tried out; 0 none
         tries: int = 12  # random actions tried out in each of these states
+        told: str = "task"  # what the planner is told of its task: the name, or the `text`
+        goal_text: str = ""  # what it is told instead, in every trial
 
         def __post_init__(self) -> None:
             """Raise ConfigError for a value out of range."""
             check_range("Evaluation.length", self.length, 1)
             check_range("Evaluation.states", self.states, 0)
             check_range("Evaluation.tries", self.tries, 3)
+            if self.told not in ("task", "text"):
+                raise ConfigError(f"Evaluation.told: {self.told!r} is not 'task' or 'text'")
 
     def __init__(self, agent: Agent, env: Env, *, config: Config | None = None) -> None:
         """Take the agent, and the only env that this process will use."""
@@ -145,7 +149,8 @@ class Evaluation:
         env, view = self.env, self.view
         observation, told = env.reset(seed=seed, options={"goal": goal})
         observation = _copy(observation)
-        contender.begin(goal, task=str(told.get("task", "")))
+        task = self.config.goal_text or str(told.get(self.config.told, ""))
+        contender.begin(goal, task=task)
         seen, actions, predicted, act_ms = [observation], [], [], []
         info: dict[str, Any] = {}
         for step in range(self.config.length):

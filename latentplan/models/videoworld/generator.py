@@ -7,7 +7,7 @@ VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a ti
 over one vocabulary: frame tokens, codes, start and end. Codes come after the frame that they look
 ahead from, so that generating codes is planning, and generating the next block is imagining.
 Differs: past codes are forgotten at random in training (`forget`) and always in use, where only
-the frames were observed; tasks are a learned vector each.
+the frames were observed; tasks are a learned vector each, or sentences.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
+from latentplan.nn import sentences as encoder
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
 
 TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
+ALIKE = 0.5  # cosine to the nearest known sentence from which one is understood
 
 
 class Generated(NamedTuple):
@@ -71,8 +73,13 @@ class Generator(nn.Module):
                     f"Generator.width: {self.width} is not a multiple of 2 heads={2 * self.heads}"
                 )
 
-    def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for a store of tokens."""
+    def __init__(
+        self, spec: Spec, config: Config | None = None, *, sentences: Tensor | None = None
+    ) -> None:
+        """Build the network for a store of tokens.
+
+        With `sentences` (tasks, 384) the tasks are sentences, these their vectors.
+        """
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
@@ -82,9 +89,10 @@ class Generator(nn.Module):
         self.first_code = c.vocabulary + 2  # ids of codes begin here
         self.hidden_code = self.first_code + c.codes  # stands for a forgotten one
         self.embed = nn.Embedding(self.hidden_code + 1, c.width)
-        self.task = nn.Embedding(len(c.tasks) + 1, c.width)
+        names = nn.Embedding(len(c.tasks) + 1, c.width)
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(self.task.weight, std=0.02)
+        nn.init.normal_(names.weight, std=0.02)
+        self.task = names if sentences is None else Spoken(sentences, c.width)
         # Which place of a block a token has: rotary positions count through all blocks.
         self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
@@ -97,9 +105,20 @@ class Generator(nn.Module):
         return self.tokens + 3 + self.config.horizon
 
     def number(self, task: str) -> int:
-        """Return the number of a task; ConfigError where it was not trained on."""
+        """Return the number of a task; ConfigError where it was not trained on.
+
+        Of a sentence that is not known, that of the nearest: what it asks for is done as that was.
+        """
         if task in self.config.tasks:
             return self.config.tasks.index(task) + 1
+        if isinstance(self.task, Spoken) and self.config.tasks:
+            place, alike = self.task.nearest(task)
+            if alike >= ALIKE:
+                return place + 1
+            raise ConfigError(
+                f"task {task!r}: is like nothing that was trained on; nearest: "
+                f"{self.config.tasks[place]!r} (cosine {alike:.2f}, need {ALIKE})"
+            )
         known = ", ".join(self.config.tasks) or "none"
         raise ConfigError(f"task {task!r}: was not trained on; known: {known}")
 
@@ -272,6 +291,38 @@ class Generator(nn.Module):
         x = self._embed(tokens, task, codes, hidden_codes)
         out: Tensor = self.body(x.flatten(1, 2)).view(x.shape)
         return out
+
+
+class Spoken(nn.Module):
+    """Tasks as sentences: their vectors, brought to mean 0 and variance 1, then linear.
+
+    Number 0 is no task.
+    """
+
+    def __init__(self, sentences: Tensor, width: int) -> None:
+        """Take the vectors (tasks, 384) of the sentences; they are saved with the weights."""
+        super().__init__()
+        self.known: Tensor
+        self.register_buffer("known", sentences.clone())
+        self.read = nn.Linear(sentences.shape[1], width)
+        self.none = nn.Parameter(0.02 * torch.randn(width))
+        nn.init.normal_(self.read.weight, std=0.02 / sentences.shape[1] ** 0.5)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, number: Tensor) -> Tensor:
+        """Return (..., width) of task numbers (...)."""
+        apart = self.known - self.known.mean(0)
+        known = self.read(apart / apart.square().mean(0).sqrt().clamp(min=1e-4))
+        return torch.cat([self.none[None], known])[number]
+
+    def nearest(self, text: str) -> tuple[int, float]:
+        """Return the place of the known sentence nearest to a text, and the cosine.
+
+        Raises MissingDependency without the extra `language`.
+        """
+        asked = encoder.embed([text.replace("_", " ")]).to(self.known)
+        alike, place = (self.known @ asked[0]).max(0)
+        return int(place), float(alike)
 
 
 def choose(

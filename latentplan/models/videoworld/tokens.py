@@ -19,9 +19,13 @@ from latentplan.types import Array, Episode
 FRAMES = 64  # encoded at a time
 
 
-def task_names(store: ZarrStore) -> tuple[str, ...]:
-    """Return the tasks that the labels of a store name, in order of the alphabet."""
-    return tuple(sorted({label.task for _, label in store.labels() if label.task}))
+def task_names(store: ZarrStore, *, spoken: bool = False) -> tuple[str, ...]:
+    """Return the tasks that the labels of a store name, in order of the alphabet.
+
+    With `spoken` their sentences.
+    """
+    found = {label.text if spoken else label.task for _, label in store.labels()}
+    return tuple(sorted(found - {""}))
 
 
 def tokenise(
@@ -31,10 +35,12 @@ def tokenise(
     tokenizer: VQVAE,
     ldm: LDM,
     tasks: Sequence[str] = (),
+    spoken: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> ZarrStore:
     """Return the store of tokens at `out`, open to read; what is missing there is made first.
 
+    `tasks` are those of `task_names`; with `spoken`, sentences.
     Its episodes are those of `store`, with the same actions and labels. Codes look ahead: behind
     an episode's last frame the world stands still. Raises StoreError where `out` is of another
     spec.
@@ -50,13 +56,14 @@ def tokenise(
     with tokens:
         for index in range(len(tokens), len(store)):
             episode = store.episode(index)
-            tokens.append(_encoded(episode, tokenizer, ldm, numbers))
+            task = _tasks(episode, numbers, spoken=spoken)
+            tokens.append(_encoded(episode, tokenizer, ldm, task))
             advance(1)
     return ZarrStore.open(out)
 
 
 @torch.no_grad()
-def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, numbers: dict[str, int]) -> Episode:
+def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, task: Array) -> Episode:
     device = next(ldm.parameters()).device
     keys = tokenizer.config.images
     pictures = {k: torch.from_numpy(episode.observations[k]).to(device) for k in keys}
@@ -76,7 +83,7 @@ def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, numbers: dict[str, in
         observations={
             TOKENS: torch.cat(tokens).int().cpu().numpy(),
             CODES: torch.cat(codes).int().cpu().numpy(),
-            TASK: _tasks(episode, numbers),
+            TASK: task,
         },
         actions=episode.actions,
         rewards=episode.rewards,
@@ -88,11 +95,11 @@ def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, numbers: dict[str, in
     )
 
 
-def _tasks(episode: Episode, numbers: dict[str, int]) -> Array:
+def _tasks(episode: Episode, numbers: dict[str, int], *, spoken: bool) -> Array:
     """Return the number (L + 1,) of the task at hand; where labels overlap, that of the later."""
     found = np.zeros(len(episode) + 1, np.int32)
     for label in sorted(episode.labels, key=lambda each: each.start):
         stop = len(found) if label.stop < 0 else label.stop + 1
-        found[label.start : stop] = numbers.get(label.task, 0)
+        found[label.start : stop] = numbers.get(label.text if spoken else label.task, 0)
     return found
 

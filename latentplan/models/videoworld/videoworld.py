@@ -20,6 +20,8 @@ from latentplan.models.videoworld.dynamics import TokenDynamics
 from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generated, Generator
 from latentplan.models.videoworld.inverse import Inverse
 from latentplan.models.videoworld.ldm import LDM
+from latentplan.nn import pictures
+from latentplan.nn.sentences import SIZE
 from latentplan.shapes import check
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.types import ArraySpec, Batch, Loss, Spec, Tensors
@@ -35,6 +37,7 @@ class VideoWorld(nn.Module):
         """The parts. What one part says of another (sizes, tasks) is filled in by `fitted`."""
 
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all pictures
+        language: bool = False  # whether tasks are the labels' sentences, else their names
         tokenizer: VQVAE.Config = field(default_factory=VQVAE.Config)
         ldm: LDM.Config = field(default_factory=LDM.Config)
         generator: Generator.Config = field(default_factory=Generator.Config)
@@ -53,13 +56,22 @@ class VideoWorld(nn.Module):
             )
 
         def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
-            """Return the config with what the data and one part say of another."""
+            """Return the config with what the data and one part say of another.
+
+            Raises ConfigError where the data have no pictures, or not those of `images`.
+            """
             seen = [
                 key
                 for key, a in spec.observation.items()
                 if a.dtype == "uint8" and a.shape[2:] == (3,) and key not in spec.privileged
             ]
             images = self.images or tuple(seen)
+            if not images:
+                raise ConfigError(
+                    "VideoWorld.images: the data have no pictures, only: "
+                    f"{', '.join(spec.observation)}; collect or import some with a camera"
+                )
+            pictures.square("VideoWorld.images", images, spec)
             tokenizer = replace(self.tokenizer, images=images)
             return replace(
                 self,
@@ -84,7 +96,9 @@ class VideoWorld(nn.Module):
         )
         self.tokenizer, self.ldm = VQVAE(spec, c.tokenizer), LDM(spec, c.ldm)
         tokens = token_spec(self.spec, self.tokenizer, self.ldm)
-        self.inverse = Inverse(tokens, c.inverse, generator=Generator(tokens, c.generator))
+        sentences = torch.zeros(len(c.generator.tasks), SIZE) if c.language else None
+        generator = Generator(tokens, c.generator, sentences=sentences)
+        self.inverse = Inverse(tokens, c.inverse, generator=generator)
         self.dynamics = TokenDynamics(tokens, c.dynamics)
         self.context = c.generator.context
         self.latent_dim = self.tokenizer.tokens * len(c.tokenizer.levels)
