@@ -57,6 +57,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mixture": "latentplan.exploration.scripted:Mixture",
     },
     "source": {
+        "bag": "latentplan.data.sources.bag:Bag",
         "calvin": "latentplan.data.sources.calvin:Calvin",
         "lerobot": "latentplan.data.sources.lerobot:Lerobot",
         "minari": "latentplan.data.sources.minari:Minari",

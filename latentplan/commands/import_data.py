@@ -58,6 +58,8 @@ def run(
         image_size=image_size,
     )
     opened = opening.open()
+    for note in opened.notes:
+        print(note)
     settings = {"format": preset.base, **opened.settings}
     count = len(opened)
     total = count if episodes is None else min(count, episodes)

@@ -26,6 +26,13 @@ class Choosing(Protocol):
         """Give these observations alone from now on; `spec` says so, too."""
 
 
+@runtime_checkable
+class Noting(Protocol):
+    """A Source that leaves something out, and says what."""
+
+    notes: Sequence[str]  # a line each
+
+
 class Selection:
     """A Source that gives the observations `keys` of another, pictures as `size` x `size` pixels.
 
@@ -50,6 +57,7 @@ class Selection:
             raise ConfigError("--keys: none is given; leave it out to take all")
         if isinstance(source, Choosing):
             source.choose(self.keys)
+        self.notes = tuple(source.notes) if isinstance(source, Noting) else ()
         self._source, self._size = source, size
         self.spec = replace(
             spec,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bag_writer
 import calvin_writer
 import lerobot_writer
 import minari_writer
@@ -23,6 +24,7 @@ from latentplan.protocols import Source
 from latentplan.types import Spec
 
 SAMPLES: dict[str, Callable[[Path], Path]] = {  # each writes two episodes or more
+    "bag": bag_writer.write,
     "calvin": calvin_writer.write,
     "lerobot": lerobot_writer.dataset,
     "minari": minari_writer.write,

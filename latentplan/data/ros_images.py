@@ -1,0 +1,81 @@
+"""Pictures in ROS messages, ROS 1 or 2: no ROS needed, a message is whatever has their fields."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import SourceError
+from latentplan.types import Array
+
+RGB, BGR, GREY = (0, 1, 2), (2, 1, 0), (0, 0, 0)
+# Of an encoding: the type of a number, how many a pixel, and which of them are red, green, blue.
+ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
+    "rgb8": ("u1", 3, RGB),
+    "bgr8": ("u1", 3, BGR),
+    "rgba8": ("u1", 4, RGB),
+    "bgra8": ("u1", 4, BGR),
+    "mono8": ("u1", 1, GREY),
+    "8UC1": ("u1", 1, GREY),
+    "rgb16": ("u2", 3, RGB),
+    "bgr16": ("u2", 3, BGR),
+    "mono16": ("u2", 1, GREY),
+}
+
+
+def pixels(where: str, message: Any) -> Array:
+    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
+
+    Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
+    SourceError for an encoding that is no picture's, or where the data is too short.
+    """
+    if message.encoding not in ENCODINGS:
+        raise SourceError(
+            f"{where}: encoding {message.encoding!r}, known: {', '.join(ENCODINGS)}; "
+            "set one of them"
+        )
+    kind, channels, colours = ENCODINGS[message.encoding]
+    big = message.is_bigendian and kind == "u2"
+    dtype = np.dtype(f"{'>' if big else '<'}{kind}")
+    width, height, step = int(message.width), int(message.height), int(message.step)
+    row = width * channels * dtype.itemsize
+    data = np.frombuffer(message.data, np.uint8)
+    if min(width, height) < 1 or step < row or len(data) < step * height:
+        raise SourceError(
+            f"{where}: {len(data)} bytes in rows of {step} are no {message.encoding} of "
+            f"{width}x{height}; see its driver"
+        )
+    rows = data[: step * height].reshape(height, step)[:, :row]
+    values = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)
+    if kind == "u2":
+        values = (values >> 8).astype(np.uint8)
+    if values.shape[2] == 3 and colours == RGB:
+        return values
+    picture = np.empty((height, width, 3), np.uint8)
+    for i, colour in enumerate(colours):  # a quarter of the time of fancy indexing
+        picture[..., i] = values[..., colour]
+    return picture
+
+
+def decompressed(where: str, message: Any) -> Array:
+    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/CompressedImage.
+
+    JPEG and PNG of 8 bits. Raises SourceError where it is neither (compressed depth, H.264), or is
+    damaged.
+    """
+    from PIL import Image
+
+    data = io.BytesIO(bytes(message.data))
+    try:
+        with Image.open(data, formats=("JPEG", "PNG")) as picture:
+            if picture.mode not in ("RGB", "RGBA", "L", "P"):
+                raise SourceError(f"{where}: a picture of mode {picture.mode}, not 8 bits a colour")
+            return np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as e:
+        raise SourceError(
+            f"{where}: {len(data.getbuffer())} bytes of format {message.format!r} are no whole "
+            f"JPEG or PNG ({type(e).__name__})"
+        ) from None

@@ -1,0 +1,117 @@
+"""Bags of ROS 1 and ROS 2 (.bag, .mcap, .db3): which there are, and what is in them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latentplan.errors import MissingDependency, SourceError
+
+SUFFIXES = (".bag", ".mcap", ".db3")
+METADATA = "metadata.yaml"  # in the folder of a ROS 2 bag
+
+
+class Received(NamedTuple):
+    """A message and when it was recorded."""
+
+    topic: str
+    recorded: int  # ns
+    message: Any
+
+
+def find(path: Path) -> list[Path]:
+    """Return the bags at `path`: itself, or those in the folder, in the order of their names.
+
+    A bag is a file, or a folder with a metadata.yaml. SourceError where there is none.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: no such bag")
+    if _is_bag(path):
+        return [path]
+    if path.is_file():
+        raise SourceError(f"{path}: is no bag; need a {', '.join(SUFFIXES)}, or a folder of them")
+    found = sorted((inner for inner in path.iterdir() if _is_bag(inner)), key=_natural)
+    if not found:
+        raise SourceError(f"{path}: holds no bag ({', '.join(SUFFIXES)}, or a ROS 2 bag's folder)")
+    return found
+
+
+class Bag:
+    """An open bag: its topics, and their messages in the order in which they were recorded."""
+
+    def __init__(self, path: Path, reader: Any) -> None:
+        """Take an open rosbags.highlevel.AnyReader."""
+        self.path, self._reader = path, reader
+        # A topic that was announced and never written is not there for us.
+        self.topics: dict[str, str] = {
+            c.topic: c.msgtype for c in reader.connections if c.msgcount > 0
+        }
+
+    def messages(
+        self, topics: Sequence[str], *, start: int | None = None, stop: int | None = None
+    ) -> Iterator[Received]:
+        """Yield the messages of `topics` that were recorded from `start` to before `stop`, ns."""
+        wanted = [c for c in self._reader.connections if c.topic in topics and c.msgcount > 0]
+        if not wanted:
+            return
+        with _told(self.path):
+            for connection, recorded, raw in self._reader.messages(wanted, start, stop):
+                message = self._reader.deserialize(raw, connection.msgtype)
+                yield Received(connection.topic, recorded, message)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Bag]:
+    """Give the bag at `path`, read-only.
+
+    Raises MissingDependency without rosbags; SourceError where the bag is damaged, then or later.
+    """
+    try:
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError:
+        raise MissingDependency(f'{path}: needs rosbags: pip install "latentplan[bags]"') from None
+    with _told(path):
+        # Bags of ROS 2 before Iron hold no definitions; those of sensor messages never changed.
+        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.open()
+    try:
+        yield Bag(path, reader)
+    finally:
+        reader.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell what rosbags makes of damage as a SourceError."""
+    import apsw
+    from rosbags.highlevel import AnyReaderError
+    from rosbags.rosbag1 import ReaderError as Ros1Error
+    from rosbags.rosbag2 import ReaderError as Ros2Error
+    from rosbags.serde import SerdeError
+    from rosbags.typesys import TypesysError
+
+    try:
+        yield
+    except (
+        *(AnyReaderError, Ros1Error, Ros2Error, SerdeError, TypesysError, apsw.Error),
+        *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError),
+    ) as e:
+        why = f"{type(e).__name__}: {e}".rstrip(": ")
+        advice = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex, or mcap recover"
+        raise SourceError(f"{path}: damaged, or not a bag ({why}); {advice} may help") from None
+
+
+def _is_bag(path: Path) -> bool:
+    if path.is_dir():
+        return (path / METADATA).is_file()
+    return path.suffix in SUFFIXES
+
+
+def _natural(path: Path) -> list[Any]:
+    """Return what sorts run_2 before run_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

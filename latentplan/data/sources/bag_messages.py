@@ -1,0 +1,127 @@
+"""The numbers in messages about joints: what was measured, and what was commanded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latentplan.errors import SourceError
+from latentplan.types import Array
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+JOINT_STATE = "sensor_msgs/msg/JointState"
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+NUMBERS = "std_msgs/msg/Float64MultiArray"
+TWIST, TWIST_STAMPED = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
+
+
+class Command(NamedTuple):
+    """What an arm was told: `values` mean what `control` says; empty: the sender did not say."""
+
+    control: str  # joint_position (rad), joint_velocity (rad/s), twist (m/s, rad/s)
+    values: Array
+
+
+def stamp(message: Any) -> int | None:
+    """Return when a message says that it was measured, ns; None where its type does not say."""
+    header = getattr(message, "header", None)
+    if header is None:
+        return None
+    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
+
+
+def ordered(
+    where: str, wanted: Sequence[str], names: Sequence[str], *, values: Sequence[float]
+) -> Array | None:
+    """Return the values (J,) of the joints `wanted`, None where a message has none of them.
+
+    Raises SourceError where it has some but not all, or a value is missing or not finite.
+    """
+    missing = [name for name in wanted if name not in names]
+    if len(missing) == len(wanted):
+        return None
+    if missing:
+        found = ", ".join(names)
+        raise SourceError(f"{where}: no joint {', '.join(missing)}; found {found}; set joints")
+    if len(values) != len(names) or len(set(names)) < len(names):
+        raise SourceError(f"{where}: found {len(values)} values for the names {', '.join(names)}")
+    chosen = np.array([values[names.index(name)] for name in wanted], np.float64)
+    return _finite(where, chosen)
+
+
+def command(where: str, kind: str, message: Any, *, joints: Sequence[str]) -> Command | None:
+    """Return what a message of the type `kind` commands; None where it is for other joints.
+
+    Raises SourceError where it cannot be told.
+    """
+    return COMMANDS[kind](where, message, joints)
+
+
+def _trajectory(where: str, message: Any, joints: Sequence[str]) -> Command | None:
+    if len(message.points) != 1:
+        raise SourceError(
+            f"{where}: a trajectory of {len(message.points)} points; single points alone are read; "
+            "leave command out to take where the joints are next"
+        )
+    return _of_joints(
+        where,
+        joints,
+        list(message.joint_names),
+        positions=message.points[0].positions,
+        velocities=message.points[0].velocities,
+    )
+
+
+def _joint_state(where: str, message: Any, joints: Sequence[str]) -> Command | None:
+    names = list(message.name)
+    return _of_joints(
+        where, joints, names, positions=message.position, velocities=message.velocity
+    )
+
+
+def _of_joints(
+    where: str,
+    joints: Sequence[str],
+    names: list[str],
+    *,
+    positions: Sequence[float],
+    velocities: Sequence[float],
+) -> Command | None:
+    if len(positions):
+        control, values = "joint_position", ordered(where, joints, names, values=positions)
+    else:
+        control, values = "joint_velocity", ordered(where, joints, names, values=velocities)
+    return None if values is None else Command(control, values)
+
+
+def _numbers(where: str, message: Any, joints: Sequence[str]) -> Command | None:
+    values = np.array(message.data, np.float64)
+    if values.shape != (len(joints),):
+        raise SourceError(
+            f"{where}: found {len(values)} numbers for the joints {', '.join(joints)}; set joints"
+        )
+    return Command("", _finite(where, values))
+
+
+def _twist(where: str, message: Any, joints: Sequence[str]) -> Command | None:
+    twist = getattr(message, "twist", message)
+    parts = [getattr(part, axis) for part in (twist.linear, twist.angular) for axis in "xyz"]
+    return Command("twist", _finite(where, np.array(parts, np.float64)))
+
+
+COMMANDS: dict[str, Callable[[str, Any, Sequence[str]], Command | None]] = {
+    TRAJECTORY: _trajectory,
+    JOINT_STATE: _joint_state,
+    NUMBERS: _numbers,
+    TWIST: _twist,
+    TWIST_STAMPED: _twist,
+}
+
+
+def _finite(where: str, values: Array) -> Array:
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise SourceError(f"{where}: {bad} of {values.size} numbers are NaN or infinite")
+    return values
