@@ -1,0 +1,369 @@
+"""An arm behind ROS 1, for real: a master, topics, roslaunch, rosbag, all on the loopback alone.
+
+`make test-ros1` runs it in a network namespace. One rig serves most tests, in their order; the
+one that kills the master is the last.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import ServerProxy
+
+import numpy as np
+import pytest
+import rosbag
+import rosgraph
+import rospy
+import yaml
+from real.harness import DT, FAULTS, SPEED, Rig, Row, Station
+from real.stations import PORT, ROS1
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from latentplan.real_robot.backends.topics import MODES
+from latentplan.real_robot.remote import RemoteRobot
+from latentplan.robots.chain import Chain
+from latentplan.robots.description import load
+
+pytestmark = pytest.mark.ros1
+ROOT = Path(__file__).parents[2]
+TURN = np.append([0.4, 0, 0, 0, 0, 0, 0], 0.5)
+SLACK = 3.0  # a machine that runs tests may be as much slower as that
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    os.environ.update(ROS1.environment)
+    with Rig(ROS1, tmp_path_factory.mktemp("ros1"), patience=2.0) as rig:
+        rospy.init_node("tester", disable_signals=True)
+        yield rig
+
+
+def check(row: Row, limit: float | None) -> None:
+    """Assert that a fault stopped the arm in time, or not at all where none is to be."""
+    assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
+    if limit is None:
+        assert row.trip_ms is None and not row.reason, row
+    else:
+        assert row.trip_ms is not None and row.rest_ms is not None, row
+        assert row.trip_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
+        assert row.held, row
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
+    check(rig.suffer(name), FAULTS[name].limit)
+
+
+def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.5)
+    rig.tell("arm", "silent")
+    time.sleep(1.5)
+    assert "silent for" in rig.ask("reset")["error"]
+    rig.tell("arm", "turning")
+    time.sleep(0.3)
+    assert "moves at 0.100 rad/s" in rig.ask("reset")["error"]
+    assert rig.health()["state"] == "fault"
+    rig.tell("arm", "fine")
+    time.sleep(0.3)
+    assert rig.ask("reset")["error"] == ""
+
+
+def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.6)
+    assert rig.ask("trip", reason="a person")["error"] == ""
+    time.sleep(0.6)
+    before = rig.record(time.monotonic() - 0.2)[1].rows[-1, 1:]
+    rig.go()
+    time.sleep(0.4)
+    commands, _ = rig.record(rig.begun)
+    np.testing.assert_allclose(commands.rows[0, 1:], before, atol=2e-3)
+    assert np.abs(np.diff(commands.rows[:, 1:], axis=0)).max() <= 1.01 * SPEED * DT
+
+
+def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.5)
+    rival = rospy.Publisher(MODES["trajectory"], JointTrajectory, queue_size=1)
+    until(lambda: rig.health()["state"] == "fault", within=SLACK * 1.2)
+    assert f"/tester publishes on /{MODES['trajectory']}, too" in rig.health()["reason"]
+    node = rig.processes["node"]
+    node.signal(signal.SIGKILL)
+    node.popen.wait()
+    assert "/tester publishes on" in refused(rig)
+    rival.unregister()
+    renew(rig)
+    rig.go()
+    assert "a node /latentplan runs and may move the arm" in refused(rig)
+    assert rig.health()["state"] == "armed"
+
+
+def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
+    for end in ("SIGTERM", "rosnode kill"):
+        renew(rig)
+        rig.go()
+        time.sleep(0.6)
+        node, begin = rig.processes["node"], time.monotonic()
+        if end == "SIGTERM":
+            node.signal(signal.SIGTERM)
+            assert node.popen.wait(SLACK * 2) == 0
+        else:
+            uri = rosgraph.Master("/tester").lookupNode("/latentplan")
+            ServerProxy(uri).shutdown("/tester", "a person wants it")
+        time.sleep(0.8)
+        commands, joints = rig.record(rig.begun)
+        assert np.abs(commands.speeds[-1]).max() < 1e-3, end  # slowed down, not cut off
+        steps = np.abs(np.diff(commands.speeds, axis=0)) / DT
+        assert (steps <= 1.01 * rig.limits()[1]).all(), end
+        assert commands.rows[-1, 0] - begin < SLACK * 0.6
+        assert np.abs(joints.dq[-1]).max() < 5e-3
+        if end == "rosnode kill":
+            assert "told to shut down" in rig.health()["reason"]
+
+
+def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
+    renew(rig)
+    rig.go()
+    time.sleep(0.6)
+    killed = rig.processes["node"].signal(signal.SIGKILL)
+    time.sleep(0.8)
+    commands, joints = rig.record(rig.begun)
+    assert commands.rows[-1, 0] < killed + 0.05
+    assert np.abs(joints.dq[-1]).max() < 5e-3
+    np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3)
+    renew(rig)
+
+
+@pytest.mark.parametrize("mode", ["positions", "twist"])
+def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, mode: str) -> None:
+    from geometry_msgs.msg import TwistStamped
+    from std_msgs.msg import Float64MultiArray
+
+    heard: list[Any] = []
+    kind = TwistStamped if mode == "twist" else Float64MultiArray
+    listener = rospy.Subscriber(MODES[mode], kind, heard.append)
+    renew(rig, f"backend.mode={mode}")
+    rig.go()
+    if mode == "positions":
+        until(lambda: abs(heard[-1].data[0] - heard[0].data[0]) > 0.05 if heard else False)
+        _, joints = rig.record(rig.begun)
+        assert np.abs(joints.dq[:, 0]).max() > 0.5 * SPEED
+    else:  # nothing follows a twist here, so the reference runs ahead until that is a fault
+        until(lambda: rig.health()["state"] == "fault")
+        assert "the reference is" in rig.health()["reason"]
+        fastest = max(heard, key=lambda m: abs(m.twist.angular.z))
+        assert fastest.header.frame_id == "base_link"
+        turn, linear = fastest.twist.angular, fastest.twist.linear
+        (ee,) = Chain(load("panda")).ee(np.array([load("panda").column("home")]))
+        radius = np.hypot(*(ee - load("panda").position)[:2])
+        assert abs(turn.x) + abs(turn.y) < 1e-3 < abs(turn.z)
+        assert np.hypot(linear.x, linear.y) == pytest.approx(radius * abs(turn.z), rel=0.02)
+    listener.unregister()
+    renew(rig)
+
+
+def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
+    rig.processes.pop("node").end()
+    assert "nobody listens to nowhere for 0.2 s" in refused(
+        rig, "backend.command=nowhere", "backend.patience=0.2"
+    )
+    assert "Ros1Driver.master_age: 99.0 is not within [0.05, 10]" in refused(
+        rig, "backend.master_age=99"
+    )
+    assert "no master answers at http://127.0.0.1:9" in refused(
+        rig, "backend.latency=0.3", ROS_MASTER_URI="http://127.0.0.1:9"
+    )
+    renew(rig)
+
+
+def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
+    rig: Rig, tmp_path: Path
+) -> None:
+    for name in ("node", "planner"):
+        rig.processes.pop(name).end()
+    file = tmp_path / "panda.yaml"
+    file.write_text(yaml.safe_dump(with_camera()))
+    config = tmp_path / "parameters.yaml"
+    config.write_text(yaml.safe_dump({"safety": {"velocity": 0.3}, "supervisor": PATIENT}))
+    given = [f"robot:={file}", f"config:={config}", "address:=127.0.0.1:15757", "ns:=/left"]
+    remapped = ["joint_states:=/joint_states", f"command:=/{MODES['trajectory']}"]
+    relay = rospy.Publisher("/left/front/image_raw", Image, queue_size=1)
+    camera = rospy.Subscriber("/front/image_raw", Image, relay.publish)
+    with launched("mpc.launch", *given, *remapped) as launch:
+        rospy.wait_for_service("/left/mpc/reset", 30)
+        assert rospy.get_param("/left/mpc/safety/velocity") == 0.3
+        image, text = (
+            rospy.Publisher(f"/left/mpc/goal/{name}", kind, queue_size=1, latch=True)
+            for name, kind in (("image", Image), ("text", String))
+        )
+        with RemoteRobot(("127.0.0.1", 15757), patience=20) as robot:
+            picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            image.publish(message_of(picture))
+            until(lambda: moved(robot) and robot.goal is not None)
+            assert isinstance(robot.goal, dict)
+            np.testing.assert_array_equal(robot.goal["front"], picture)
+            image.publish(message_of(picture[:32]))  # of another size: the goal stays
+            text.publish(String(data="close the drawer"))
+            until(lambda: moved(robot) and robot.goal == "close the drawer")
+            assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().success
+            until(lambda: robot.health().state == "fault")
+            assert robot.health().reason == "emergency stop"
+            assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().message == "fault"
+            answer = rospy.ServiceProxy("/left/mpc/reset", Trigger)()
+            assert answer.success and answer.message == "ready"
+            state = rospy.wait_for_message("/left/mpc/state", String, 5)
+            assert state.data in ("ready", "fault; emergency stop")
+        launch.send_signal(signal.SIGINT)
+        said, _ = launch.communicate(timeout=30)
+        assert launch.returncode == 0 and "has died" not in said
+        assert "need 64x64 as front takes them" in said
+    camera.unregister()
+    relay.unregister()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ("safety: {velocity: 2}", "SafetyFilter.velocity: 2.0 is not within [0.001, 1]"),
+        ("safety: {speed: 1}", "SafetyFilter has no key 'speed'"),
+        ("perid: 0.1", "no key 'perid'; did you mean 'period'?"),
+        ("backend: {dt: 0.01}", "mpc.backend.dt: 0.01 s, but safety.dt is 0.02 s"),
+    ],
+)
+def test_roslaunch_ends_where_a_parameter_is_wrong(
+    rig: Rig, tmp_path: Path, parameters: str, line: str
+) -> None:
+    config = tmp_path / "parameters.yaml"
+    config.write_text(parameters)
+    with launched("mpc.launch", f"config:={config}", "address:=127.0.0.1:0") as launch:
+        said, _ = launch.communicate(timeout=60)
+    assert f"mpc_node: {line}" in said
+    assert "exit code 2" in said and "REQUIRED process [mpc" in said
+
+
+def test_bags_are_the_same_to_rosbag_and_to_rosbags(rig: Rig, tmp_path: Path) -> None:
+    from rosbags.highlevel import AnyReader
+    from rosbags.rosbag1 import Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    topics = {"joint_states": JointState, "front/image_raw": Image}
+    seen = {topic: rospy.wait_for_message(topic, kind, 10) for topic, kind in topics.items()}
+    theirs, ours = tmp_path / "theirs.bag", tmp_path / "ours.bag"
+    with rosbag.Bag(str(theirs), "w") as bag:
+        for topic, message in seen.items():
+            bag.write(topic, message, message.header.stamp)
+    with AnyReader([theirs]) as reader, Writer(ours) as writer:
+        for connection, stamp, raw in reader.messages():
+            message, given = reader.deserialize(raw, connection.msgtype), seen[connection.topic]
+            assert stamp == given.header.stamp.to_nsec()
+            if connection.topic == "joint_states":
+                np.testing.assert_array_equal(message.position, given.position)
+            else:
+                assert message.data.tobytes() == given.data and message.encoding == "rgb8"
+            store = get_typestore(Stores.ROS1_NOETIC)
+            same = writer.add_connection(connection.topic, connection.msgtype, typestore=store)
+            writer.write(same, stamp, raw)
+    with rosbag.Bag(str(ours)) as bag:
+        again = {topic: (message, time) for topic, message, time in bag.read_messages()}
+    assert {topic: message for topic, (message, _) in again.items()} == seen
+    assert all(again[topic][1] == seen[topic].header.stamp for topic in seen)
+
+
+def test_the_death_of_the_master_stops_the_arm_though_topics_flow(rig: Rig) -> None:
+    renew(rig)
+    rig.go()
+    time.sleep(0.7)
+    begin = rig.processes["before0"].signal(signal.SIGKILL)
+    time.sleep(1.5)
+    row = rig.measure("master killed", begin)
+    check(row, 500 / SLACK)
+    assert f"the master http://127.0.0.1:{PORT} is gone" in row.reason
+    _, joints = rig.record(begin + 1.0)
+    assert len(joints.rows) > 20  # joint states came all the time
+
+
+PATIENT = {"joints_age": 1.0, "picture_age": 2.0, "overruns": 100}
+
+
+def renew(rig: Rig, *settings: str) -> None:
+    """Start the node and its planner anew."""
+    rig.start("node", [*rig.node_command(rig.port), *settings])
+    rig.ready("node")
+    rig.start_planner()
+
+
+def refused(rig: Rig, *settings: str, **environment: str) -> str:
+    """Return the one line with which another node for this arm ends."""
+    command = [sys.executable, *rig.node_command(0), *settings]
+    node = Station(command, {**ROS1.environment, **environment})
+    assert node.popen.wait(30) == 2
+    time.sleep(0.1)
+    (line,) = node.errors
+    return line
+
+
+def until(holds: Any, *, within: float = 20.0) -> None:
+    """Wait until it holds; AssertionError where it does not."""
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+def moved(robot: RemoteRobot) -> bool:
+    """Send an action, as a planner does all the time."""
+    robot.observe()
+    robot.send(TURN)
+    return True
+
+
+def message_of(picture: Any) -> Image:
+    height, width, _ = picture.shape
+    data = picture[..., ::-1].tobytes()
+    return Image(height=height, width=width, encoding="bgr8", step=3 * width, data=data)
+
+
+def with_camera() -> dict[str, Any]:
+    """Return the values of the Panda's description with a camera beside it."""
+    values = dict(yaml.safe_load((ROOT / "configs" / "robot" / "panda.yaml").read_text()))
+    lens = {"width": 64, "height": 64, "fx": 77.3, "fy": 77.3, "cx": 31.5, "cy": 31.5}
+    pose = {"position": [1.1, 0.0, 0.7], "rotation": [0, 1, 0, 0]}
+    return values | {"cameras": [{"name": "front", **lens, **pose}]}
+
+
+class launched:
+    """A roslaunch of the package with this python, ended with the block."""
+
+    def __init__(self, *words: str) -> None:
+        paths = f"{ROOT / 'real_robot' / 'ros1'}:/usr/share"
+        self.popen = subprocess.Popen(
+            ["roslaunch", "latentplan_ros", *words, f"python:={sys.executable}"],
+            cwd="/",
+            env={**os.environ, **ROS1.environment, "ROS_PACKAGE_PATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        return self.popen
+
+    def __exit__(self, *_: object) -> None:
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
