@@ -7,7 +7,7 @@ the middle of the table top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,8 +130,10 @@ class CalibratedCamera:
         flat = seen.copy()
         if any(self.distortion):
             for _ in range(ROUNDS):  # a fixed point, as OpenCV's undistortPoints
-                radial, tangential = self._lens(flat)
-                flat = (seen - tangential) / radial
+                radial, tangential = distorted(flat, self.distortion)
+                before, flat = flat, (seen - tangential) / radial
+                if np.abs(flat - before).max(initial=0) < 1e-10:
+                    break
         return np.concatenate([flat, np.ones_like(flat[..., :1])], -1)
 
     def project(self, points: Array) -> tuple[Array, Array]:
@@ -178,19 +180,20 @@ class CalibratedCamera:
         """Return the pixels (..., 2) of rays (..., 3) with z = 1."""
         flat = rays[..., :2]
         if any(self.distortion):
-            radial, tangential = self._lens(flat)
+            radial, tangential = distorted(flat, self.distortion)
             flat = flat * radial + tangential
         pixels: Array = flat * (self.fx, self.fy) + (self.cx, self.cy)
         return pixels
 
-    def _lens(self, flat: Array) -> tuple[Array, Array]:
-        """Return what the lens does to x, y (..., 2): a factor (..., 1), and a shift (..., 2)."""
-        k1, k2, p1, p2, k3 = (*self.distortion, 0.0)[:5]
-        x, y = flat[..., 0], flat[..., 1]
-        r2 = x * x + y * y
-        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-        shift = [2 * p1 * x * y + p2 * (r2 + 2 * x * x), p1 * (r2 + 2 * y * y) + 2 * p2 * x * y]
-        return radial[..., None], np.stack(shift, -1)
+
+def distorted(flat: Array, distortion: Sequence[float]) -> tuple[Array, Array]:
+    """Return what a lens does to x, y (..., 2) at z = 1: a factor (..., 1), a shift (..., 2)."""
+    k1, k2, p1, p2, k3 = (*distortion, *(0.0,) * 5)[:5]
+    x, y = flat[..., 0], flat[..., 1]
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    shift = [2 * p1 * x * y + p2 * (r2 + 2 * x * x), p1 * (r2 + 2 * y * y) + 2 * p2 * x * y]
+    return radial[..., None], np.stack(shift, -1)
 
 
 def from_row(row: Mapping[str, Any]) -> CalibratedCamera:
