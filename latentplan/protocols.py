@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentplan.types import Array, Batch, Episode, Loss, Observation, Plan, Spec, Tensors
@@ -158,6 +158,43 @@ class Proposing(Protocol):
 
     def proposal(self, task: str = "") -> Proposal:
         """Return its actions for a task, the likeliest first; ConfigError for an unknown one."""
+
+
+@runtime_checkable
+class Imagining(Protocol):
+    """A model that knows by itself where a task leads."""
+
+    def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
+        """Return what gives the latent (B, D) that the task leads to from (B, T, D), in n steps.
+
+        Raises ConfigError for an unknown task.
+        """
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Observations as discrete tokens (a `torch.nn.Module`), and back."""
+
+    spec: Spec
+    tokens: int  # K, of one time step
+    vocabulary: int  # ids are below it
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return ids (B, T, K) int64 of observations, each (B, T, ...); pictures are uint8."""
+
+    def decode(self, tokens: Tensor) -> Tensors:
+        """Return the observations, each (B, T, ...), that ids (B, T, K) stand for."""
+
+
+@runtime_checkable
+class VideoModel(Dynamics, Protocol):
+    """Dynamics that also say how likely a video is, and draw what latents stand for."""
+
+    def log_prob(self, frames: Tensors, *, task: str = "") -> Tensor:
+        """Return the log-probability (B, T) in nats of each frame, given those before it."""
+
+    def decode(self, latents: Tensor) -> Tensors:
+        """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
 
 
 class Planner(Protocol):

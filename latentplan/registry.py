@@ -33,6 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "cfm": "latentplan.models.cfm:CFM",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
+    "tokenizer": {"vqvae": "latentplan.tokenizers.vqvae:VQVAE"},
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",

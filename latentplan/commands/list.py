@@ -13,6 +13,7 @@ from latentplan.errors import unknown
 KINDS = {
     "envs": "env",
     "models": "model",
+    "tokenizers": "tokenizer",
     "planners": "planner",
     "objectives": "objective",
     "explorers": "explorer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentplan import config, registry
-from latentplan.errors import ConfigError
+from latentplan.errors import CheckpointError, ConfigError
 from latentplan.models.ensemble import Ensemble
 from latentplan.planning.mpc import MPC
 from latentplan.protocols import Constraint, Proposal
@@ -88,10 +88,26 @@ def assemble(
     if asked != members:
         raise ConfigError(f"objective.members: found {asked}, for {members} run(s); leave it out")
     found.model.requires_grad_(False)  # gradients with respect to actions alone, then
+    proposer = settings["mpc"].proposer
     return MPC(
         found.model,
         parts.classes["planner"](settings["planner"]),
         objective=partial(parts.classes["objective"], config=settings["objective"]),
         seed=seed,
         config=settings["mpc"],
+        proposers=[_proposer(proposer, found)] if proposer else (),
     )
+
+
+def _proposer(run: str, planned: checkpoint.Checkpoint) -> Any:
+    """Return the model of `run`; CheckpointError where its actions are not those of `planned`."""
+    device = next(planned.model.parameters()).device
+    model = checkpoint.load(checkpoint.find(run), device=str(device)).model
+    own, other = model.spec.action, planned.spec.action
+    for name in ("low", "high", "convention"):
+        if getattr(own, name) != getattr(other, name):
+            raise CheckpointError(
+                f"mpc.proposer: the actions of {run!r} have {name} {getattr(own, name)}, the "
+                f"planning model's {getattr(other, name)}; take a run of the same env"
+            )
+    return model.requires_grad_(False)

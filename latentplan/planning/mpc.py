@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain
 from time import perf_counter
 from typing import cast
 
@@ -16,21 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from latentplan import shapes
-from latentplan.errors import (
-    ConfigError,
-    LatentplanError,
-    PlanningError,
-    ShapeError,
-    check_range,
-)
+from latentplan.errors import ConfigError, LatentplanError, PlanningError, check_range
 from latentplan.planning import spaces
 from latentplan.planning.graph import Captured
+from latentplan.planning.memory import Memory
 from latentplan.planning.problem import Problem
+from latentplan.planning.proposer import Proposer
 from latentplan.planning.solver import Solver, shift
 from latentplan.protocols import (
     ActionSpace,
     Constraint,
     Dynamics,
+    Imagining,
     Objective,
     Planner,
     Proposal,
@@ -79,6 +75,9 @@ class MPC:
         dtype: str = "float32"  # of rollouts: float32, tf32 (CUDA), bfloat16 or float16
         graph: bool = False  # a solve is one CUDA graph; needs a CUDA device
         propose: bool = False  # whether actions that the model itself proposes compete
+        proposer: str = ""  # run of another model whose proposals compete: folder, file or name
+        subgoal: bool = False  # whether the goal is where the model imagines that the task leads
+        # within the plan's horizon, anew for every plan; no picture of the goal is needed then
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a setting is out of its range."""
@@ -108,11 +107,13 @@ class MPC:
         config: Config | None = None,
         proposals: Sequence[Proposal] = (),
         constraints: Sequence[Constraint] = (),
+        proposers: Sequence[Proposing] = (),
     ) -> None:
         """Take a model, a planner, and what makes an objective of a goal's latent (1, D).
 
-        Proposals are candidates that compete in every plan; constraints are what imagined latents
-        and actions must keep to. Raises ConfigError where settings do not fit model or device.
+        Proposals are candidates that compete in every plan; proposers are other models that make
+        some of what they see; constraints are what imagined latents and actions must keep to.
+        Raises ConfigError where settings do not fit models or device.
         """
         self.model, self.planner = model, planner
         self.config = config or self.Config()
@@ -120,9 +121,10 @@ class MPC:
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._make_objective = objective
         self._objective: Objective | None = None
-        self._device = _device(model)
+        self._memory = Memory(model)
+        self._proposers = tuple(Proposer(each) for each in proposers)
+        self._device = self._memory.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
-        self._latents: deque[Tensor] = deque(maxlen=model.context)  # each (1, 1, D)
         self._sent = 0  # actions of the plan
         self._last: Tensor | None = None  # action sent (1, A)
         self._predicted: Tensor | None = None  # latents (H + 1, D) of the plan, the start first
@@ -131,7 +133,12 @@ class MPC:
         self._own: tuple[Proposal, ...] = ()  # the model's proposals for the task at hand
         needs = getattr(planner, "needs_proposals", False)
         self._proposing = model if isinstance(model, Proposing) else None
-        if (needs and not self.proposals) or self.config.propose:
+        if self.config.proposer and not proposers:
+            raise ConfigError(
+                f"MPC.proposer: {self.config.proposer!r} is loaded by latentplan.load; "
+                "give an MPC of your own the model itself: proposers=[model]"
+            )
+        if (needs and not (self.proposals or proposers)) or self.config.propose:
             if self._proposing is None:
                 who = "planner generate" if needs else "MPC.propose"
                 name = type(model).__name__
@@ -140,6 +147,14 @@ class MPC:
                 )
         else:
             self._proposing = None
+        self._subgoal: Callable[[Tensor, int], Tensor] | None = None
+        self._horizon = getattr(getattr(planner, "config", None), "horizon", 1)
+        if self.config.subgoal and not isinstance(model, Imagining):
+            name = type(model).__name__
+            raise ConfigError(
+                "MPC.subgoal: needs a model that imagines where a task leads, such as videoworld, "
+                f"found {name}"
+            )
         self._dtype = DTYPES[self.config.dtype]
         self._imagine = model  # rolls out; the encoder stays in full precision
         if self._dtype != torch.float32:
@@ -155,15 +170,27 @@ class MPC:
             found = len(self.config.rate)
             raise ConfigError(f"MPC.rate: {found} rates for actions of {size} numbers, {why}")
 
-    def goal(self, observation: Observation, *, task: str = "") -> None:
+    def goal(self, observation: Observation | None = None, *, task: str = "") -> None:
         """Set what to reach: an observation with the model's keys, and what to do, by its name.
 
-        The task is for models that propose actions. Raises ShapeError, and ConfigError for a task
-        that the model does not know.
+        The task is for models that propose or imagine, a sentence where they were trained on
+        sentences; with `subgoal` it is all. Raises ShapeError, and ConfigError for a task that a
+        model does not know, or where nothing says what to reach.
         """
         if self._proposing is not None:
             self._own = (self._proposing.proposal(task),)
-        self._objective = self._make_objective(self._encode("MPC.goal", observation)[:, 0])
+        for proposer in self._proposers:
+            proposer.goal(task)
+        if self.config.subgoal:
+            self._subgoal = cast(Imagining, self.model).subgoal(task)
+        elif observation is None:
+            raise ConfigError(
+                "MPC.goal: needs an observation, or mpc.subgoal=true and a model that imagines "
+                "where a task leads"
+            )
+        else:
+            goal = self._memory.encode("MPC.goal", observation)
+            self._objective = self._make_objective(goal[:, 0])
         self.plan = None  # it led to another goal
 
     def act(self, observation: Observation) -> Array:
@@ -173,14 +200,16 @@ class MPC:
         goal is set, the model raises or gives no finite plan, or the deadline is too short.
         """
         start = perf_counter()
-        objective = self._need_goal()
+        self._need_goal()
         try:
-            self._latents.append(self._encode("MPC.act", observation))
+            self._memory.see("MPC.act", observation)
+            for proposer in self._proposers:
+                proposer.memory.see("MPC.act", observation)
         except LatentplanError:
             self.plan = None  # the rest of it was for what could not be seen
             raise
         if self.plan is None or self._sent == self.config.chunk or self._surprised():
-            self._plan(observation, objective, start)
+            self._plan(observation, start)
         assert self.plan is not None
         self._last = self.plan.actions[:, self._sent]
         self._sent += 1
@@ -188,11 +217,13 @@ class MPC:
         self._milliseconds.append((perf_counter() - start) * 1e3)
         return action
 
-    def _plan(self, observation: Observation, objective: Objective, start: float) -> None:
+    def _plan(self, observation: Observation, start: float) -> None:
         """Make the plan for what is seen now."""
         c = self.config
         last, self.plan = self.plan, None  # a failed plan must leave nothing to send
         left = None
+        context = self._memory.context()
+        objective = self._objective_from(context)
         if c.deadline_ms is not None:
             encoding = (perf_counter() - start) * 1e3
             left = c.deadline_ms - encoding
@@ -201,7 +232,6 @@ class MPC:
                     f"MPC.deadline_ms: {c.deadline_ms:g} ms are over before planning begins: "
                     f"encoding took {encoding:.1f} ms; give more"
                 )
-        context = self._context(self._latents)
         with _matmul(c.dtype):
             plan = self.planner.plan(
                 context.to(self._dtype),
@@ -210,7 +240,7 @@ class MPC:
                 space=self._space(observation),
                 generator=self._generator,
                 warm_start=self._rest(last),
-                proposals=(*self.proposals, *self._own),
+                proposals=(*self.proposals, *self._own, *self._proposers),
                 constraints=self.constraints,
                 deadline_ms=left,
             )
@@ -228,7 +258,7 @@ class MPC:
         if self.config.surprise is None or self._predicted is None:
             return False
         start, predicted = self._predicted[0], self._predicted[self._sent]
-        missed = (self._latents[-1][0, 0] - predicted).norm()
+        missed = (self._memory.context()[0, -1] - predicted).norm()
         # Negated, so that a latent that is NaN surprises: no action follows from it.
         return not bool(missed <= self.config.surprise * (predicted - start).norm())
 
@@ -248,19 +278,18 @@ class MPC:
         As if `act` were called now, but nothing is remembered and nothing is drawn. A candidate
         for which the model gives NaN costs infinity.
         """
-        objective = self._need_goal()
+        self._need_goal()
         candidates = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
         if candidates.ndim == 2:
             candidates = candidates[:, None]
         size = self.model.spec.action.size
         shapes.check("MPC.evaluate.actions", candidates, "N H A", A=size)
-        latents = deque(self._latents, self.model.context)
-        latents.append(self._encode("MPC.evaluate", observation))
+        context = self._memory.context(self._memory.encode("MPC.evaluate", observation))
         with torch.no_grad(), _matmul(self.config.dtype):
             problem = Problem(
-                self._context(latents).to(self._dtype),
+                context.to(self._dtype),
                 self._imagine,
-                objective,
+                self._objective_from(context),
                 self._space(observation),
                 self._generator,
                 candidates.shape[1],
@@ -271,7 +300,8 @@ class MPC:
 
     def reset(self, *, seed: int | None = None) -> None:
         """Forget the episode, not the goal; with a seed, draw as a new MPC of that seed would."""
-        self._latents.clear()
+        for memory in (self._memory, *(each.memory for each in self._proposers)):
+            memory.clear()
         self.plan = self._last = None
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -284,46 +314,16 @@ class MPC:
         p50, p90, p99 = np.percentile(self._milliseconds, (50, 90, 99))
         return Latency(len(self._milliseconds), float(p50), float(p90), float(p99))
 
-    def _need_goal(self) -> Objective:
-        if self._objective is None:
+    def _need_goal(self) -> None:
+        if self._objective is None and self._subgoal is None:
             raise PlanningError("no goal is set: call goal(observation) first")
+
+    def _objective_from(self, context: Tensor) -> Objective:
+        """Return what a plan from `context` (1, T, D) costs."""
+        if self._subgoal is not None:
+            return self._make_objective(self._subgoal(context, self._horizon))
+        assert self._objective is not None
         return self._objective
-
-    def _encode(self, where: str, observation: Observation) -> Tensor:
-        """Return the latent (1, 1, D) of an observation that fits the model."""
-        spec = self.model.spec
-        if not isinstance(observation, Mapping):
-            found = type(observation).__name__
-            raise ShapeError(f"{where}: found {found}, need a mapping from names to arrays")
-        inputs = {}
-        for key, array in spec.observation.items():
-            if key in spec.privileged:
-                continue
-            if key not in observation:
-                given = ", ".join(sorted(observation)) or "nothing"
-                raise ShapeError(f"{where}: the observation has no {key!r}, only {given}")
-            value, wanted = np.asarray(observation[key]), np.dtype(array.dtype)
-            if value.shape != array.shape:
-                raise ShapeError(f"{where}[{key!r}]: found shape {value.shape}, need {array.shape}")
-            if value.dtype != wanted and (value.dtype.kind, wanted.kind) != ("f", "f"):
-                raise ShapeError(f"{where}[{key!r}]: found {value.dtype}, need {wanted}")
-            with np.errstate(over="ignore"):  # what overflows is found infinite below
-                value = np.array(value, wanted, order="C")  # a copy: torch wants it writable
-            shapes.check_finite(f"{where}[{key!r}]", value)
-            inputs[key] = torch.from_numpy(value).to(self._device)
-        try:
-            with torch.no_grad():
-                return self.model.encode({key: x[None, None] for key, x in inputs.items()})
-        except LatentplanError:
-            raise
-        except Exception as e:
-            name = type(self.model).__name__
-            raise PlanningError(f"{name}.encode raised {type(e).__name__}: {e}") from e
-
-    def _context(self, latents: deque[Tensor]) -> Tensor:
-        """Return (1, T, D); before T observations were seen, the first stands for those before."""
-        missing = self.model.context - len(latents)
-        return torch.cat([*[latents[0]] * missing, *latents], dim=1)
 
     def _rest(self, plan: Plan | None) -> Tensor | None:
         """Return the warm start: the last plan without what was sent, if anything is left."""
@@ -332,13 +332,6 @@ class MPC:
         elites = plan.actions[:, None] if plan.elites is None else plan.elites
         best = torch.cat([plan.actions[:, None], elites[:, : CARRIED - 1]], dim=1)
         return shift(best, self._sent)
-
-
-def _device(model: Dynamics) -> torch.device:
-    """Return where the model's weights are."""
-    module = cast(nn.Module, model)
-    weight = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if weight is None else weight.device
 
 
 @contextmanager

@@ -1,14 +1,21 @@
 """The planner that takes what proposals offer, and the models that propose by themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
 from toy_problem import Scripted, build, cost_of, objective, problem, solve
 
-from latentplan.errors import ConfigError, PlanningError
+import latentplan
+from latentplan.errors import CheckpointError, ConfigError, PlanningError, ShapeError
+from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.planning.mpc import MPC
 from latentplan.planning.spaces import Box
+from latentplan.training import checkpoint
+from latentplan.types import ArraySpec
 
 
 class Knowing(ToyModel):
@@ -74,3 +81,100 @@ def test_a_model_that_proposes_nothing_is_refused(planner, config):
     model = ToyModel(toy_spec(4, 2, 1.0))
     with pytest.raises(ConfigError, match="needs a model that proposes actions.*ToyModel"):
         MPC(model, build(planner), objective=lambda z: objective(z), config=config)
+
+
+class Imagining(ToyModel):
+    """A toy model that imagines: a task adds its number to the latent, at every step."""
+
+    def subgoal(self, task=""):
+        if not task:
+            raise ConfigError("task '': was not trained on")
+        return lambda context, steps: context[:, -1] + steps * float(task)
+
+
+def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
+    spec = toy_spec(4, 4, 1.0)
+    model = Imagining(spec)
+    planner = build("cem", candidates=256, iterations=8, horizon=2)
+    mpc = MPC(model, planner, objective=objective, config=MPC.Config(subgoal=True))
+    seen = {"state": np.zeros(4, np.float32)}
+    with pytest.raises(PlanningError, match="no goal is set"):
+        mpc.act(seen)
+    for task in ("0.1", "-0.1"):
+        mpc.goal(task=task)
+        action = torch.from_numpy(mpc.act(seen))
+        with torch.no_grad():
+            after = model.rollout(torch.zeros(1, 1, 4), mpc.plan.actions[:, None])[0, 0, -1]
+        torch.testing.assert_close(after, torch.full((4,), 2 * float(task)), rtol=0, atol=0.05)
+        costs = mpc.evaluate(seen, torch.stack([action, -action]).numpy())
+        assert costs[0] < costs[1]
+    with pytest.raises(ConfigError, match="not trained on"):
+        mpc.goal(task="")
+
+
+def test_without_a_goal_or_a_model_that_imagines_there_is_nothing_to_reach():
+    model = ToyModel(toy_spec(4, 2, 1.0))
+    with pytest.raises(ConfigError, match="MPC.goal: needs an observation, or mpc.subgoal=true"):
+        MPC(model, build("cem"), objective=objective).goal(task="push")
+    with pytest.raises(ConfigError, match="MPC.subgoal: needs a model that imagines.*ToyModel"):
+        MPC(model, build("cem"), objective=objective, config=MPC.Config(subgoal=True))
+
+
+class Steering(ToyModel):
+    """Proposes what it sees, which no other model sees, times the task's number."""
+
+    def proposal(self, task=""):
+        return Seen(float(task))
+
+
+class Seen:
+    def __init__(self, times):
+        self.times = times
+
+    def sample(self, context, count, *, horizon, generator):
+        return (self.times * context[:, -1, None, None, :2]).expand(-1, 1, horizon, -1)
+
+
+def test_another_model_proposes_of_what_it_sees_itself():
+    spec = toy_spec(4, 2, 1.0)
+    both = replace(spec, observation={**spec.observation, "force": ArraySpec((6,))})
+    other = Steering(both, ToyModel.Config(key="force", context=3))
+    generate = build("generate", candidates=1, horizon=3)
+    mpc = MPC(ToyModel(spec), generate, objective=objective, proposers=[other])
+    seen = {"state": np.zeros(4, np.float32), "force": np.full(6, 0.4, np.float32)}
+    for task, wanted in (("0.5", 0.2), ("-1", -0.4)):
+        mpc.reset()
+        mpc.goal(seen, task=task)
+        np.testing.assert_allclose(mpc.act(seen), wanted, atol=1e-6)
+    with pytest.raises(ShapeError, match="MPC.act: the observation has no 'force'"):
+        mpc.act({"state": seen["state"]})
+
+
+def test_a_proposer_that_cannot_propose_or_is_not_loaded_is_refused():
+    model = ToyModel(toy_spec(4, 2, 1.0))
+    with pytest.raises(ConfigError, match="MPC.proposer: needs a model that proposes.*ToyModel"):
+        MPC(model, build("cem"), objective=objective, proposers=[model])
+    with pytest.raises(ConfigError, match="MPC.proposer: 'run' is loaded by latentplan.load"):
+        MPC(model, build("cem"), objective=objective, config=MPC.Config(proposer="run"))
+
+
+def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
+    torch.manual_seed(0)
+    toy = ToyEnv()
+    video = VideoWorld(toy.data_spec, VideoWorld.Config())
+    checkpoint.save(tmp_path / "v.safetensors", video, name="videoworld", step=1, metrics={})
+    seen = toy.reset(seed=1)[0]
+    made = []
+    for planner in ("generate", "cem"):
+        mpc = latentplan.load(
+            untrained_run, planner=planner, overrides=[f"proposer={tmp_path}/v.safetensors"]
+        )
+        mpc.goal(toy.reset(seed=2)[0])
+        made.append(mpc.act(seen))
+        assert np.isfinite(made[-1]).all()
+    assert mpc.plan.cost <= float(mpc.evaluate(seen, made[0][None]).min()) + 1e-4
+    arm = replace(toy.data_spec, action=replace(toy.data_spec.action, low=(-2.0,) * 4))
+    other = VideoWorld(arm, VideoWorld.Config())
+    checkpoint.save(tmp_path / "o.safetensors", other, name="videoworld", step=1, metrics={})
+    with pytest.raises(CheckpointError, match="mpc.proposer: the actions of .* have low"):
+        latentplan.load(untrained_run, overrides=[f"proposer={tmp_path}/o.safetensors"])

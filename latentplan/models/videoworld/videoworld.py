@@ -8,6 +8,7 @@ any planner.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -152,6 +153,27 @@ class VideoWorld(nn.Module):
         """
         number = self.generator.number(task) if task else 0
         return CodeProposal(self, number, temperature=temperature, top_p=top_p)
+
+
+    def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
+        """Return what imagines n steps of a task; see `protocols.Imagining`.
+
+        Step by step: the likeliest codes, then the likeliest next frame.
+        """
+        number = self.generator.number(task) if task else 0
+        generator, meaning = self.generator, self.dynamics.meaning
+
+        @torch.no_grad()
+        def imagined(context: Tensor, steps: int) -> Tensor:
+            tokens = _without_copies(self.ids(context[:, -self.context :]))
+            tasks = torch.full((len(tokens),), number, device=tokens.device)
+            for _ in range(steps):
+                codes = generator.generate(tokens, tasks).codes[:, 0]
+                after = generator.imagine(tokens, codes, tasks)
+                tokens = torch.cat([tokens, after[:, None]], dim=1)[:, -self.context :]
+            return meaning.codes(tokens[:, -1]).flatten(1)  # b (k d)
+
+        return imagined
 
 
 class CodeProposal:

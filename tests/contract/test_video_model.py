@@ -1,0 +1,77 @@
+"""What every model that says how likely a video is keeps, beside being Dynamics."""
+
+import pytest
+import torch
+
+from latentplan import registry
+from latentplan.protocols import Imagining, Proposing, VideoModel
+from latentplan.types import ActionSpec, ArraySpec, Spec
+
+SPEC = Spec({"rgb": ArraySpec((64, 64, 3), "uint8")}, ActionSpec((-1.0,) * 4, (1.0,) * 4))
+NAMES = [
+    name
+    for name in sorted(registry.BUILT_IN["model"])
+    if hasattr(registry.get("model", name), "log_prob")
+]
+
+
+@pytest.fixture(params=NAMES)
+def model(request):
+    torch.manual_seed(0)
+    made = registry.get("model", request.param)(SPEC)
+    for weight in made.parameters():  # nothing is almost zero, so that what leaks is seen
+        weight.data += 0.1 * torch.randn_like(weight)
+    return made.eval()
+
+
+def frames(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (*shape, 64, 64, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_videoworld_is_one():
+    assert "videoworld" in NAMES
+
+
+def test_log_prob_sees_no_later_frame_and_no_neighbour(model):
+    assert isinstance(model, VideoModel)
+    video = frames(2, 3)
+    with torch.no_grad():
+        found = model.log_prob({"rgb": video})
+        assert found.shape == (2, 3) and (found < 0).all() and found.isfinite().all()
+        changed = video.clone()
+        changed[:, 2] = 255 - changed[:, 2]
+        after = model.log_prob({"rgb": changed})
+        torch.testing.assert_close(after[:, :2], found[:, :2])
+        assert not torch.allclose(after[:, 2], found[:, 2])
+        alone = model.log_prob({"rgb": video[1:]})
+        torch.testing.assert_close(alone[0], found[1], rtol=1e-4, atol=1e-3)
+
+
+def test_latents_are_drawn_as_pictures_the_same_each_time(model):
+    z = model.encode({"rgb": frames(2, 3)})
+    shown = model.decode(z)["rgb"]
+    assert shown.shape == (2, 3, 64, 64, 3) and shown.dtype == torch.uint8
+    assert torch.equal(shown, model.decode(z)["rgb"])
+
+
+def test_it_imagines_where_a_task_leads(model):
+    if not isinstance(model, Imagining):
+        pytest.skip("does not imagine")
+    context = model.encode({"rgb": frames(2, model.context)})
+    towards = model.subgoal()
+    goal = towards(context, 2)
+    assert goal.shape == (2, model.latent_dim)
+    torch.testing.assert_close(goal, towards(context, 2))
+    torch.testing.assert_close(towards(context[1:], 2)[0], goal[1])
+    shown = model.encode(model.decode(goal[:, None]))
+    assert shown.shape == (2, 1, model.latent_dim)
+
+
+def test_what_it_proposes_is_inside_the_bounds(model):
+    if not isinstance(model, Proposing):
+        pytest.skip("does not propose")
+    context = model.encode({"rgb": frames(1, model.context)})
+    draw = torch.Generator().manual_seed(0)
+    actions = model.proposal().sample(context, 3, horizon=6, generator=draw)
+    assert actions.shape == (1, 3, 6, 4) and actions.abs().max() <= 1
