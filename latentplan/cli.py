@@ -483,6 +483,83 @@ def robot(
     )
 
 
+@app.command(epilog="Example: latentplan record --address 127.0.0.1:5757 --out arm.zarr")
+def record(
+    out: Annotated[
+        str, typer.Option(help="Episode store DATA.zarr; an existing one of the arm goes on.")
+    ],
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a node, whose arm is watched.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="sim: an arm in this process, driven by --run or --task.")
+    ] = None,
+    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
+    run: Annotated[
+        str | None, typer.Option(help="Who plans: run folder, file or shipped checkpoint.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Instead of a run: reach.")] = None,
+    episodes: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How many.")] = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most."),
+    ] = None,
+    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    seed: Seed = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Record what an arm does into a store, with the actions that were really sent."""
+    from latentplan.commands import record as command
+
+    command.run(
+        out=out,
+        address=address,
+        backend=backend,
+        robot=robot,
+        run=run,
+        task=task,
+        episodes=episodes,
+        steps=steps,
+        planner=planner,
+        seed=seed,
+        overrides=overrides or [],
+    )
+
+
+@app.command(epilog="Example: latentplan replay arm.zarr --episode 3 --backend sim")
+def replay(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Store that record wrote.")],
+    episode: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="Which.")] = 0,
+    backend: Annotated[
+        str | None, typer.Option(help="How the arm is reached: sim, ros2, ros1, ... Default: sim.")
+    ] = None,
+    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of the arm's node.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter that has ROS, for the node. Default: this one.")
+    ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="The arm was stopped, you have looked, it may go on.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Play a recorded episode back to an arm, and say how near it came."""
+    from latentplan.commands import replay as command
+
+    command.run(
+        data,
+        episode=episode,
+        backend=backend,
+        robot=robot,
+        address=address,
+        python=python,
+        reset=reset,
+        overrides=overrides or [],
+    )
+
+
 @app.command(epilog="Example: latentplan doctor --json")
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

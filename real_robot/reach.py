@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latentplan import shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
-from latentplan.planning.mpc import MPC
+from latentplan.planning.mpc import MPC, Latency
 from latentplan.protocols import Planner
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.chain import Chain
@@ -215,6 +215,11 @@ class Reach:
             resting = bool(np.abs(seen["dq"]).max() <= c.resting)
         x, y, z = (float(value) for value in point)
         return Reached((x, y, z), start, distance, resting, count)
+
+    @property
+    def latency(self) -> Latency:
+        """Return how long planning took."""
+        return self._mpc.latency
 
     def _ee(self, q: Array) -> Array:
         point: Array = self._chain.ee(np.asarray(q, np.float64)[None])[0]

@@ -93,7 +93,11 @@ def build(found: Way, *, scene: Scene | None = None) -> tuple[Driver, Supervisor
 
 @contextmanager
 def connected(
-    found: Way, *, driver: Driver | None = None, supervisor: Supervisor | None = None
+    found: Way,
+    *,
+    driver: Driver | None = None,
+    supervisor: Supervisor | None = None,
+    make: type[LocalRobot] = LocalRobot,
 ) -> Iterator[LocalRobot | RemoteRobot]:
     """Give the robot, armed; it is stopped at the end, whatever ends it.
 
@@ -105,7 +109,7 @@ def connected(
         if found.here:
             if driver is None or supervisor is None:
                 driver, supervisor = build(found)
-            yield stack.enter_context(LocalRobot(driver, supervisor, period=found.period))
+            yield stack.enter_context(make(driver, supervisor, period=found.period))
             return
         address = found.address
         if found.backend is not None:

@@ -55,23 +55,15 @@ def run(
     check_range("--seed", seed, 0)
     if steps is not None:
         check_range("--steps", steps, 1)
-    if task is not None and task not in TASKS:
-        raise unknown("task", task, TASKS)
-    if run is not None and task is not None:
-        raise ConfigError("--task: found together with --run; one of them plans")
     way = connect.way(
         backend=backend, robot=robot, address=address, python=python, reset=reset
     )
-    if run is None and task is None:
-        if way.address is None:
-            raise ConfigError(
-                "--run: nobody plans; give --run RUN or --task reach, or --address HOST:PORT to "
-                "serve the arm there"
-            )
+    if run is None and task is None and way.address is not None:
         if backend is None:
             raise ConfigError("--backend: none given; a node needs one to reach its arm by")
         serve(way, overrides)
         return []
+    check_planner(run, task)
 
     from latentplan.commands import robot_episodes
 
@@ -104,6 +96,19 @@ def run(
     if stopped is not None:
         raise stopped
     return records
+
+
+def check_planner(run: str | None, task: str | None) -> None:
+    """Raise a LatentplanError unless one of a run and a known task plans."""
+    if run is None and task is None:
+        raise ConfigError(
+            "--run: nobody plans; give --run RUN or --task reach, or to latentplan robot an "
+            "--address HOST:PORT to serve the arm at"
+        )
+    if run is not None and task is not None:
+        raise ConfigError("--task: found together with --run; one of them plans")
+    if task is not None and task not in TASKS:
+        raise unknown("task", task, TASKS)
 
 
 def serve(way: connect.Way, overrides: Sequence[str]) -> None:

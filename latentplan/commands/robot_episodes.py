@@ -71,10 +71,13 @@ class Task(ABC):
         self.settings = settings
 
     @contextmanager
-    def connected(self) -> Iterator[LocalRobot | RemoteRobot]:
-        """Give the robot, armed."""
+    def connected(
+        self, *, make: type[LocalRobot] = LocalRobot
+    ) -> Iterator[LocalRobot | RemoteRobot]:
+        """Give the robot, armed; `make` is the class of one in this process."""
         driver, supervisor = self.here() if self.way.here else (None, None)
-        with connect.connected(self.way, driver=driver, supervisor=supervisor) as robot:
+        given: dict[str, Any] = {"driver": driver, "supervisor": supervisor, "make": make}
+        with connect.connected(self.way, **given) as robot:
             self.prepare(robot)
             yield robot
 
@@ -127,7 +130,7 @@ class Reaching(Task):
     def prepare(self, robot: Robot) -> None:
         """Make the task of this robot's limits."""
         s = self.settings
-        self._task = Reach(
+        self.reach = Reach(
             robot,
             self.way.arm,
             planner=self._planner(s["planner"]),
@@ -143,7 +146,7 @@ class Reaching(Task):
         def film(seen: Observation) -> None:
             record.frames += [even(seen[view]) for view in views[:1]]
 
-        reached = self._task.episode(self._task.draw(), steps=self._steps, watch=film)
+        reached = self.reach.episode(self.reach.draw(), steps=self._steps, watch=film)
         record.actions, record.success = reached.actions, reached.success
         record.start, record.final = reached.start, reached.final
 
@@ -167,13 +170,13 @@ class Planned(Task):
         """Take the agent, what lies on a simulated table, and who looks at it."""
         super().__init__(way, settings)
         self.name, self.agent = name, agent
-        self._scene, self._camera, self._goal = scene, camera, goal
+        self.scene, self._camera, self._goal = scene, camera, goal
         self._steps, self._seed = steps, seed
         self._picking: Picking | None = None
 
     def here(self) -> tuple[Driver, Supervisor]:
         """Return them with the scene."""
-        return connect.build(self.way, scene=self._scene)
+        return connect.build(self.way, scene=self.scene)
 
     def prepare(self, robot: Robot) -> None:
         """Hold the model against what the robot sees and does; CheckpointError where it differs."""
@@ -200,12 +203,12 @@ class Planned(Task):
         if self._picking is not None:
             self._picking.home()
         goal = self._goal
-        if self._scene is not None:
-            drawn = None if goal else self._scene.env.goal(seed=end)
-            self._scene.reset(seed=start, goal=drawn)
+        if self.scene is not None:
+            drawn = None if goal else self.scene.env.goal(seed=end)
+            self.scene.reset(seed=start, goal=drawn)
             goal = goal or drawn
-        if self._scene is not None and self._goal is None:
-            record.start = record.final = self._scene.distance()
+        if self.scene is not None and self._goal is None:
+            record.start = record.final = self.scene.distance()
         goal = goal or self._asked_for(robot)
         self.agent.reset(seed=plan)
         self.agent.goal(self._public(goal))
@@ -216,9 +219,9 @@ class Planned(Task):
             self._film(robot.observe(), goal, view, record)
             self._act(robot, record)
         self._film(robot.observe(), goal, view, record)
-        if record.start is not None and self._scene is not None:
-            record.final = self._scene.distance()
-            record.success = record.final <= self._scene.env.success_threshold
+        if record.start is not None and self.scene is not None:
+            record.final = self.scene.distance()
+            record.success = record.final <= self.scene.env.success_threshold
 
     def _act(self, robot: LocalRobot | RemoteRobot, record: Record) -> None:
         """Plan and do one action."""
@@ -257,8 +260,8 @@ class Planned(Task):
         if view is None:
             return
         text = f"action {record.actions}"
-        if self._scene is not None and record.start is not None:
-            text += f"   {100 * self._scene.distance():.1f} cm"
+        if self.scene is not None and record.start is not None:
+            text += f"   {100 * self.scene.distance():.1f} cm"
         record.frames.append(side_by_side(seen[view], goal[view], text))
 
     def _calibrated(self, model: Spec) -> View:
