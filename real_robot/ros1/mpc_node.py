@@ -22,6 +22,7 @@ from latentplan import config
 from latentplan.errors import ConfigError, LatentplanError, RobotError, check_range
 from latentplan.real_robot.backends.ros1 import Ros1Driver, join
 from latentplan.real_robot.backends.topics import pixels
+from latentplan.real_robot.launching import parse_address
 from latentplan.real_robot.node import Node
 from latentplan.real_robot.remote import ask
 from latentplan.real_robot.robot import View
@@ -43,9 +44,7 @@ class Parameters:
     def __post_init__(self) -> None:
         """Raise ConfigError where a field is out of its range."""
         check_range("mpc.period", self.period, 1e-3, 10)
-        host, colon, port = self.address.rpartition(":")
-        if not host or not colon or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError(f"mpc.address: found {self.address!r}, need HOST:PORT")
+        parse_address(self.address)
 
 
 def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
@@ -73,8 +72,7 @@ def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
             "set them alike"
         )
     supervisor = Supervisor(safety, settings["supervisor"], cameras=driver.cameras)
-    host, _, port = settings["mpc"].address.rpartition(":")
-    address = host, int(port)
+    address = parse_address(settings["mpc"].address)
     node = Node(driver, supervisor, address=address, period=settings["mpc"].period)
     return node, tuple(arm.cameras)
 

@@ -6,7 +6,9 @@ one that kills the master is the last.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,8 +31,10 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from latentplan.errors import LatentplanError
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.ros1.mpc_node import build
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
@@ -232,24 +236,40 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
     relay.unregister()
 
 
+def test_roslaunch_ends_where_a_parameter_is_wrong(rig: Rig, tmp_path: Path) -> None:
+    config = tmp_path / "parameters.yaml"
+    config.write_text("safety: {velocity: 2}")
+    with launched("mpc.launch", f"config:={config}", "address:=127.0.0.1:0") as launch:
+        said, _ = launch.communicate(timeout=60)
+    assert "mpc_node: SafetyFilter.velocity: 2.0 is not within [0.001, 1]\n" in said
+    assert "exit code 2" in said and "REQUIRED process [mpc" in said
+
+
 @pytest.mark.parametrize(
     ("parameters", "line"),
     [
-        ("safety: {velocity: 2}", "SafetyFilter.velocity: 2.0 is not within [0.001, 1]"),
-        ("safety: {speed: 1}", "SafetyFilter has no key 'speed'"),
-        ("perid: 0.1", "no key 'perid'; did you mean 'period'?"),
-        ("backend: {dt: 0.01}", "mpc.backend.dt: 0.01 s, but safety.dt is 0.02 s"),
+        ({"safety": {"speed": 1}}, "SafetyFilter has no key 'speed'"),
+        ({"perid": 0.1}, "no key 'perid'; did you mean 'period'?"),
+        ({"period": 0}, "mpc.period: 0.0 is not within"),
+        ({"backend": {"mode": "torque"}}, "no Ros1Driver.mode named 'torque'"),
+        ({"backend": {"joints": ["a", "b"]}}, "Ros1Driver.joints: found a, b; need a name of its"),
+        ({"backend": {"dt": 0.01}}, "mpc.backend.dt: 0.01 s, but safety.dt is 0.02 s"),
+        ({"address": "here"}, "HOST:PORT"),
+        ({"robot": "pnada"}, "did you mean 'panda'"),
     ],
 )
-def test_roslaunch_ends_where_a_parameter_is_wrong(
-    rig: Rig, tmp_path: Path, parameters: str, line: str
+def test_parameters_that_are_wrong_are_told_before_anything_moves(
+    parameters: dict[str, Any], line: str
 ) -> None:
-    config = tmp_path / "parameters.yaml"
-    config.write_text(parameters)
-    with launched("mpc.launch", f"config:={config}", "address:=127.0.0.1:0") as launch:
-        said, _ = launch.communicate(timeout=60)
-    assert f"mpc_node: {line}" in said
-    assert "exit code 2" in said and "REQUIRED process [mpc" in said
+    with pytest.raises(LatentplanError, match=re.escape(line)):
+        build({"address": "127.0.0.1:0"} | parameters)
+
+
+@pytest.mark.parametrize("name", ["panda", "ur5e", "dry_run"])
+def test_the_parameters_that_are_shipped_are_right(name: str) -> None:
+    file = ROOT / "real_robot" / "ros1" / "latentplan_ros" / "config" / f"{name}.yaml"
+    robot = name.replace("dry_run", "panda")
+    build({"address": "127.0.0.1:0", "robot": robot} | yaml.safe_load(file.read_text()))
 
 
 def test_bags_are_the_same_to_rosbag_and_to_rosbags(rig: Rig, tmp_path: Path) -> None:
@@ -276,8 +296,8 @@ def test_bags_are_the_same_to_rosbag_and_to_rosbags(rig: Rig, tmp_path: Path) ->
             writer.write(same, stamp, raw)
     with rosbag.Bag(str(ours)) as bag:
         again = {topic: (message, time) for topic, message, time in bag.read_messages()}
-    assert {topic: message for topic, (message, _) in again.items()} == seen
-    assert all(again[topic][1] == seen[topic].header.stamp for topic in seen)
+    for topic, message in seen.items():
+        assert (raw_of(again[topic][0]), again[topic][1]) == (raw_of(message), message.header.stamp)
 
 
 def test_the_death_of_the_master_stops_the_arm_though_topics_flow(rig: Rig) -> None:
@@ -326,6 +346,13 @@ def moved(robot: RemoteRobot) -> bool:
     robot.observe()
     robot.send(TURN)
     return True
+
+
+def raw_of(message: Any) -> bytes:
+    """Return a message as it goes over the wire."""
+    buffer = io.BytesIO()
+    message.serialize(buffer)
+    return buffer.getvalue()
 
 
 def message_of(picture: Any) -> Image:
