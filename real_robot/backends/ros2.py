@@ -187,7 +187,8 @@ class Ros2Driver:
                     f"{self.config.patience} s; start the controller, or name its topic"
                 )
             time.sleep(0.02)
-        while self.config.exclusive and time.monotonic() - begin < DISCOVERY:
+        end = time.monotonic() + DISCOVERY
+        while self.config.exclusive and time.monotonic() < end:
             self._look_around()
             time.sleep(0.1)
         self._inbox.reading()  # raises what went wrong so far
@@ -197,6 +198,7 @@ class Ros2Driver:
         publishers = self._node.get_publishers_info_by_topic(self.config.command_topic)
         if len(publishers) > 1:
             others = [f"{p.node_namespace.rstrip('/')}/{p.node_name}" for p in publishers]
+            others = ["another node" if "UNKNOWN" in name else name for name in others]
             if self._node.get_fully_qualified_name() in others:
                 others.remove(self._node.get_fully_qualified_name())
             self._inbox.fail(

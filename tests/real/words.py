@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from latentplan.real_robot.stand_in import JointStates
+if TYPE_CHECKING:
+    from latentplan.real_robot.stand_in import JointStates
 
 FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
-    "reordered": lambda s: JointStates(s.stamp, s.names[::-1], s.q[::-1], s.dq[::-1]),
-    "missing": lambda s: JointStates(s.stamp, s.names[1:], s.q[1:], s.dq[1:]),
+    "reordered": lambda s: s._replace(names=s.names[::-1], q=s.q[::-1], dq=s.dq[::-1]),
+    "missing": lambda s: s._replace(names=s.names[1:], q=s.q[1:], dq=s.dq[1:]),
     "renamed": lambda s: s._replace(names=("elbow", *s.names[1:])),
     "nan": lambda s: s._replace(q=(float("nan"), *s.q[1:])),
     "jumping": lambda s: s._replace(stamp=s.stamp + 5),

@@ -1,0 +1,53 @@
+"""A simulated arm whose sensors fail as they are told to on stdin, and what it is told to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from real.words import Faults
+
+from latentplan.real_robot.backends.sim import SimulatedDriver
+from latentplan.real_robot.robot import Picture, Reading, Setpoint, in_order
+from latentplan.real_robot.stand_in import JointStates
+
+
+class FaultySimulation(SimulatedDriver):
+    """A simulated arm whose sensors fail as they are told to."""
+
+    def open(self) -> None:
+        super().open()
+        self.faults = Faults()
+        self.last: tuple[Reading | None, Mapping[str, Picture]] = super().reading(), {}
+        self.file = Path(sys.argv[4]).open("w")
+
+    def reading(self) -> Reading | None:
+        reading = super().reading()
+        if reading is None or self.faults.word == "silent":
+            return self.last[0]
+        names = tuple(joint.name for joint in self.arm.joints)
+        if reading is not self.last[0]:
+            self.write_down("joints", reading.q.tolist(), reading.dq.tolist())
+        told = self.faults(JointStates(reading.stamp, names, tuple(reading.q), tuple(reading.dq)))
+        self.last = reading, self.last[1]
+        if told is None:
+            return self.last[0]
+        q, dq = in_order(names, told.names, told.q), in_order(names, told.names, told.dq)
+        return Reading(told.stamp, reading.received, q, dq, reading.gripper)
+
+    def pictures(self) -> Mapping[str, Picture]:
+        if self.faults.word != "blind":
+            self.last = self.last[0], dict(super().pictures())
+        return self.last[1]
+
+    def write(self, setpoint: Setpoint) -> None:
+        self.write_down("command", setpoint.q.tolist())
+        super().write(setpoint)
+
+    def write_down(self, topic: str, q: list[float], dq: list[float] | None = None) -> None:
+        row = {"t": time.monotonic(), "topic": topic, "q": q, "dq": dq}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()

@@ -1,0 +1,218 @@
+"""An arm behind ROS 2, for real: topics, a lifecycle node, a bag, all on the loopback alone.
+
+`make test-ros2` runs it in a network namespace. One rig serves most tests, in their order; the
+one that kills the node is the last, since the graph remembers who was killed for 20 s.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import TwistStamped
+from rclpy.serialization import deserialize_message, serialize_message
+from real.harness import DT, FAULTS, SPEED, Rig, Station
+from real.stations import ROS2
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from latentplan.real_robot.backends.ros2 import graph
+from latentplan.real_robot.backends.topics import MODES
+from latentplan.robots.chain import Chain
+from latentplan.robots.description import load
+
+pytestmark = pytest.mark.ros2
+ROOT = Path(__file__).parents[2]
+SLACK = 3.0  # a machine that runs tests may be as much slower as that
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(ROS2, tmp_path_factory.mktemp("ros2"), patience=2.0) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def tester(rig: Rig) -> Iterator[Any]:
+    """A node of the tests' own in the graph."""
+    with graph("tester") as node:
+        yield node
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
+    row, limit = rig.suffer(name), FAULTS[name].limit
+    assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
+    if limit is None:
+        assert row.trip_ms is None and not row.reason, row
+        return
+    assert row.trip_ms is not None and row.rest_ms is not None, row
+    assert row.trip_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
+    assert row.held, row
+
+
+def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.5)
+    rig.tell("arm", "silent")
+    time.sleep(1.2)
+    assert "silent for" in rig.ask("reset")["error"]
+    rig.tell("arm", "turning")
+    time.sleep(0.3)
+    assert "moves at 0.100 rad/s" in rig.ask("reset")["error"]
+    assert rig.health()["state"] == "fault"
+    rig.tell("arm", "fine")
+    time.sleep(0.3)
+    assert rig.ask("reset")["error"] == ""
+
+
+def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.6)
+    assert rig.ask("trip", reason="a person")["error"] == ""
+    time.sleep(0.6)
+    before = rig.record(time.monotonic() - 0.2)[1].rows[-1, 1:]
+    rig.go()
+    time.sleep(0.4)
+    commands, _ = rig.record(rig.begun)
+    np.testing.assert_allclose(commands.rows[0, 1:], before, atol=2e-3)
+    assert np.abs(np.diff(commands.rows[:, 1:], axis=0)).max() <= 1.01 * SPEED * DT
+
+
+def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
+    rig: Rig, tester: Any
+) -> None:
+    rig.go()
+    assert "/latentplan publishes" in refused(rig)  # a second node
+    rig.go()
+    rival = tester.create_publisher(JointTrajectory, MODES["trajectory"], 1)
+    until(lambda: rig.health()["state"] == "fault")
+    assert f"/tester publishes {MODES['trajectory']}, too" in rig.health()["reason"]
+    tester.destroy_publisher(rival)
+    time.sleep(0.5)
+    rig.go()
+
+
+def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.6)
+    node = rig.processes["node"]
+    node.signal(signal.SIGTERM)
+    assert node.popen.wait(SLACK * 2) == 0
+    time.sleep(0.2)
+    commands, joints = rig.record(rig.begun)
+    assert np.abs(commands.speeds[-1]).max() < 1e-3  # slowed down, not cut off
+    steps = np.abs(np.diff(commands.speeds, axis=0)) / DT
+    assert (steps <= 1.01 * rig.limits()[1]).all()
+    assert np.abs(joints.dq[-1]).max() < 5e-3
+    renew(rig)
+
+
+@pytest.mark.parametrize("mode", ["positions", "twist"])
+def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, tester: Any, mode: str) -> None:
+    heard: list[Any] = []
+    kind = TwistStamped if mode == "twist" else Float64MultiArray
+    listener = tester.create_subscription(kind, MODES[mode], heard.append, 100)
+    renew(rig, f"backend.mode={mode}")
+    rig.go()
+    if mode == "positions":
+        until(lambda: abs(heard[-1].data[0] - heard[0].data[0]) > 0.1 if heard else False)
+        _, joints = rig.record(rig.begun)
+        assert np.abs(joints.dq[:, 0]).max() > 0.5 * SPEED
+    else:  # nothing follows a twist here, so the reference runs ahead until that is a fault
+        until(lambda: rig.health()["state"] == "fault")
+        assert "the reference is" in rig.health()["reason"]
+        fastest = max(heard, key=lambda m: abs(m.twist.angular.z))
+        assert fastest.header.frame_id == "base_link" and fastest.header.stamp.sec > 0
+        turn, linear = fastest.twist.angular, fastest.twist.linear
+        arm = load("panda")
+        (ee,) = Chain(arm).ee(np.array([arm.column("home")]))
+        radius = np.hypot(*(ee - arm.position)[:2])
+        assert abs(turn.x) + abs(turn.y) < 1e-3 < abs(turn.z)
+        assert np.hypot(linear.x, linear.y) == pytest.approx(radius * abs(turn.z), rel=0.02)
+    tester.destroy_subscription(listener)
+    renew(rig)
+
+
+def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
+    rig.processes.pop("node").end()
+    assert "nobody listens to nowhere for 0.5 s" in refused(
+        rig, "backend.command=nowhere", "backend.patience=0.5"
+    )
+    assert "Topics" not in refused(rig, "backend.mode=dance")
+    renew(rig)
+
+
+def test_a_bag_of_the_live_topics_holds_the_very_bytes(tester: Any, tmp_path: Path) -> None:
+    from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    raw: dict[str, list[bytes]] = {"/joint_states": [], "/front/image_raw": []}
+    types = {"/joint_states": JointState, "/front/image_raw": Image}
+    listeners = [
+        tester.create_subscription(types[t], t, heard.append, 5, raw=True)
+        for t, heard in raw.items()
+    ]
+    until(lambda: all(len(heard) >= 10 for heard in raw.values()))
+    for listener in listeners:
+        tester.destroy_subscription(listener)
+    store = get_typestore(Stores.ROS2_JAZZY)
+    kinds = {"/joint_states": "JointState", "/front/image_raw": "Image"}
+    bag = tmp_path / "bag"
+    with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, messages in raw.items():
+            kind = f"sensor_msgs/msg/{kinds[topic]}"
+            connection = writer.add_connection(topic, kind, typestore=store)
+            for i, message in enumerate(messages):
+                writer.write(connection, i, bytes(message))
+    with Reader(bag) as reader:
+        read: dict[str, list[bytes]] = {topic: [] for topic in raw}
+        for connection, _, data in reader.messages():
+            read[connection.topic].append(bytes(data))
+            ours = store.deserialize_cdr(data, connection.msgtype)
+            assert bytes(store.serialize_cdr(ours, connection.msgtype)) == bytes(data)
+            theirs = deserialize_message(bytes(data), types[connection.topic])
+            assert serialize_message(theirs) == bytes(data)
+            assert theirs.header.stamp.nanosec == ours.header.stamp.nanosec
+    assert read == {topic: [bytes(m) for m in messages] for topic, messages in raw.items()}
+
+
+def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
+    rig.go()
+    time.sleep(0.6)
+    killed = rig.processes["node"].signal(signal.SIGKILL)
+    time.sleep(0.8)
+    commands, joints = rig.record(rig.begun)
+    assert commands.rows[-1, 0] < killed + 0.1
+    assert np.abs(joints.dq[-1]).max() < 5e-3
+    np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3)
+
+
+def renew(rig: Rig, *settings: str) -> None:
+    """Start the node and its planner anew."""
+    rig.start("node", [*rig.node_command(rig.port), *settings])
+    rig.ready("node")
+    rig.start_planner()
+
+
+def refused(rig: Rig, *settings: str) -> str:
+    """Return the one line with which another node for this arm ends."""
+    node = Station([sys.executable, *rig.node_command(0), *settings], {})
+    assert node.popen.wait(30) == 2
+    time.sleep(0.1)
+    return node.errors[-1]
+
+
+def until(holds: Any, *, within: float = 20.0) -> None:
+    """Wait until it holds; AssertionError where it does not."""
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
