@@ -1,0 +1,58 @@
+"""VideoWorld's presets: what they build, in millions of parameters."""
+
+import pytest
+import torch
+
+from latentplan import config
+from latentplan.commands.train_stages import Stages
+from latentplan.models.videoworld.dynamics import TokenDynamics
+from latentplan.models.videoworld.generator import Generator
+from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.videoworld import VideoWorld, token_spec
+from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.types import ActionSpec, ArraySpec, Spec
+
+PARTS = ("tokenizer", "ldm", "body", "generator", "inverse", "dynamics")
+# preset: pixels a side, tokens of two cameras, millions in each part; the body is the generator's
+# transformer alone, without what embeds and says the words of its vocabulary
+BUILT = {
+    "videoworld_tiny": (64, 32, (0.462, 0.633, 0.222, 0.43, 0.068, 0.0223)),
+    "videoworld_cpu": (64, 128, (0.672, 1.65, 1.77, 2.21, 0.283, 0.24)),
+    "videoworld_gpu": (64, 128, (6.71, 10.4, 25.3, 26.6, 1.53, 3.2)),
+    "videoworld_paper": (256, 32, (42.4, 42.3, 302, 565, 1.6, 16.9)),
+}
+
+
+def millions(network: torch.nn.Module) -> float:
+    return sum(p.numel() for p in network.parameters()) / 1e6
+
+
+@pytest.mark.parametrize("preset", BUILT)
+def test_a_preset_has_so_many_parameters(preset):
+    side, tokens, parts = BUILT[preset]
+    spec = Spec(
+        {f"rgb_{name}": ArraySpec((side, side, 3), "uint8") for name in ("static", "gripper")},
+        ActionSpec((-1.0,) * 7, (1.0,) * 7),
+    )
+    chosen = config.resolve("model", preset)
+    settings = config.load(
+        {"model": VideoWorld.Config, "training": Stages}, preset=chosen.values
+    )
+    c = settings["model"].fitted(spec, tasks=("open_drawer",))
+    tokenizer, ldm = VQVAE(spec, c.tokenizer), LDM(spec, c.ldm)
+    with torch.device("meta"):  # no memory for weights
+        of_tokens = token_spec(spec, tokenizer, ldm)
+        generator = Generator(of_tokens, c.generator)
+        inverse = Inverse(of_tokens, c.inverse, generator=generator)
+        dynamics = TokenDynamics(of_tokens, c.dynamics)
+    found = {
+        "tokenizer": millions(tokenizer),
+        "ldm": millions(ldm),
+        "body": millions(generator.body),
+        "generator": millions(generator),
+        "inverse": millions(inverse) - millions(generator),
+        "dynamics": millions(dynamics),
+    }
+    assert tokenizer.tokens == tokens
+    assert found == pytest.approx(dict(zip(PARTS, parts, strict=True)), rel=0.1)
