@@ -27,7 +27,7 @@ class SimulatedArm:
     def __init__(self, arm: Arm, *, scene: Any = None, solid: bool = False) -> None:
         """Build the model and put the arm at home, with the gripper open.
 
-        `scene` is an MjSpec of what stands still around it; where `solid`, the arm meets it.
+        `scene` is an MjSpec of what is around it; where `solid`, the arm meets it.
         """
         import mujoco
 
@@ -38,7 +38,12 @@ class SimulatedArm:
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._mujoco = mujoco
-        self._joints = len(arm.joints)
+        # What else moves in the scene has its own places in qpos, before the arm's.
+        names = [*(joint.name for joint in arm.joints), "left", "right"]
+        joints = [self.model.joint(name) for name in names]
+        self._q = np.array([joint.qposadr[0] for joint in joints])
+        self._dq = np.array([joint.dofadr[0] for joint in joints])
+        self._fingers = self._q[-2:]
         self._ee = self.model.body(mjcf.EE).id
         # A servo's force is kp (target - q) - kv dq: with kv / kp dq in the target it does not lag.
         self._lead = -self.model.actuator_biasprm[:, 2] / self.model.actuator_gainprm[:, 0]
@@ -48,26 +53,26 @@ class SimulatedArm:
         """Put the arm at rest where `motion` starts; without one, at home with an open gripper."""
         self._mujoco.mj_resetData(self.model, self.data)
         home, width = self.arm.column("home"), self.arm.gripper.width
-        self.data.qpos[: self._joints] = home if motion is None else motion.q[0]
-        self.data.qpos[self._joints :] = (width if motion is None else motion.gripper[0]) / 2
-        self._target, self._rate = self.data.qpos.copy(), np.zeros_like(self.data.qpos)
+        self.data.qpos[self._q[:-2]] = home if motion is None else motion.q[0]
+        self.data.qpos[self._fingers] = (width if motion is None else motion.gripper[0]) / 2
+        self._target, self._rate = self.data.qpos[self._q], np.zeros(len(self._q))
         self.data.ctrl[:] = self._target
         self._mujoco.mj_forward(self.model, self.data)
 
     @property
     def q(self) -> Array:
         """Return the joint positions (J,), rad."""
-        return np.asarray(self.data.qpos[: self._joints].copy())
+        return np.asarray(self.data.qpos[self._q[:-2]])
 
     @property
     def dq(self) -> Array:
         """Return the joint velocities (J,), rad/s."""
-        return np.asarray(self.data.qvel[: self._joints].copy())
+        return np.asarray(self.data.qvel[self._dq[:-2]])
 
     @property
     def gripper(self) -> float:
         """Return the width between the fingers, m."""
-        return float(self.data.qpos[self._joints :].sum())
+        return float(self.data.qpos[self._fingers].sum())
 
     @property
     def ee(self) -> Array:

@@ -228,13 +228,25 @@ def _checked(pose: Array) -> Array:
     return np.concatenate([pose[:3], pose[3:] / length])
 
 
-def downward(position: Array, *, yaw: float = 0.0) -> Array:
+def downward(position: Array, *, yaw: float = 0.0, normal: Array | None = None) -> Array:
     """Return the pose (7,) at `position` (3,) m with the gripper pointing down.
 
-    The end effector's x is turned by `yaw` rad from the world's; its fingers open across it.
+    The end effector's x is turned by `yaw` rad from the world's; its fingers open across it. With a
+    unit `normal` (3,) it points against that, tilted from there by the smallest turn.
     """
     half = yaw / 2  # a turn by yaw about z, after a half turn about x
-    return np.concatenate([position, [0.0, np.cos(half), np.sin(half), 0.0]])
+    turn = np.array([0.0, np.cos(half), np.sin(half), 0.0])
+    if normal is not None:
+        w, x, y, _ = _halfway(normal)
+        a, b = turn[1], turn[2]  # the product of (w, x, y, 0) and (0, a, b, 0)
+        turn = np.array([-x * a - y * b, w * a, w * b, x * b - y * a])
+    return np.concatenate([position, turn])
+
+
+def _halfway(normal: Array) -> Array:
+    """Return the quaternion w, x, y, z of the smallest turn from the vertical to `normal`."""
+    turn = np.array([1 + normal[2], -normal[1], normal[0], 0.0])
+    return np.asarray(turn / np.linalg.norm(turn))
 
 
 def _mink() -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentplan.errors import check_range
+from latentplan.errors import ShapeError, check_range
 from latentplan.robots.description import Arm
 from latentplan.robots.kinematics import Kinematics, Unreachable, downward
 from latentplan.robots.trajectory import Limits, Path, Trajectory, nodes
@@ -97,6 +97,8 @@ class PickAndPlace:
         *,
         lift: float,
         yaw: float | None = None,
+        normal: Array | None = None,
+        grip: float | None = None,
         start: Array | None = None,
         dt: float = 0.008,
     ) -> Motion:
@@ -104,8 +106,10 @@ class PickAndPlace:
 
         `lift`, m, is how far above the higher of the two it is carried. `yaw`, rad about the
         vertical, is where the end effector's x points; the fingers close across it. None leaves it
-        to the arm. A grasp deeper than the finger tips can go is made as deep as they can.
-        `start` (J,) rad is where the arm is, by default at home, where it ends.
+        to the arm. `normal` (3,) is what the hand comes along to the pick, by default the vertical;
+        it keeps that tilt until it let go. `grip`, m between the fingers when they hold something,
+        is the config's by default. A grasp deeper than the finger tips can go is made as deep as
+        they can. `start` (J,) rad is where the arm is, by default at home, where it ends.
         Raises Unreachable where a part of it is out of reach, collides or leaves the straight line.
         """
         pick, place = np.asarray(pick, np.float64), np.asarray(place, np.float64)
@@ -114,15 +118,20 @@ class PickAndPlace:
             check_finite(f"PickAndPlace.{where}", point)
         check_range("PickAndPlace.lift", lift, 0, 1)
         check_range("PickAndPlace.dt", dt, 1e-4, 0.1)
+        grip = self.config.grip if grip is None else grip
+        check_range("PickAndPlace.grip", grip, 0, self.arm.gripper.width)
+        if normal is not None:
+            normal = _unit(normal)
         begin = self.kinematics.home if start is None else np.asarray(start, np.float64)
         try:
-            pieces = self._pieces(pick, place, lift=lift, yaw=yaw, begin=begin)
+            pieces = self._pieces(pick, place, lift=lift, yaw=yaw, normal=normal, begin=begin)
         except Unreachable:
             if yaw is None:
                 raise
             # Half a turn further, a parallel gripper is the same.
-            pieces = self._pieces(pick, place, lift=lift, yaw=yaw + np.pi, begin=begin)
-        return self._sampled(pieces, dt)
+            turned = yaw + np.pi
+            pieces = self._pieces(pick, place, lift=lift, yaw=turned, normal=normal, begin=begin)
+        return self._sampled(pieces, dt, grip=grip)
 
     def straight(self, start: Array, end: Array, *, dt: float = 0.008) -> Motion:
         """Return the motion on which all joints go straight from `start` (J,) to `end` (J,) rad.
@@ -130,19 +139,29 @@ class PickAndPlace:
         The gripper stands open. Raises Unreachable where something would touch on the way.
         """
         path = self._checked(Path(np.stack([start, end])))
-        return self._sampled([_Piece("retreat", path, 0.0)], dt)
+        return self._sampled([_Piece("retreat", path, 0.0)], dt, grip=self.config.grip)
 
     def _pieces(
-        self, pick: Array, place: Array, *, lift: float, yaw: float | None, begin: Array
+        self,
+        pick: Array,
+        place: Array,
+        *,
+        lift: float,
+        yaw: float | None,
+        normal: Array | None,
+        begin: Array,
     ) -> list[_Piece]:
         """Return the motion's paths, from the first position over the pick that they work from."""
         lowest = self.arm.gripper.tip + 2 * self.kinematics.config.clearance
         pick, place = (np.array([p[0], p[1], max(p[2], lowest)]) for p in (pick, place))
-        over = downward(pick + [0, 0, self.config.hover], yaw=yaw or 0.0)
+        come = self.config.hover * (np.array([0, 0, 1.0]) if normal is None else normal)
+        over = downward(pick + come, yaw=yaw or 0.0, normal=normal)
         refused: Unreachable | None = None
         for ready in self.kinematics.solutions(over, turn=yaw is not None):
             try:
-                return self._from(begin, ready, pick, place, lift=lift, free=yaw is None)
+                return self._from(
+                    begin, ready, pick, place, come=come, lift=lift, free=yaw is None
+                )
             except Unreachable as e:
                 refused = refused or e
         assert refused is not None  # else `solutions` had raised
@@ -155,6 +174,7 @@ class PickAndPlace:
         pick: Array,
         place: Array,
         *,
+        come: Array,
         lift: float,
         free: bool,
     ) -> list[_Piece]:
@@ -163,7 +183,8 @@ class PickAndPlace:
         bottom, end = pick[2], place[2]
         height = max(bottom, end) + lift
         above = kinematics.forward(ready)
-        grasp, lifted = _at_height(above, bottom), _at_height(above, height)
+        grasp = _at_height(np.concatenate([above[:2] - come[:2], above[2:]]), bottom)
+        lifted = _at_height(grasp, height)
         down, q = self._line(above, grasp, start=ready)
         up, q = self._line(grasp, lifted, start=q)
         over = np.concatenate([place[:2], lifted[2:]])
@@ -227,10 +248,10 @@ class PickAndPlace:
             "choose another pick, place or angle"
         )
 
-    def _sampled(self, pieces: list[_Piece], dt: float) -> Motion:
+    def _sampled(self, pieces: list[_Piece], dt: float, *, grip: float) -> Motion:
         """Time the pieces one after the other, with the gripper moving between them."""
         gripper, c = self.arm.gripper, self.config
-        pause = (gripper.width - c.grip) / gripper.speed  # s that the fingers need
+        pause = (gripper.width - grip) / gripper.speed  # s that the fingers need
         q, dq, width, phase = [], [], [], []
         opening = gripper.width
         for piece in pieces:
@@ -242,7 +263,7 @@ class PickAndPlace:
             moved = timed.at(t if closing else t - waits)
             since = t - timed.duration if closing else t
             if waits:
-                ends = (gripper.width, c.grip) if closing else (c.grip, gripper.width)
+                ends = (gripper.width, grip) if closing else (grip, gripper.width)
                 widths = np.interp(since, [0, pause], ends)
                 opening = ends[1]
             else:
@@ -260,6 +281,20 @@ class PickAndPlace:
             gripper=np.concatenate([[gripper.width], *width]),
             phase=np.concatenate([[0], *phase]),
         )
+
+
+def _unit(normal: Array) -> Array:
+    """Return a direction (3,) of length 1; ShapeError where it does not point up from the table."""
+    normal = np.asarray(normal, np.float64)
+    check("PickAndPlace.normal", normal, "xyz", xyz=3)
+    check_finite("PickAndPlace.normal", normal)
+    length = float(np.linalg.norm(normal))
+    if not length > 1e-6 or normal[2] / length < 0.5:
+        raise ShapeError(
+            f"PickAndPlace.normal: found {normal.tolist()}, need a direction within 60 degrees of "
+            "the vertical; the hand comes from above"
+        )
+    return np.asarray(normal / length)
 
 
 def _at_height(pose: Array, height: float) -> Array:
