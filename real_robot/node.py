@@ -22,7 +22,7 @@ from latentplan.real_robot.local import describe
 from latentplan.real_robot.messages import Channel, Message
 from latentplan.real_robot.robot import Command, Driver
 from latentplan.real_robot.supervisor import State, Supervisor
-from latentplan.types import Observation
+from latentplan.types import Array, Observation
 
 REMEMBERED = 256  # observations that a command may still answer
 GUESTS = 8  # connections beside the planner's
@@ -64,6 +64,7 @@ class Node:
         self._listener.listen()
         self._listener.setblocking(False)
         self.address: tuple[str, int] = self._listener.getsockname()
+        self.preview: Array | None = None  # (H, 3) m, where the planner means to go
         self._planner: Channel | None = None
         self._guests: list[Channel] = []  # everyone else, the oldest first
         self._watchers: list[Channel] = []  # the guests that get observations, too
@@ -165,6 +166,9 @@ class Node:
         if message.kind == "command":
             self._take(message, channel)
             return
+        if message.kind == "preview" and channel is self._planner:
+            self._show(message)
+            return
         error = ""
         try:
             self._ask(message.kind, values, channel=channel, now=now)
@@ -185,6 +189,13 @@ class Node:
         else:
             action = message.arrays.get("action", np.empty(0))
             self._command = Command(action, sequence, self._stamps[answers])
+
+    def _show(self, message: Message) -> None:
+        """Keep where the planner means to go; nothing is judged by it."""
+        path = message.arrays.get("path", np.empty(0))
+        if path.ndim != 2 or path.shape[1] != 3 or not np.isfinite(path).all():
+            raise RobotError(f"preview: found shape {path.shape}, need finite (H, 3)")
+        self.preview = path
 
     def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
         """Do what is asked for; RobotError where it is refused."""

@@ -200,6 +200,10 @@ class RemoteRobot(Connection):
         self._ask("reset")
         self._ask("arm")
 
+    def preview(self, path: Array) -> None:
+        """Show where the plan leads, path (H, 3) m in the world; nothing moves by it."""
+        self._tell(Message("preview", {}, {"path": np.asarray(path, np.float64)}))
+
     def _refuse_unless_armed(self) -> None:
         health = self._health
         if health is not None and health.state != "armed":

@@ -38,9 +38,15 @@ class Ros2Driver:
         namespace: str = ""  # of the node, and of topics without a leading /
 
     def __init__(
-        self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
+        self,
+        arm: Arm,
+        config: Config | None = None,
+        *,
+        cameras: Sequence[View] = (),
+        arguments: Sequence[str] = (),
     ) -> None:
-        """Take the arm, its topics, and what its cameras are."""
+        """Take the arm, its topics, what its cameras are, and ROS's own (`--ros-args ...`)."""
+        self._arguments = tuple(arguments)
         self.arm, self.config = arm, config or self.Config()
         self.cameras = tuple(view.name for view in cameras)
         self._images = self.config.image_topics(self.cameras)
@@ -58,7 +64,9 @@ class Ros2Driver:
         config = self.config
         self._inbox = Inbox(self.arm, self._views, config)
         with contextlib.ExitStack() as stack:
-            self._node = stack.enter_context(graph(config.node, config.namespace))
+            self._node = stack.enter_context(
+                graph(config.node, config.namespace, arguments=self._arguments)
+            )
             self._subscribe()
             self._wait_for_controller(self._advertise())
             if config.exclusive:

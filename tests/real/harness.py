@@ -12,6 +12,7 @@ which all processes share. Everything is judged by that record and by what the n
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import queue
@@ -77,6 +78,11 @@ class Row:
     non_finite: int  # commands
 
 
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the harness is killed; an arm must not be left over."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Station:
     """A process; what it prints is kept, line by line."""
 
@@ -90,6 +96,7 @@ class Station:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+            preexec_fn=_end_with_parent,
         )
         self.lines: queue.Queue[str] = queue.Queue()
         self.errors: list[str] = []
