@@ -138,7 +138,7 @@ def make(node_name: str = "mpc") -> Any:
 
         def on_configure(self, state: Any) -> Any:
             try:
-                self._build = self._prepare()
+                self._prepare()
             except LatentplanError as e:
                 self.get_logger().error(str(e))
                 return TransitionCallbackReturn.FAILURE
@@ -189,7 +189,7 @@ def make(node_name: str = "mpc") -> Any:
 
         def _connect(self) -> None:
             """Start the control loop; RobotError where the arm cannot be connected."""
-            node, ready = self._build(), threading.Event()
+            node, ready = self._prepare()(), threading.Event()
             failure: list[LatentplanError] = []
 
             def run() -> None:
