@@ -66,8 +66,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "robomimic": "latentplan.data.sources.robomimic:Robomimic",
     },
     "backend": {
+        "lerobot": "latentplan.real_robot.backends.lerobot:LerobotDriver",
         "ros1": "latentplan.real_robot.backends.ros1:Ros1Driver",
         "ros2": "latentplan.real_robot.backends.ros2:Ros2Driver",
+        "rosbridge": "latentplan.real_robot.backends.rosbridge:RosbridgeDriver",
         "sim": "latentplan.real_robot.backends.sim:SimulatedDriver",
     },
     "robot": {"arm": "latentplan.robots.description:Arm"},
