@@ -12,16 +12,11 @@ which all processes share. Everything is judged by that record and by what the n
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import queue
 import random
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,12 +24,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from real.record import DT, Commands, Joints, Row
+from real.station import HERE, Station
 
 from latentplan.real_robot.messages import Channel, Message
 from latentplan.real_robot.remote import emergency_stop
 
-HERE = Path(__file__).parent
-DT = 0.02  # s, a tick
 SPEED = 0.5  # rad/s, of the first joint
 WIDE = ("safety.low=[-2,-2,-2]", "safety.high=[2,2,2]")  # the box is not what is tested here
 AGES = {  # s, the defaults; late: ticks
@@ -61,97 +56,6 @@ class Stations:
     before: tuple[tuple[str, ...], ...] = ()  # what runs first: a master, a bridge
     settings: tuple[str, ...] = ()  # of the node
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a fault came to."""
-
-    backend: str
-    fault: str
-    trip_ms: float | None  # from the fault until the first command that slows down
-    rest_ms: float | None  # from the fault until the arm rests
-    held: bool  # it stayed at rest when the fault was over and the planner went on
-    reason: str  # as the node says it
-    velocity: float  # share of the limit, at most, of all commands recorded since it was armed
-    acceleration: float  # share
-    non_finite: int  # commands
-
-
-def _end_with_parent() -> None:
-    """Let the kernel kill this process when the harness is killed; an arm must not be left over."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-class Station:
-    """A process; what it prints is kept, line by line."""
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.command = command
-        paths = f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        self.popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
-            preexec_fn=_end_with_parent,
-        )
-        self.lines: queue.Queue[str] = queue.Queue()
-        self.errors: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._read_errors, daemon=True).start()
-
-    def tell(self, word: str) -> None:
-        assert self.popen.stdin is not None
-        self.popen.stdin.write(word + "\n")
-        self.popen.stdin.flush()
-
-    def until(self, wanted: Callable[[str], bool], *, within: float = 60.0) -> str:
-        """Return the next line that is wanted; AssertionError where none comes."""
-        end = time.monotonic() + within
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.01, end - time.monotonic()))
-            except queue.Empty:
-                line = ""
-            if line and wanted(line):
-                return line
-            if time.monotonic() > end or (not line and self.popen.poll() is not None):
-                said = "".join(self.errors)[-2000:]
-                raise AssertionError(f"{' '.join(self.command)}: {self.popen.poll()} {said}")
-
-    def event(self, name: str, *, within: float = 30.0) -> dict[str, Any]:
-        """Return the next event of that name that a planner tells."""
-        said = f'"event": "{name}"'
-        return dict(json.loads(self.until(lambda line: said in line, within=within)))
-
-    def signal(self, number: signal.Signals) -> float:
-        """Send a signal; return when."""
-        now = time.monotonic()
-        self.popen.send_signal(number)
-        return now
-
-    def end(self) -> None:
-        """End it, at once if need be."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
-            try:
-                self.popen.wait(5)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-        self.popen.wait(5)
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self.lines.put(line)
-
-    def _read_errors(self) -> None:
-        assert self.popen.stderr is not None
-        self.errors.extend(self.popen.stderr)
 
 
 class Rig:
@@ -317,6 +221,31 @@ class Rig:
             int((~np.isfinite(commands.rows)).any(1).sum()),
         )
 
+    def end_node(self, name: str, number: signal.Signals) -> Row:
+        """Return what it comes to when the node is sent a signal that ends it, in motion."""
+        self.go()
+        time.sleep(0.7 + 0.1 * self.random.random())
+        node = self.processes.pop("node")
+        begin = node.signal(number)
+        time.sleep(1.0)
+        commands, joints = self.record(self.begun)
+        limits, speeds = self.limits(), np.abs(commands.speeds)
+        after = commands.rows[1:, 0] > begin
+        slow = commands.rows[1:, 0][after & (speeds[:, 0] < 0.995 * SPEED)]
+        moving = joints.rows[:, 0][np.abs(joints.dq).max(1) > STILL]
+        node.end()
+        return Row(
+            self.stations.backend,
+            name,
+            round(1e3 * (slow[0] - begin), 1) if len(slow) else None,
+            round(1e3 * (moving.max() - begin), 1) if len(joints.rows) else None,
+            not joints.rows[-1, 0] - moving.max() < 0.2,
+            f"exit code {node.popen.returncode}",
+            round(float((speeds / limits[0]).max()), 4),
+            round(float((np.abs(np.diff(commands.speeds, axis=0)) / DT / limits[1]).max()), 4),
+            int((~np.isfinite(commands.rows)).any(1).sum()),
+        )
+
     def limits(self) -> Any:
         """Return the limits of velocity and acceleration (2, J) that the node was set to."""
         from latentplan import config
@@ -327,26 +256,6 @@ class Rig:
         settings = config.load({"safety": SafetyFilter.Config}, overrides=own)["safety"]
         limits = SafetyFilter(description.load("panda"), settings).limits
         return np.array([limits.velocity, limits.acceleration])
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Commands as they came: rows (N, 1 + J) of time, s, and positions, rad."""
-
-    rows: Any
-
-    @property
-    def speeds(self) -> Any:
-        """Return (N - 1, J) rad/s from each to the next, a tick apart."""
-        return np.diff(self.rows[:, 1:], axis=0) / DT
-
-
-@dataclass(frozen=True)
-class Joints:
-    """Joint states as they came."""
-
-    rows: Any  # (N, 1 + J) time, s, and positions, rad
-    dq: Any  # (N, J) rad/s
 
 
 @dataclass(frozen=True)

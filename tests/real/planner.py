@@ -37,7 +37,7 @@ class Planner:
         self.speed, self.word = speed, "fine"
         self.seen = Message("observation", {"number": 0})
         self.sequence = 0
-        self.sign = 1.0
+        self.q, self.sign = 0.0, 1.0
         self.moving = False
         self.lock = threading.Lock()  # what is sent comes from two threads
         self.tell("plan")
@@ -65,13 +65,14 @@ class Planner:
                 values = message.values
                 if message.kind == "reply" and values["to"] == "arm":
                     self.moving = not values["error"]
+                    self.sign = -1.0 if self.q > 0 else 1.0  # away from the joint's limits
                     event = "armed" if self.moving else "refused"
                     tell(event, reason=values["error"])
                 if message.kind == "observation":
                     if self.word != "late":
                         self.seen = message
+                    self.q = float(message.arrays["q"][0])
                     if not self.moving:
-                        self.sign = -1.0 if message.arrays["q"][0] > 0 else 1.0
                         continue
                     end = time.monotonic() + 0.05
                     while busy and time.monotonic() < end:

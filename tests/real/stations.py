@@ -29,3 +29,16 @@ ROS1 = Stations(
         "ROS_LOG_DIR": str(LOGS / "log"),
     },
 )
+
+
+def rosbridge(port: int) -> Stations:
+    """Return the stations around a rosbridge at that port of this machine."""
+    client = str(HERE / "rosbridge_client.py")
+    return Stations(
+        "rosbridge",
+        before=((str(HERE / "rosbridge_hub.py"), str(port)),),
+        arm=(client, str(port), "arm"),
+        camera=(client, str(port), "camera"),
+        recorder=(client, str(port), "recorder", "{file}"),
+        settings=(f"backend.port={port}", "backend.patience=20", "backend.latency=20"),
+    )
