@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from latentplan import config, registry
 from latentplan.errors import ConfigError
 from latentplan.sim.cameras import Camera
 from latentplan.sim.deformable import Deformable
@@ -40,7 +42,7 @@ class Scene:
         _, told = self.env.reset(seed=seed, options=options)
         self.goal = told["goal"]
         self._pinched, self._settling = True, 0  # fingers that are closed have to open first
-        self._clock = 0.0
+        self._clock, self._ticks = 0.0, 0  # s since the reset, and timesteps that are in it
         self._before: Array | None = None  # where the end effector was
         self.moves += 1
 
@@ -73,7 +75,8 @@ class Scene:
         before = ee if self._before is None else self._before
         first = self._clock
         self._clock, self._before = first + dt, ee
-        ticks = np.arange(np.floor(first / engine.timestep) + 1, self._clock / engine.timestep)
+        done, self._ticks = self._ticks, int(self._clock / engine.timestep + 1e-6)
+        ticks = np.arange(done, self._ticks) + 1
         if engine.held >= 0 and len(ticks):
             share = (ticks * engine.timestep - first)[:, None] / dt
             engine.follow(self._offset + before + share * (ee - before))
@@ -101,3 +104,24 @@ class Scene:
             engine.release()
             self._settling = max(1, self.env.config.rest_steps)
         self._pinched = pinched
+
+
+def lay(name: str, *, seed: int = 0) -> Scene:
+    """Return the scene of an env or a preset of one; see `env_of` for what is raised."""
+    make, settings = env_of(name)
+    return Scene(make(settings), seed=seed)
+
+
+def env_of(name: str) -> tuple[Callable[[Any], Deformable], Any]:
+    """Return class and settings of the env or preset `name`, which has something to carry.
+
+    Raises UnknownName where there is none of that name, ConfigError where it has another table.
+    """
+    preset = config.resolve("env", name)
+    make = registry.get("env", preset.base)
+    if not issubclass(make, Deformable):
+        raise ConfigError(
+            f"scene: {name!r} has no rope or cloth that an arm could carry; use an env such as "
+            "rope or cloth"
+        )
+    return make, config.from_values(make.Config, preset.values)

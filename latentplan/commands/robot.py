@@ -78,10 +78,10 @@ def run(
         device=device,
         overrides=overrides,
     )
-    folder = _folder(run or task or "", out)
     stopped: LatentplanError | None = None
     records: list[Record] = []
     with chosen.connected() as arm:
+        folder = _folder(run or task or "", out)
         try:
             for index in range(episodes):
                 record = chosen.episode(arm, index)
@@ -181,7 +181,7 @@ def _write(
     }
     frames = [frame for record in records for frame in record.frames]
     if frames:
-        video.encode(folder / "video.mp4", iter(frames), fps=4)
+        video.encode(folder / "video.mp4", iter(frames), fps=task.fps)
     with replacing(folder / "metrics.json") as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

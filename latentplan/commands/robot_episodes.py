@@ -31,7 +31,7 @@ from latentplan.real_robot.tracking import Tracking
 from latentplan.sim import cameras
 from latentplan.sim.cameras import Camera
 from latentplan.sim.deformable import Deformable
-from latentplan.sim.scene import Scene
+from latentplan.sim.scene import Scene, env_of, lay
 from latentplan.training import checkpoint
 from latentplan.types import Array, Observation, Spec
 
@@ -64,6 +64,7 @@ class Task(ABC):
 
     name: str
     settings: Mapping[str, Any]
+    fps = 4  # of the film
 
     def __init__(self, way: connect.Way, settings: Mapping[str, Any]) -> None:
         """Take the way to the arm, and all settings by section."""
@@ -112,6 +113,7 @@ class Reaching(Task):
     """Points in reach of the arm, one an episode."""
 
     name = "reach"
+    fps = 10
 
     def __init__(
         self, way: connect.Way, settings: Mapping[str, Any], *, planner: Any, steps: int, seed: int
@@ -317,13 +319,11 @@ def choose(
     picture = None if goal is None else read_goal(goal, found.spec)
     scene, camera = None, None
     if way.backend == "sim" and settings["backend"].scene:
-        drawn = config.resolve("env", settings["backend"].scene)
-        made = registry.get("env", drawn.base)
         if way.here:
-            scene = Scene(made(config.from_values(made.Config, drawn.values)))
+            scene = lay(settings["backend"].scene)
             camera = scene.cameras()[0]
         else:  # the node has the scene
-            camera = cameras.of(config.from_values(made.Config, drawn.values))["top"]
+            camera = cameras.of(env_of(settings["backend"].scene)[1])["top"]
     return Planned(
         way,
         settings,

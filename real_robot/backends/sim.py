@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from latentplan import config, registry
 from latentplan.errors import ConfigError, check_range
 from latentplan.real_robot.robot import Picture, Reading, Setpoint
 from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.description import Arm
 from latentplan.sim.cameras import Camera
-from latentplan.sim.deformable import Deformable
-from latentplan.sim.scene import Scene
+from latentplan.sim.scene import Scene, lay
 from latentplan.types import Array
 
 TABLE = (0.36, 0.38, 0.40, 1.0)  # red, green, blue, opacity
@@ -67,7 +65,8 @@ class SimulatedDriver:
         """
         self.arm = arm
         self.config = config or self.Config()
-        self.scene = scene or _laid(self.config)
+        named = self.config.scene
+        self.scene = scene or (lay(named, seed=self.config.seed) if named else None)
         brought = () if self.scene is None else self.scene.cameras()
         self.cameras = tuple(camera.name for camera in (*cameras, *brought))
         if len(set(self.cameras)) < len(self.cameras):
@@ -181,21 +180,6 @@ class SimulatedDriver:
     def _due_for(self, name: str) -> bool:
         before = self._pictures.get(name)
         return before is None or self._time - before.stamp > 1 / self.config.fps - 1e-6
-
-
-def _laid(settings: SimulatedDriver.Config) -> Scene | None:
-    """Return the scene that the settings name; UnknownName where there is no such env."""
-    if not settings.scene:
-        return None
-    preset = config.resolve("env", settings.scene)
-    env = registry.get("env", preset.base)
-    if not issubclass(env, Deformable):
-        raise ConfigError(
-            f"SimulatedDriver.scene: {settings.scene!r} has no rope or cloth that an arm could "
-            "carry; use an env such as rope or cloth"
-        )
-    values = config.from_values(env.Config, preset.values)
-    return Scene(env(values), seed=settings.seed)
 
 
 def _next(now: float, rate: float) -> float:
