@@ -290,3 +290,12 @@ def test_pictures_of_two_sizes_are_refused():
 
 def _context(model):
     return model.tokenizer.encode(pictures(2, 3)), torch.tensor([1, 2])
+
+
+def test_the_codes_of_a_video_are_those_of_its_clips(model):
+    video = {key: value[0] for key, value in pictures(5).items()}
+    clips = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4]])
+    wanted = model.ldm.quantize_clip({key: value[clips] for key, value in video.items()})
+    assert torch.equal(model.ldm.encode_video(video), wanted)
+    parts = [model.ldm.encode_video(video, rows=slice(*ends)) for ends in ((0, 2), (2, 9))]
+    assert torch.equal(torch.cat(parts), wanted)

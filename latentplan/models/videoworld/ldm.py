@@ -108,6 +108,23 @@ class LDM(nn.Module):
         """Return codes (B, H) int64 of clips (B, H + 1, h, w, 3) uint8, the stride taken."""
         return self._quantize(self._features(pictures.stack(frames, self._keys))).ids
 
+    def encode_video(self, frames: Tensors, *, rows: slice = slice(None)) -> Tensor:
+        """Return the codes (n, H) of the frames `rows` of a video (L, h, w, 3) uint8.
+
+        Behind its last frame the world stands still. Each frame is convolved once, though H + 1
+        clips hold it.
+        """
+        c = self.config
+        length = len(frames[self._keys[0]])
+        ahead = torch.arange(length)[rows, None] + c.stride * torch.arange(c.horizon + 1)
+        ahead = ahead.clamp(max=length - 1)  # n (H + 1)
+        if not len(ahead):
+            return torch.empty(0, c.horizon, dtype=torch.long)
+        first, last = int(ahead.min()), int(ahead.max())
+        views = {key: frames[key][None, first : last + 1] for key in self._keys}
+        maps = self._maps(pictures.stack(views, self._keys))[0]  # l c y x
+        return self._quantize(self._in_time(maps[ahead - first])).ids
+
     def decode(self, observations: Tensors, codes: Tensor) -> dict[str, Tensor]:
         """Return the H frames to come (B, H, h, w, 3) uint8 a camera.
 
@@ -170,13 +187,20 @@ class LDM(nn.Module):
 
     def _features(self, clip: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x); map t depends on frames up to t alone."""
-        b = len(clip)
-        maps = self.encoder(rearrange(clip, "b t v c h w -> (b t) (v c) h w"))
-        maps = rearrange(maps, "(b t) c y x -> b c t y x", b=b)
+        return self._in_time(self._maps(clip))
+
+    def _maps(self, clip: Tensor) -> Tensor:
+        """Return maps (b, t, width, y, x), each of one frame alone."""
+        flat = rearrange(clip, "b t v c h w -> (b t) (v c) h w")
+        maps: Tensor = self.encoder(flat.contiguous(memory_format=torch.channels_last))
+        return maps.view(*clip.shape[:2], *maps.shape[1:])
+
+    def _in_time(self, maps: Tensor) -> Tensor:
+        """Return maps (b, t, width, y, x) that know of those before."""
+        maps = maps.transpose(1, 2)
         for layer in self.time:
             maps = layer(maps)
-        swapped: Tensor = maps.transpose(1, 2)
-        return swapped
+        return maps.transpose(1, 2)
 
     def _quantize(self, maps: Tensor) -> quantizer.Quantized:
         """Return the H codes of the maps of H + 1 frames."""

@@ -67,18 +67,12 @@ def _encoded(episode: Episode, tokenizer: VQVAE, ldm: LDM, task: Array) -> Episo
     device = next(ldm.parameters()).device
     keys = tokenizer.config.images
     pictures = {k: torch.from_numpy(episode.observations[k]).to(device) for k in keys}
-    length, c = len(episode) + 1, ldm.config
-    ahead = torch.arange(length)[:, None] + c.stride * torch.arange(c.horizon + 1)  # l (H + 1)
-    ahead = ahead.clamp(max=length - 1)
     tokens: list[Tensor] = []
     codes: list[Tensor] = []
-    for start in range(0, length, FRAMES):
+    for start in range(0, len(episode) + 1, FRAMES):
         rows = slice(start, start + FRAMES)
         tokens.append(tokenizer.encode({k: v[None, rows] for k, v in pictures.items()})[0])
-    step = max(1, FRAMES // (c.horizon + 1))
-    for start in range(0, length, step):
-        clips = {k: v[ahead[start : start + step]] for k, v in pictures.items()}
-        codes.append(ldm.quantize_clip(clips))
+        codes.append(ldm.encode_video(pictures, rows=rows))
     return Episode(
         observations={
             TOKENS: torch.cat(tokens).int().cpu().numpy(),
