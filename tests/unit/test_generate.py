@@ -178,3 +178,20 @@ def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
     checkpoint.save(tmp_path / "o.safetensors", other, name="videoworld", step=1, metrics={})
     with pytest.raises(CheckpointError, match="mpc.proposer: the actions of .* have low"):
         latentplan.load(untrained_run, overrides=[f"proposer={tmp_path}/o.safetensors"])
+
+
+def test_cem_plans_in_videoworlds_latents():
+    torch.manual_seed(0)
+    spec = ToyEnv().data_spec
+    model = VideoWorld(spec, VideoWorld.Config()).eval().requires_grad_(False)
+    frames = torch.randint(0, 256, (1, model.context, 64, 64, 3), dtype=torch.uint8)
+    context = model.encode({"rgb": frames})
+    wanted = torch.tensor([0.6, -0.5, 0.7, -0.8]).expand(1, 1, 1, 4)
+    goal = model.rollout(context, wanted)[:, 0, -1]
+    box = Box(torch.full((4,), -1.0), torch.ones(4), problems=1)
+    draw = torch.Generator().manual_seed(0)
+    random = box.sample(384, 1, generator=draw)  # as many as CEM tries
+    cost = objective(goal)(model.rollout(context, random), random)
+    cem = build("cem", candidates=64, iterations=6, horizon=1)
+    plan = solve(cem, model, context, goal, box)
+    assert plan.cost < 0.5 * cost.min() and plan.cost < 0.01 * cost.mean()

@@ -1,0 +1,94 @@
+"""What generated codes are worth as candidates of another planner.
+
+    python benchmarks/videoworld_proposals.py RUN PROPOSER [--env E] [--episodes 50] [KEY=VALUE ...]
+
+CEM plans with the model RUN, with all candidates and with half of them; the half once more with
+what PROPOSER, a run of VideoWorld, generates among them. PROPOSER may be RUN itself. The overrides
+go to all rows alike (`task=open_drawer`, `horizon=4`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from latentplan.commands import plan
+from latentplan.errors import LatentplanError
+from latentplan.evaluation.provenance import provenance
+from latentplan.files import replacing
+
+KEPT = (
+    *("success", "success_ci95", "progress", "progress_ci95"),
+    *("final", "best", "act_ms_p50", "act_ms_p90"),
+)
+
+
+def row(
+    run: str,
+    *,
+    candidates: int,
+    proposer: str = "",
+    env: str | None,
+    episodes: int,
+    seed: int,
+    overrides: Sequence[str],
+) -> dict[str, Any]:
+    """Return the figures of one setting; the same seed has the same starts and goals."""
+    more = [f"planner.candidates={candidates}", f"planner.elites={max(2, candidates // 8)}"]
+    if proposer:
+        more.append("mpc.propose=true" if proposer == run else f"mpc.proposer={proposer}")
+    with TemporaryDirectory() as folder:
+        metrics = plan.run(
+            run,
+            env=env,
+            episodes=episodes,
+            seed=seed,
+            out=folder,
+            overrides=[*overrides, *more, "evaluation.states=0"],
+        ).to_json()
+    return {"candidates": candidates, "proposer": proposer} | {k: metrics[k] for k in KEPT}
+
+
+def main() -> None:
+    """Print the rows, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("proposer")
+    parser.add_argument("--env")
+    parser.add_argument("--candidates", type=int, default=256)
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    asked = parser.parse_intermixed_args()
+    rows = []
+    half = asked.candidates // 2
+    for candidates, proposer in ((asked.candidates, ""), (half, ""), (half, asked.proposer)):
+        rows.append(
+            row(
+                asked.run,
+                candidates=candidates,
+                proposer=proposer,
+                env=asked.env,
+                episodes=asked.episodes,
+                seed=asked.seed,
+                overrides=asked.overrides,
+            )
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    if asked.json:
+        report = {**provenance(), "run": asked.run, "episodes": asked.episodes, "rows": rows}
+        report |= {"env": asked.env, "seed": asked.seed, "overrides": asked.overrides}
+        with replacing(asked.json) as partial:
+            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LatentplanError as e:
+        raise SystemExit(f"videoworld_proposals: {e}") from None
