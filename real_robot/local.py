@@ -131,9 +131,7 @@ class LocalRobot:
     def _tick(self, command: Command | None) -> None:
         """Do one control tick and wait for the next."""
         self._hear()
-        setpoint = self.supervisor.tick(command, now=self.driver.now())
-        if setpoint is not None:
-            self.driver.write(setpoint)
+        self.supervisor.steer(self.driver, command, now=self.driver.now())
         self._due = max(self._due + self._dt, self.driver.now())
         self.driver.wait(self._due)
 

@@ -122,9 +122,7 @@ class Node:
         if self._leaving:
             supervisor.stop("the node is leaving")
         supervisor.listen(self.driver)
-        setpoint = supervisor.tick(self._command, now=now)
-        if setpoint is not None:
-            self.driver.write(setpoint)
+        supervisor.steer(self.driver, self._command, now=now)
         if supervisor.ticks % self._every == 0:
             self._publish(now)
 

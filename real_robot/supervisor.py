@@ -133,6 +133,15 @@ class Supervisor:
         except RobotError as e:
             self.trip(str(e))
 
+    def steer(self, driver: Driver, command: Command | None, *, now: float) -> None:
+        """Tick, and write what comes of it to a driver's motors; that it cannot is a trip."""
+        setpoint = self.tick(command, now=now)
+        if setpoint is not None:
+            try:
+                driver.write(setpoint)
+            except RobotError as e:
+                self.trip(str(e))
+
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
         """Return what goes to the motors at this tick, None where nothing does."""
         self.ticks += 1

@@ -363,3 +363,29 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("part", ["read", "write"])
+def test_a_driver_that_fails_is_a_trip_not_an_end(part: str) -> None:
+    class Broken:
+        cameras = ()
+
+        def reading(self) -> Reading | None:
+            raise RobotError("no read")
+
+        def pictures(self) -> dict[str, Picture]:
+            return {}
+
+        def write(self, setpoint: Setpoint) -> None:
+            raise RobotError("no write")
+
+    bench = Bench().moving()
+    driver: Any = Broken()
+    if part == "read":
+        bench.supervisor.listen(driver)
+    else:
+        bench.supervisor.steer(driver, None, now=bench.now)
+    assert bench.supervisor.state is State.STOPPING
+    assert bench.supervisor.reason == f"no {part}"
+    bench.until_silent()
+    assert bench.supervisor.state is State.FAULT

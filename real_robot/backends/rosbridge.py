@@ -1,0 +1,308 @@
+"""rosbridge as a backend: an arm's ROS topics over a websocket, for machines without ROS.
+
+The server is rosbridge_suite on the arm's side, of ROS 1 or ROS 2; here is roslibpy alone. JSON
+knows no NaN, so a server writes null for it: that, and a number that is missing, is NaN here.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from latentplan.errors import MissingDependency, RobotError, check_range
+from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
+from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.robots.description import Arm
+
+GATHER = 0.05  # s between questions to rosapi
+TYPES = {
+    "trajectory": "trajectory_msgs/JointTrajectory",
+    "positions": "std_msgs/Float64MultiArray",
+    "twist": "geometry_msgs/TwistStamped",
+}
+
+
+class RosbridgeDriver:
+    """An arm behind a rosbridge server: JointState and Image in, one of three commands out.
+
+    A connection that is lost stays lost until `open`, since what is sent while it is down would
+    otherwise reach the arm when it comes back. Who else commands the arm is asked of rosapi when
+    it is opened; later, and other clients of the same server, nobody sees. Pictures come in base64:
+    640x480 in colour is 1.2 MB each.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Topics):
+        """Where the server is, and the names of topics on its side."""
+
+        host: str = "127.0.0.1"  # of the server
+        port: int = 9090  # of the server
+        ros: int = 2  # which ROS is behind it: 1 or 2 name the parts of a time differently
+        namespace: str = "/"  # of topics without a leading /
+        latency: float = 5.0  # s that the server may take to answer
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            super().__post_init__()
+            check_range("RosbridgeDriver.port", self.port, 1, 65535)
+            check_range("RosbridgeDriver.ros", self.ros, 1, 2)
+            check_range("RosbridgeDriver.latency", self.latency, 0.05, 60)
+
+    def __init__(
+        self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
+    ) -> None:
+        """Take the arm and its cameras; roslibpy is not imported before `open`."""
+        self.arm, self.config = arm, config or self.Config()
+        self.cameras = tuple(camera.name for camera in cameras)
+        self._image_topics = self.config.image_topics(self.cameras)
+        self._views = tuple(cameras)
+        self._inbox = Inbox(arm, self._views, self.config)
+        self._ros: Any = None
+        self._lost = ""  # why nothing goes through any more
+        self._publishers: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Connect and subscribe.
+
+        Raises MissingDependency without roslibpy; RobotError where no server answers, nobody
+        listens to commands, or somebody else sends them.
+        """
+        roslibpy = _roslibpy()
+        config = self.config
+        self._inbox, self._lost = Inbox(self.arm, self._views, config), ""
+        where = f"rosbridge {config.host}:{config.port}"
+        self._ros = ros = roslibpy.Ros(config.host, config.port)
+        ros.factory.maxRetries = 0  # see the class
+        ros.factory.on_ready(self._hear_status)
+        ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it anew"))
+        try:
+            ros.run(timeout=config.latency)
+        except roslibpy.core.RosTimeoutError:
+            ros.call_later(0, ros.factory.stopTrying)
+            self._ros = None
+            raise RobotError(
+                f"{where}: no server answers within {config.latency} s; start rosbridge_websocket "
+                "on the arm's side"
+            ) from None
+        try:
+            if config.exclusive:
+                self._ask_around(roslibpy)
+            self._advertise(roslibpy)
+            self._subscribe(roslibpy)
+        except BaseException:
+            self.close()
+            raise
+
+    def now(self) -> float:
+        """Return the machine's monotonic clock, s."""
+        return time.monotonic()
+
+    def wait(self, until: float) -> None:
+        """Return at `until` s of that clock."""
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading; RobotError where server or a message is bad."""
+        if self._lost:
+            raise RobotError(self._lost)
+        return self._inbox.reading()
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera that has sent one."""
+        return self._inbox.pictures()
+
+    def write(self, setpoint: Setpoint) -> None:
+        """Publish a setpoint; RobotError where the connection is gone."""
+        if self._ros is None or not self._ros.is_connected:
+            raise RobotError("rosbridge: not connected; nothing can be published")
+        self._inbox.sent(setpoint)
+        self._publishers["command"].publish(self._command(setpoint))
+        if "gripper" in self._publishers:
+            at = setpoint.gripper / self.config.finger_scale
+            self._publishers["gripper"].publish({"data": [at]})
+
+    def close(self) -> None:
+        """Disconnect; the arm's controller ends at the last setpoint."""
+        ros, self._ros = self._ros, None
+        if ros is None:
+            return
+        for publisher in self._publishers.values():
+            publisher.unadvertise()
+        self._publishers = {}
+        ros.factory.remove_all_listeners("close")
+        ros.close(timeout=self.config.latency)
+
+    def _lose(self, reason: str) -> None:
+        self._lost = reason
+
+    def _topic(self, name: str) -> str:
+        """Return the whole name of a topic: servers answer with that."""
+        return name if name.startswith("/") else f"{self.config.namespace.rstrip('/')}/{name}"
+
+    def _kind(self, kind: str) -> str:
+        return kind if self.config.ros == 1 else kind.replace("/", "/msg/")
+
+    def _time(self, seconds: float) -> dict[str, int]:
+        """Return a time or a duration as that ROS writes it."""
+        whole = int(seconds)
+        parts = whole, round((seconds - whole) * 1e9)
+        names = ("secs", "nsecs") if self.config.ros == 1 else ("sec", "nanosec")
+        return dict(zip(names, parts, strict=True))
+
+    def _advertise(self, roslibpy: Any) -> None:
+        config = self.config
+        topics = {"command": (config.command_topic, TYPES[config.mode])}
+        if config.gripper:
+            topics["gripper"] = (config.gripper, TYPES["positions"])
+        for use, (name, kind) in topics.items():
+            topic = roslibpy.Topic(
+                self._ros,
+                self._topic(name),
+                self._kind(kind),
+                queue_size=10,
+                reconnect_on_close=False,
+            )
+            topic.advertise()
+            self._publishers[use] = topic
+
+    def _subscribe(self, roslibpy: Any) -> None:
+        config, inbox = self.config, self._inbox
+
+        def read(values: Mapping[str, Any]) -> None:
+            inbox.joints(_joint_state(values), stamp=_stamp(values))
+
+        self._listen(roslibpy, config.joint_states, "sensor_msgs/JointState", read)
+        for camera, topic in zip(self.cameras, self._image_topics, strict=True):
+
+            def see(values: Mapping[str, Any], camera: str = camera) -> None:
+                inbox.image(camera, _image(values), stamp=_stamp(values))
+
+            self._listen(roslibpy, topic, "sensor_msgs/Image", see)
+
+    def _listen(
+        self, roslibpy: Any, name: str, kind: str, take: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        """Let `take` have the newest message of a topic."""
+
+        def hear(values: Mapping[str, Any]) -> None:
+            try:
+                take(values)
+            except (KeyError, TypeError, ValueError) as e:
+                self._inbox.fail(f"{name}: no {kind} ({type(e).__name__}: {e})")
+
+        topic = roslibpy.Topic(
+            self._ros, self._topic(name), self._kind(kind), queue_length=1, reconnect_on_close=False
+        )
+        topic.subscribe(hear)
+
+    def _hear_status(self, proto: Any) -> None:
+        """Let the server's complaints be heard; roslibpy has no handler for them."""
+
+        def complain(message: Mapping[str, Any]) -> None:
+            if message.get("level") == "error":
+                self._inbox.fail(f"rosbridge: the server says: {message.get('msg')}")
+
+        proto._message_handlers["status"] = complain
+
+    def _ask_around(self, roslibpy: Any) -> None:
+        """Return when somebody listens to commands; RobotError where another one sends any."""
+        topic = self._topic(self.config.command_topic)
+        others = self._rosapi(roslibpy, "publishers", topic)
+        if others:
+            raise RobotError(
+                f"backend.command: {', '.join(others)} publishes {topic}, too; end it, or set "
+                "backend.exclusive=false"
+            )
+        end = time.monotonic() + self.config.patience
+        while not self._rosapi(roslibpy, "subscribers", topic):
+            if time.monotonic() > end:
+                raise RobotError(
+                    f"backend.command: nobody listens to {topic} for {self.config.patience} s; "
+                    "start the controller, or name its topic"
+                )
+            time.sleep(GATHER)
+
+    def _rosapi(self, roslibpy: Any, question: str, topic: str) -> list[str]:
+        """Return which nodes do that with a topic."""
+        package = "rosapi" if self.config.ros == 1 else "rosapi_msgs/srv"
+        kind = f"{package}/{question.capitalize()}"
+        service = roslibpy.Service(self._ros, f"/rosapi/{question}", kind)
+        answered, answer = threading.Event(), dict[str, Any]()
+
+        def take(values: Mapping[str, Any]) -> None:
+            answer.update(values)
+            answered.set()
+
+        request = roslibpy.ServiceRequest({"topic": topic})
+        service.call(request, callback=take, errback=lambda _: answered.set())
+        answered.wait(self.config.latency)
+        if question not in answer:
+            raise RobotError(
+                f"rosbridge: rosapi does not say who has to do with {topic}; start rosapi_node, or "
+                "set backend.exclusive=false"
+            )
+        return [str(node) for node in answer[question]]
+
+    def _command(self, setpoint: Setpoint) -> dict[str, Any]:
+        """Return the message for a setpoint; its stamp of 0 says: from now on."""
+        config = self.config
+        if config.mode == "positions":
+            return {"data": setpoint.q.tolist()}
+        if config.mode == "twist":
+            velocity = twist_of(self.arm, setpoint.q, setpoint.dq).tolist()
+            linear, angular = (
+                dict(zip("xyz", part, strict=True)) for part in (velocity[:3], velocity[3:])
+            )
+            header = {"stamp": self._time(time.time()), "frame_id": config.frame}
+            return {"header": header, "twist": {"linear": linear, "angular": angular}}
+        point = {
+            "positions": setpoint.q.tolist(),
+            "velocities": config.end_velocities(setpoint),
+            "time_from_start": self._time(config.ahead * config.dt),
+        }
+        return {"joint_names": list(self._inbox.names), "points": [point]}
+
+
+def _joint_state(values: Mapping[str, Any]) -> SimpleNamespace:
+    """Return a JointState of JSON; KeyError, TypeError or ValueError for none."""
+    numbers = {name: _numbers(values[name]) for name in ("position", "velocity")}
+    return SimpleNamespace(name=[str(name) for name in values["name"]], **numbers)
+
+
+def _image(values: Mapping[str, Any]) -> SimpleNamespace:
+    """Return an Image of JSON; KeyError, TypeError or ValueError (not base64) for none."""
+    data = values["data"]
+    raw = base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
+    shape = {name: int(values[name]) for name in ("height", "width", "step", "is_bigendian")}
+    return SimpleNamespace(encoding=str(values["encoding"]), data=raw, **shape)
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """Return numbers of JSON; null is what NaN was."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _stamp(values: Mapping[str, Any]) -> float:
+    """Return when a message was measured, s; ROS 1 and ROS 2 name its parts differently."""
+    stamp = values["header"]["stamp"]
+    if "secs" in stamp:
+        return float(stamp["secs"] + 1e-9 * stamp["nsecs"])
+    return float(stamp["sec"] + 1e-9 * stamp["nanosec"])
+
+
+def _roslibpy() -> Any:
+    """Return roslibpy; MissingDependency where it is not there."""
+    try:
+        import roslibpy
+        import roslibpy.core
+    except ImportError:
+        raise MissingDependency(
+            "backend 'rosbridge' needs roslibpy: pip install \"latentplan[rosbridge]\""
+        ) from None
+    return roslibpy
