@@ -198,3 +198,38 @@ def test_numbers_out_of_range_are_named(settings):
 
 def test_the_picture_to_show_is_never_a_privileged_one():
     assert image_key(ToyEnv().data_spec) == "rgb"
+
+
+class Asking(ToyEnv):
+    """Says what it asks for."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed, options=options)[0], {"task": "push", "text": "push it"}
+
+
+class Listening(Sighted):
+    """Remembers what it was told."""
+
+    def goal(self, observation, *, task=""):
+        self.told = task
+        return super().goal(observation, task=task)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "push"),
+        ({"told": "text"}, "push it"),
+        ({"told": "text", "goal_text": "shove it"}, "shove it"),
+        ({"goal_text": "shove it"}, "shove it"),
+    ],
+)
+def test_the_agent_is_told_the_task_by_name_or_in_words(settings, told):
+    agent = Listening()
+    evaluate(agent, Asking(), episodes=1, length=1, states=0, **settings)
+    assert agent.told == told
+
+
+def test_what_the_agent_is_told_is_one_of_two():
+    with pytest.raises(ConfigError, match="Evaluation.told: 'words' is not 'task' or 'text'"):
+        Evaluation.Config(told="words")
