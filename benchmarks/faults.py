@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from real import stations  # noqa: E402
-from real.harness import FAULTS, Rig  # noqa: E402
+from real.harness import FAULTS, LAST, Rig  # noqa: E402
 from real.record import Row  # noqa: E402
 
 from latentplan.evaluation.provenance import provenance  # noqa: E402
@@ -39,25 +39,37 @@ MOST = 1.01  # of a limit
 
 def measure(backend: str, names: list[str], trials: int) -> None:
     """Measure faults, and write a row a fault: the worst of its trials."""
-    given = {"sim": "SIM", "ros2": "ROS2", "ros1": "ROS1"}[backend]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        with Rig(getattr(stations, given), Path(folder)) as rig:
+        with Rig(stations.of(backend), Path(folder)) as rig:
             for name in names:
-                if name in ENDS or (name == "camera killed" and rig.stations.camera is None):
+                if name in ENDS or name in LAST:
+                    continue
+                if name == "camera killed" and rig.stations.camera is None:
                     continue
                 rows.append(worst([suffer(rig, name) for _ in range(trials)], FAULTS[name].limit))
                 merge(rows[-1:])
                 print(json.dumps(rows[-1]), flush=True)
             for name, number in ENDS.items():
                 if name in names:
-                    if "node" not in rig.processes:
-                        rig.start("node", rig.node_command(rig.port))
-                        rig.ready("node")
-                        rig.start_planner()
+                    renew(rig)
                     rows.append(worst([rig.end_node(name, number)], None))
                     merge(rows[-1:])
                     print(json.dumps(rows[-1]), flush=True)
+            for name in LAST:
+                if name in names and backend == "ros1":
+                    renew(rig)
+                    rows.append(worst([suffer(rig, name)], LAST[name].limit))
+                    merge(rows[-1:])
+                    print(json.dumps(rows[-1]), flush=True)
+
+
+def renew(rig: Rig) -> None:
+    """Start the node and a planner, where the node has ended."""
+    if "node" not in rig.processes:
+        rig.start("node", rig.node_command(rig.port))
+        rig.ready("node")
+        rig.start_planner()
 
 
 def suffer(rig: Rig, name: str) -> Row:
@@ -108,7 +120,7 @@ def merge(rows: list[dict[str, Any]]) -> None:
     known: dict[str, Any] = json.loads(JSON.read_text()) if JSON.exists() else {"rows": []}
     kept = {(row["backend"], row["fault"]): row for row in known["rows"]}
     kept |= {(row["backend"], row["fault"]): row for row in rows}
-    order = [*FAULTS, "master killed", *ENDS]
+    order = [*FAULTS, *LAST, *ENDS]
     backends = ["sim", "ros2", "ros1", "rosbridge"]
     rows = sorted(
         kept.values(), key=lambda r: (backends.index(r["backend"]), order.index(r["fault"]))
@@ -155,8 +167,9 @@ def page() -> str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("backend", choices=["sim", "ros2", "ros1", "page"])
-    parser.add_argument("--faults", default=",".join([*FAULTS, *ENDS]), help="names with commas")
+    parser.add_argument("backend", choices=["sim", "ros2", "ros1", "rosbridge", "page"])
+    every = ",".join([*FAULTS, *ENDS, *LAST])
+    parser.add_argument("--faults", default=every, help="names with commas")
     parser.add_argument("--trials", type=int, default=3)
     given = parser.parse_args()
     if given.backend != "page":

@@ -1,5 +1,6 @@
 """The processes around an arm, for each backend."""
 
+import socket
 import tempfile
 from pathlib import Path
 
@@ -42,3 +43,12 @@ def rosbridge(port: int) -> Stations:
         recorder=(client, str(port), "recorder", "{file}"),
         settings=(f"backend.port={port}", "backend.patience=20", "backend.latency=20"),
     )
+
+
+def of(backend: str) -> Stations:
+    """Return the stations of a backend by its name."""
+    if backend != "rosbridge":
+        return {"sim": SIM, "ros1": ROS1, "ros2": ROS2}[backend]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return rosbridge(int(s.getsockname()[1]))

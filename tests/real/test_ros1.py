@@ -24,7 +24,9 @@ import rosbag
 import rosgraph
 import rospy
 import yaml
-from real.harness import DT, FAULTS, SPEED, Rig, Row, Station
+from real.harness import FAULTS, LAST, SPEED, Rig
+from real.record import DT, Row
+from real.station import Station
 from real.stations import PORT, ROS1
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -302,15 +304,11 @@ def test_bags_are_the_same_to_rosbag_and_to_rosbags(rig: Rig, tmp_path: Path) ->
 
 def test_the_death_of_the_master_stops_the_arm_though_topics_flow(rig: Rig) -> None:
     renew(rig)
-    rig.go()
-    time.sleep(0.7)
-    begin = rig.processes["before0"].signal(signal.SIGKILL)
-    time.sleep(1.5)
-    row = rig.measure("master killed", begin)
-    check(row, 500 / SLACK)
+    row = rig.suffer("master killed")
+    check(row, LAST["master killed"].limit)
     assert f"the master http://127.0.0.1:{PORT} is gone" in row.reason
-    _, joints = rig.record(begin + 1.0)
-    assert len(joints.rows) > 20  # joint states came all the time
+    _, joints = rig.record(time.monotonic() - 0.5)
+    assert len(joints.rows) > 10  # joint states come all the time
 
 
 PATIENT = {"joints_age": 1.0, "picture_age": 2.0, "overruns": 100}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import roslibpy
-from real.harness import FAULTS, HERE, Rig
-from real.stations import rosbridge
+from real.harness import FAULTS, Rig
+from real.station import HERE
+from real.stations import of
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.rosbridge import RosbridgeDriver
@@ -35,7 +36,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Rig(rosbridge(free_port()), tmp_path_factory.mktemp("rosbridge"), patience=2.0) as rig:
+    with Rig(of("rosbridge"), tmp_path_factory.mktemp("rosbridge"), patience=2.0) as rig:
         yield rig
 
 
