@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def down(
     layers += [Residual(channels[0]) for _ in range(blocks)]
     for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 4, 2, 1), *[Residual(after) for _ in range(blocks)]]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    return _channels_last(layers)
 
 
 def up(
@@ -100,7 +101,13 @@ def up(
         layers += [nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2)]
     layers += [Residual(channels[0]) for _ in range(blocks)]
     layers += [nn.Conv2d(channels[0], colours * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    return _channels_last(layers)
+
+
+def _channels_last(layers: Sequence[nn.Module]) -> nn.Sequential:
+    made = nn.Sequential(*layers)
+    cast(Any, made).to(memory_format=torch.channels_last)  # torch's type hints do not know it
+    return made
 
 
 def factor(channels: Sequence[int], *, patch: int) -> int:
