@@ -40,6 +40,7 @@ class Config:
     floor: float = 0.002  # between the finger tips and the table at least
     places: int = 24  # on each object that are tried
     angles: int = 16  # of the gripper at each, over half a turn
+    slope: float = 0.6  # of the sides that the fingers press on at most; what friction holds
     flat: float = 0.03  # height of what may be taken by its edge
     inset: float = 0.008  # from the edge that it is taken at
     pinch: float = 0.03  # that is gathered at an edge
@@ -47,8 +48,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise ConfigError where a field is out of its range."""
-        for name in ("clearance", "depth", "floor", "flat", "inset", "pinch", "apart"):
-            check_range(f"grasps.{name}", getattr(self, name), 0, 0.5)
+        for name in ("clearance", "depth", "floor", "slope", "flat", "inset", "pinch", "apart"):
+            check_range(f"grasps.{name}", getattr(self, name), 0, 1)
         check_range("grasps.places", self.places, 1, 10_000)
         check_range("grasps.angles", self.angles, 2, 360)
 
@@ -178,10 +179,10 @@ def _across(
             close = np.array([np.cos(angle), np.sin(angle)])
             side = np.array([-close[1], close[0]])
             at = (everything[:, :2] - seed) @ np.stack([close, side]).T
-            slab = np.sort(at[np.abs(at[:, 1]) < FINGER[0], 0])
-            low, high = _segment(slab, room)
+            slab = at[np.abs(at[:, 1]) < FINGER[0]]
+            low, high = _segment(np.sort(slab[:, 0]), room)
             width = high - low
-            if width > limit:
+            if width > limit or not _parallel(slab, low, high, c.slope):
                 continue
             place = seed + (low + high) / 2 * close
             off = float(np.linalg.norm(place - middle)) / radius
@@ -201,6 +202,20 @@ def _segment(along: Array, room: float) -> tuple[float, float]:
     starts, ends = along[np.r_[0, breaks + 1]], along[np.r_[breaks, len(along) - 1]]
     which = int(np.maximum(np.maximum(starts, -ends), 0).argmin())
     return float(starts[which]), float(ends[which])
+
+
+def _parallel(slab: Array, low: float, high: float, slope: float) -> bool:
+    """Return whether what lies from low to high has sides that the fingers do not slip off.
+
+    `slab` (S, 2) is along and across the fingers' way; in both its halves the sides must be at
+    nearly the same place.
+    """
+    held = slab[(slab[:, 0] >= low) & (slab[:, 0] <= high)]
+    first, second = held[held[:, 1] < 0, 0], held[held[:, 1] >= 0, 0]
+    if len(first) == 0 or len(second) == 0:  # an end, that half a finger would hold
+        return False
+    gaps = first.min() - second.min(), first.max() - second.max()
+    return bool(np.abs(gaps).max() < slope * FINGER[0])  # the halves' middles are that far apart
 
 
 def _edges(cells: Array, c: Config) -> Iterator[tuple[float, Array, float, float]]:
