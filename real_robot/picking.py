@@ -8,7 +8,9 @@ import numpy as np
 
 from latentplan.data.pictures import action_to_pixel
 from latentplan.errors import ShapeError, check_range
+from latentplan.real_robot.remote import RemoteRobot
 from latentplan.real_robot.robot import Robot, View
+from latentplan.real_robot.standing import meanwhile
 from latentplan.real_robot.tracking import Tracked, Tracking
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.description import Arm
@@ -19,6 +21,7 @@ from latentplan.shapes import check, check_finite
 from latentplan.types import Array
 
 LIFT = (0.0, 0.15)  # m, height of a drag's middle with a fifth number of -1 and of 1
+SHOWN = 50  # points of a motion's preview
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,22 @@ class Picking:
         pick, place = self.points(action)
         lift = self.config.lift if len(action) == 4 else np.interp(action[4], (-1, 1), LIFT)
         known = (float(pick[0]), float(pick[1])), (float(place[0]), float(place[1]))
+        q = self.robot.observe()["q"].astype(np.float64)
+        height = self.config.height
+        ends = np.append(pick, height), np.append(place, height)
         try:
-            motion = self._plan(pick, place, lift=float(lift))
+            motion = meanwhile(
+                self.robot, lambda: self._planner.plan(*ends, lift=float(lift), start=q)
+            )
         except Unreachable as e:
             return Picked(*known, refused=str(e))
-        return Picked(*known, tracked=self._tracking.follow(motion))
+        return Picked(*known, tracked=self._follow(motion))
 
     def home(self) -> Tracked:
         """Bring the arm home, straight in joints, with the gripper open. Raises Unreachable."""
         q = self.robot.observe()["q"].astype(np.float64)
         home = self._planner.kinematics.home
-        return self._tracking.follow(self._planner.straight(q, home))
+        return self._follow(meanwhile(self.robot, lambda: self._planner.straight(q, home)))
 
     def points(self, action: Array) -> tuple[Array, Array]:
         """Return where an action picks and where it lets go, each (2,) m on the table."""
@@ -121,12 +129,11 @@ class Picking:
         along = action[2] * _level(right) - action[3] * _level(down)
         return pick, np.clip(pick + c.drag * along, -c.workspace, c.workspace)
 
-    def _plan(self, pick: Array, place: Array, *, lift: float) -> Motion:
-        """Return the motion from the measured joints; Unreachable where there is none."""
-        q = self.robot.observe()["q"].astype(np.float64)
-        height = self.config.height
-        ends = np.append(pick, height), np.append(place, height)
-        return self._planner.plan(*ends, lift=lift, start=q)
+    def _follow(self, motion: Motion) -> Tracked:
+        """Say where the arm is going, and go there."""
+        if isinstance(self.robot, RemoteRobot):
+            self.robot.preview(motion.ee[:: max(1, len(motion) // SHOWN), :3])
+        return self._tracking.follow(motion)
 
 
 def on_table(camera: View, pixel: Array, *, height: float) -> Array:

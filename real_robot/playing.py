@@ -8,6 +8,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, StoreError, check_range
 from latentplan.real_robot.robot import Robot
+from latentplan.real_robot.standing import meanwhile
 from latentplan.real_robot.tracking import Tracking
 from latentplan.robots.description import Arm
 from latentplan.robots.pick_and_place import PickAndPlace
@@ -114,9 +115,11 @@ class Playing:
                 f"it there first, which {self._control} cannot do by itself"
             )
         shares = (np.array(v) * c.share for v in (spec.velocity, spec.acceleration, spec.jerk))
-        planner = PickAndPlace(self.arm, limits=Limits(*shares))
-        width = self.arm.gripper.width
-        Tracking(self.robot, width=width).follow(planner.straight(q, start))
+        limits = Limits(*shares)
+        motion = meanwhile(
+            self.robot, lambda: PickAndPlace(self.arm, limits=limits).straight(q, start)
+        )
+        Tracking(self.robot, width=self.arm.gripper.width).follow(motion)
 
 
 def _control(spec: Spec) -> str:

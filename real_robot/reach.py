@@ -18,6 +18,7 @@ from latentplan import shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
 from latentplan.planning.mpc import MPC, Latency
 from latentplan.protocols import Planner
+from latentplan.real_robot.remote import RemoteRobot
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
@@ -167,6 +168,11 @@ class Reach:
             seed=seed,
             config=mpc,
         )
+        # The first calls of torch take long: not while an arm waits for an answer.
+        home = {"q": arm.column("home").astype(np.float32)}
+        self._mpc.goal(home)
+        self._mpc.act(home)
+        self._mpc.reset(seed=seed)
 
     def draw(self) -> Array:
         """Return joints (J,) rad whose end effector is at a point to reach; seeded."""
@@ -207,7 +213,10 @@ class Reach:
             if near and resting:
                 break
             soon = seen["q"] + c.lag * last[:-1]
-            last = self.robot.send(still if near else self._mpc.act({"q": soon}))
+            action = still if near else self._mpc.act({"q": soon})
+            if isinstance(self.robot, RemoteRobot) and not near:
+                self.robot.preview(self._ahead(soon))
+            last = self.robot.send(action)
             count += 1
             seen = self.robot.observe()
             watch(seen)
@@ -215,6 +224,15 @@ class Reach:
             resting = bool(np.abs(seen["dq"]).max() <= c.resting)
         x, y, z = (float(value) for value in point)
         return Reached((x, y, z), start, distance, resting, count)
+
+    def _ahead(self, q: Array) -> Array:
+        """Return where the end effector is meant to go (H, 3), m, by the last plan."""
+        plan = self._mpc.plan
+        assert plan is not None
+        start = torch.from_numpy(np.asarray(q, np.float32)).view(1, 1, -1)
+        imagined = self._model.rollout(start, plan.actions[:, None])
+        ahead: Array = self._model.ee(imagined)[0, 0].numpy()
+        return ahead
 
     @property
     def latency(self) -> Latency:

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from latentplan.errors import ConfigError
 from latentplan.real_robot.local import LocalRobot
 from latentplan.real_robot.robot import Robot
 
@@ -32,10 +31,8 @@ def meanwhile(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> 
 
 
 def stand(robot: Robot, *, opening: float = 1.0) -> None:
-    """Stand still for one period; the joints' control must be joint_velocity or joint_delta."""
+    """Stand still for one period."""
     convention = robot.spec.data.action.convention
-    if convention is None or convention.control not in ("joint_velocity", "joint_delta"):
-        found = "none" if convention is None else convention.control
-        raise ConfigError(f"safety.control: found {found}, need joint_velocity to stand still")
-    robot.observe()
-    robot.send(np.append(np.zeros(len(robot.spec.joints)), opening))
+    q = robot.observe()["q"]
+    there = convention is not None and convention.control == "joint_position"
+    robot.send(np.append(q if there else np.zeros_like(q), opening))

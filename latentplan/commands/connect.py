@@ -19,7 +19,7 @@ from latentplan.errors import ConfigError
 from latentplan.real_robot import launching
 from latentplan.real_robot.local import LocalRobot
 from latentplan.real_robot.remote import RemoteRobot
-from latentplan.real_robot.robot import Driver
+from latentplan.real_robot.robot import Driver, View
 from latentplan.real_robot.safety import SafetyFilter
 from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots import description
@@ -78,13 +78,17 @@ def sections(backend: str | None) -> dict[str, type]:
     }
 
 
-def build(found: Way, *, scene: Scene | None = None) -> tuple[Driver, Supervisor]:
-    """Return the driver and the supervisor of an arm, not yet connected."""
+def build(
+    found: Way, *, cameras: Sequence[View] = (), scene: Scene | None = None
+) -> tuple[Driver, Supervisor]:
+    """Return the driver and the supervisor of an arm, not yet connected.
+
+    A simulated arm is seen by `cameras` and brings those of its scene, a real one by its own.
+    """
     assert found.backend is not None
     make = registry.get("backend", found.backend)
     settings = found.settings
-    # A simulated arm sees what its scene shows.
-    more: dict[str, Any] = {} if found.backend == "sim" else {"cameras": found.arm.cameras}
+    more: dict[str, Any] = {"cameras": cameras if found.backend == "sim" else found.arm.cameras}
     if scene is not None:
         more["scene"] = scene
     driver: Driver = make(found.arm, settings["backend"], **more)

@@ -78,23 +78,20 @@ def run(
         device=device,
         overrides=overrides,
     )
-    stopped: LatentplanError | None = None
+    folder: Path | None = None
     records: list[Record] = []
-    with chosen.connected() as arm:
-        folder = _folder(run or task or "", out)
-        try:
+    try:
+        with chosen.connected() as arm:
+            folder = _folder(run or task or "", out)
             for index in range(episodes):
-                record = chosen.episode(arm, index)
-                records.append(record)
-                print(_line(index, record), flush=True)
-                if record.trip:
-                    stopped = RobotError(record.trip)
-                    break
-        finally:
+                records.append(chosen.episode(arm, index))
+                print(_line(index, records[-1]), flush=True)
+                if records[-1].trip:
+                    raise RobotError(records[-1].trip)
+    finally:  # with the arm at rest, whatever ended it
+        if folder is not None:
             _write(folder, records, chosen, made_with={"robot": robot, "seed": seed})
     _summarise(records, folder)
-    if stopped is not None:
-        raise stopped
     return records
 
 

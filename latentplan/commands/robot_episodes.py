@@ -79,7 +79,7 @@ class Task(ABC):
         driver, supervisor = self.here() if self.way.here else (None, None)
         given: dict[str, Any] = {"driver": driver, "supervisor": supervisor, "make": make}
         with connect.connected(self.way, **given) as robot:
-            self.prepare(robot)
+            meanwhile(robot, lambda: self.prepare(robot))
             yield robot
 
     def here(self) -> tuple[Driver, Supervisor]:
@@ -124,10 +124,7 @@ class Reaching(Task):
 
     def here(self) -> tuple[Driver, Supervisor]:
         """Return them with a camera for the film."""
-        make = registry.get("backend", "sim")
-        driver: Driver = make(self.way.arm, self.settings["backend"], cameras=[FILM])
-        _, supervisor = connect.build(self.way)
-        return driver, supervisor
+        return connect.build(self.way, cameras=[FILM])
 
     def prepare(self, robot: Robot) -> None:
         """Make the task of this robot's limits."""
@@ -212,8 +209,9 @@ class Planned(Task):
         if self.scene is not None and self._goal is None:
             record.start = record.final = self.scene.distance()
         goal = goal or self._asked_for(robot)
+        wanted = self._public(goal)
         self.agent.reset(seed=plan)
-        self.agent.goal(self._public(goal))
+        meanwhile(robot, lambda: self.agent.goal(wanted))
         view = image_key(self.agent.model.spec)
         if self._picking is not None:
             stand(robot)  # until cameras have seen what lies there now

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from latentplan.cli import main
 from latentplan.commands import connect, robot_episodes
@@ -20,6 +22,7 @@ from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError
 from latentplan.real_robot import launching
 from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.standing import meanwhile
 from latentplan.sim.rope import Rope
 from latentplan.sim.scene import Scene
 
@@ -122,6 +125,36 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         np.testing.assert_allclose(moved, 0.1 * watched.actions[:, :-1], atol=0.06)
 
 
+def test_an_arm_stands_still_while_its_planner_thinks() -> None:
+    overrides = [*PATIENT[:-1], "safety.age=1.0"]
+    command = launching.argv("sim", address=("127.0.0.1", 0), overrides=overrides)
+    with (
+        launching.NodeProcess(command) as node,
+        RemoteRobot(node.address, patience=20) as robot,
+    ):
+        begin = robot.observe()["q"]
+        assert meanwhile(robot, lambda: time.sleep(2.5) or "thought") == "thought"
+        assert robot.health().state == "armed"
+        np.testing.assert_allclose(robot.observe()["q"], begin, atol=2e-3)
+        with pytest.raises(ZeroDivisionError):
+            meanwhile(robot, lambda: 1 / 0)
+
+
+def test_picks_go_through_a_node(tmp_path: Path) -> None:
+    goal = tmp_path / "goal.png"
+    env = Rope()
+    Image.fromarray(env.goal(seed=5)["rgb"]).save(goal)
+    env.close()
+    out = tmp_path / "out"
+    command = ["robot", "--backend", "sim", "--address", "127.0.0.1:0", "--run", "rope-cfm"]
+    command += ["--goal", str(goal), "--steps", "1", "--out", str(out)]
+    assert main([*command, *PATIENT, "safety.velocity=0.8", "safety.acceleration=0.8"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    (episode,) = metrics["each"]
+    assert episode["actions"] + episode["refused"] == 1 and not episode["trip"]
+    assert (out / "video.mp4").exists()
+
+
 def test_a_node_needs_no_torch_and_stops_its_arm_when_it_is_told_to_end() -> None:
     program = (
         "import sys; from latentplan.cli import main; code = main(sys.argv[1:]); "
@@ -178,8 +211,6 @@ def test_a_signal_stops_the_arm_before_the_planner_ends(
 def test_what_does_not_fit_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     small = tmp_path / "goal.png"
     Image.new("RGB", (80, 100)).save(small)
     limits = tmp_path / "limits.yaml"
