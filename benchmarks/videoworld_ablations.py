@@ -22,7 +22,7 @@ import videoworld_agent
 import videoworld_rollouts as rollouts
 
 HORIZONS = (0, 1, 2, 4, 8)
-BOOKS = {8: "[2,2,2]", 64: "[4,4,4]", 1000: "[8,5,5,5]"}  # codes: levels
+BOOKS = {9: "[3,3]", 64: "[4,4,4]", 1000: "[8,5,5,5]"}  # codes: levels, of 3 at least
 
 
 def variants(only: list[str], horizons: list[int], books: list[int]) -> dict[str, list[str]]:

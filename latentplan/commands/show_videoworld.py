@@ -28,7 +28,8 @@ EPISODES = 40  # held-out ones that are looked at, at most
 SHOWN = 8  # pictures painted again
 CLIPS = 4  # futures, each of another task
 VARIED = 9  # codes that are put in place of one
-CELL = 0.82  # inches, the side of a picture
+PIXELS, GAP = 96, 4  # the side of a picture as it is drawn, and what is between two
+LEFT, TOP, NOTE = 100, 60, 30  # pixels for names, for the title, for a line of notes
 STRONGER = 2.0  # times that changes are shown
 
 
@@ -48,7 +49,8 @@ class Seen:
 class Clip:
     """A stretch of an episode: what was seen up to frame t, and the H frames after it."""
 
-    task: str
+    task: str  # what is done in it, by its name and in words
+    text: str
     before: Mapping[str, Array]  # a camera: (T, h, w, 3), frame t the last
     after: Mapping[str, Array]  # (H, h, w, 3)
 
@@ -79,7 +81,7 @@ def draw(model: VideoWorld, store: ZarrStore, folder: Path) -> Iterator[Path]:
     }
     for name, figure in figures.items():
         with replacing(folder / f"{name}.png") as partial:
-            figure().savefig(partial, dpi=110)
+            figure().savefig(partial, dpi=100)
         yield folder / f"{name}.png"
 
 
@@ -139,9 +141,11 @@ def clips(model: VideoWorld, episodes: Sequence[Episode], *, most: int = CLIPS) 
         moved = np.abs(static[c.span :] - static[: -c.span]).mean((1, 2, 3))
         start = int(moved.argmax())
         rows = slice(start + c.stride, start + c.span + 1, c.stride)
+        labels = first[name].labels
         made.append(
             Clip(
                 name,
+                labels[0].text if labels else "",
                 {k: x[max(0, start + 1 - model.context) : start + 1] for k, x in seen.items()},
                 {k: x[rows] for k, x in seen.items()},
             )
@@ -191,7 +195,8 @@ def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[st
     """
     generator = model.generator
     tokens = model.tokenizer.encode({k: torch.from_numpy(x)[None] for k, x in clip.before.items()})
-    task = torch.tensor([generator.number(clip.task) if clip.task else 0])
+    known = [said for said in (clip.task, clip.text) if said in generator.config.tasks]
+    task = torch.tensor([generator.number(known[0]) if known else 0])
     first, frames = None, []
     for _ in range(len(next(iter(clip.after.values())))):
         said = generator.generate(tokens[:, -model.context :], task).codes[:, 0]
@@ -253,12 +258,12 @@ def usage(model: VideoWorld, seen: Seen) -> Figure:
         panels[f"tokens of {name}"] = (ids, model.tokenizer.vocabulary)
     columns = 3
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.4 * lines), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
     for position, (name, (ids, size)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, position)
         share, used, perplexity = counted(ids, size)
-        axes.bar(range(size), np.sort(share)[::-1], width=1.0)
-        axes.set_title(f"{name}: {used} of {size} used, perplexity {perplexity:.1f}", fontsize=9)
+        axes.stairs(np.sort(share)[::-1], fill=True)
+        axes.set_title(f"{name}\n{used} of {size} used, perplexity {perplexity:.1f}", fontsize=9)
         axes.set_xlabel("codes, the most used first", fontsize=8)
         axes.set_ylabel("share", fontsize=8)
     return figure
@@ -308,28 +313,30 @@ def _grid(
     """Return rows of pictures, each with its name before it, up to a NUL."""
     from matplotlib.figure import Figure
 
+    notes = notes or {}
     columns = max(len(row) for row in rows.values())
-    ratios = [1.4 if name in (notes or {}) else 1.0 for name in rows]
-    height = CELL * sum(ratios) + 0.6
-    figure = Figure(figsize=(CELL * (columns + 1.1), height))
-    figure.suptitle(title, fontsize=9, y=1 - 0.08 / height)
-    top = 1 - 0.55 / height
-    grid = figure.add_gridspec(
-        len(rows), columns, height_ratios=ratios, left=1.1 / (columns + 1.1), right=0.995,
-        top=top, bottom=0.01, wspace=0.04, hspace=0.04,
-    )  # fmt: skip
-    for line, (name, pictures) in enumerate(rows.items()):
+    cell = PIXELS + GAP
+    tops, height = {}, TOP  # of each row, in pixels
+    for name in rows:
+        tops[name], height = height, height + cell + (NOTE if name in notes else 0)
+    canvas = np.full((height, LEFT + columns * cell, 3), 255, np.uint8)
+    for name, pictures in rows.items():
         for column, picture in enumerate(pictures):
-            cell = figure.add_subplot(grid[line, column])
-            cell.imshow(picture, interpolation="nearest")
-            cell.set(xticks=[], yticks=[])
-            cell.set_anchor("N")
-            if titles and line == 0:
-                cell.set_title(titles[column], fontsize=8, pad=2)
-            if notes and name in notes:
-                cell.set_xlabel(notes[name][column], fontsize=6, labelpad=2)
-            if column == 0:
-                cell.set_ylabel(
-                    name.partition("\0")[0], fontsize=8, rotation=0, ha="right", va="center"
-                )
+            place = (np.arange(PIXELS) * len(picture)) // PIXELS  # the nearest pixel
+            y, x = tops[name], LEFT + column * cell
+            canvas[y : y + PIXELS, x : x + PIXELS] = picture[place][:, place]
+    figure = Figure(figsize=(canvas.shape[1] / 100, height / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.axis("off")
+    middle: dict[str, Any] = {"ha": "center", "linespacing": 1.1}
+    axes.text(canvas.shape[1] / 2, 5, title, fontsize=9, va="top", **middle)
+    for column, text in enumerate(titles):
+        axes.text(LEFT + (column + 0.5) * cell, TOP - 4, text, fontsize=8, va="bottom", **middle)
+    for name, top in tops.items():
+        said = name.partition("\0")[0]
+        axes.text(LEFT - 8, top + PIXELS / 2, said, fontsize=8, ha="right", va="center")
+        for column, text in enumerate(notes.get(name, ())):
+            where = LEFT + (column + 0.5) * cell, top + PIXELS + 4
+            axes.text(*where, text, fontsize=6.5, va="top", **middle)
     return figure
