@@ -154,8 +154,8 @@ class Table:
             return_counts=True,
         )
         owner = owner.ravel()
-        means = np.stack([np.bincount(owner, axis, len(cells)) for axis in points.T], 1)
-        means /= count[:, None]
+        sums = np.stack([np.bincount(owner, axis, len(cells)) for axis in points.T], 1)
+        means = np.asarray(sums / count[:, None], np.float64)
         o3d = clouds.library()
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(means))
         found = np.asarray(cloud.cluster_dbscan(c.join, min_points=4))

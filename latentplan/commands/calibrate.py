@@ -54,7 +54,7 @@ def run(
     from latentplan.real_robot import calibration, snapshots
     from latentplan.real_robot.board import Board, Finder
     from latentplan.robots import description
-    from latentplan.robots.camera import CalibratedCamera, load
+    from latentplan.robots.camera import load
 
     sections = {"board": Board, "calibration": calibration.Config}
     settings = config.load(sections, overrides=[f"board.kind={kind}", *overrides])
@@ -89,13 +89,21 @@ def run(
         seen,
         np.stack(positions),
         arm=arm,
-        camera=known or CalibratedCamera(camera, *size, cx=size[0] / 2, cy=size[1] / 2),
+        camera=known or _without_lens(camera, *size),
         mount=mount,
         lens_known=known is not None,
         config=settings["calibration"],
     )
     save(Path(out), result, names, about={"robot": robot, "board": config.to_values(board)})
     _tell(out, result, names, carrier="flange" if mount == "table" else "world")
+
+
+def _without_lens(name: str, width: int, height: int) -> CalibratedCamera:
+    """Return a camera whose lens is still to be found."""
+    from latentplan.robots.camera import CalibratedCamera
+
+    cx, cy, focal = (width - 1) / 2, (height - 1) / 2, float(width)
+    return CalibratedCamera(name, width, height, fx=focal, fy=focal, cx=cx, cy=cy)
 
 
 def save(file: Path, result: Result, names: Sequence[str], *, about: dict[str, object]) -> None:
