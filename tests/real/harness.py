@@ -349,7 +349,7 @@ FAULTS: dict[str, Fault] = {
     "infinite action": _within(_sent("infinite"), 60),
     "action of wrong shape": _within(_sent("shape"), 60),
     "action of 5e5 rad/s": Fault(_sent("huge").inject, _sent("huge").clear),
-    "ticks come late": Fault(_slow_ticks, limit=200),
+    "ticks come late": Fault(_slow_ticks, limit=250),
     "emergency stop": Fault(_stop, limit=20),
 }
 LAST: dict[str, Fault] = {  # what starts before all the others ends, and nothing mends that
