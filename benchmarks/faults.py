@@ -14,6 +14,7 @@ network namespace: `unshare -n sh -c 'ip link set lo up; ...'`.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import signal
 import sys
@@ -117,7 +118,13 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
 
 
 def merge(rows: list[dict[str, Any]]) -> None:
-    """Write rows in place of those of the same backend and fault; then the page."""
+    """Write rows in place of those of the same backend and fault, one process at a time."""
+    with open(Path(tempfile.gettempdir()) / "latentplan-faults.lock", "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        _merge(rows)
+
+
+def _merge(rows: list[dict[str, Any]]) -> None:
     known: dict[str, Any] = json.loads(JSON.read_text()) if JSON.exists() else {"rows": []}
     kept = {(row["backend"], row["fault"]): row for row in known["rows"]}
     kept |= {(row["backend"], row["fault"]): row for row in rows}
