@@ -53,8 +53,12 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     if "probe" in found:
         probed = found["probe"]
         names = list(next(iter(probed.values()))["probes"])
-        made["probe"] = table(["linear probe to the action from", *probed], [
-            [name, *(r2(row["probes"][name]) for row in probed.values())] for name in names
+        head = ["linear probe to the action from"]
+        head += [f"{run}, {what}" for run in probed for what in ("position", "all")]
+        made["probe"] = table(head, [
+            [name, *(r2(each) for row in probed.values()
+                     for each in (row["probes"][name]["position"], row["probes"][name]))]
+            for name in names
         ])  # fmt: skip
         head = ["run", "PSNR of tokens", "codes in use", "perplexity", "tokens in use"]
         made["codes"] = table(head, [

@@ -37,11 +37,15 @@ def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str,
         ends = np.isnan(each.actions).any(1)
         groups[side] = np.cumsum(ends)[~ends]  # the episode of a row
         told[side] = each.actions[~ends]
-    probes = {}
+    probes: dict[str, Any] = {}
+    convention = model.spec.action.convention
+    moves = 3 if convention is not None and convention.control == "ee_delta" else 0
     for name in inputs["fit"]:
         x = {side: inputs[side][name] for side in seen}
         error, spread = fit(x, {side: y[:, ~signs] for side, y in told.items()}, groups["fit"])
         probes[name] = scored(error, spread, groups["test"])
+        if moves:  # a pose's change: without the rotations, which may be noise alone
+            probes[name]["position"] = scored(error[:, :3], spread[:, :3], groups["test"])
         print(f"  {name:36s} R2 {probes[name]['r2']:.3f} {probes[name]['interval']}", flush=True)
     places = {
         f"code {h}": used(each, model.ldm.codes) for h, each in enumerate(seen["test"].codes.T, 1)

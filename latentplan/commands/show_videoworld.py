@@ -96,18 +96,15 @@ def held_out(store: ZarrStore, *, fraction: float = 0.1, most: int = EPISODES) -
 @torch.no_grad()
 def look(model: VideoWorld, episodes: Sequence[Episode]) -> Seen:
     """Return what the model makes of all frames; behind an episode's end the world stands still."""
-    keys, c = model.config.images, model.ldm.config
+    keys = model.config.images
     parts: dict[str, list[Array]] = {name: [] for name in ("tokens", "codes", "actions")}
     true: dict[str, list[Array]] = {key: [] for key in keys}
     again: dict[str, list[Array]] = {key: [] for key in keys}
     for episode in episodes:
         frames = {key: torch.from_numpy(episode.observations[key]) for key in keys}
         tokens = model.tokenizer.encode({key: x[None] for key, x in frames.items()})
-        length = tokens.shape[1]
-        ahead = torch.arange(length)[:, None] + c.stride * torch.arange(c.horizon + 1)
-        clip = {key: x[ahead.clamp(max=length - 1)] for key, x in frames.items()}
         parts["tokens"].append(tokens[0].numpy())
-        parts["codes"].append(model.ldm.quantize_clip(clip).numpy())
+        parts["codes"].append(model.ldm.encode_video(frames).numpy())
         last = np.full((1, episode.actions.shape[1]), np.nan, np.float32)
         parts["actions"].append(np.concatenate([episode.actions, last]))
         for key, painted in model.tokenizer.decode(tokens).items():
