@@ -10,12 +10,18 @@ import pytest
 
 from latentplan.errors import ConfigError, MissingDependency, RobotError, ShapeError
 from latentplan.real_robot import grasps
+from latentplan.real_robot.backends.sim import SimulatedDriver
+from latentplan.real_robot.local import LocalRobot
+from latentplan.real_robot.safety import SafetyFilter
+from latentplan.real_robot.supervisor import Supervisor
 from latentplan.real_robot.table import Table
+from latentplan.real_robot.tracking import Tracking
 from latentplan.robots import description
 from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.kinematics import Unreachable
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
+from latentplan.robots.trajectory import Limits
 from latentplan.sim import clouds, render
 from latentplan.sim.cameras import Camera
 from latentplan.sim.cloth import Cloth
@@ -134,6 +140,28 @@ def test_what_is_seen_is_grasped_carried_and_put_down(arm, scenery):
     assert measured.ee[lifted, 2] > grasp.point[2] + 0.045
     x, y, z = simulated.data.body(name).xpos
     assert np.hypot(x - SPOT[0], y - SPOT[1]) < 6e-3 and z < BOXES[name][2][2] + 2e-3
+
+
+def test_an_arm_behind_its_filter_closes_its_fingers_where_the_box_is(arm, scenery):
+    """From depth to the joints that the sensors measure, the filter having nothing to change."""
+    driver = SimulatedDriver(arm)
+    with LocalRobot(driver, Supervisor(SafetyFilter(arm))) as robot:
+        shares = (0.8, 0.5, 0.5)
+        of = robot.spec.velocity, robot.spec.acceleration, robot.spec.jerk
+        kept = Limits(*(share * np.array(each) for share, each in zip(shares, of, strict=True)))
+        planner = PickAndPlace(arm, limits=kept)
+        found = grasps.find(Table().look(scenery[1], CAMERA), arm.gripper)
+        q = robot.observe()["q"].astype(float)
+        grasp, motion = grasps.carry(planner, found, SPOT, start=q)
+        closed = np.flatnonzero(motion.phase == PHASES.index("grasp"))[-1]
+        Tracking(robot, width=arm.gripper.width).follow(motion.part(slice(0, closed + 1)))
+        seen = robot.observe()
+        ee = planner.kinematics.forward(seen["q"].astype(float))
+        assert not robot.health().interventions
+    place = min((each[0] for each in BOXES.values()), key=lambda p: np.hypot(*(ee[:2] - p)))
+    assert np.hypot(*(ee[:2] - place)) < 7e-3
+    assert np.linalg.norm(ee[:3] - grasp.point) < 3e-3
+    assert seen["gripper"][0] == pytest.approx(grasp.width - 0.01, abs=5e-3)  # on air: no box here
 
 
 def test_the_hand_comes_along_the_normal(arm):
