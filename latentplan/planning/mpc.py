@@ -147,6 +147,10 @@ class MPC:
                 )
         else:
             self._proposing = None
+        if self.config.graph and (self._proposing is not None or proposers):
+            raise ConfigError(
+                "MPC.graph: a captured solve cannot ask a model for proposals; set graph=false"
+            )
         self._subgoal: Callable[[Tensor, int], Tensor] | None = None
         self._horizon = getattr(getattr(planner, "config", None), "horizon", 1)
         if self.config.subgoal and not isinstance(model, Imagining):

@@ -154,6 +154,9 @@ def test_a_proposer_that_cannot_propose_or_is_not_loaded_is_refused():
     model = ToyModel(toy_spec(4, 2, 1.0))
     with pytest.raises(ConfigError, match="MPC.proposer: needs a model that proposes.*ToyModel"):
         MPC(model, build("cem"), objective=objective, proposers=[model])
+    with pytest.raises(ConfigError, match="MPC.graph: a captured solve cannot ask a model"):
+        asking = MPC.Config(graph=True, propose=True)
+        MPC(Knowing(model.spec), build("cem"), objective=objective, config=asking)
     with pytest.raises(ConfigError, match="MPC.proposer: 'run' is loaded by latentplan.load"):
         MPC(model, build("cem"), objective=objective, config=MPC.Config(proposer="run"))
 

