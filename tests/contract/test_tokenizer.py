@@ -10,12 +10,20 @@ from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
 
 SPEC = Spec({"rgb": ArraySpec((64, 64, 3), "uint8")}, ActionSpec((-1.0,) * 4, (1.0,) * 4))
 B, T = 2, 3
+SETTINGS = {"vqvae": [{"quantizer": "vq"}]}  # to be held as well as the defaults
+CASES = [
+    (name, settings)
+    for name in sorted(registry.BUILT_IN["tokenizer"])
+    for settings in ({}, *SETTINGS.get(name, []))
+]
 
 
-@pytest.fixture(params=sorted(registry.BUILT_IN["tokenizer"]))
+@pytest.fixture(params=CASES, ids=str)
 def tokenizer(request):
     torch.manual_seed(0)
-    made = registry.get("tokenizer", request.param)(SPEC)
+    name, settings = request.param
+    build = registry.get("tokenizer", name)
+    made = build(SPEC, build.Config(**settings))
     made.loss(Batch(pictures(seed=9), torch.zeros(B, T - 1, 4)))  # statistics, books: of some data
     return made.eval()
 
