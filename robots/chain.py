@@ -14,13 +14,13 @@ from latentplan.types import Array
 
 
 class Chain:
-    """Where the end effector of an arm is, from its Denavit-Hartenberg rows (Craig)."""
+    """Where the end effector of an arm is, from the origins of its joints."""
 
     def __init__(self, arm: Arm) -> None:
-        """Take the arm's rows; the arm does not change afterwards."""
-        self._hand = np.array([0.0, 0.0, arm.flange + arm.gripper.length, 1.0])
+        """Take the arm's joints; the arm does not change afterwards."""
+        self._hand = arm.tip() @ [0.0, 0.0, arm.flange + arm.gripper.length, 1.0]
         # What lies behind a joint's turn, as x y z 1 -> x y z 1 for points written as rows.
-        rows = [_row(joint.a, joint.alpha, joint.d) for joint in arm.joints]
+        rows = [joint.origin().T for joint in arm.joints]
         rows[0] = rows[0] @ _base(arm)
         # The last joint first: from the hand's frame to the world's.
         self._rows = list(enumerate(rows))[::-1]
@@ -57,7 +57,7 @@ class Chain:
 def flange(arm: Arm, q: Array) -> Array:
     """Return the poses (N, 4, 4) flange -> world at joint positions q (N, J), rad.
 
-    The flange is what the arm's maker calls so: `arm.flange` along z of the last link, before the
+    The flange is what the arm's maker calls so: `arm.flange` along z of the tip, before the
     gripper is turned by its yaw. Raises ShapeError where q is of another arm.
     """
     check("flange.q", q, "N J", J=len(arm.joints))
@@ -68,22 +68,16 @@ def flange(arm: Arm, q: Array) -> Array:
         turn[:, 1, 0] = np.sin(angle)
         turn[:, 0, 1] = -turn[:, 1, 0]
         turn[:, 2, 2] = turn[:, 3, 3] = 1
-        poses = poses @ _row(joint.a, joint.alpha, joint.d).T @ turn
+        poses = poses @ joint.origin() @ turn
     along = np.eye(4)
     along[2, 3] = arm.flange
-    return poses @ along
+    return poses @ arm.tip() @ along
 
 
 def in_base(arm: Arm, points: Array) -> Array:
     """Return points (..., 3) of the world in the frame of the arm's base, m."""
     base = _base(arm)
     return (np.asarray(points) - base[3, :3]) @ base[:3, :3].T
-
-
-def _row(a: float, alpha: float, d: float) -> Array:
-    """Return (4, 4), for points as rows: d along z, a along x, then a turn by alpha about x."""
-    c, s = np.cos(alpha), np.sin(alpha)
-    return np.array([[1, 0, 0, 0], [0, c, s, 0], [0, -s, c, 0], [a, -s * d, c * d, 1]])
 
 
 def _base(arm: Arm) -> Array:

@@ -1,8 +1,8 @@
 """What an arm is: its joints, limits, links and gripper, read from a file of values.
 
-A shipped arm is `configs/robot/<name>.yaml`; any other arm is a file of the same form, so a new
-arm is configuration alone. There are no meshes: links are capsules, which is what collision
-checks use anyway.
+A shipped arm is `configs/robot/<name>.yaml`; any other arm is a file of the same form, or a URDF,
+so a new arm is configuration alone. There are no meshes: links are capsules, which is what
+collision checks use anyway.
 """
 
 from __future__ import annotations
@@ -16,27 +16,32 @@ import numpy as np
 
 from latentplan import config
 from latentplan.errors import ConfigError, check_range
-from latentplan.robots import camera
+from latentplan.robots import camera, urdf
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.types import Array
 
 NEEDED = ("low", "high", "velocity", "acceleration", "jerk")  # of a joint: never guessed
+Triple = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]  # w, x, y, z
 Capsules = tuple[tuple[float, ...], ...]  # from x, y, z to x, y, z, radius; m, in the link's frame
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A revolute joint and the link that it turns.
+    """A revolute joint and the link that it turns, about z of its frame.
 
-    `a`, `alpha`, `d` are its Denavit-Hartenberg row in Craig's convention (Introduction to
-    Robotics, section 3.5): from the link before, turn by alpha about x, go a along x, then turn
-    by q about the new z and go d along it.
+    Where that frame is in the link before is said by a pose (`position`, `rotation`), by a
+    Denavit-Hartenberg row (`a`, `alpha`, `d`) in Craig's convention (Introduction to Robotics,
+    section 3.5: turn by alpha about x, go a along x, and d along the new z), or by the row in the
+    frame of the pose.
     """
 
     name: str = ""
     a: float = 0.0  # m
     alpha: float = 0.0  # rad
     d: float = 0.0  # m
+    position: Triple = (0.0, 0.0, 0.0)  # m, in the frame of the link before
+    rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, there
     low: float = -np.pi  # rad
     high: float = np.pi  # rad
     velocity: float = 1.0  # rad/s
@@ -54,7 +59,23 @@ class Joint:
         check_range("Joint.home", self.home, self.low, self.high)
         for name in ("velocity", "acceleration", "jerk", "torque", "mass"):
             check_range(f"Joint.{name}", getattr(self, name), 1e-3, 1e6)
+        for name in ("a", "alpha", "d"):
+            check_range(f"Joint.{name}", getattr(self, name), -10, 10)
+        _check_pose("Joint", self.position, self.rotation)
         _check_capsules("Joint.capsules", self.capsules)
+
+    def origin(self) -> Array:
+        """Return (4, 4) from the joint's frame, before it turns, to that of the link before."""
+        c, s = np.cos(self.alpha), np.sin(self.alpha)
+        row = np.array(
+            [
+                [1, 0, 0, self.a],
+                [0, c, -s, -s * self.d],
+                [0, s, c, c * self.d],
+                [0, 0, 0, 1],
+            ]
+        )
+        return row if _is_identity(self) else pose(self.position, self.rotation) @ row
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,9 @@ class Arm:
     yaw: float = 0.0  # rad about z, of the base
     base_capsules: Capsules = ()  # the shape of what stands still, in the base's frame
     reach: float = 1.0  # m from the shoulder to the flange at most, for messages
-    flange: float = 0.0  # m along z of the last link
+    tip_position: Triple = (0.0, 0.0, 0.0)  # m, of the tip's frame in that of the last link
+    tip_rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, there
+    flange: float = 0.0  # m along z of the tip's frame
     joints: tuple[Joint, ...] = ()
     gripper: Gripper = field(default_factory=Gripper)
     cameras: tuple[CalibratedCamera, ...] = ()  # that see the table, or ride on the flange
@@ -115,6 +138,7 @@ class Arm:
         check_range("Arm.yaw", self.yaw, -np.pi, np.pi)
         check_range("Arm.reach", self.reach, 0.05, 10)
         check_range("Arm.flange", self.flange, 0, 1)
+        _check_pose("Arm.tip", self.tip_position, self.tip_rotation)
         _check_capsules("Arm.base_capsules", self.base_capsules)
 
     def column(self, name: str) -> Array:
@@ -122,15 +146,36 @@ class Arm:
         return np.array([getattr(joint, name) for joint in self.joints], np.float64)
 
 
-def load(name: str) -> Arm:
-    """Return the arm of that name (`panda`, `ur5e`), or of a YAML file of the same form.
+    def tip(self) -> Array:
+        """Return (4, 4) from the tip's frame to that of the last link."""
+        return pose(self.tip_position, self.tip_rotation)
 
-    Raises UnknownName for a name that is not shipped, ConfigError for a file that is not an arm.
+
+def pose(position: Triple, rotation: Quaternion) -> Array:
+    """Return (4, 4), homogeneous, of a position (m) and a unit quaternion w, x, y, z."""
+    w, x, y, z = np.array(rotation) / np.linalg.norm(rotation)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), position[0]],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x), position[1]],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), position[2]],
+            [0, 0, 0, 1],
+        ]
+    )
+
+
+def load(name: str) -> Arm:
+    """Return the arm of that name (`panda`, `ur5e`), or of a file: YAML of the same form, or URDF.
+
+    What a URDF does not say is read from the YAML file beside it, of the same name. Raises
+    UnknownName for a name that is not shipped, ConfigError for a file that is not an arm.
     """
     folder = Path(name).parent  # of the files that it names
     if name.endswith((".yaml", ".yml")):
         values = config.read_yaml(name)
         values.pop("base", None)
+    elif name.endswith(".urdf"):
+        values = urdf.read(Path(name))
     else:
         values = dict(config.resolve("robot", name).values)
     try:
@@ -162,6 +207,21 @@ def _arm(values: dict[str, Any], folder: Path) -> Arm:
         for row in views
     )
     return replace(config.from_values(Arm, values), joints=joints, cameras=cameras)
+
+
+def _is_identity(joint: Joint) -> bool:
+    return joint.position == (0.0, 0.0, 0.0) and joint.rotation == (1.0, 0.0, 0.0, 0.0)
+
+
+def _check_pose(where: str, position: Triple, rotation: Quaternion) -> None:
+    for axis, value in zip("xyz", position, strict=True):
+        check_range(f"{where}.position.{axis}", value, -10, 10)
+    length = float(np.linalg.norm(rotation))
+    if not abs(length - 1) < 1e-3:  # nor is a NaN
+        raise ConfigError(
+            f"{where}.rotation: found {list(rotation)} of length {length:.4g}, need a unit "
+            "quaternion w, x, y, z"
+        )
 
 
 def _check_capsules(where: str, capsules: Capsules) -> None:

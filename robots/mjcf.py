@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,13 @@ def add(
     bits = 1 if solid else 0
     _add_capsules(body, arm.base_capsules, mass=1.0, rgba=COLOURS[1], bits=bits)
     for i, joint in enumerate(arm.joints):
-        turn = _quaternion((1, 0, 0), joint.alpha)
-        # Craig's row: along the old x by a, along the new z by d.
-        offset = np.array([joint.a, -np.sin(joint.alpha) * joint.d, np.cos(joint.alpha) * joint.d])
-        body = body.add_body(name=f"{prefix}{joint.name}_link", pos=offset, quat=turn, gravcomp=1)
+        origin = joint.origin()
+        body = body.add_body(
+            name=f"{prefix}{joint.name}_link",
+            pos=origin[:3, 3],
+            quat=_product(joint.rotation, _quaternion((1, 0, 0), joint.alpha)),
+            gravcomp=1,
+        )
         body.add_joint(
             name=prefix + joint.name,
             type=mujoco.mjtJoint.mjJNT_HINGE,
@@ -51,8 +55,8 @@ def add(
         _add_servo(spec, prefix + joint.name, joint.torque, (joint.low, joint.high))
     hand = body.add_body(
         name=f"{prefix}hand",
-        pos=(0, 0, arm.flange),
-        quat=_quaternion((0, 0, 1), gripper.yaw),
+        pos=(arm.tip() @ [0, 0, arm.flange, 1])[:3],
+        quat=_product(arm.tip_rotation, _quaternion((0, 0, 1), gripper.yaw)),
         gravcomp=1,
     )
     _add_capsules(hand, gripper.capsules, mass=gripper.mass, rgba=HAND, bits=bits)
@@ -130,3 +134,17 @@ def _quaternion(axis: tuple[float, float, float], angle: float) -> Array:
     """Return w, x, y, z of a turn about a unit axis."""
     half = angle / 2
     return np.array([np.cos(half), *(np.sin(half) * np.asarray(axis))])
+
+
+def _product(first: Sequence[float] | Array, second: Sequence[float] | Array) -> Array:
+    """Return w, x, y, z of a turn by `second` in the frame that `first` has turned."""
+    a, b, c, d = first
+    w, x, y, z = second
+    return np.array(
+        [
+            a * w - b * x - c * y - d * z,
+            a * x + b * w + c * z - d * y,
+            a * y - b * z + c * w + d * x,
+            a * z + b * y - c * x + d * w,
+        ]
+    )
