@@ -285,7 +285,17 @@ def _halt(station: str) -> Fault:
 
 
 def _word(station: str, word: str) -> Fault:
-    return Fault(lambda rig: rig.tell(station, word), lambda rig: rig.tell(station, "fine"))
+    """Return the fault of a word; it begins when an arm sends the first message like that."""
+
+    def inject(rig: Rig) -> float:
+        begin = rig.tell(station, word)
+        if station != "arm":
+            return begin
+        told = rig.processes[station if station in rig.processes else "node"]
+        line = told.until(lambda said: f'"word": "{word}"' in said)
+        return float(json.loads(line)["t"])
+
+    return Fault(inject, lambda rig: rig.tell(station, "fine"))
 
 
 def _kill(rig: Rig, station: str) -> float:

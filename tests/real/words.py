@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,23 +23,31 @@ FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
 
 
 class Faults:
-    """Alters joint states by the last word that came on stdin; `fine` leaves them as they are."""
+    """Alters joint states by the last word that came on stdin; `fine` leaves them as they are.
+
+    When a word takes effect is told on stdout, since an arm may send some more until then.
+    """
 
     def __init__(self) -> None:
-        self.word = "fine"
-        self._frozen: float | None = None
+        self.word = self._told = "fine"
+        self._sound = 0.0  # s, the newest stamp that went out
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __call__(self, states: JointStates) -> JointStates | None:
-        if self.word == "silent":
+        word = self.word
+        if word != self._told:
+            self._told = word
+            event = {"event": "sensors", "word": word, "t": time.monotonic()}
+            print(json.dumps(event), flush=True)
+        return self._alter(states, word)
+
+    def _alter(self, states: JointStates, word: str) -> JointStates | None:
+        if word == "silent":
             return None
-        if self.word != "frozen":
-            self._frozen = None
-        elif self._frozen is None:
-            self._frozen = states.stamp
-        if self._frozen is not None:
-            return states._replace(stamp=self._frozen)
-        return FAULTS.get(self.word, lambda s: s)(states)
+        if word == "frozen":
+            return states._replace(stamp=self._sound)
+        self._sound = states.stamp
+        return FAULTS.get(word, lambda s: s)(states)
 
     def _listen(self) -> None:
         for line in sys.stdin:
