@@ -28,6 +28,8 @@ class Agent:
     as VideoWorld's table 4c does.
     """
 
+    sees = True
+
     def __init__(self, model: VideoWorld, *, chunk: int = 1, intervene: Sequence[int] = ()) -> None:
         """Take the model and how many actions are sent before codes are generated anew."""
         self.model, self.chunk, self.intervene = model, chunk, tuple(intervene)

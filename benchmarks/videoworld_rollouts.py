@@ -28,6 +28,8 @@ LANES = 25  # attempts at a time
 class Policy(Protocol):
     """Who acts, in several episodes of one task at once."""
 
+    sees: bool  # whether it needs pictures, which take longest
+
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
         """Start one episode an env, which was reset."""
 
@@ -60,6 +62,8 @@ def attempts(
     the same start whoever acts. The time is that of `policy.act`, an action of one episode.
     """
     preset = config.resolve("env", "tabletop_short").values | {"goals": False}
+    if not policy.sees:
+        preset = preset | {"cameras": []}
     settings = config.load({"env": Tabletop.Config}, preset={"env": preset}, overrides=[])["env"]
     share, rest = divmod(episodes, len(tasks))
     envs: list[Tabletop] = []
@@ -102,6 +106,8 @@ def attempts(
 class Noop:
     """Control: nobody acts; the gripper stays open."""
 
+    sees = False
+
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
         """Do nothing."""
 
@@ -112,6 +118,8 @@ class Noop:
 
 class Random:
     """Control: any action."""
+
+    sees = False
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
         """Draw from the seeds of the starts."""
@@ -124,6 +132,8 @@ class Random:
 
 class Oracle:
     """Control: the expert, which sees the simulator's truth."""
+
+    sees = False
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
         """Take the envs."""
@@ -138,6 +148,8 @@ class Oracle:
 
 class Cloning:
     """Control: a network that was trained on every action of the demonstrations."""
+
+    sees = True
 
     def __init__(self, network: Any, cameras: Sequence[str]) -> None:
         """Take a `videoworld_cloning.Cloned`, and the pictures that it sees."""
