@@ -96,6 +96,7 @@ def main() -> None:
     leave = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: leave.set())
     ros = roslibpy.Ros("127.0.0.1", int(sys.argv[1]))
+    ros.factory.on_ready(lambda proto: proto.transport.setTcpNoDelay(True))
     ros.run(timeout=20)
     {"arm": be_arm, "camera": be_camera, "recorder": record}[sys.argv[2]](ros, leave)
 

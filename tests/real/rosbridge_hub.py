@@ -20,6 +20,7 @@ class Client(WebSocketServerProtocol):
     rosapi = "alone" not in sys.argv
 
     def onOpen(self) -> None:
+        self.transport.setTcpNoDelay(True)
         self.everyone.add(self)
         self.advertised: dict[str, str] = {}
         self.subscribed: set[str] = set()

@@ -193,6 +193,19 @@ def shared() -> Iterator[tuple[RosbridgeDriver, roslibpy.Ros]]:
         ros.close()
 
 
+def test_the_server_complains_and_small_messages_do_not_wait(
+    shared: tuple[RosbridgeDriver, roslibpy.Ros],
+) -> None:
+    arm, _ = shared
+    roslibpy.Topic(arm._ros, "/x", "nonsense").advertise()
+    with pytest.raises(RobotError, match="rosbridge: the server says: no type nonsense"):
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            arm.reading()
+            time.sleep(0.005)
+    assert arm._ros.factory._proto.transport.getTcpNoDelay()
+
+
 def test_null_is_what_nan_was(shared: tuple[RosbridgeDriver, roslibpy.Ros]) -> None:
     arm, ros = shared
     values = SOUND | {"position": [None, *[0.1] * 6]}
