@@ -235,7 +235,10 @@ def plan(
         int, typer.Option(parser=_whole, metavar="<int>", help="Held-out starts and goals.")
     ] = 8,
     seed: Seed = 0,
-    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    planner: Annotated[
+        str | None,
+        typer.Option(help="A planner or a preset of one. Default: the model's own, mostly cem."),
+    ] = None,
     objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
     goal_text: Annotated[
         str, typer.Option(help="What to do, in words. Default: what the env says of its task.")

@@ -20,7 +20,7 @@ def load(
     run: Path | str | Sequence[Path | str],
     *,
     device: str = "cpu",
-    planner: str = "cem",
+    planner: str | None = None,
     objective: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
@@ -30,28 +30,38 @@ def load(
     """Return the MPC of a trained run: set its `goal`, then ask it to `act`.
 
     `run` is a run folder, a .safetensors file or the name of a shipped checkpoint, or several of
-    them: an ensemble. `planner` and `objective` are registry names or presets; the objective is
-    `goal` unless given, for an ensemble `pessimistic`. `overrides` are `key=value` of the sections
-    `planner`, `objective` and `mpc` (`planner.candidates=1024`, `chunk=2`). Proposals
-    compete in every plan, constraints go before its cost (see `protocols`). The device is never
-    replaced by another. Raises CheckpointError, UnknownName, ConfigError or MissingDependency.
+    them: an ensemble. `planner` and `objective` are registry names or presets; the planner is by
+    default the model's own (`cem` for most), the objective `goal`, for an ensemble `pessimistic`.
+    `overrides` are `key=value` of the sections `planner`, `objective` and `mpc`
+    (`planner.candidates=1024`, `chunk=2`). Proposals compete in every plan, constraints go before
+    its cost (see `protocols`). The device is never replaced by another. Raises CheckpointError,
+    UnknownName, ConfigError or MissingDependency.
     """
     alone = isinstance(run, Path | str)
     runs = [run] if isinstance(run, Path | str) else list(run)
     if not runs:
         raise ConfigError("load.run: found no run, need at least one")
+    files = [checkpoint.find(each) for each in runs]
+    planner = planner or own_planner(files[0])
     parts = choose(planner=planner, objective=objective or ("goal" if alone else "pessimistic"))
     presets = dict(parts.presets)
     if hasattr(parts.classes["objective"].Config, "members"):
         presets["objective"] = {**presets.get("objective", {}), "members": len(runs)}
     settings = config.load(parts.sections, preset=presets, overrides=overrides)
-    members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
+    members = [checkpoint.load(file, device=device) for file in files]
     found = members[0]
     if not alone:
         found = replace(found, model=Ensemble([each.model for each in members]).eval())
     mpc = assemble(found, parts, settings, seed=seed)
     mpc.proposals, mpc.constraints = tuple(proposals), tuple(constraints)
     return mpc
+
+
+def own_planner(file: Path) -> str:
+    """Return the planner that the model of a checkpoint file is for: its `planner`, or `cem`."""
+    name = checkpoint.read_header(file, format=checkpoint.FORMAT).get("model")
+    model = registry.get("model", name) if name in registry.names("model") else None
+    return str(getattr(model, "planner", "cem"))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def run(
     env: str | None = None,
     episodes: int = 8,
     seed: int = 0,
-    planner: str = "cem",
+    planner: str | None = None,
     objective: str = "goal",
     goal_text: str = "",
     out: str | Path | None = None,
@@ -35,12 +35,13 @@ def run(
     """Evaluate a run and return the figures; `out` then holds all that is known of them.
 
     Writes metrics.json, episodes.json, report.html, video.mp4 and config.yaml. `env` is by default
-    the one that the model's data came from. A task is told by its name, to a model trained with
+    the one that the model's data came from, and its settings those that the model asks for; the
+    planner is by default the model's own. A task is told by its name, to a model trained with
     `language` by the env's sentence; `goal_text` replaces either. Sections of `overrides`: planner,
     objective, mpc, env, evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises
     CheckpointError where the model does not fit the env.
     """
-    from latentplan.commands.load import assemble, choose
+    from latentplan.commands.load import assemble, choose, own_planner
     from latentplan.commands.progress import track
     from latentplan.evaluation.metrics import summarise
     from latentplan.evaluation.protocol import Evaluation
@@ -49,19 +50,21 @@ def run(
 
     check_range("--episodes", episodes, 1)
     check_range("--seed", seed, 0)
-    parts = choose(planner=planner, objective=objective)
     file = checkpoint.find(run)
+    planner = planner or own_planner(file)
+    parts = choose(planner=planner, objective=objective)
     found = checkpoint.load(file, device=device)
     if not (env or found.spec.env):
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
     env_preset = config.resolve("env", env or found.spec.env)
     env_class = registry.get("env", env_preset.base)
+    suited = getattr(env_class, "suited", None)  # settings that a model asks for
     length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
     settings = config.load(
         {**parts.sections, "env": env_class.Config, "evaluation": Evaluation.Config},
         preset={
             **parts.presets,
-            "env": env_preset.values,
+            "env": ({} if suited is None else suited(found.spec)) | dict(env_preset.values),
             "evaluation": {
                 **({} if length is None else {"length": length}),
                 **({"told": "text"} if getattr(found.config, "language", False) else {}),

@@ -141,6 +141,21 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         )
         self._begun: _Episode | None = None
 
+    @staticmethod
+    def suited(spec: Spec) -> dict[str, Any]:
+        """Return the settings with which actions and pictures are those of a model's `spec`."""
+        found: dict[str, Any] = {}
+        if spec.dt:
+            found["rate"] = round(1 / spec.dt, 6)
+        convention = spec.action.convention
+        if convention is not None and convention.control == "ee_delta":
+            found["position_unit"] = convention.position_unit
+            found["rotation_unit"] = convention.rotation_unit
+        for camera in ("static", "gripper"):
+            if f"rgb_{camera}" in spec.observation:
+                found[camera] = spec.observation[f"rgb_{camera}"].shape[0]
+        return found
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -325,3 +325,15 @@ def test_a_wrong_goal_or_task_is_refused(blind: Tabletop) -> None:
         blind.reset(seed=0, options={"goal": {**goal, "task": np.array([99])}})
     with pytest.raises(ConfigError, match="did you mean 'close_drawer'"):
         blind.reset(seed=0, options={"task": "close_drawers"})
+
+
+def test_settings_suit_what_a_model_was_trained_with():
+    short = Tabletop.Config(
+        rate=10.0, position_unit=0.05, rotation_unit=0.15, cameras=("static",), static=32
+    )
+    env = Tabletop(short)
+    spec = env.data_spec
+    env.close()
+    asked = Tabletop.suited(spec)
+    assert asked == {"rate": 10, "position_unit": 0.05, "rotation_unit": 0.15, "static": 32}
+    assert Tabletop.Config(cameras=("static",), **asked) == short
