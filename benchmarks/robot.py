@@ -39,7 +39,7 @@ def choose(run: str | None, arm: str) -> Any:
         objective="goal",
         seed=0,
         device="cpu",
-        overrides=[],
+        overrides=[] if run else ["backend.fps=10"],
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from latentplan.sim.scene import Scene
 
 TERMINATED = 143  # 128 + SIGTERM, what shells expect
+PATIENCE = 15.0  # s in which a node answers, also on a busy machine; it stops its arm much sooner
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def connected(
             )
             address = stack.enter_context(launching.NodeProcess(command)).address
         assert address is not None
-        remote = stack.enter_context(RemoteRobot(address, forgive=found.reset))
+        remote = stack.enter_context(RemoteRobot(address, patience=PATIENCE, forgive=found.reset))
         check_arm(found, remote.spec.joints)
         yield remote
 

@@ -148,7 +148,8 @@ def test_picks_go_through_a_node(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["robot", "--backend", "sim", "--address", "127.0.0.1:0", "--run", "rope-cfm"]
     command += ["--goal", str(goal), "--steps", "1", "--out", str(out)]
-    assert main([*command, *PATIENT, "safety.velocity=0.8", "safety.acceleration=0.8"]) == 0
+    fast = ["safety.velocity=0.8", "safety.acceleration=0.8", "backend.fps=10"]
+    assert main([*command, *PATIENT, *fast]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     (episode,) = metrics["each"]
     assert episode["actions"] + episode["refused"] == 1 and not episode["trip"]
