@@ -137,7 +137,7 @@ class Rig:
         self.processes[station if station in self.processes else "node"].tell(word)
         return now
 
-    def go(self, *, tries: int = 12) -> None:
+    def go(self, *, tries: int = 60) -> None:
         """Do what a person does after a stop: wait until it rests, reset, arm; then it moves."""
         planner = self.processes["planner"]
         answers = '"event": "armed"', '"event": "refused"'
