@@ -164,14 +164,14 @@ def picture(out: Path) -> None:
         views.append((name, observation["rgb_angled"], observation["depth_angled"], camera))
     rng = np.random.default_rng(1)
     simulated = SimulatedArm(arm, scene=boxes(rng)[0], solid=True)
-    views.append(("boxes, noise and holes", *seen(simulated, rng), CAMERA))
+    views.append(("boxes, noise", *seen(simulated, rng), CAMERA))
     figure, axes = plt.subplots(len(views), 3, figsize=(11, 9.6), layout="constrained")
     for row, (name, rgb, depth, camera) in zip(axes, views, strict=True):
         scene = Table().look(depth, camera)
         heights = 100 * scene.heights(scene.points)
         shown = row[0].imshow(heights, cmap="viridis", vmin=-0.5, vmax=5)
         figure.colorbar(shown, ax=row[0], label="cm", shrink=0.8)
-        row[0].set_title(f"{name}: height above the table")
+        row[0].set_title(f"{name}: height over the table")
         row[1].imshow(rgb)
         row[1].imshow(
             np.ma.masked_equal(scene.labels, 0), cmap="autumn", alpha=0.55, interpolation="nearest"

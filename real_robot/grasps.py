@@ -211,8 +211,10 @@ def _parallel(slab: Array, low: float, high: float, slope: float) -> bool:
     nearly the same place.
     """
     held = slab[(slab[:, 0] >= low) & (slab[:, 0] <= high)]
+    if len(held) == 0 or np.abs([held[:, 1].min(), held[:, 1].max()]).min() < FINGER[0] / 2:
+        return False  # an end or a corner, that half a finger would hold
     first, second = held[held[:, 1] < 0, 0], held[held[:, 1] >= 0, 0]
-    if len(first) == 0 or len(second) == 0:  # an end, that half a finger would hold
+    if len(first) == 0 or len(second) == 0:
         return False
     gaps = first.min() - second.min(), first.max() - second.max()
     return bool(np.abs(gaps).max() < slope * FINGER[0])  # the halves' middles are that far apart
