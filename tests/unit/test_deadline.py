@@ -104,7 +104,7 @@ def test_on_a_real_clock(name):
     model.rollout = sleepy
     planner = build(name, candidates=32, horizon=2, iterations=1000)
     plan = solve(planner, model, context, goal, Box(low, high), deadline_ms=300)
-    assert not plan.complete and 1 < plan.iterations < 15
+    assert not plan.complete and plan.iterations < 15  # on a busy machine one round may be all
     assert plan.milliseconds < 1000  # a busy machine may oversleep; 1000 rounds take 20 s
 
 
