@@ -140,22 +140,6 @@ def test_an_arm_stands_still_while_its_planner_thinks() -> None:
             meanwhile(robot, lambda: 1 / 0)
 
 
-def test_picks_go_through_a_node(tmp_path: Path) -> None:
-    goal = tmp_path / "goal.png"
-    env = Rope()
-    Image.fromarray(env.goal(seed=5)["rgb"]).save(goal)
-    env.close()
-    out = tmp_path / "out"
-    command = ["robot", "--backend", "sim", "--address", "127.0.0.1:0", "--run", "rope-cfm"]
-    command += ["--goal", str(goal), "--steps", "1", "--out", str(out)]
-    fast = ["safety.velocity=0.8", "safety.acceleration=0.8", "backend.fps=10"]
-    assert main([*command, *PATIENT, *fast]) == 0
-    metrics = json.loads((out / "metrics.json").read_text())
-    (episode,) = metrics["each"]
-    assert episode["actions"] + episode["refused"] == 1 and not episode["trip"]
-    assert (out / "video.mp4").exists()
-
-
 def test_a_node_needs_no_torch_and_stops_its_arm_when_it_is_told_to_end() -> None:
     program = (
         "import sys; from latentplan.cli import main; code = main(sys.argv[1:]); "
