@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,7 @@ class LerobotDriver:
         try:
             robot.connect(calibrate=False)
         except _failures() as e:
+            self._hang_up()
             raise RobotError(f"lerobot.connect: {_why(e)}") from None
         self._reading, self._pictures, self._setpoint, self._wrong = None, {}, None, ""
         self._past.clear()
@@ -157,6 +159,12 @@ class LerobotDriver:
             self._robot.disconnect()
         except _failures() as e:
             raise RobotError(f"lerobot.disconnect: {_why(e)}") from None
+
+    def _hang_up(self) -> None:
+        """Let go of what a failed `connect` has opened, as far as that goes."""
+        if self._robot.is_connected:
+            with suppress(*_failures()):  # why it failed is told already
+                self._robot.disconnect()
 
     def _run(self) -> None:
         """Talk to the robot until `close`: the only thread that does."""

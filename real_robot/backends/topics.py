@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import ConfigError, RobotError, check_range, unknown
+from latentplan.data import ros_images
+from latentplan.errors import ConfigError, RobotError, SourceError, check_range, unknown
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, View, in_order
 from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
@@ -25,19 +26,6 @@ MODES = {  # what a setpoint is told as, and the topic where it usually goes
     "twist": "servo_node/delta_twist_cmds",  # TwistStamped of the end effector
 }
 END_VELOCITIES = ("none", "zero", "setpoint")
-RGB, BGR, GREY = (0, 1, 2), (2, 1, 0), (0, 0, 0)
-# Of an encoding: the type of a number, how many a pixel, and which of them are red, green, blue.
-ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
-    "rgb8": ("u1", 3, RGB),
-    "bgr8": ("u1", 3, BGR),
-    "rgba8": ("u1", 4, RGB),
-    "bgra8": ("u1", 4, BGR),
-    "mono8": ("u1", 1, GREY),
-    "8UC1": ("u1", 1, GREY),
-    "rgb16": ("u2", 3, RGB),
-    "bgr16": ("u2", 3, BGR),
-    "mono16": ("u2", 1, GREY),
-}
 SMALL = 1e-4  # s, of a difference
 PATIENCE = 1.0  # s in which messages of other joints alone are no reason to complain
 
@@ -203,31 +191,10 @@ def pixels(name: str, message: Any) -> Array:
     Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
     RobotError for an encoding that is no picture's, or where the data is too short.
     """
-    if message.encoding not in ENCODINGS:
-        raise RobotError(
-            f"{name}: encoding {message.encoding!r}, known: {', '.join(ENCODINGS)}; set one of them"
-        )
-    kind, channels, colours = ENCODINGS[message.encoding]
-    big = message.is_bigendian and kind == "u2"
-    dtype = np.dtype(f"{'>' if big else '<'}{kind}")
-    width, height, step = int(message.width), int(message.height), int(message.step)
-    row = width * channels * dtype.itemsize
-    data = np.frombuffer(message.data, np.uint8)
-    if min(width, height) < 1 or step < row or len(data) < step * height:
-        raise RobotError(
-            f"{name}: {len(data)} bytes in rows of {step} are no {message.encoding} of "
-            f"{width}x{height}; see its driver"
-        )
-    rows = data[: step * height].reshape(height, step)[:, :row]
-    values = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)
-    if kind == "u2":
-        values = (values >> 8).astype(np.uint8)
-    if values.shape[2] == 3 and colours == RGB:
-        return values
-    picture = np.empty((height, width, 3), np.uint8)
-    for i, colour in enumerate(colours):  # a quarter of the time of fancy indexing
-        picture[..., i] = values[..., colour]
-    return picture
+    try:
+        return ros_images.pixels(name, message)
+    except SourceError as e:
+        raise RobotError(str(e)) from None
 
 
 def twist_of(arm: Arm, q: Array, dq: Array) -> Array:

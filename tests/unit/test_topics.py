@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentplan.data.ros_images import ENCODINGS
 from latentplan.errors import ConfigError, LatentplanError, RobotError
 from latentplan.real_robot.backends import topics
-from latentplan.real_robot.backends.topics import ENCODINGS, Inbox, Topics, pixels, twist_of
+from latentplan.real_robot.backends.topics import Inbox, Topics, pixels, twist_of
 from latentplan.real_robot.robot import Setpoint
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
