@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import videoworld_rollouts as rollouts
+import videoworld_timing as timing
 
 from latentplan.files import replacing
 
@@ -70,7 +71,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         made["timing"] = table(
             ["run", "batch", "codes, ms", "without cache", "a frame, ms", "without cache",
              "tokens/s", "`act`, ms"],
-            [timed(run, row, batch) for run, row in found["timing"].items() for batch in (1, 16)],
+            [timed(run, row, batch) for run, row in found["timing"].items()
+             for batch in timing.BATCHES],
         )  # fmt: skip
     return made
 

@@ -14,8 +14,9 @@ from torch import Tensor
 import latentplan
 from latentplan.models.videoworld.generator import Generator, choose
 
-SECONDS = 4.0  # that a thing is timed, about
-CALLS = 5  # of it, at least
+SECONDS = 2.0  # that a thing is timed, about
+CALLS = 3  # of it, at least
+BATCHES = (1, 8)  # contexts at a time
 
 
 def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
     drawn = torch.Generator().manual_seed(0)
     row: dict[str, Any] = {"device": device, "torch threads": torch.get_num_threads()}
     row |= {"context": model.context, "tokens a frame": k, "codes a frame": horizon}
-    for batch in (1, 16):
+    for batch in BATCHES:
         shape = (batch, model.context, k)
         tokens = torch.randint(generator.config.vocabulary, shape, generator=drawn).to(device)
         row[f"batch {batch}"] = generating(generator, tokens, device=device)
@@ -113,7 +114,7 @@ def median(call: Callable[[], Any], device: str) -> float:
     taken: list[float] = []
     call()
     began = perf_counter()
-    while perf_counter() - began < SECONDS / 4 or len(taken) < CALLS:
+    while perf_counter() - began < SECONDS / 2 or len(taken) < CALLS:
         start = perf_counter()
         call()
         if device != "cpu":
