@@ -95,7 +95,8 @@ class SafetyFilter:
         self._joints = len(arm.joints)
         # A stop from speed v covers v (v slope + offset), where it reaches full acceleration.
         slope, offset = 0.5 / acceleration, 0.5 * acceleration / jerk
-        self._stopping = list(zip(slope.tolist(), offset.tolist(), strict=True))
+        self._stopping = slope, offset
+        self._most = velocity.copy()
         self._fastest: list[float] = velocity.tolist()
         self._reference = Reference(self.limits, dt=c.dt)
         self._gripper, self._gripper_target = 0.0, 0.0
@@ -105,7 +106,8 @@ class SafetyFilter:
         # velocity. Lists, because for seven numbers they are faster than arrays.
         self._speed: list[float] = []
         self._target: list[float] = []
-        self._velocity: list[float] = []
+        self._leads: list[float] = []  # rad, where a velocity leads in AHEAD s
+        self._needs: list[float] = []  # rad, for a stop from it
         self._slowed = self._bounded = False  # it asks for more than the limits
         self._yields = False  # to the end of a stop: the box was met
         self._bound()
@@ -261,15 +263,20 @@ class SafetyFilter:
         """Let `command` with that action, finite (J + 1,), be the one to go after."""
         self._command, self._stamp = command, command.stamp
         self._gripper_target = min(max(float(action[-1]), 0.0), 1.0) * self.arm.gripper.width
-        joints = [min(max(number, -LARGEST), LARGEST) for number in action[:-1].tolist()]
+        asked = np.minimum(np.maximum(action[:-1], -LARGEST), LARGEST)
         self._slowed = self._bounded = False
         if self.config.control == "joint_velocity":
-            excess = max(abs(v) / most for v, most in zip(joints, self._fastest, strict=True))
+            size = np.abs(asked)
+            excess = float((size / self._most).max())
             self._slowed = excess > 1 + ROUNDING
             # All are slowed alike, so that the direction stays.
-            self._velocity = [v / max(excess, 1.0) for v in joints]
-            self._speed = [abs(v) for v in self._velocity]
+            slower, (slope, offset) = max(excess, 1.0), self._stopping
+            size /= slower
+            self._leads = (asked * (AHEAD / slower)).tolist()
+            self._speed = size.tolist()
+            self._needs = (size * (size * slope + offset)).tolist()
             return
+        joints: list[float] = asked.tolist()
         if self.config.control == "joint_delta":
             joints = [q + delta for q, delta in zip(self._reference.at, joints, strict=True)]
         clipped = [min(max(q, a), b) for q, (a, b) in zip(joints, self._bounds, strict=True)]
@@ -288,13 +295,15 @@ class SafetyFilter:
 
     def _look_ahead(self) -> None:
         """Aim where the velocity leads; note whether a stop from it would be too long by now."""
-        self._target, self._bounded = [], False
-        joints = zip(self._reference.at, self._velocity, self._bounds, self._stopping, strict=True)
-        for q, v, (low, high), (slope, offset) in joints:
-            target = min(max(q + AHEAD * v, low), high)
-            self._target.append(target)
-            speed = abs(v)
-            self._bounded |= abs(target - q) < speed * (speed * slope + offset)
+        target: list[float] = []
+        bounded = False
+        joints = zip(self._reference.at, self._leads, self._bounds, self._needs, strict=True)
+        for q, lead, (low, high), need in joints:
+            end = q + lead
+            end = low if end < low else high if end > high else end
+            bounded |= -need < end - q < need
+            target.append(end)
+        self._target, self._bounded = target, bounded
 
     def _move_gripper(self) -> None:
         step = self.arm.gripper.speed * self.config.dt

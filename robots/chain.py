@@ -24,14 +24,13 @@ class Chain:
         rows[0] = rows[0] @ _base(arm)
         # The last joint first: from the hand's frame to the world's.
         self._rows = list(enumerate(rows))[::-1]
-        self._buffers: dict[int, list[tuple[Array, Array]]] = {}
+        self._buffers: dict[int, tuple[tuple[Array, Array], tuple[Array, Array], Array]] = {}
 
     def ee(self, q: Array) -> Array:
         """Return the positions (N, 3) of the end effector, m in the world, at q (N, J) rad."""
-        turns = np.empty(q.T.shape, np.complex128)
+        (points, xy), (others, others_xy), turns = self._buffer(len(q))
         np.cos(q.T, out=turns.real)
         np.sin(q.T, out=turns.imag)
-        (points, xy), (others, others_xy) = self._buffer(len(q))
         points[:] = self._hand
         for i, row in self._rows:
             np.multiply(xy, turns[i], xy)
@@ -46,11 +45,16 @@ class Chain:
         """
         return np.array([row for _, row in self._rows[::-1]]), self._hand.copy()
 
-    def _buffer(self, count: int) -> list[tuple[Array, Array]]:
-        """Return two arrays (count, 4) with their x + iy; making them would take half the time."""
+    def _buffer(self, count: int) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+        """Return two arrays (count, 4) with their x + iy, and one for the joints' turns.
+
+        Making them would take half the time.
+        """
         if count not in self._buffers:
             pair = [np.empty((count, 4)) for _ in range(2)]
-            self._buffers[count] = [(points, points.view(np.complex128)[:, 0]) for points in pair]
+            points, others = [(each, each.view(np.complex128)[:, 0]) for each in pair]
+            turns = np.empty((len(self._rows), count), np.complex128)
+            self._buffers[count] = points, others, turns
         return self._buffers[count]
 
 
