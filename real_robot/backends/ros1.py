@@ -75,10 +75,13 @@ class Ros1Driver:
         command = rospy.resolve_name(self.config.command_topic)
         try:
             if self.config.exclusive:
-                master.refuse_rivals(command, rospy.get_name())
+                master.refuse_rivals(command, rospy.get_name(), timeout=self.config.latency)
             self._advertise(rospy)
             self._subscribe(rospy)
             self._wait_for_controller()
+        except FAILURES as e:
+            self.close()
+            raise RobotError(f"ros1: the master was lost ({e}); see whether it runs") from None
         except BaseException:
             self.close()
             raise
@@ -269,9 +272,9 @@ class Master:
                 "__name:=NAME"
             )
 
-    def refuse_rivals(self, topic: str, node: str) -> None:
+    def refuse_rivals(self, topic: str, node: str, *, timeout: float) -> None:
         """Raise RobotError where a living node other than `node` publishes on `topic`."""
-        publishers = dict(self._ask("getSystemState", timeout=self.age)[0])
+        publishers = dict(self._ask("getSystemState", timeout=timeout)[0])
         for other in publishers.get(topic, ()):
             if other != node and self._lives(other):
                 raise RobotError(f"ros1: {other} publishes on {topic}, too; one at a time, end it")
@@ -304,7 +307,7 @@ class Master:
                     self._lost = f"{self._name} is another one by now; start this node anew"
                 self._answered = time.monotonic()
                 if topic and count % self.RIVALS == 0:
-                    self.refuse_rivals(topic, node)
+                    self.refuse_rivals(topic, node, timeout=self.age)
                     self._rival = ""
             except ConnectionRefusedError:
                 self._lost = f"{self._name} is gone; start it, and then this node anew"

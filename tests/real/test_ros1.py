@@ -49,7 +49,8 @@ SLACK = 3.0  # a machine that runs tests may be as much slower as that
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     os.environ.update(ROS1.environment)
-    with Rig(ROS1, tmp_path_factory.mktemp("ros1"), patience=3.0) as rig:
+    folder, busy = tmp_path_factory.mktemp("ros1"), ["backend.master_age=2"]
+    with Rig(ROS1, folder, settings=busy, patience=3.0) as rig:
         rospy.init_node("tester", disable_signals=True)
         yield rig
 
@@ -201,7 +202,8 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
     file = tmp_path / "panda.yaml"
     file.write_text(yaml.safe_dump(with_camera()))
     config = tmp_path / "parameters.yaml"
-    config.write_text(yaml.safe_dump({"safety": WIDE, "supervisor": PATIENT}))
+    parameters = {"safety": WIDE, "supervisor": PATIENT, "backend": {"master_age": 5.0}}
+    config.write_text(yaml.safe_dump(parameters))
     given = [f"robot:={file}", f"config:={config}", "address:=127.0.0.1:15757", "ns:=/left"]
     remapped = ["joint_states:=/joint_states", f"command:=/{MODES['trajectory']}"]
     relay = rospy.Publisher("/left/front/image_raw", Image, queue_size=1)
@@ -319,6 +321,9 @@ def renew(rig: Rig, *settings: str) -> None:
     """Start the node and its planner anew."""
     rig.start("node", [*rig.node_command(rig.port), *settings])
     rig.ready("node")
+    node = rig.processes["node"]
+    until(lambda: node.popen.poll() is not None or rig.health()["state"] != "disconnected")
+    assert node.popen.poll() is None, node.errors
     rig.start_planner()
 
 
