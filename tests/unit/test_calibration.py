@@ -84,7 +84,7 @@ def test_lens_and_pose_are_found_from_pictures(arm, kind, mount, marker):
     assert known.camera.fx == TRUE.fx
     millimetres, degrees = gap(known.camera, studio.camera)
     assert millimetres < 0.7 and degrees < 0.05
-    np.testing.assert_allclose(known.board, studio.carried, atol=1e-3)
+    np.testing.assert_allclose(known.board, studio.carried, atol=2e-3)  # 0.1 degrees, 2 mm
 
 
 def test_without_noise_the_answer_is_exact(arm, studio):
