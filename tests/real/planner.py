@@ -27,6 +27,7 @@ WRONG = {
     "shape": lambda action: action[:3],
     "huge": lambda action: action * 1e6,
 }
+FARTHEST = 2.2  # rad, where the first joint turns back
 
 
 class Planner:
@@ -72,6 +73,8 @@ class Planner:
                     if self.word != "late":
                         self.seen = message
                     self.q = float(message.arrays["q"][0])
+                    if abs(self.q) > FARTHEST:  # a busy machine was slow to come to the fault
+                        self.sign = -1.0 if self.q > 0 else 1.0
                     if not self.moving:
                         continue
                     end = time.monotonic() + 0.05
