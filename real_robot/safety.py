@@ -252,7 +252,7 @@ class SafetyFilter:
         if not (np.abs(path - self._middle) <= self._range).all():
             interventions.append("position")
             return False
-        if not self._inside(self._chain.ee(path)):
+        if not self._inside(path):
             interventions.append("workspace")
             self._yields = True
             return False
@@ -309,9 +309,17 @@ class SafetyFilter:
         step = self.arm.gripper.speed * self.config.dt
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
-    def _inside(self, ee: Array) -> bool:
-        """Return whether all points (N, 3) are in the box."""
-        return bool((np.abs(ee - self._centre) <= self._size).all())
+    def _inside(self, path: Array) -> bool:
+        """Return whether the end effector is in the box at all positions (N, J).
+
+        Where it was at `_seen`, it had `_room` to the box; what is surely no farther away than that
+        need not be computed.
+        """
+        if (np.abs(path - self._seen) @ self._chain.reach).max() < self._room:
+            return True
+        away = self._size - np.abs(self._chain.ee(path) - self._centre)
+        self._seen, self._room = path[0], float(away[0].min())
+        return bool((away >= 0).all())
 
     def _bound(self, q: Array | None = None, ee: Array | None = None) -> None:
         """Set the limits, and those of the box: so far out that q (J,) and ee (3,) are within."""
@@ -324,3 +332,4 @@ class SafetyFilter:
         if ee is not None:
             low, high = np.minimum(low, ee), np.maximum(high, ee)
         self._centre, self._size = (low + high) / 2, (high - low) / 2 + ROUNDING
+        self._seen, self._room = np.zeros(self._joints), -1.0  # nothing is known yet

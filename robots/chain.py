@@ -24,6 +24,10 @@ class Chain:
         rows[0] = rows[0] @ _base(arm)
         # The last joint first: from the hand's frame to the world's.
         self._rows = list(enumerate(rows))[::-1]
+        # What a joint turns is no farther from its axis than all links behind it are long.
+        links = [float(np.linalg.norm(joint.origin()[:3, 3])) for joint in arm.joints[1:]]
+        links.append(float(np.linalg.norm(self._hand[:3])))
+        self.reach = np.cumsum(links[::-1])[::-1].copy()  # (J,) m: how far 1 rad can move the hand
         self._buffers: dict[int, tuple[tuple[Array, Array], tuple[Array, Array], Array]] = {}
 
     def ee(self, q: Array) -> Array:
