@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from processes import killed, refused, started, told
 
 from latentplan.cli import main
@@ -60,9 +61,12 @@ def test_killed_between_stages_it_goes_on_and_plans(
         checkpoint.read(loop / run / "best.safetensors", format=checkpoint.FORMAT)
         for run in ("run", "other")
     )
+    # Sums of convolutions may differ in their last bit from one process to another.
+    figures = [header.pop("metrics") for _, header in (found, wanted)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
     assert found[1] == wanted[1]
     for key, value in found[0].items():
-        assert value.numpy().tobytes() == wanted[0][key].numpy().tobytes(), key
+        torch.testing.assert_close(value, wanted[0][key], rtol=1e-3, atol=1e-4, msg=key)
 
     plan = ["plan", "--run", "run", "--env", "tabletop_short", "--planner", "generate"]
     plan += ["--episodes", "1", "--out", "report", "evaluation.length=2", "states=1"]
