@@ -24,7 +24,7 @@ from typing import Any
 
 from latentplan import config
 from latentplan.errors import LatentplanError, RobotError
-from latentplan.real_robot.backends.ros2 import Ros2Driver
+from latentplan.real_robot.backends.ros2 import Ros2Driver, load
 from latentplan.real_robot.backends.topics import pixels
 from latentplan.real_robot.node import Node
 from latentplan.real_robot.remote import ask
@@ -303,7 +303,7 @@ def remapping(words: list[str]) -> list[str]:
 
 def serve() -> int:
     """Be the node until SIGTERM or SIGINT; the arm rests before it ends. Return the exit code."""
-    import rclpy
+    rclpy = load()
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
