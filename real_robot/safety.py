@@ -318,7 +318,8 @@ class SafetyFilter:
         if (np.abs(path - self._seen) @ self._chain.reach).max() < self._room:
             return True
         away = self._size - np.abs(self._chain.ee(path) - self._centre)
-        self._seen, self._room = path[0], float(away[0].min())
+        self._seen = path[0]
+        self._room = float(away[0].min())
         return bool((away >= 0).all())
 
     def _bound(self, q: Array | None = None, ee: Array | None = None) -> None:
@@ -332,4 +333,5 @@ class SafetyFilter:
         if ee is not None:
             low, high = np.minimum(low, ee), np.maximum(high, ee)
         self._centre, self._size = (low + high) / 2, (high - low) / 2 + ROUNDING
-        self._seen, self._room = np.zeros(self._joints), -1.0  # nothing is known yet
+        self._seen: Array = np.zeros(self._joints)
+        self._room = -1.0  # m; nothing is known yet
