@@ -110,6 +110,9 @@ class SafetyFilter:
         self._needs: list[float] = []  # rad, for a stop from it
         self._slowed = self._bounded = False  # it asks for more than the limits
         self._yields = False  # to the end of a stop: the box was met
+        # Joints where the end effector had so much room to its box, m.
+        self._seen: Array = np.zeros(self._joints)
+        self._room = -1.0
         self._bound()
 
     @property
@@ -333,5 +336,4 @@ class SafetyFilter:
         if ee is not None:
             low, high = np.minimum(low, ee), np.maximum(high, ee)
         self._centre, self._size = (low + high) / 2, (high - low) / 2 + ROUNDING
-        self._seen: Array = np.zeros(self._joints)
-        self._room = -1.0  # m; nothing is known yet
+        self._room = -1.0  # nothing is known yet
