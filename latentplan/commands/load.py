@@ -41,14 +41,13 @@ def load(
     runs = [run] if isinstance(run, Path | str) else list(run)
     if not runs:
         raise ConfigError("load.run: found no run, need at least one")
-    files = [checkpoint.find(each) for each in runs]
-    planner = planner or own_planner(files[0])
+    planner = planner or own_planner(checkpoint.find(runs[0]))
     parts = choose(planner=planner, objective=objective or ("goal" if alone else "pessimistic"))
     presets = dict(parts.presets)
     if hasattr(parts.classes["objective"].Config, "members"):
         presets["objective"] = {**presets.get("objective", {}), "members": len(runs)}
     settings = config.load(parts.sections, preset=presets, overrides=overrides)
-    members = [checkpoint.load(file, device=device) for file in files]
+    members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
     found = members[0]
     if not alone:
         found = replace(found, model=Ensemble([each.model for each in members]).eval())

@@ -50,9 +50,9 @@ def run(
 
     check_range("--episodes", episodes, 1)
     check_range("--seed", seed, 0)
-    file = checkpoint.find(run)
-    planner = planner or own_planner(file)
+    planner = planner or own_planner(checkpoint.find(run))
     parts = choose(planner=planner, objective=objective)
+    file = checkpoint.find(run)
     found = checkpoint.load(file, device=device)
     if not (env or found.spec.env):
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
