@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import IO, Self
 
 from latentplan.errors import ConfigError, RobotError, check_range
@@ -102,3 +103,17 @@ class NodeProcess:
                 print(line.rstrip(), file=sys.stderr, flush=True)
             self._said.append(line.rstrip())
         self._heard.set()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a ROS node is asked beside the sections of its settings."""
+
+    robot: str = "panda"  # a name, or a file that describes an arm
+    address: str = "127.0.0.1:5757"  # where planners connect
+    period: float = 0.1  # s that an action holds
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        check_range("mpc.period", self.period, 1e-3, 10)
+        parse_address(self.address)

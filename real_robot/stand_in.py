@@ -8,6 +8,7 @@ come it stays. Whoever speaks a transport feeds points in and sends out what is 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from threading import Event
 from typing import Any, NamedTuple
@@ -162,3 +163,17 @@ def _table(mujoco: Any) -> Any:
     plane, down = mujoco.mjtGeom.mjGEOM_PLANE, (0, 0, -1e-3)
     spec.worldbody.add_geom(name="table", type=plane, size=(2, 2, 0.1), pos=down, rgba=FLOOR)
     return spec
+
+
+def camera_options(parser: ArgumentParser) -> None:
+    """Let a command line say which arm is seen by which camera; `camera_of` reads it."""
+    parser.add_argument("--robot", default="panda", help="a name, or a file that describes an arm")
+    parser.add_argument("--camera", default="front", help="its name")
+    parser.add_argument("--size", type=int, default=64, help="pixels, of a side")
+    parser.add_argument("--position", type=float, nargs=3, default=(1.1, 0.0, 0.7), help="m")
+    parser.add_argument("--fps", type=float, default=30.0)
+
+
+def camera_of(given: Namespace) -> Camera:
+    """Return the camera that a command line describes."""
+    return Camera(given.camera, tuple(given.position), width=given.size, height=given.size)

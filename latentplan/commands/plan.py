@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentplan import config, registry
-from latentplan.errors import CheckpointError, LatentplanError, check_range
+from latentplan.commands import results
+from latentplan.errors import CheckpointError, check_range
 
 if TYPE_CHECKING:
     from latentplan.evaluation.metrics import Metrics
@@ -77,7 +77,8 @@ def run(
     world = env_class(settings["env"])
     try:
         check_fit(f"run {str(run)!r}", found.spec, world.data_spec)
-        folder = _folder(run, out)
+        name = Path(run).parent.name if Path(run).is_file() else Path(run).resolve().name
+        folder = results.folder(f"plan-{name}", out)
         trials: list[Trial] = []
         stopped: KeyboardInterrupt | None = None
         evaluation = Evaluation(agent, world, config=settings["evaluation"])
@@ -147,18 +148,6 @@ def check_fit(where: str, model: Spec, env: Spec) -> None:
             f"{where}: does not fit env {env.env!r}: {'; '.join(wrong)}; "
             "use the env and settings that it was trained with"
         )
-
-
-def _folder(run: str | Path, out: str | Path | None) -> Path:
-    """Return the folder for the results, made; by default a new one under runs/."""
-    name = Path(run).parent.name if Path(run).is_file() else Path(run).resolve().name
-    candidates = (Path("runs") / f"plan-{name}-{n}" for n in count(1))
-    folder = Path(out) if out is not None else next(c for c in candidates if not c.exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise LatentplanError(f"--out {folder}: cannot be made ({e.strerror})") from None
-    return folder
 
 
 def _write(

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentplan import config
-from latentplan.commands import connect
-from latentplan.errors import ConfigError, LatentplanError, RobotError, check_range, unknown
+from latentplan.commands import connect, results
+from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.files import replacing
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def run(
     records: list[Record] = []
     try:
         with chosen.connected() as arm:
-            folder = _folder(run or task or "", out)
+            folder = results.folder(f"robot-{Path(run or task or '').resolve().name}", out)
             for index in range(episodes):
                 records.append(chosen.episode(arm, index))
                 print(_line(index, records[-1]), flush=True)
@@ -181,15 +180,3 @@ def _write(
         video.encode(folder / "video.mp4", iter(frames), fps=task.fps)
     with replacing(folder / "metrics.json") as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _folder(name: str, out: str | None) -> Path:
-    """Return the folder for the results, made; by default a new one under runs/."""
-    stem = Path(name).resolve().name
-    candidates = (Path("runs") / f"robot-{stem}-{n}" for n in count(1))
-    folder = Path(out) if out is not None else next(c for c in candidates if not c.exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise LatentplanError(f"--out {folder}: cannot be made ({e.strerror})") from None
-    return folder

@@ -30,10 +30,12 @@ class Expert:
         """How much noise; 1 is half of an action's range."""
 
         noise: float = 0.0  # std on every number of the action
+        turning: float = 1.0  # share of it that rotations have, where numbers 4 to 6 are such
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where the std is out of range."""
+            """Raise ConfigError where a number is out of range."""
             check_range("Expert.noise", self.noise, 0.0, 10.0)
+            check_range("Expert.turning", self.turning, 0.0, 10.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Explore for `spec`; the expert comes with the env."""
@@ -41,7 +43,10 @@ class Expert:
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
         self._std = config.noise * (self.high - self.low) / 2
-        if spec.action.convention is not None and spec.action.convention.gripper:
+        convention = spec.action.convention
+        if convention is not None and convention.control == "ee_delta":
+            self._std[3:6] *= config.turning
+        if convention is not None and convention.gripper:
             self._std[-1] = 0
         self._env: Skilled | None = None
 

@@ -10,13 +10,13 @@ import http.client
 import threading
 import time
 import xmlrpc.client
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentplan.errors import MissingDependency, RobotError, check_range
-from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, twist_of
+from latentplan.real_robot.robot import Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
 NODE = "latentplan"  # its name in the graph, unless __name:= says another
@@ -26,7 +26,7 @@ IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than a picture, which t
 LEAVING = 3.0  # s that a stop may take when the graph asks this node to end
 
 
-class Ros1Driver:
+class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
     """An arm behind ROS 1 topics: JointState and Image in, one of three commands out.
 
     Established topics go on without a master, so it is asked for its process id again and again:
@@ -51,11 +51,7 @@ class Ros1Driver:
         self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
     ) -> None:
         """Take the arm and its cameras; nothing of ROS is imported before `open`."""
-        self.arm, self.config = arm, config or self.Config()
-        self.cameras = tuple(camera.name for camera in cameras)
-        self._image_topics = self.config.image_topics(self.cameras)
-        self._views = tuple(cameras)
-        self._inbox = Inbox(arm, cameras, self.config)
+        super().__init__(arm, config or self.Config(), cameras=cameras)
         self._master: Master | None = None
         self._subscribers: list[Any] = []
         self._publishers: dict[str, Any] = {}
@@ -87,25 +83,13 @@ class Ros1Driver:
             raise
         master.watch(command if self.config.exclusive else "", rospy.get_name())
 
-    def now(self) -> float:
-        """Return the machine's monotonic clock, s."""
-        return time.monotonic()
-
-    def wait(self, until: float) -> None:
-        """Sleep until then."""
-        time.sleep(max(0.0, until - time.monotonic()))
-
     def reading(self) -> Reading | None:
         """Return the newest joint reading; RobotError where master, graph or a message is bad."""
         if self._leaving:
             raise RobotError("ros1: this node was told to shut down (rosnode kill, or a twin)")
         if self._master is not None:
             self._master.check()
-        return self._inbox.reading()
-
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera that has sent one."""
-        return self._inbox.pictures()
+        return super().reading()
 
     def write(self, setpoint: Setpoint) -> None:
         """Publish a setpoint; RobotError where the topic was closed from outside."""

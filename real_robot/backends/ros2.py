@@ -7,20 +7,20 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentplan.errors import MissingDependency, RobotError
-from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, twist_of
+from latentplan.real_robot.robot import Setpoint, View
 from latentplan.robots.description import Arm
 
 DISCOVERY = 1.0  # s in which whoever publishes commands already is found
 LOOK = 0.5  # s between looks for others who publish commands
 
 
-class Ros2Driver:
+class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
     """A `Driver` on rclpy: one thread keeps the newest messages, the control loop itself sends.
 
     Subscriptions are best effort and ask for no deadline, since drivers of cameras and arms offer
@@ -48,11 +48,7 @@ class Ros2Driver:
     ) -> None:
         """Take the arm, its topics, what its cameras are, and ROS's own (`--ros-args ...`)."""
         self._arguments = tuple(arguments)
-        self.arm, self.config = arm, config or self.Config()
-        self.cameras = tuple(view.name for view in cameras)
-        self._images = self.config.image_topics(self.cameras)
-        self._views = tuple(cameras)
-        self._inbox = Inbox(arm, self._views, self.config)
+        super().__init__(arm, config or self.Config(), cameras=cameras)
         self._node: Any = None
         self._leave = contextlib.ExitStack()
         self._send: Callable[[Setpoint], None] = _closed
@@ -73,22 +69,6 @@ class Ros2Driver:
             if config.exclusive:
                 self._node.create_timer(LOOK, self._look_around)
             self._leave = stack.pop_all()
-
-    def now(self) -> float:
-        """Return the machine's monotonic clock, s."""
-        return time.monotonic()
-
-    def wait(self, until: float) -> None:
-        """Return at `until` s of that clock."""
-        time.sleep(max(0.0, until - time.monotonic()))
-
-    def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError where what came is not this arm's."""
-        return self._inbox.reading()
-
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera."""
-        return self._inbox.pictures()
 
     def write(self, setpoint: Setpoint) -> None:
         """Send a setpoint to the controllers of the arm and of its gripper."""
@@ -121,7 +101,7 @@ class Ros2Driver:
             newest,
             event_callbacks=events(topic),
         )
-        for name, topic in zip(self.cameras, self._images, strict=True):
+        for name, topic in zip(self.cameras, self._image_topics, strict=True):
 
             def see(message: Any, name: str = name) -> None:
                 inbox.image(name, message, stamp=_seconds(message))

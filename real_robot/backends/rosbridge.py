@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from latentplan.errors import MissingDependency, RobotError, check_range
-from latentplan.real_robot.backends.topics import Inbox, Topics, twist_of
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, twist_of
+from latentplan.real_robot.robot import Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
 GATHER = 0.05  # s between questions to rosapi
@@ -28,7 +28,7 @@ TYPES = {
 }
 
 
-class RosbridgeDriver:
+class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
     """An arm behind a rosbridge server: JointState and Image in, one of three commands out.
 
     A connection that is lost stays lost until `open`, since what is sent while it is down would
@@ -58,11 +58,7 @@ class RosbridgeDriver:
         self, arm: Arm, config: Config | None = None, *, cameras: Sequence[View] = ()
     ) -> None:
         """Take the arm and its cameras; roslibpy is not imported before `open`."""
-        self.arm, self.config = arm, config or self.Config()
-        self.cameras = tuple(camera.name for camera in cameras)
-        self._image_topics = self.config.image_topics(self.cameras)
-        self._views = tuple(cameras)
-        self._inbox = Inbox(arm, self._views, self.config)
+        super().__init__(arm, config or self.Config(), cameras=cameras)
         self._ros: Any = None
         self._lost = ""  # why nothing goes through any more
         self._publishers: dict[str, Any] = {}
@@ -99,23 +95,11 @@ class RosbridgeDriver:
             self.close()
             raise
 
-    def now(self) -> float:
-        """Return the machine's monotonic clock, s."""
-        return time.monotonic()
-
-    def wait(self, until: float) -> None:
-        """Return at `until` s of that clock."""
-        time.sleep(max(0.0, until - time.monotonic()))
-
     def reading(self) -> Reading | None:
         """Return the newest joint reading; RobotError where server or a message is bad."""
         if self._lost:
             raise RobotError(self._lost)
-        return self._inbox.reading()
-
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera that has sent one."""
-        return self._inbox.pictures()
+        return super().reading()
 
     def write(self, setpoint: Setpoint) -> None:
         """Publish a setpoint; RobotError where the connection is gone."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -98,6 +98,9 @@ class Topics:
         return self.images or tuple(f"{name}/image_raw" for name in cameras)
 
 
+TopicsT = TypeVar("TopicsT", bound=Topics)
+
+
 class Inbox:
     """The newest of each sensor; callbacks of any thread put it in, the control loop takes it out.
 
@@ -183,6 +186,37 @@ class Inbox:
         if finger and finger in names:
             (at,) = in_order([finger], names, positions)
             self.width = float(at) * self.topics.finger_scale
+
+
+class TopicDriver(Generic[TopicsT]):
+    """What drivers of arms behind topics have in common: a clock, and an inbox for the newest."""
+
+    def __init__(self, arm: Arm, config: TopicsT, *, cameras: Sequence[View]) -> None:
+        """Take the arm, its topics, and what its cameras are; nothing is connected before `open`.
+
+        ConfigError where the topics of pictures do not fit the cameras.
+        """
+        self.arm, self.config = arm, config
+        self.cameras = tuple(camera.name for camera in cameras)
+        self._image_topics = config.image_topics(self.cameras)
+        self._views = tuple(cameras)
+        self._inbox = Inbox(arm, self._views, config)
+
+    def now(self) -> float:
+        """Return the machine's monotonic clock, s."""
+        return time.monotonic()
+
+    def wait(self, until: float) -> None:
+        """Return at `until` s of that clock."""
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def reading(self) -> Reading | None:
+        """Return the newest joint reading; RobotError where what came is not this arm's."""
+        return self._inbox.reading()
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Return the newest picture of each camera that has sent one."""
+        return self._inbox.pictures()
 
 
 def pixels(name: str, message: Any) -> Array:

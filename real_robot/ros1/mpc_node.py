@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from latentplan import config
-from latentplan.errors import ConfigError, LatentplanError, RobotError, check_range
+from latentplan.errors import ConfigError, LatentplanError, RobotError
 from latentplan.real_robot.backends.ros1 import Ros1Driver, join
 from latentplan.real_robot.backends.topics import pixels
-from latentplan.real_robot.launching import parse_address
+from latentplan.real_robot.launching import Parameters, parse_address
 from latentplan.real_robot.node import Node
 from latentplan.real_robot.remote import ask
 from latentplan.real_robot.robot import View
@@ -31,20 +30,6 @@ from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots import description
 
 WATCH = 0.2  # s between looks at the state
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What is asked of the node beside its sections."""
-
-    robot: str = "panda"  # a name, or a file that describes an arm
-    address: str = "127.0.0.1:5757"  # where planners connect
-    period: float = 0.1  # s that an action holds
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
-        check_range("mpc.period", self.period, 1e-3, 10)
-        parse_address(self.address)
 
 
 def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from latentplan.real_robot.ros1.simulated_arm import leaving
-from latentplan.real_robot.stand_in import StandInCamera
+from latentplan.real_robot.stand_in import StandInCamera, camera_of, camera_options
 from latentplan.robots import description
 from latentplan.sim.cameras import Camera
 from latentplan.types import Array
@@ -47,14 +47,9 @@ def main() -> None:
     import rospy
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--robot", default="panda", help="a name, or a file that describes an arm")
-    parser.add_argument("--camera", default="front", help="its name")
-    parser.add_argument("--size", type=int, default=64, help="pixels, of a side")
-    parser.add_argument("--position", type=float, nargs=3, default=(1.1, 0.0, 0.7), help="m")
-    parser.add_argument("--fps", type=float, default=30.0)
+    camera_options(parser)
     given = parser.parse_args(rospy.myargv()[1:])
-    camera = Camera(given.camera, tuple(given.position), width=given.size, height=given.size)
-    serve(given.robot, camera, fps=given.fps)
+    serve(given.robot, camera_of(given), fps=given.fps)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from latentplan import config
 from latentplan.errors import LatentplanError, RobotError
 from latentplan.real_robot.backends.ros2 import Ros2Driver, load
 from latentplan.real_robot.backends.topics import pixels
+from latentplan.real_robot.launching import Parameters, parse_address
 from latentplan.real_robot.node import Node
 from latentplan.real_robot.remote import ask
-from latentplan.real_robot.ros1.mpc_node import Parameters
 from latentplan.real_robot.safety import SafetyFilter
 from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots import description
@@ -176,14 +176,14 @@ def make(node_name: str = "mpc") -> Any:
                     "set them alike"
                 )
             self.views = tuple(arm.cameras)
-            host, _, port = own.address.rpartition(":")
+            address = parse_address(own.address)
 
             def build() -> Node:
                 driver = Ros2Driver(
                     arm, chosen["backend"], cameras=arm.cameras, arguments=remapping(sys.argv)
                 )
                 supervisor = Supervisor(safety, chosen["supervisor"], cameras=driver.cameras)
-                return Node(driver, supervisor, address=(host, int(port)), period=own.period)
+                return Node(driver, supervisor, address=address, period=own.period)
 
             return build
 

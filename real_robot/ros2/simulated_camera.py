@@ -13,7 +13,7 @@ import threading
 
 from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.ros2.simulated_arm import stamp
-from latentplan.real_robot.stand_in import StandInCamera
+from latentplan.real_robot.stand_in import StandInCamera, camera_of, camera_options
 from latentplan.robots import description
 from latentplan.sim.cameras import Camera
 from latentplan.types import Array
@@ -49,15 +49,10 @@ def serve(name: str, camera: Camera, *, namespace: str = "", fps: float = 30.0) 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--robot", default="panda", help="a name, or a file that describes an arm")
-    parser.add_argument("--camera", default="front", help="its name")
-    parser.add_argument("--size", type=int, default=64, help="pixels, of a side")
-    parser.add_argument("--position", type=float, nargs=3, default=(1.1, 0.0, 0.7), help="m")
-    parser.add_argument("--fps", type=float, default=30.0)
+    camera_options(parser)
     parser.add_argument("--namespace", default="", help="of its topics")
     given = parser.parse_args()
-    camera = Camera(given.camera, tuple(given.position), width=given.size, height=given.size)
-    serve(given.robot, camera, namespace=given.namespace, fps=given.fps)
+    serve(given.robot, camera_of(given), namespace=given.namespace, fps=given.fps)
 
 
 if __name__ == "__main__":

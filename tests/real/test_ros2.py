@@ -27,8 +27,10 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
-from real.harness import DT, FAULTS, SPEED, Rig, Station
+from real import stories
+from real.harness import FAULTS, SPEED, Rig, Station
 from real.stations import ROS2
+from real.stories import ROOT, SLACK, until, with_camera
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
@@ -44,9 +46,7 @@ from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
 pytestmark = pytest.mark.ros2
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "real_robot" / "ros2" / "latentplan_ros"
-SLACK = 3.0  # a machine that runs tests may be as much slower as that
 
 
 @pytest.fixture(scope="module")
@@ -75,31 +75,11 @@ def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
 
 
 def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:
-    rig.go()
-    time.sleep(0.5)
-    rig.tell("arm", "silent")
-    time.sleep(1.2)
-    assert "silent for" in rig.ask("reset")["error"]
-    rig.tell("arm", "turning")
-    time.sleep(0.3)
-    assert "moves at 0.100 rad/s" in rig.ask("reset")["error"]
-    assert rig.health()["state"] == "fault"
-    rig.tell("arm", "fine")
-    time.sleep(0.3)
-    assert rig.ask("reset")["error"] == ""
+    stories.reset_is_refused(rig, silence=1.2)
 
 
 def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> None:
-    rig.go()
-    time.sleep(0.6)
-    assert rig.ask("trip", reason="a person")["error"] == ""
-    time.sleep(0.6)
-    before = rig.record(time.monotonic() - 0.2)[1].rows[-1, 1:]
-    rig.go()
-    time.sleep(0.4)
-    commands, _ = rig.record(rig.begun)
-    np.testing.assert_allclose(commands.rows[0, 1:], before, atol=2e-3)
-    assert np.abs(np.diff(commands.rows[:, 1:], axis=0)).max() <= 1.01 * SPEED * DT
+    stories.begins_where_measured(rig)
 
 
 def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
@@ -107,7 +87,17 @@ def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
 ) -> None:
     rig.go()
     others = f"publishes {MODES['trajectory']}, too"  # a name may not be known at once
-    assert others in refused(rig)  # a second node
+    second = Station([sys.executable, *rig.node_command(0)], {})
+    # On a busy machine the other is found only after it began: then it stands, a fault.
+    until(lambda: second.popen.poll() is not None or rig.health()["state"] == "fault")
+    if second.popen.poll() is None:
+        assert others in rig.health()["reason"]
+        second.signal(signal.SIGTERM)
+        assert second.popen.wait(30) == 0
+        time.sleep(1.0)
+    else:
+        time.sleep(0.1)
+        assert second.popen.returncode == 2 and others in second.errors[-1]
     rig.go()
     rival = tester.create_publisher(JointTrajectory, MODES["trajectory"], 1)
     until(lambda: rig.health()["state"] == "fault")
@@ -124,11 +114,7 @@ def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
     node.signal(signal.SIGTERM)
     assert node.popen.wait(SLACK * 2) == 0
     time.sleep(0.2)
-    commands, joints = rig.record(rig.begun)
-    assert np.abs(commands.speeds[-1]).max() < 1e-3  # slowed down, not cut off
-    steps = np.abs(np.diff(commands.speeds, axis=0)) / DT
-    assert (steps <= 1.01 * rig.limits()[1]).all()
-    assert np.abs(joints.dq[-1]).max() < 5e-3
+    stories.rested(rig)
     renew(rig)
 
 
@@ -229,9 +215,7 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
     mpc = Station(command, {})
     heard: dict[str, list[Any]] = {"plan": [], "diagnostics": []}
     tester.create_subscription(PathMessage, "/left/mpc/plan", heard["plan"].append, 1)
-    tester.create_subscription(
-        DiagnosticArray, "/diagnostics", heard["diagnostics"].append, 10
-    )
+    tester.create_subscription(DiagnosticArray, "/diagnostics", heard["diagnostics"].append, 10)
     text = tester.create_publisher(String, "/left/mpc/goal/text", 1)
     image = tester.create_publisher(Image, "/left/mpc/goal/image", 1)
     try:
@@ -297,14 +281,7 @@ def test_the_launch_file_runs_that_command() -> None:
 
 
 def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
-    rig.go()
-    time.sleep(0.6)
-    killed = rig.processes["node"].signal(signal.SIGKILL)
-    time.sleep(0.8)
-    commands, joints = rig.record(rig.begun)
-    assert commands.rows[-1, 0] < killed + 0.1
-    assert np.abs(joints.dq[-1]).max() < 5e-3
-    np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3)
+    stories.killed(rig, within=0.1)
 
 
 def renew(rig: Rig, *settings: str) -> None:
@@ -346,25 +323,9 @@ def moved(robot: RemoteRobot) -> bool:
     return True
 
 
-def with_camera() -> dict[str, Any]:
-    """Return the values of the Panda's description with a camera beside it."""
-    values = dict(yaml.safe_load((ROOT / "configs" / "robot" / "panda.yaml").read_text()))
-    lens = {"width": 64, "height": 64, "fx": 77.3, "fy": 77.3, "cx": 31.5, "cy": 31.5}
-    pose = {"position": [1.1, 0.0, 0.7], "rotation": [0, 1, 0, 0]}
-    return values | {"cameras": [{"name": "front", **lens, **pose}]}
-
-
 def refused(rig: Rig, *settings: str) -> str:
     """Return the one line with which another node for this arm ends."""
     node = Station([sys.executable, *rig.node_command(0), *settings], {})
     assert node.popen.wait(30) == 2
     time.sleep(0.1)
     return node.errors[-1]
-
-
-def until(holds: Any, *, within: float = 20.0) -> None:
-    """Wait until it holds; AssertionError where it does not."""
-    end = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)

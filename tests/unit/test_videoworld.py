@@ -186,7 +186,7 @@ def test_log_prob_sums_to_one_over_the_first_token(model):
     tokens, task = _context(model)
     first = model.generator.log_prob(tokens, task)
     assert first.shape == (2, 3) and (first < 0).all()
-    few = replace(model.generator.config, vocabulary=3, codes=2)
+    few = replace(model.generator.config, levels=(3,), views=1, codes=2, together=1)
     spec = replace(
         model.generator.spec,
         observation={**model.generator.spec.observation, "tokens": ArraySpec((1,), "int32")},
@@ -230,7 +230,7 @@ def learn(network, batch):
     """Train on one batch, and return the last loss; it must have fallen."""
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
     losses = []
-    for _ in range(15):
+    for _ in range(25):
         torch.manual_seed(0)
         loss = network.loss(batch)
         optimiser.zero_grad()

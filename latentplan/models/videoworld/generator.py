@@ -7,21 +7,27 @@ VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a ti
 over one vocabulary: frame tokens, codes, start and end. Codes come after the frame that they look
 ahead from, so that generating codes is planning, and generating the next block is imagining.
 Differs: past codes are forgotten at random in training (`forget`) and always in use, where only
-the frames were observed; tasks are a learned vector each, or sentences.
+the frames were observed; tasks are a learned vector each, or sentences; neighbouring frame tokens
+may share a position (`together`), which are then read and said at once; and [end] carries what
+convolutions see in the whole frame (`glance`), which attention to tokens one by one is slow to
+learn from few videos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isqrt, prod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn import sentences as encoder
+from latentplan.nn.quantizer import Numbers
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
@@ -48,10 +54,13 @@ class Generator(nn.Module):
         """What the network is made of, and how it is trained."""
 
         context: int = 4  # T, frames that it sees at most
-        vocabulary: int = 1000  # frame tokens; the tokenizer's
+        levels: tuple[int, ...] = (8, 5, 5, 5)  # the tokenizer's
+        views: int = 1  # cameras
         codes: int = 64  # the latent dynamics model's
         horizon: int = 4  # H, codes a frame; 0: video alone, the control without codes
         tasks: tuple[str, ...] = ()  # names, in the order of their numbers 1, 2, ...; 0 is none
+        together: int = 4  # frame tokens a position; those of one are said independently
+        glance: int = 64  # channels of the convolutions over a whole frame; 0: none
         width: int = 192
         layers: int = 4
         heads: int = 4
@@ -61,10 +70,11 @@ class Generator(nn.Module):
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            for name in ("vocabulary", "codes", "width", "layers", "heads"):
+            for name in ("views", "codes", "together", "width", "layers", "heads"):
                 check_range(f"Generator.{name}", getattr(self, name), 1)
             check_range("Generator.context", self.context, 2)
             check_range("Generator.horizon", self.horizon, 0, 64)
+            check_range("Generator.glance", self.glance, 0)
             check_range("Generator.dropout", self.dropout, 0.0, 0.9)
             check_range("Generator.forget", self.forget, 0.0, 1.0)
             check_range("Generator.frames", self.frames, 0.0)
@@ -72,6 +82,11 @@ class Generator(nn.Module):
                 raise ConfigError(
                     f"Generator.width: {self.width} is not a multiple of 2 heads={2 * self.heads}"
                 )
+
+        @property
+        def vocabulary(self) -> int:
+            """Frame tokens that there are."""
+            return prod(self.levels)
 
     def __init__(
         self, spec: Spec, config: Config | None = None, *, sentences: Tensor | None = None
@@ -85,6 +100,11 @@ class Generator(nn.Module):
         self.spec = spec
         self.context = c.context - 1  # a training window is of `context` frames
         self.tokens = spec.observation[TOKENS].shape[0]  # K
+        if self.tokens % c.together:
+            raise ConfigError(
+                f"Generator.together: {self.tokens} tokens a frame are no multiple of {c.together}"
+            )
+        self.positions = self.tokens // c.together  # of a frame's tokens
         self.start, self.end = c.vocabulary, c.vocabulary + 1
         self.first_code = c.vocabulary + 2  # ids of codes begin here
         self.hidden_code = self.first_code + c.codes  # stands for a forgotten one
@@ -95,6 +115,10 @@ class Generator(nn.Module):
         self.task = names if sentences is None else Spoken(sentences, c.width)
         # Which place of a block a token has: rotary positions count through all blocks.
         self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
+        together = c.together * c.width
+        self.join = nn.Linear(together, c.width, bias=False) if c.together > 1 else nn.Identity()
+        self.apart = nn.Linear(c.width, together, bias=False) if c.together > 1 else nn.Identity()
+        self.glance = Glance(self.tokens, c) if c.glance else None
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, self.hidden_code, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -102,7 +126,7 @@ class Generator(nn.Module):
     @property
     def block(self) -> int:
         """Positions of a time step."""
-        return self.tokens + 3 + self.config.horizon
+        return self.positions + 3 + self.config.horizon
 
     def number(self, task: str) -> int:
         """Return the number of a task; ConfigError where it was not trained on.
@@ -132,8 +156,8 @@ class Generator(nn.Module):
         if self.training:
             hidden_codes[:, :-1] = torch.rand(b, t - 1, device=tokens.device) < c.forget
         out = self._run(tokens, task, codes, hidden_codes)  # b t block width
-        k = self.tokens
-        logits = self.head(out[:, :, 1 : 1 + k])  # [start] and tokens but the last say the tokens
+        k = self.positions
+        logits = self._said(out[:, :, 1 : 1 + k])  # [start] and tokens but the last say the tokens
         of_frames = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none")
         frames = of_frames.mean()
         parts = {"frames": frames.detach()}
@@ -159,7 +183,7 @@ class Generator(nn.Module):
         codes = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
         hidden = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
         out = self._run(tokens, task[:, None].expand(b, t), codes, hidden)
-        logits = self.head(out[:, :, 1 : 1 + self.tokens])[..., : self.config.vocabulary]
+        logits = self._said(out[:, :, 1 : 1 + self.positions])[..., : self.config.vocabulary]
         nats = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none")
         found: Tensor = -nats.view(b, t, self.tokens).sum(-1)
         return found
@@ -237,12 +261,12 @@ class Generator(nn.Module):
         cache = Cache(self.body, b, (t + 1) * self.block)
         hidden = self.body(torch.cat([x, begun], dim=1), cache)[:, -1]
         drawn = []
-        for k in range(self.tokens):
-            logits = self.head(hidden)[..., : self.config.vocabulary]
-            token = choose(logits, temperature, top_p=top_p, generator=generator)
-            drawn.append(token)
-            hidden = self.body((self.embed(token) + self.place[2 + k])[:, None], cache)[:, -1]
-        return torch.stack(drawn, dim=1)
+        for k in range(self.positions):
+            logits = self._said(hidden[:, None])[..., : self.config.vocabulary]
+            token = choose(logits.flatten(0, 1), temperature, top_p=top_p, generator=generator)
+            drawn.append(token.view(b, -1))
+            hidden = self.body(self._read(drawn[-1]) + self.place[2 + k], cache)[:, -1]
+        return torch.cat(drawn, dim=1)
 
     def plan_states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
         """Return the hidden states (B, H + 1, width) after the last frame and its codes (B, H).
@@ -255,7 +279,7 @@ class Generator(nn.Module):
         forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
         forgotten[:, -1] = False
         out = self._run(tokens, task[:, None].expand(b, t), every, forgotten)
-        return out[:, -1, 2 + self.tokens :]
+        return out[:, -1, 2 + self.positions :]
 
     def _again(self, x: Tensor, batch: int, pick: Callable[[Tensor], Tensor]) -> Generated:
         said: list[Tensor] = []
@@ -277,20 +301,67 @@ class Generator(nn.Module):
     def _code(self, code: Tensor, h: int) -> Tensor:
         """Return what code number h (n,) of a block is to the transformer: (n, 1, width)."""
         embedded: Tensor = self.embed(code + self.first_code)
-        return (embedded + self.place[self.tokens + 3 + h])[:, None]
+        return (embedded + self.place[self.positions + 3 + h])[:, None]
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Return positions (..., K / together, width) of tokens (..., K)."""
+        parts = self.embed(tokens).unflatten(-2, (-1, self.config.together))
+        joined: Tensor = self.join(parts.flatten(-2))
+        return joined
+
+    def _said(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., n together, ids) of what states (..., n, width) say comes next."""
+        parts = self.apart(hidden).unflatten(-1, (self.config.together, -1)).flatten(-3, -2)
+        logits: Tensor = self.head(parts)
+        return logits
 
     def _embed(self, tokens: Tensor, task: Tensor, codes: Tensor, hidden_codes: Tensor) -> Tensor:
         """Return blocks (b, t, block, width)."""
         b, t = tokens.shape[:2]
         start = torch.full((b, t, 1), self.start, device=tokens.device)
         said = (codes + self.first_code).masked_fill(hidden_codes[:, :, None], self.hidden_code)
-        ids = torch.cat([start, tokens, torch.full_like(start, self.end), said], dim=2)
-        return torch.cat([self.task(task)[:, :, None], self.embed(ids)], dim=2) + self.place
+        told = self.task(task)
+        end = self.embed(torch.full_like(start, self.end))
+        if self.glance is not None:
+            end = end + self.glance(tokens, told)[:, :, None]
+        parts = [told[:, :, None], self.embed(start), self._read(tokens), end, self.embed(said)]
+        return torch.cat(parts, dim=2) + self.place
 
     def _run(self, tokens: Tensor, task: Tensor, codes: Tensor, hidden_codes: Tensor) -> Tensor:
         x = self._embed(tokens, task, codes, hidden_codes)
         out: Tensor = self.body(x.flatten(1, 2)).view(x.shape)
         return out
+
+
+class Glance(nn.Module):
+    """All tokens of a frame at once, as the maps of numbers that they are, to one vector."""
+
+    def __init__(self, tokens: int, config: Generator.Config) -> None:
+        """Make the layers for so many tokens a frame, cameras x side x side."""
+        super().__init__()
+        c, channels = config, config.glance
+        self.shape = (c.views, isqrt(tokens // c.views))
+        if c.views * self.shape[1] ** 2 != tokens:
+            raise ConfigError(f"Generator.views: {tokens} tokens are not {c.views} square maps")
+        self.meaning = Numbers(c.levels)
+        self.first = nn.Conv2d(c.views * len(c.levels), channels, 3, padding=1)
+        self.told = nn.Linear(c.width, channels)
+        self.more = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(channels, channels // 2, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Dropout(c.dropout),
+        )  # fmt: skip
+        self.out = nn.Linear(channels // 2 * self.shape[1] ** 2, c.width)
+
+    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+        """Return (b, t, width) of frames (b, t, K) and what is asked for (b, t, width)."""
+        views, side = self.shape
+        maps = rearrange(
+            self.meaning.codes(tokens), "b t (v y x) d -> (b t) (v d) y x", v=views, y=side
+        )
+        x = self.first(maps) + self.told(told).flatten(0, 1)[:, :, None, None]
+        seen: Tensor = self.out(self.more(F.relu(x)))
+        return seen.view(*tokens.shape[:2], -1)
 
 
 class Spoken(nn.Module):

@@ -4,9 +4,10 @@ Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over fr
 learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
 a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
 no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
-for all horizons instead of one each; the decoder adds to frame t; squared error with more weight
-on pixels that change, in each camera, instead of perceptual and adversarial losses; books of 64
-codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
+for all horizons instead of one each; the decoder moves the pixels of frame t by a flow and adds to
+them; squared error with more weight on pixels that change, in each camera by what changes there,
+instead of perceptual and adversarial losses; books of 64 codes by default, which suffice for simple
+arms (VideoWorld 2, arXiv 2602.10102, ablations).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.nn import pictures, quantizer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors
+
+FLOW = 0.25  # of half a picture: what a flow of 1 moves a pixel by
 
 
 class LDM(nn.Module):
@@ -41,7 +44,7 @@ class LDM(nn.Module):
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
         decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
-        moving: float = 0.5  # weight of the error where pixels change, beside that of all
+        moving: float = 0.5  # weight of the share of the change that is not painted
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
 
         def __post_init__(self) -> None:
@@ -79,7 +82,7 @@ class LDM(nn.Module):
                 f"whose side is a multiple of {factor}, found {side} pixels"
             )
         width, grid = c.channels[-1], side // factor
-        self.encoder = pictures.down(3 * views, c.channels, patch=c.patch)
+        self.encoder = pictures.down(6 * views, c.channels, patch=c.patch)  # frame and change
         self.time = nn.ModuleList(CausalInTime(width) for _ in range(2))
         self.where = nn.Parameter(0.02 * torch.randn(grid * grid, width))
         self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
@@ -91,7 +94,7 @@ class LDM(nn.Module):
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
         self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
-        self.decoder = pictures.up(c.channels, 3 * views, patch=c.patch)
+        self.decoder = pictures.up(c.channels, 5 * views, patch=c.patch)  # colours and a flow
         with torch.no_grad():  # begins by painting frame t again
             for weight in self.decoder[-2].parameters():  # before the shuffle
                 weight.mul_(0.1)
@@ -111,19 +114,15 @@ class LDM(nn.Module):
     def encode_video(self, frames: Tensors, *, rows: slice = slice(None)) -> Tensor:
         """Return the codes (n, H) of the frames `rows` of a video (L, h, w, 3) uint8.
 
-        Behind its last frame the world stands still. Each frame is convolved once, though H + 1
-        clips hold it.
+        Behind its last frame the world stands still.
         """
         c = self.config
         length = len(frames[self._keys[0]])
         ahead = torch.arange(length)[rows, None] + c.stride * torch.arange(c.horizon + 1)
-        ahead = ahead.clamp(max=length - 1)  # n (H + 1)
+        clips = {key: frames[key][ahead.clamp(max=length - 1)] for key in self._keys}
         if not len(ahead):
             return torch.empty(0, c.horizon, dtype=torch.long)
-        first, last = int(ahead.min()), int(ahead.max())
-        views = {key: frames[key][None, first : last + 1] for key in self._keys}
-        maps = self._maps(pictures.stack(views, self._keys))[0]  # l c y x
-        return self._quantize(self._in_time(maps[ahead - first])).ids
+        return self.quantize_clip(clips)
 
     def decode(self, observations: Tensors, codes: Tensor) -> dict[str, Tensor]:
         """Return the H frames to come (B, H, h, w, 3) uint8 a camera.
@@ -141,7 +140,8 @@ class LDM(nn.Module):
         """Return the weighted squared error of the frames painted, with PSNR and the codes' use.
 
         `psnr_moving` is that of the pixels which change, a mean over cameras, and `psnr_still` what
-        it would be if frame t were painted again: what the codes are worth is the difference.
+        it would be if frame t were painted again: what the codes are worth is the difference, and
+        `left_CAMERA` the share of the change that they miss.
         """
         c = self.config
         clip = self._clip(batch.observations)
@@ -157,16 +157,18 @@ class LDM(nn.Module):
         before = clip[:, :1]
         moved = ((truth - before).abs().amax(dim=3, keepdim=True) > c.changed).float()
         squared = (painted - truth).square()
-        total = squared.mean() + c.moving * _of_moving(squared, moved).mean()
+        wrong, still = _of_moving(squared, moved), _of_moving((before - truth).square(), moved)
+        # A camera on the hand changes more than one that looks at it: each counts as much.
+        left = wrong / still.clamp(min=1e-3)
+        total = squared.mean() + c.moving * left.mean()
         total = total + 0.1 * F.l1_loss(painted, truth) + quantized.loss
         with torch.no_grad():
-            wrong = _of_moving(squared, moved)
-            still = _of_moving((before - truth).square(), moved)
             parts = {
                 "psnr": pictures.psnr(painted, truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
+            parts |= {f"left_{k}": each.detach() for k, each in zip(self._keys, left, strict=True)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
 
     @property
@@ -186,21 +188,15 @@ class LDM(nn.Module):
         return pictures.stack(frames, c.images)
 
     def _features(self, clip: Tensor) -> Tensor:
-        """Return maps (b, t, width, y, x); map t depends on frames up to t alone."""
-        return self._in_time(self._maps(clip))
-
-    def _maps(self, clip: Tensor) -> Tensor:
-        """Return maps (b, t, width, y, x), each of one frame alone."""
-        flat = rearrange(clip, "b t v c h w -> (b t) (v c) h w")
-        maps: Tensor = self.encoder(flat.contiguous(memory_format=torch.channels_last))
-        return maps.view(*clip.shape[:2], *maps.shape[1:])
-
-    def _in_time(self, maps: Tensor) -> Tensor:
-        """Return maps (b, t, width, y, x) that know of those before."""
-        maps = maps.transpose(1, 2)
+        """Return maps (b, t, width, y, x) of a clip; map t depends on frames up to t alone."""
+        changed = clip - torch.cat([clip[:, :1], clip[:, :-1]], dim=1)  # since the frame before
+        flat = rearrange(torch.cat([clip, changed], dim=3), "b t v c h w -> (b t) (v c) h w")
+        maps = self.encoder(flat.contiguous(memory_format=torch.channels_last))
+        maps = maps.view(*clip.shape[:2], *maps.shape[1:]).transpose(1, 2)
         for layer in self.time:
             maps = layer(maps)
-        return maps.transpose(1, 2)
+        out: Tensor = maps.transpose(1, 2)
+        return out
 
     def _quantize(self, maps: Tensor) -> quantizer.Quantized:
         """Return the H codes of the maps of H + 1 frames."""
@@ -227,10 +223,21 @@ class LDM(nn.Module):
         x = self.join(torch.cat([here, spread], dim=1))
         for layer in self.paint:
             x = layer(x, told)
-        change = self.decoder(x)
-        change = rearrange(change, "(b n) (v c) h w -> b n v c h w", n=n, v=first.shape[1])
-        frames: Tensor = first[:, None] + change
-        return frames
+        out = rearrange(self.decoder(x), "bn (v c) h w -> (bn v) c h w", v=first.shape[1])
+        start = first[:, None].expand(-1, n, -1, -1, -1, -1).flatten(0, 2)
+        painted: Tensor = _warped(start, FLOW * out[:, :2]) + out[:, 2:]
+        return painted.view(-1, n, *first.shape[1:])
+
+
+def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
+    """Return pictures (n, c, h, w) read at every pixel's place plus its flow (n, 2, h, w).
+
+    A flow of 1 is half a picture, to the right and down.
+    """
+    axes = [(torch.arange(s, device=flow.device) + 0.5) * (2 / s) - 1 for s in flow.shape[2:]]
+    down, right = torch.meshgrid(*axes, indexing="ij")
+    at = torch.stack([right, down], dim=-1) + flow.movedim(1, -1)
+    return F.grid_sample(pictures, at, padding_mode="border", align_corners=False)
 
 
 def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:

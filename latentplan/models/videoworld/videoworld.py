@@ -82,7 +82,8 @@ class VideoWorld(nn.Module):
                 ldm=replace(self.ldm, images=images),
                 generator=replace(
                     self.generator,
-                    vocabulary=prod(tokenizer.levels),
+                    levels=tokenizer.levels,
+                    views=len(images),
                     codes=prod(self.ldm.levels),
                     tasks=tasks or self.generator.tasks,
                 ),
