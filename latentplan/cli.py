@@ -51,6 +51,25 @@ Seed = Annotated[
     int, typer.Option(parser=_whole, metavar="<int>", help="Everything random follows from it.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX; never replaced by another.")]
+Backend = Annotated[
+    str | None, typer.Option(help="How the arm is reached: sim, ros2, ros1, ... Default: sim.")
+]
+Python = Annotated[
+    str | None, typer.Option(help="Interpreter that has ROS, for the node. Default: this one.")
+]
+Reset = Annotated[
+    bool, typer.Option("--reset", help="The arm was stopped, you have looked, it may go on.")
+]
+Arm = Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")]
+Driver = Annotated[
+    str | None, typer.Option(help="Who plans: run folder, file or shipped checkpoint.")
+]
+Task = Annotated[str | None, typer.Option(help="Instead of a run: reach.")]
+Many = Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How many.")]
+Steps = Annotated[
+    int | None, typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most.")
+]
+Planner = Annotated[str, typer.Option(help="A planner or a preset of one.")]
 
 
 def _version(asked: bool) -> None:
@@ -425,19 +444,12 @@ def calibrate(
 
 @app.command(epilog="Example: latentplan robot --backend sim --run rope-cfm --episodes 1")
 def robot(
-    backend: Annotated[
-        str | None, typer.Option(help="How the arm is reached: sim, ros2, ros1, ... Default: sim.")
-    ] = None,
-    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
-    run: Annotated[
-        str | None, typer.Option(help="Who plans: run folder, file or shipped checkpoint.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Instead of a run: reach.")] = None,
-    episodes: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How many.")] = 1,
-    steps: Annotated[
-        int | None,
-        typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most."),
-    ] = None,
+    backend: Backend = None,
+    robot: Arm = "panda",
+    run: Driver = None,
+    task: Task = None,
+    episodes: Many = 1,
+    steps: Steps = None,
     goal: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Picture of what shall be seen.")
     ] = None,
@@ -448,19 +460,15 @@ def robot(
             help="Of a node: alone, plan for it; with --backend and nobody who plans, be it.",
         ),
     ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="Interpreter that has ROS, for the node. Default: this one.")
-    ] = None,
-    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    python: Python = None,
+    planner: Planner = "cem",
     objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
     seed: Seed = 0,
     out: Annotated[
         str | None, typer.Option(help="Folder for metrics.json, video.mp4. Default: runs/robot-...")
     ] = None,
     device: Device = "cpu",
-    reset: Annotated[
-        bool, typer.Option("--reset", help="The arm was stopped, you have looked, it may go on.")
-    ] = False,
+    reset: Reset = False,
     overrides: Overrides = None,
 ) -> None:
     """Drive an arm, simulated or real, with a planner; or serve it to one."""
@@ -497,17 +505,12 @@ def record(
     backend: Annotated[
         str | None, typer.Option(help="sim: an arm in this process, driven by --run or --task.")
     ] = None,
-    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
-    run: Annotated[
-        str | None, typer.Option(help="Who plans: run folder, file or shipped checkpoint.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Instead of a run: reach.")] = None,
-    episodes: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How many.")] = 1,
-    steps: Annotated[
-        int | None,
-        typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most."),
-    ] = None,
-    planner: Annotated[str, typer.Option(help="A planner or a preset of one.")] = "cem",
+    robot: Arm = "panda",
+    run: Driver = None,
+    task: Task = None,
+    episodes: Many = 1,
+    steps: Steps = None,
+    planner: Planner = "cem",
     seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:
@@ -533,19 +536,13 @@ def record(
 def replay(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Store that record wrote.")],
     episode: Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="Which.")] = 0,
-    backend: Annotated[
-        str | None, typer.Option(help="How the arm is reached: sim, ros2, ros1, ... Default: sim.")
-    ] = None,
-    robot: Annotated[str, typer.Option(help="The arm: panda, ur5e, or a YAML file.")] = "panda",
+    backend: Backend = None,
+    robot: Arm = "panda",
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of the arm's node.")
     ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="Interpreter that has ROS, for the node. Default: this one.")
-    ] = None,
-    reset: Annotated[
-        bool, typer.Option("--reset", help="The arm was stopped, you have looked, it may go on.")
-    ] = False,
+    python: Python = None,
+    reset: Reset = False,
     overrides: Overrides = None,
 ) -> None:
     """Play a recorded episode back to an arm, and say how near it came."""
