@@ -19,8 +19,9 @@ NEAR = 1e-3  # rad, what is slow stops so far before its target
 class Reference:
     """Where the motors are told to be: position, velocity and acceleration, each (J,).
 
-    `propose` computes a step and the stop that would follow it; `accept` takes the step. Without
-    one, `carry_on` goes along the stop that was computed with the last step taken.
+    `propose` computes a step and the stop that would follow it, `path` says where they lead, and
+    `accept` takes the step. Without one, `carry_on` goes along the stop that was computed with the
+    last step taken.
     """
 
     def __init__(self, limits: Limits, *, dt: float) -> None:
@@ -49,6 +50,7 @@ class Reference:
         self._stop: Any = ruckig.Trajectory(joints)
         self._spare: Any = ruckig.Trajectory(joints)
         self._rest = [0.0] * joints
+        self._half: list[float] = (0.5 / limits.jerk).tolist()
         self.settle(np.zeros(joints))
 
     def settle(self, q: Array) -> None:
@@ -83,11 +85,11 @@ class Reference:
         """Return whether the stop that would follow now is over."""
         return bool(self._since >= self._stop.duration)
 
-    def propose(self, target: list[float], speed: list[float]) -> Array | None:
-        """Return the positions (M, J) at the ticks of a step towards `target` and of its stop.
+    def propose(self, target: list[float], speed: list[float]) -> bool:
+        """Compute a step towards `target` and its stop; return whether Ruckig finds profiles.
 
-        The first is the step's; the J joints go to `target`, rad, no faster than `speed`, rad/s,
-        unless they are now, and where that is 0 they stop. None where Ruckig finds no profile.
+        The J joints go to `target`, rad, no faster than `speed`, rad/s, unless they are now, and
+        where that is 0 they stop.
         """
         q, dq, ddq = self._state
         move = self._move
@@ -107,7 +109,24 @@ class Reference:
             self._next = self._way.at_time(self.dt)
             self._plan_stop()
         except self._failures:
-            return None
+            return False
+        return True
+
+    def proposed(self) -> list[tuple[float, float]]:
+        """Return of each joint where the proposed step ends and how far its stop is at most, rad.
+
+        While it stops, a joint is never faster than its speed and what its acceleration adds until
+        the jerk has taken it away.
+        """
+        q, dq, ddq = self._next
+        duration = self._spare.duration
+        return [
+            (at, duration * (abs(v) + a * a * half))
+            for at, v, a, half in zip(q, dq, ddq, self._half, strict=True)
+        ]
+
+    def path(self) -> Array:
+        """Return the positions (M, J) at the ticks of the proposed step and of its stop."""
         ticks = int(np.ceil(self._spare.duration / self.dt - 1e-9))
         stop = (self._spare.at_time((i + 1) * self.dt)[0] for i in range(ticks))
         return np.array([self._next[0], *stop])

@@ -111,8 +111,9 @@ class SafetyFilter:
         self._slowed = self._bounded = False  # it asks for more than the limits
         self._yields = False  # to the end of a stop: the box was met
         # Joints where the end effector had so much room to its box, m.
-        self._seen: Array = np.zeros(self._joints)
+        self._seen = [0.0] * self._joints
         self._room = -1.0
+        self._reach: list[float] = self._chain.reach.tolist()
         self._bound()
 
     @property
@@ -248,19 +249,34 @@ class SafetyFilter:
             interventions.append("workspace")
             return False
         self._yields = False
-        path = self._reference.propose(self._aim(interventions), self._speed)
-        if path is None:
+        if not self._reference.propose(self._aim(interventions), self._speed):
             interventions.append("solver")
             return False
-        if not (np.abs(path - self._middle) <= self._range).all():
-            interventions.append("position")
-            return False
-        if not self._inside(path):
-            interventions.append("workspace")
-            self._yields = True
-            return False
+        if not self._far_from_limits():
+            path = self._reference.path()
+            if not (np.abs(path - self._middle) <= self._range).all():
+                interventions.append("position")
+                return False
+            if not self._inside(path):
+                interventions.append("workspace")
+                self._yields = True
+                return False
         self._reference.accept()
         return True
+
+    def _far_from_limits(self) -> bool:
+        """Return whether the proposed step and its stop surely keep to joint limits and box.
+
+        Most do, and so their path need not be computed. Where the joints were at `_seen`, the end
+        effector had `_room` to its box, and a joint's radian moves it by at most its `reach`.
+        """
+        room = self._room
+        rows = zip(self._reference.proposed(), self._bounds, self._seen, self._reach, strict=True)
+        for (q, way), (low, high), seen, reach in rows:
+            if not low <= q - way <= q + way <= high:
+                return False
+            room -= (abs(q - seen) + way) * reach
+        return room > 0
 
     def _obey(self, command: Command, action: Array) -> None:
         """Let `command` with that action, finite (J + 1,), be the one to go after."""
@@ -313,15 +329,9 @@ class SafetyFilter:
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
     def _inside(self, path: Array) -> bool:
-        """Return whether the end effector is in the box at all positions (N, J).
-
-        Where it was at `_seen`, it had `_room` to the box; what is surely no farther away than that
-        need not be computed.
-        """
-        if (np.abs(path - self._seen) @ self._chain.reach).max() < self._room:
-            return True
+        """Return whether the end effector is in the box at all positions (N, J)."""
         away = self._size - np.abs(self._chain.ee(path) - self._centre)
-        self._seen = path[0]
+        self._seen = path[0].tolist()
         self._room = float(away[0].min())
         return bool((away >= 0).all())
 

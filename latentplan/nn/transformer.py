@@ -29,6 +29,33 @@ class Cache:
         self.values = [each.repeat_interleave(count, dim=0) for each in self.values]
 
 
+class Growing:
+    """Sequences that grow: what is read comes behind all that was read before.
+
+    Without the cache every step runs over the whole sequence again: the same, only slower.
+    """
+
+    def __init__(self, model: Transformer, batch: int, room: int, *, cached: bool = True) -> None:
+        """Begin `batch` empty sequences, of `room` positions at most."""
+        self.model = model
+        self.cache = Cache(model, batch, room) if cached else None
+        self.seen: Tensor | None = None  # (B, L, width), without the cache
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return (B, L, width) of x (B, L, width)."""
+        if self.cache is None:
+            self.seen = x if self.seen is None else torch.cat([self.seen, x], dim=1)
+        out: Tensor = self.model(x, self.cache) if self.seen is None else self.model(self.seen)
+        return out[:, -x.shape[1] :]
+
+    def repeat(self, count: int) -> None:
+        """Make of every sequence `count`, one behind the other."""
+        if self.cache is not None:
+            self.cache.repeat(count)
+        elif self.seen is not None:
+            self.seen = self.seen.repeat_interleave(count, dim=0)
+
+
 class Transformer(nn.Module):
     """Causal self-attention blocks over (B, L, width); nothing about what the positions mean."""
 

@@ -15,7 +15,6 @@ learn from few videos.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn import sentences as encoder
 from latentplan.nn.quantizer import Numbers
-from latentplan.nn.transformer import Cache, Transformer
+from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
 
@@ -220,18 +219,18 @@ class Generator(nn.Module):
             logits = self.head(hidden)[..., self.first_code : self.hidden_code]
             return choose(logits, temperature, top_p=top_p, generator=generator)
 
-        if not cached:
-            return self._again(x.repeat_interleave(count, dim=0), b, pick)
-        cache = Cache(self.body, b, t * self.block)
-        hidden = self.body(x, cache)[:, -1:].repeat_interleave(count, dim=0)  # (b n) 1 width
-        cache.repeat(count)
+        sequence = Growing(self.body, b, t * self.block, cached=cached)
+        hidden = sequence.read(x)[:, -1:].repeat_interleave(count, dim=0)  # (b n) 1 width
+        sequence.repeat(count)
         said, states = [], [hidden]
         for h in range(c.horizon):
             code = pick(hidden[:, 0])
             said.append(code)
-            hidden = self.body(self._code(code, h), cache)
+            hidden = sequence.read(self._code(code, h))
             states.append(hidden)
-        return self._generated(said, states, b)
+        seen = torch.cat(states, dim=1)  # (b n) (H + 1) width
+        made = torch.stack(said, dim=1) if said else seen.new_zeros(len(seen), 0).long()
+        return Generated(made.view(b, count, -1), seen.view(b, count, *seen.shape[1:]))
 
     @torch.no_grad()
     def imagine(
@@ -243,6 +242,7 @@ class Generator(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        cached: bool = True,
     ) -> Tensor:
         """Return the next frame's tokens (B, K) after frames (B, T, K), the last with codes (B, H).
 
@@ -258,14 +258,14 @@ class Generator(nn.Module):
         x = self._embed(tokens, task[:, None].expand(b, t), every, forgotten).flatten(1, 2)
         start = torch.full((b, 1), self.start, device=tokens.device)
         begun = torch.stack([self.task(task), self.embed(start)[:, 0]], dim=1) + self.place[:2]
-        cache = Cache(self.body, b, (t + 1) * self.block)
-        hidden = self.body(torch.cat([x, begun], dim=1), cache)[:, -1]
+        sequence = Growing(self.body, b, (t + 1) * self.block, cached=cached)
+        hidden = sequence.read(torch.cat([x, begun], dim=1))[:, -1]
         drawn = []
         for k in range(self.positions):
             logits = self._said(hidden[:, None])[..., : self.config.vocabulary]
             token = choose(logits.flatten(0, 1), temperature, top_p=top_p, generator=generator)
             drawn.append(token.view(b, -1))
-            hidden = self.body(self._read(drawn[-1]) + self.place[2 + k], cache)[:, -1]
+            hidden = sequence.read(self._read(drawn[-1]) + self.place[2 + k])[:, -1]
         return torch.cat(drawn, dim=1)
 
     def plan_states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
@@ -280,23 +280,6 @@ class Generator(nn.Module):
         forgotten[:, -1] = False
         out = self._run(tokens, task[:, None].expand(b, t), every, forgotten)
         return out[:, -1, 2 + self.positions :]
-
-    def _again(self, x: Tensor, batch: int, pick: Callable[[Tensor], Tensor]) -> Generated:
-        said: list[Tensor] = []
-        length = x.shape[1]
-        out = self.body(x)
-        for h in range(self.config.horizon):
-            code = pick(out[:, -1])
-            said.append(code)
-            x = torch.cat([x, self._code(code, h)], dim=1)
-            out = self.body(x)
-        return self._generated(said, list(out[:, length - 1 :].split(1, dim=1)), batch)
-
-    def _generated(self, said: list[Tensor], states: list[Tensor], batch: int) -> Generated:
-        hidden = torch.cat(states, dim=1)  # (b n) (H + 1) width
-        codes = torch.stack(said, dim=1) if said else hidden.new_zeros(len(hidden), 0).long()
-        n = len(hidden) // batch
-        return Generated(codes.view(batch, n, -1), hidden.view(batch, n, *hidden.shape[1:]))
 
     def _code(self, code: Tensor, h: int) -> Tensor:
         """Return what code number h (n,) of a block is to the transformer: (n, 1, width)."""
