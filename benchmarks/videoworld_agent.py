@@ -85,4 +85,4 @@ class Agent:
             return inverse.actions(inverse(inverse.read_frames(context[:, -1], after, codes)))
         if self.intervene:
             hidden = generator.plan_states(context, codes, task)
-        return inverse.actions(inverse(inverse.read_hidden(hidden)))
+        return inverse.actions(inverse(inverse.read_hidden(hidden, context[:, -1])))

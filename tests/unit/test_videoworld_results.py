@@ -28,7 +28,6 @@ import videoworld_agent  # noqa: E402
 import videoworld_page as page  # noqa: E402
 import videoworld_probe as probe  # noqa: E402
 import videoworld_rollouts as rollouts  # noqa: E402
-import videoworld_timing as timing  # noqa: E402
 
 KEYS = ("rgb_a", "rgb_b")
 SPEC = Spec(
@@ -153,14 +152,6 @@ def test_random_codes_change_actions(model):
         agent.begin([], "open_drawer", seeds=(3,))
         acted[codes] = agent.act([0], seen)
     assert np.abs(acted[()] - acted[(0, 1, 2)]).max() > 1e-3
-
-
-def test_a_frame_is_the_same_without_the_cache(model):
-    tokens = torch.randint(36, (2, 3, model.tokenizer.tokens))
-    task = torch.tensor([1, 2])
-    codes = model.generator.generate(tokens, task).codes[:, 0]
-    slow = timing.frame_without_cache(model.generator, tokens, codes, task=task)
-    assert torch.equal(slow, model.generator.imagine(tokens, codes, task))
 
 
 def test_the_expert_succeeds_in_the_attempts_and_nobody_else():

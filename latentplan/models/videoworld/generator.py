@@ -117,7 +117,9 @@ class Generator(nn.Module):
         together = c.together * c.width
         self.join = nn.Linear(together, c.width, bias=False) if c.together > 1 else nn.Identity()
         self.apart = nn.Linear(c.width, together, bias=False) if c.together > 1 else nn.Identity()
-        self.glance = Glance(self.tokens, c) if c.glance else None
+        self.glance = None
+        if c.glance:
+            self.glance = Glance(c, self.tokens, told=c.width, channels=c.glance, size=c.width)
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, self.hidden_code, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -319,32 +321,36 @@ class Generator(nn.Module):
 class Glance(nn.Module):
     """All tokens of a frame at once, as the maps of numbers that they are, to one vector."""
 
-    def __init__(self, tokens: int, config: Generator.Config) -> None:
-        """Make the layers for so many tokens a frame, cameras x side x side."""
+    def __init__(
+        self, config: Generator.Config, tokens: int, *, told: int, channels: int, size: int
+    ) -> None:
+        """Make the layers for so many tokens a frame; a vector of `told` numbers says what matters.
+
+        ConfigError where the tokens are not a square for each camera.
+        """
         super().__init__()
-        c, channels = config, config.glance
+        c = config
         self.shape = (c.views, isqrt(tokens // c.views))
         if c.views * self.shape[1] ** 2 != tokens:
             raise ConfigError(f"Generator.views: {tokens} tokens are not {c.views} square maps")
         self.meaning = Numbers(c.levels)
         self.first = nn.Conv2d(c.views * len(c.levels), channels, 3, padding=1)
-        self.told = nn.Linear(c.width, channels)
+        self.told = nn.Linear(told, channels)
         self.more = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
             nn.Conv2d(channels, channels // 2, 3, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Dropout(c.dropout),
         )  # fmt: skip
-        self.out = nn.Linear(channels // 2 * self.shape[1] ** 2, c.width)
+        self.out = nn.Linear(channels // 2 * self.shape[1] ** 2, size)
 
     def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
-        """Return (b, t, width) of frames (b, t, K) and what is asked for (b, t, width)."""
+        """Return (..., size) of frames (..., K) and what they are told (..., told)."""
         views, side = self.shape
-        maps = rearrange(
-            self.meaning.codes(tokens), "b t (v y x) d -> (b t) (v d) y x", v=views, y=side
-        )
-        x = self.first(maps) + self.told(told).flatten(0, 1)[:, :, None, None]
+        maps = self.meaning.codes(tokens.flatten(0, -2))
+        maps = rearrange(maps, "n (v y x) d -> n (v d) y x", v=views, y=side)
+        x = self.first(maps) + self.told(told).flatten(0, -2)[:, :, None, None]
         seen: Tensor = self.out(self.more(F.relu(x)))
-        return seen.view(*tokens.shape[:2], -1)
+        return seen.view(*tokens.shape[:-1], -1)
 
 
 class Spoken(nn.Module):

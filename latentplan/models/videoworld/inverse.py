@@ -2,7 +2,8 @@
 
 VideoWorld reads actions off the transformer's hidden states at the last frame and its codes (its
 released CALVIN policy), or off the frame, the next one and the codes (its paper). Both are here.
-Learnt from few labelled episodes; the transformer stays as it is.
+Differs: the first looks at the frame as well (`glance`), as the second does, since hidden states
+know of it what codes need. Learnt from few labelled episodes; the transformer stays as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generator
+from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generator, Glance
 from latentplan.types import Batch, Loss, Spec
 
 EMBEDDED = 16  # numbers a frame token is, where frames are read
@@ -33,6 +34,7 @@ class Inverse(nn.Module):
 
         reads: str = "hidden"  # states of the transformer, or `frames`: this, the next, the codes
         chunk: int = 4  # actions read off one plan
+        glance: int = 64  # channels of the convolutions over the frame; 0: none; reads=hidden
         width: int = 256
         layers: int = 2  # hidden ones
         dropout: float = 0.1
@@ -44,6 +46,7 @@ class Inverse(nn.Module):
             if self.reads not in ("hidden", "frames"):
                 raise ConfigError(f"Inverse.reads: {self.reads!r} is not one of hidden, frames")
             check_range("Inverse.chunk", self.chunk, 1, 64)
+            check_range("Inverse.glance", self.glance, 0)
             check_range("Inverse.width", self.width, 1)
             check_range("Inverse.layers", self.layers, 1)
             check_range("Inverse.dropout", self.dropout, 0.0, 0.9)
@@ -97,12 +100,15 @@ class Inverse(nn.Module):
         real = (middle + half * raw).clamp(self.low, self.high)
         return torch.where(self.signs, torch.where(raw > 0, self.high, self.low), real)
 
-    def read_hidden(self, hidden: Tensor) -> Tensor:
-        """Return what the head takes of hidden states (n, H + 1, width)."""
+    def read_hidden(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Return what the head takes of hidden states (n, H + 1, width) and the frame (n, K)."""
         projected = self.project(hidden)  # n (H + 1) width
-        weights = self.weights.softmax(0)[:, None]
+        plan = (self.weights.softmax(0)[:, None] * projected).sum(1)  # n width
         # The paper's weighted sum, and each position by itself, in few numbers.
-        return torch.cat([(weights * projected).sum(1), self.few(hidden).flatten(1)], dim=-1)
+        parts = [plan, self.few(hidden).flatten(1)]
+        if self.glance is not None:
+            parts.append(self.glance(tokens, plan))
+        return torch.cat(parts, dim=-1)
 
     def read_frames(self, tokens: Tensor, after: Tensor, codes: Tensor) -> Tensor:
         """Return what the head takes of two frames (n, K) each and the codes (n, H)."""
@@ -119,7 +125,7 @@ class Inverse(nn.Module):
         actions = batch.actions[:, t - 1 : t - 1 + c.chunk]
         if c.reads == "hidden":
             hidden = self._states(tokens[:, :t], codes, task)
-            raw = self(self.read_hidden(hidden))
+            raw = self(self.read_hidden(hidden, tokens[:, t - 1]))
         else:
             raw = self(self.read_frames(tokens[:, t - 1], tokens[:, t], codes))
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
@@ -160,7 +166,11 @@ class Inverse(nn.Module):
             self.project = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width))
             self.few = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width // 4))
             self.weights = nn.Parameter(torch.zeros(g.horizon + 1))
-            return c.width + (g.horizon + 1) * (c.width // 4)
+            self.glance = None
+            if c.glance:
+                told = {"told": c.width, "channels": c.glance, "size": c.width}
+                self.glance = Glance(g, self.generator.tokens, **told)
+            return c.width + (g.horizon + 1) * (c.width // 4) + (c.width if c.glance else 0)
         self.frame = nn.Embedding(g.vocabulary, EMBEDDED)
         self.code = nn.Embedding(g.codes, EMBEDDED)
         return (2 * self.generator.tokens + g.horizon) * EMBEDDED

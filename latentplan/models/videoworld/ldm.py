@@ -5,9 +5,9 @@ learnable query a horizon h that attends to frames t .. t + h alone, a discrete 
 a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
 no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
 for all horizons instead of one each; the decoder moves the pixels of frame t by a flow and adds to
-them; squared error with more weight on pixels that change, in each camera and each frame by what
-changes there, instead of perceptual and adversarial losses; books of 64 codes by default, which
-suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
+them; squared error with more weight on pixels that change, in each camera by what changes there,
+instead of perceptual and adversarial losses; books of 64 codes by default, which suffice for simple
+arms (VideoWorld 2, arXiv 2602.10102, ablations).
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ class LDM(nn.Module):
         moved = ((truth - before).abs().amax(dim=3, keepdim=True) > c.changed).float()
         squared = (painted - truth).square()
         wrong, still = _of_moving(squared, moved), _of_moving((before - truth).square(), moved)
-        # A camera on the hand changes more than one that looks at it, the last frame more than the
-        # next: each counts as much.
-        left = wrong / still.clamp(min=1e-3)  # n v
+        # A camera on the hand changes more than one that looks at it: each counts as much.
+        left = wrong / still.clamp(min=1e-3)
         total = squared.mean() + c.moving * left.mean()
         total = total + 0.1 * F.l1_loss(painted, truth) + quantized.loss
         with torch.no_grad():
@@ -169,8 +168,7 @@ class LDM(nn.Module):
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
-            shares = left.detach().mean(0)
-            parts |= {f"left_{key}": share for key, share in zip(self._keys, shares, strict=True)}
+            parts |= {f"left_{k}": each.detach() for k, each in zip(self._keys, left, strict=True)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
 
     @property
@@ -243,8 +241,11 @@ def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
 
 
 def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
-    """Return the mean (n, v) of errors (b, n, v, 3, h, w) where `moved` (b, n, v, 1, h, w) is 1."""
-    every = (0, 3, 4, 5)
+    """Return the mean (v,) of errors (b, n, v, 3, h, w) where `moved` (b, n, v, 1, h, w) is 1.
+
+    Each camera by itself: where one of them moves, all of its pixels change.
+    """
+    every = (0, 1, 3, 4, 5)
     found: Tensor = (moved * squared).sum(every) / (3 * moved.sum(every)).clamp(min=1)
     return found
 

@@ -211,7 +211,8 @@ class CodeProposal:
             made = Generated(*(torch.cat(two, dim=1) for two in zip(made, drawn, strict=True)))
         self.last = made
         if inverse.config.reads == "hidden":
-            read = inverse.read_hidden(made.hidden.flatten(0, 1))
+            seen = tokens[:, -1].repeat_interleave(made.hidden.shape[1], dim=0)
+            read = inverse.read_hidden(made.hidden.flatten(0, 1), seen)
         else:
             codes = made.codes.flatten(0, 1)
             seen, tasks = tokens.repeat_interleave(count, dim=0), task.repeat_interleave(count)
