@@ -30,7 +30,12 @@ def write(location: Location, index: int, episode: Episode) -> None:
         ),
     }
     content = BytesIO()
-    np.savez(content, **arrays)
+    try:
+        np.savez(content, **arrays)
+    except ValueError as e:
+        if isinstance(e.__context__, KeyboardInterrupt):  # zipfile complains of its open handle
+            raise KeyboardInterrupt from None
+        raise
     location.write(_file(index), content.getvalue())
 
 

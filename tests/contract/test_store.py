@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -307,6 +308,16 @@ def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
         assert_equal_arrays(path, undisturbed)
         assert not list(path.rglob("*.partial")) and not list(path.rglob("*.npz"))
     assert crashes > 30  # the steps of appending, of writing shards and of cleaning up
+
+
+def test_ctrl_c_amid_an_episode_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile, "_ZipWriteFile", interrupted)  # whose end a zip then misses
+    with pytest.raises(KeyboardInterrupt):
+        pending.write(Folder(tmp_path), 0, episode(0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
