@@ -115,15 +115,17 @@ class Reference:
     def proposed(self) -> list[tuple[float, float]]:
         """Return of each joint where the proposed step ends and how far its stop is at most, rad.
 
-        While it stops, a joint is never faster than its speed and what its acceleration adds until
-        the jerk has taken it away.
+        A stop goes one way, to where it ends, unless the velocity turns round before the jerk has
+        taken the acceleration away; it is never faster than both together allow.
         """
-        q, dq, ddq = self._next
         duration = self._spare.duration
-        return [
-            (at, duration * (abs(v) + a * a * half))
-            for at, v, a, half in zip(q, dq, ddq, self._half, strict=True)
-        ]
+        ends = self._spare.at_time(duration)[0]
+        found = []
+        for q, v, a, half, end in zip(*self._next, self._half, ends, strict=True):
+            gained = a * abs(a) * half
+            turns = v * (v + gained) < 0
+            found.append((q, duration * (abs(v) + abs(gained)) if turns else abs(end - q)))
+        return found
 
     def path(self) -> Array:
         """Return the positions (M, J) at the ticks of the proposed step and of its stop."""

@@ -329,7 +329,12 @@ class SafetyFilter:
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
     def _inside(self, path: Array) -> bool:
-        """Return whether the end effector is in the box at all positions (N, J)."""
+        """Return whether the end effector is in the box at all positions (N, J).
+
+        What is surely no farther from `_seen` than the room there need not be computed.
+        """
+        if (np.abs(path - self._seen) @ self._chain.reach).max() < self._room:
+            return True
         away = self._size - np.abs(self._chain.ee(path) - self._centre)
         self._seen = path[0].tolist()
         self._room = float(away[0].min())
