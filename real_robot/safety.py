@@ -267,7 +267,7 @@ class SafetyFilter:
     def _far_from_limits(self) -> bool:
         """Return whether the proposed step and its stop surely keep to joint limits and box.
 
-        Most do, and so their path need not be computed. Where the joints were at `_seen`, the end
+        Many do, and so their path need not be computed. Where the joints were at `_seen`, the end
         effector had `_room` to its box, and a joint's radian moves it by at most its `reach`.
         """
         room = self._room
