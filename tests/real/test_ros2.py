@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import importlib.util
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -88,16 +89,20 @@ def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
     rig.go()
     others = f"publishes {MODES['trajectory']}, too"  # a name may not be known at once
     second = Station([sys.executable, *rig.node_command(0)], {})
-    # On a busy machine the other is found only after it began: then it stands, a fault.
+    # On a busy machine the other is found only after it began: then both stand. Either may be
+    # the first to find the other, and the second is refused while the first stands, too.
     until(lambda: second.popen.poll() is not None or rig.health()["state"] == "fault")
-    if second.popen.poll() is None:
+    if rig.health()["state"] == "fault":
         assert others in rig.health()["reason"]
+    try:
+        second.popen.wait(5)
+    except subprocess.TimeoutExpired:
         second.signal(signal.SIGTERM)
-        assert second.popen.wait(30) == 0
-        time.sleep(1.0)
+    if second.popen.wait(30) == 2:
+        until(lambda: any(others in line for line in second.errors))
     else:
-        time.sleep(0.1)
-        assert second.popen.returncode == 2 and others in second.errors[-1]
+        assert second.popen.returncode == 0 and rig.health()["state"] == "fault"
+    time.sleep(1.0)
     rig.go()
     rival = tester.create_publisher(JointTrajectory, MODES["trajectory"], 1)
     until(lambda: rig.health()["state"] == "fault")
