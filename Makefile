@@ -25,7 +25,7 @@ ROS1_PACKAGES := python3-rospy python3-roslaunch python3-rosbag python3-sensor-m
 ALONE := timeout -k 10 600 unshare $(shell test $$(id -u) = 0 || echo -r) -n \
   sh -c 'ip link set lo up && exec "$$@"' --
 
-.PHONY: demo test test-ros1 test-ros2 lint clean gl
+.PHONY: demo test test-ros1 test-ros2 lint clean gl open3d
 
 demo: gl
 	$(BIN)/latentplan collect rope --episodes $(EPISODES) --out $(DEMO)/rope.zarr
@@ -39,7 +39,7 @@ $(DEMO)/report/.$(GOALS)-goals: $(DEMO)/run/best.safetensors
 	$(BIN)/latentplan plan --run $(DEMO)/run --episodes $(GOALS) --out $(DEMO)/report
 	@touch $@
 
-test: gl
+test: gl open3d
 	@$(BIN)/python -m pytest
 
 # ROS 2 sees latentplan and what it needs behind its own packages. What is missing is a failure.
@@ -98,3 +98,12 @@ gl: $(READY)
 	    libegl1 libopengl0 libgl1-mesa-dri >/dev/null; \
 	fi
 	@$(BIN)/python -m latentplan.sim.gl >/dev/null
+
+# Libraries that Open3D loads; its tests are skipped without.
+open3d: $(READY)
+	@if ! $(BIN)/python -c 'import open3d' >/dev/null 2>&1 \
+	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing what Open3D loads"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	    libusb-1.0-0 libgl1 libgomp1 libx11-6 >/dev/null; \
+	fi
