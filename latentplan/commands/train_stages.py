@@ -46,6 +46,7 @@ class Stages:
     )
     dynamics: Training = field(default_factory=lambda: Training(steps=2000, batch=32, clip=1.0))
     cache: str = ""  # folder of the stages, which several runs may share; "": RUN/stages
+    frozen: str = ""  # run whose tokenizer and latent dynamics model are taken as they are
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def train(
     run = Run(Path(stages.cache) if stages.cache else folder / "stages", data, seed, device)
     digests: dict[str, str] = {}
     figures: dict[str, float] = {}
+    frozen = Frozen(stages.frozen, seen, device=device) if stages.frozen else None
 
     def stage(
         name: str,
@@ -123,10 +125,15 @@ def train(
         figures.update({f"{name}.{key}": value for key, value in found.items()})
         return network
 
-    tokenizer = stage(
-        "tokenizer", lambda: VQVAE(seen, c.tokenizer), c.tokenizer, stages.tokenizer, store
-    )
-    ldm = stage("ldm", lambda: LDM(seen, c.ldm), c.ldm, stages.ldm, store)
+    def look(name: str, build: Callable[[], Any], part: Any, training: Training) -> Any:
+        """Return a part that sees pictures: the frozen one, or one of a stage of its own."""
+        if frozen is None:
+            return stage(name, build, part, training, store)
+        digests[name] = _digest([name, frozen.digest])
+        return frozen.part(name, part)
+
+    tokenizer = look("tokenizer", lambda: VQVAE(seen, c.tokenizer), c.tokenizer, stages.tokenizer)
+    ldm = look("ldm", lambda: LDM(seen, c.ldm), c.ldm, stages.ldm)
     tokenizer.eval(), ldm.eval()
     spoken = ["sentences"] if model.language else []
     digests["sentences"] = _digest(tasks)
@@ -189,6 +196,45 @@ def train(
         metrics=figures,
     )
     return figures
+
+
+class Frozen:
+    """The tokenizer and the latent dynamics model of another run, to be used as they are."""
+
+    def __init__(self, run: str, spec: Spec, *, device: Any) -> None:
+        """Load a run of VideoWorld for the pictures of `spec`.
+
+        Raises CheckpointError where there is none, or one for other pictures.
+        """
+        from latentplan.training import checkpoint
+
+        self.file = checkpoint.find(run)
+        loaded = checkpoint.load(self.file, device=str(device))
+        if loaded.name != "videoworld":
+            raise CheckpointError(
+                f"training.frozen: {self.file} is of {loaded.name}, no videoworld"
+            )
+        found = {key: a.shape for key, a in loaded.spec.observation.items()}
+        need = {key: a.shape for key, a in spec.observation.items()}
+        found = {key: shape for key, shape in found.items() if key in loaded.config.images}
+        if found != need:
+            raise CheckpointError(
+                f"training.frozen: {self.file} sees pictures {found}, the data have {need}"
+            )
+        self.model = loaded.model
+        self.digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def part(self, name: str, wanted: Any) -> Any:
+        """Return a part; CheckpointError where it is of other settings than those `wanted`."""
+        part = getattr(self.model, name)
+        found, need = config.to_values(part.config), config.to_values(wanted)
+        differ = [f"{key} {found[key]}" for key in need if found[key] != need[key]]
+        if differ:
+            raise CheckpointError(
+                f"training.frozen: {name} of {self.file} has {', '.join(differ)}; set the same as "
+                f"model.{name}.{differ[0].split()[0]} here"
+            )
+        return part
 
 
 def check_lengths(store: ZarrStore, model: VideoWorld.Config, stages: Stages) -> None:

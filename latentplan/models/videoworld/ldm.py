@@ -117,12 +117,17 @@ class LDM(nn.Module):
         Behind its last frame the world stands still.
         """
         c = self.config
-        length = len(frames[self._keys[0]])
-        ahead = torch.arange(length)[rows, None] + c.stride * torch.arange(c.horizon + 1)
-        clips = {key: frames[key][ahead.clamp(max=length - 1)] for key in self._keys}
+        video = pictures.stack({key: frames[key][None] for key in self._keys}, self._keys)[0]
+        ahead = torch.arange(len(video))[rows, None] + c.stride * torch.arange(c.horizon + 1)
+        ahead = ahead.clamp(max=len(video) - 1)
         if not len(ahead):
             return torch.empty(0, c.horizon, dtype=torch.long)
-        return self.quantize_clip(clips)
+        # Clips overlap: what a frame is after another is seen once for all of them.
+        pairs = torch.stack([ahead, _before(ahead)], dim=-1).flatten(0, 1)
+        pairs, place = torch.unique(pairs, dim=0, return_inverse=True)
+        maps = self._see(video[pairs[:, 0]], video[pairs[:, 1]])
+        maps = maps[place].view(*ahead.shape, *maps.shape[1:])
+        return self._quantize(self._in_time(maps)).ids
 
     def decode(self, observations: Tensors, codes: Tensor) -> dict[str, Tensor]:
         """Return the H frames to come (B, H, h, w, 3) uint8 a camera.
@@ -189,14 +194,22 @@ class LDM(nn.Module):
 
     def _features(self, clip: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x) of a clip; map t depends on frames up to t alone."""
-        changed = clip - torch.cat([clip[:, :1], clip[:, :-1]], dim=1)  # since the frame before
-        flat = rearrange(torch.cat([clip, changed], dim=3), "b t v c h w -> (b t) (v c) h w")
-        maps = self.encoder(flat.contiguous(memory_format=torch.channels_last))
-        maps = maps.view(*clip.shape[:2], *maps.shape[1:]).transpose(1, 2)
+        maps = self._see(clip.flatten(0, 1), _before(clip).flatten(0, 1))
+        return self._in_time(maps.view(*clip.shape[:2], *maps.shape[1:]))
+
+    def _see(self, frames: Tensor, before: Tensor) -> Tensor:
+        """Return maps (n, width, y, x) of frames (n, v, c, h, w), each after the one before it."""
+        both = torch.cat([frames, frames - before], dim=2)
+        both = rearrange(both, "n v c h w -> n (v c) h w")
+        maps: Tensor = self.encoder(both.contiguous(memory_format=torch.channels_last))
+        return maps
+
+    def _in_time(self, maps: Tensor) -> Tensor:
+        """Return maps (b, t, width, y, x) that know of those before them."""
+        maps = maps.transpose(1, 2)
         for layer in self.time:
             maps = layer(maps)
-        out: Tensor = maps.transpose(1, 2)
-        return out
+        return maps.transpose(1, 2)
 
     def _quantize(self, maps: Tensor) -> quantizer.Quantized:
         """Return the H codes of the maps of H + 1 frames."""
@@ -313,3 +326,8 @@ class Conditioned(nn.Module):
         y = F.silu(self.norm(x) * (1 + scale) + shift)
         out: Tensor = x + self.second(F.silu(self.first(y)))
         return out
+
+
+def _before(clips: Tensor) -> Tensor:
+    """Return clips (b, t, ...) one frame earlier; before the first there is the first itself."""
+    return torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
