@@ -113,7 +113,7 @@ class Reference:
         return True
 
     def proposed(self) -> list[tuple[float, float]]:
-        """Return of each joint where the proposed step ends and how far its stop is at most, rad.
+        """Return of each joint between what the proposed step's end and its stop are, rad.
 
         A stop goes one way, to where it ends, unless the velocity turns round before the jerk has
         taken the acceleration away; it is never faster than both together allow.
@@ -123,8 +123,11 @@ class Reference:
         found = []
         for q, v, a, half, end in zip(*self._next, self._half, ends, strict=True):
             gained = a * abs(a) * half
-            turns = v * (v + gained) < 0
-            found.append((q, duration * (abs(v) + abs(gained)) if turns else abs(end - q)))
+            if v * (v + gained) < 0:
+                way = duration * (abs(v) + abs(gained))
+                found.append((q - way, q + way))
+            else:
+                found.append((q, end) if q < end else (end, q))
         return found
 
     def path(self) -> Array:

@@ -272,10 +272,10 @@ class SafetyFilter:
         """
         room = self._room
         rows = zip(self._reference.proposed(), self._bounds, self._seen, self._reach, strict=True)
-        for (q, way), (low, high), seen, reach in rows:
-            if not low <= q - way <= q + way <= high:
+        for (least, most), (low, high), seen, reach in rows:
+            if least < low - ROUNDING or most > high + ROUNDING:
                 return False
-            room -= (abs(q - seen) + way) * reach
+            room -= max(seen - least, most - seen) * reach
         return room > 0
 
     def _obey(self, command: Command, action: Array) -> None:
