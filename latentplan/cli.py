@@ -69,7 +69,10 @@ Many = Annotated[int, typer.Option(parser=_whole, metavar="<int>", help="How man
 Steps = Annotated[
     int | None, typer.Option(parser=_whole, metavar="<int>", help="Actions an episode, at most.")
 ]
-Planner = Annotated[str, typer.Option(help="A planner or a preset of one.")]
+Planner = Annotated[
+    str | None,
+    typer.Option(help="A planner or a preset of one. Default: the model's own, mostly cem."),
+]
 
 
 def _version(asked: bool) -> None:
@@ -254,10 +257,7 @@ def plan(
         int, typer.Option(parser=_whole, metavar="<int>", help="Held-out starts and goals.")
     ] = 8,
     seed: Seed = 0,
-    planner: Annotated[
-        str | None,
-        typer.Option(help="A planner or a preset of one. Default: the model's own, mostly cem."),
-    ] = None,
+    planner: Planner = None,
     objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
     goal_text: Annotated[
         str, typer.Option(help="What to do, in words. Default: what the env says of its task.")
@@ -453,6 +453,9 @@ def robot(
     goal: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Picture of what shall be seen.")
     ] = None,
+    goal_text: Annotated[
+        str, typer.Option(help="Instead of a picture: a task of the model, in its words.")
+    ] = "",
     address: Annotated[
         str | None,
         typer.Option(
@@ -461,7 +464,7 @@ def robot(
         ),
     ] = None,
     python: Python = None,
-    planner: Planner = "cem",
+    planner: Planner = None,
     objective: Annotated[str, typer.Option(help="What a plan costs, or a preset of it.")] = "goal",
     seed: Seed = 0,
     out: Annotated[
@@ -482,6 +485,7 @@ def robot(
         episodes=episodes,
         steps=steps,
         goal=goal,
+        goal_text=goal_text,
         address=address,
         python=python,
         planner=planner,
@@ -510,7 +514,7 @@ def record(
     task: Task = None,
     episodes: Many = 1,
     steps: Steps = None,
-    planner: Planner = "cem",
+    planner: Planner = None,
     seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:

@@ -252,31 +252,34 @@ class SafetyFilter:
         if not self._reference.propose(self._aim(interventions), self._speed):
             interventions.append("solver")
             return False
-        if not self._far_from_limits():
-            path = self._reference.path()
-            if not (np.abs(path - self._middle) <= self._range).all():
-                interventions.append("position")
-                return False
-            if not self._inside(path):
-                interventions.append("workspace")
-                self._yields = True
-                return False
+        broken = self._breaks()
+        if broken:
+            interventions.append(broken)
+            self._yields = broken == "workspace"
+            return False
         self._reference.accept()
         return True
 
-    def _far_from_limits(self) -> bool:
-        """Return whether the proposed step and its stop surely keep to joint limits and box.
+    def _breaks(self) -> str:
+        """Return which limit the proposed step or its stop breaks, empty where it breaks none.
 
-        Many do, and so their path need not be computed. Where the joints were at `_seen`, the end
-        effector had `_room` to its box, and a joint's radian moves it by at most its `reach`.
+        Most surely do not, and so their path need not be computed. Where the joints were at
+        `_seen`, the end effector had `_room` to its box, and a joint's radian moves it by at most
+        its `reach`.
         """
-        room = self._room
+        path = None
+        room, near = self._room, False
         rows = zip(self._reference.proposed(), self._bounds, self._seen, self._reach, strict=True)
         for (least, most), (low, high), seen, reach in rows:
-            if least < low - ROUNDING or most > high + ROUNDING:
-                return False
+            near |= not low - ROUNDING <= least <= most <= high + ROUNDING
             room -= max(seen - least, most - seen) * reach
-        return room > 0
+        if near:
+            path = self._reference.path()
+            if not (np.abs(path - self._middle) <= self._range).all():
+                return "position"
+        if not room > 0 and not self._inside(self._reference.path() if path is None else path):
+            return "workspace"
+        return ""
 
     def _obey(self, command: Command, action: Array) -> None:
         """Let `command` with that action, finite (J + 1,), be the one to go after."""
@@ -329,12 +332,7 @@ class SafetyFilter:
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
     def _inside(self, path: Array) -> bool:
-        """Return whether the end effector is in the box at all positions (N, J).
-
-        What is surely no farther from `_seen` than the room there need not be computed.
-        """
-        if (np.abs(path - self._seen) @ self._chain.reach).max() < self._room:
-            return True
+        """Return whether the end effector is in the box at all positions (N, J)."""
         away = self._size - np.abs(self._chain.ee(path) - self._centre)
         self._seen = path[0].tolist()
         self._room = float(away[0].min())

@@ -27,7 +27,7 @@ def run(
     episodes: int = 1,
     steps: int | None = None,
     address: str | None = None,
-    planner: str = "cem",
+    planner: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -90,7 +90,7 @@ def _driven(
     task: str | None,
     episodes: int,
     steps: int | None,
-    planner: str,
+    planner: str | None,
     seed: int,
     overrides: Sequence[str],
 ) -> Generator[Found, None, None]:

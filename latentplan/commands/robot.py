@@ -31,9 +31,10 @@ def run(
     episodes: int = 1,
     steps: int | None = None,
     goal: str | None = None,
+    goal_text: str = "",
     address: str | None = None,
     python: str | None = None,
-    planner: str = "cem",
+    planner: str | None = None,
     objective: str = "goal",
     seed: int = 0,
     out: str | None = None,
@@ -48,6 +49,7 @@ def run(
     else both: a simulated arm in this process, any other through a node that is started, by the
     interpreter `python`. Sections of `overrides`: backend, safety, supervisor where the arm is
     driven from here; planner, objective, mpc, picking, tracking, reach where it is planned for.
+    The planner is by default the model's own; `goal_text` names a task to a model that proposes.
     Raises RobotError, with the arm at rest and metrics.json written, where it trips.
     """
     check_range("--episodes", episodes, 1)
@@ -71,6 +73,7 @@ def run(
         run=run,
         steps=steps,
         goal=goal,
+        goal_text=goal_text,
         planner=planner,
         objective=objective,
         seed=seed,

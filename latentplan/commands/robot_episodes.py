@@ -13,7 +13,7 @@ import numpy as np
 
 from latentplan import config, registry
 from latentplan.commands import connect
-from latentplan.commands.load import assemble
+from latentplan.commands.load import assemble, own_planner
 from latentplan.commands.load import choose as choose_parts
 from latentplan.commands.plan import check_fit
 from latentplan.errors import ConfigError, RobotError, ShapeError
@@ -151,7 +151,7 @@ class Reaching(Task):
 
 
 class Planned(Task):
-    """A trained model's plans towards a goal picture: picks, or actions of the arm itself."""
+    """A trained model's plans towards a goal, a picture or words: picks, or the arm's actions."""
 
     def __init__(
         self,
@@ -162,11 +162,14 @@ class Planned(Task):
         agent: MPC,
         scene: Scene | None,
         camera: View | None,
-        goal: Observation | None,
+        goal: Observation | str | None,
         steps: int,
         seed: int,
     ) -> None:
-        """Take the agent, what lies on a simulated table, and who looks at it."""
+        """Take the agent, what lies on a simulated table, and who looks at it.
+
+        The goal is an observation, the words of a task, or what is asked for later.
+        """
         super().__init__(way, settings)
         self.name, self.agent = name, agent
         self.scene, self._camera, self._goal = scene, camera, goal
@@ -209,9 +212,8 @@ class Planned(Task):
         if self.scene is not None and self._goal is None:
             record.start = record.final = self.scene.distance()
         goal = goal or self._asked_for(robot)
-        wanted = self._public(goal)
         self.agent.reset(seed=plan)
-        meanwhile(robot, lambda: self.agent.goal(wanted))
+        meanwhile(robot, lambda: self._tell(goal))
         view = image_key(self.agent.model.spec)
         if self._picking is not None:
             stand(robot)  # until cameras have seen what lies there now
@@ -238,16 +240,20 @@ class Planned(Task):
             record.actions += 1
             record.error = max(record.error, picked.tracked.error)
 
-    def _asked_for(self, robot: LocalRobot | RemoteRobot) -> Observation:
+    def _tell(self, goal: Observation | str) -> None:
+        if isinstance(goal, str):
+            tell(self.agent, goal)
+        else:
+            self.agent.goal(self._public(goal))
+
+    def _asked_for(self, robot: LocalRobot | RemoteRobot) -> Observation | str:
         """Return the goal that the node was asked for; wait for one."""
         if isinstance(robot, LocalRobot):
             raise ConfigError("--goal: none given, and nothing else says what shall be seen")
         if robot.goal is None:
-            print("waiting for a goal: send a picture to the node", flush=True)
+            print("waiting for a goal: send a picture or words to the node", flush=True)
         while robot.goal is None:
             stand(robot)
-        if isinstance(robot.goal, str):
-            raise ConfigError(f"goal: found the words {robot.goal!r}, this planner needs a picture")
         return robot.goal
 
     def _public(self, observation: Observation) -> Observation:
@@ -255,14 +261,17 @@ class Planned(Task):
         return {k: v for k, v in observation.items() if k not in spec.privileged}
 
     def _film(
-        self, seen: Observation, goal: Observation, view: str | None, record: Record
+        self, seen: Observation, goal: Observation | str, view: str | None, record: Record
     ) -> None:
         if view is None:
             return
         text = f"action {record.actions}"
         if self.scene is not None and record.start is not None:
             text += f"   {100 * self.scene.distance():.1f} cm"
-        record.frames.append(side_by_side(seen[view], goal[view], text))
+        if isinstance(goal, str):
+            record.frames.append(even(seen[view]))
+        else:
+            record.frames.append(side_by_side(seen[view], goal[view], text))
 
     def _calibrated(self, model: Spec) -> View:
         assert model.pick is not None
@@ -282,7 +291,8 @@ def choose(
     run: str | None,
     steps: int | None,
     goal: str | None,
-    planner: str,
+    goal_text: str = "",
+    planner: str | None,
     objective: str,
     seed: int,
     device: str,
@@ -296,10 +306,14 @@ def choose(
     presets: dict[str, Any] = {}
     if way.backend is not None and not way.here:
         presets["backend"] = connect.real_time(way.backend)
+    if goal is not None and goal_text:
+        raise ConfigError("--goal-text: found together with --goal; give one of them")
     if run is None:
-        if goal is not None:
-            raise ConfigError("--goal: a picture is for --run; reach draws points by itself")
+        if goal is not None or goal_text:
+            raise ConfigError("--goal: is for --run; reach draws points by itself")
+        planner = planner or "cem"
         return _reach(way, sections, presets, planner, steps or REACHING, seed, overrides)
+    planner = planner or own_planner(checkpoint.find(run))
     parts = choose_parts(planner=planner, objective=objective)
     found = checkpoint.load(checkpoint.find(run), device=device)
     env = _env_config(found.spec)
@@ -315,6 +329,9 @@ def choose(
     if found.spec.pick is not None:
         connect.check_control(settings, "--run with picks")
     picture = None if goal is None else read_goal(goal, found.spec)
+    agent = assemble(found, parts, settings, seed=seed)
+    if goal_text:
+        tell(agent, goal_text)
     scene, camera = None, None
     if way.backend == "sim" and settings["backend"].scene:
         if way.here:
@@ -326,13 +343,21 @@ def choose(
         way,
         settings,
         name=run,
-        agent=assemble(found, parts, settings, seed=seed),
+        agent=agent,
         scene=scene,
         camera=camera,
-        goal=picture,
+        goal=picture or goal_text or None,
         steps=steps or PICKS,
         seed=seed,
     )
+
+
+def tell(agent: MPC, words: str) -> None:
+    """Let an agent do a task; ConfigError for words that say nothing to it."""
+    try:
+        agent.goal(task=words)
+    except ConfigError as e:
+        raise ConfigError(f"goal: found the words {words!r}; {e}") from None
 
 
 def _reach(

@@ -178,8 +178,9 @@ class MPC:
         """Set what to reach: an observation with the model's keys, and what to do, by its name.
 
         The task is for models that propose or imagine, a sentence where they were trained on
-        sentences; with `subgoal` it is all. Raises ShapeError, and ConfigError for a task that a
-        model does not know, or where nothing says what to reach.
+        sentences; with `subgoal` it is all, and for the planner `generate`, which then takes what
+        is proposed first. Raises ShapeError, and ConfigError for a task that a model does not know,
+        or where nothing says what to reach.
         """
         if self._proposing is not None:
             self._own = (self._proposing.proposal(task),)
@@ -188,10 +189,12 @@ class MPC:
         if self.config.subgoal:
             self._subgoal = cast(Imagining, self.model).subgoal(task)
         elif observation is None:
-            raise ConfigError(
-                "MPC.goal: needs an observation, or mpc.subgoal=true and a model that imagines "
-                "where a task leads"
-            )
+            if not (task and getattr(self.planner, "needs_proposals", False)):
+                raise ConfigError(
+                    "MPC.goal: needs an observation, or mpc.subgoal=true and a model that imagines "
+                    "where a task leads, or planner generate and a task"
+                )
+            self._objective = _as_offered
         else:
             goal = self._memory.encode("MPC.goal", observation)
             self._objective = self._make_objective(goal[:, 0])
@@ -336,6 +339,12 @@ class MPC:
         elites = plan.actions[:, None] if plan.elites is None else plan.elites
         best = torch.cat([plan.actions[:, None], elites[:, : CARRIED - 1]], dim=1)
         return shift(best, self._sent)
+
+
+def _as_offered(latents: Tensor, actions: Tensor) -> Tensor:
+    """Return the cost (B, N) of who does not compare: what is proposed first is best."""
+    place = torch.arange(actions.shape[1], dtype=latents.dtype, device=latents.device)
+    return place.expand(len(actions), -1)
 
 
 @contextmanager

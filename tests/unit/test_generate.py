@@ -112,6 +112,20 @@ def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
         mpc.goal(task="")
 
 
+def test_told_the_task_alone_it_does_what_is_proposed_first():
+    spec = toy_spec(4, 2, 1.0)
+    offered = torch.tensor([0.5, 0.0, -0.5])[None, :, None, None].expand(1, 3, 4, 2)
+    generate = build("generate", candidates=3)
+    mpc = MPC(ToyModel(spec), generate, objective=objective, proposals=[Scripted(offered)])
+    seen = {key: np.zeros(a.shape, a.dtype) for key, a in spec.observation.items()}
+    mpc.goal(seen)  # where it is: to stay is best
+    assert mpc.act(seen).tolist() == [0.0, 0.0]
+    mpc.goal(task="push")
+    assert mpc.act(seen).tolist() == [0.5, 0.5]
+    with pytest.raises(ConfigError, match="or planner generate and a task"):
+        mpc.goal()
+
+
 def test_without_a_goal_or_a_model_that_imagines_there_is_nothing_to_reach():
     model = ToyModel(toy_spec(4, 2, 1.0))
     with pytest.raises(ConfigError, match="MPC.goal: needs an observation, or mpc.subgoal=true"):
