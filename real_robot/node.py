@@ -20,6 +20,7 @@ import numpy as np
 from latentplan.errors import RobotError
 from latentplan.real_robot.local import describe
 from latentplan.real_robot.messages import Channel, Message
+from latentplan.real_robot.priority import real_time
 from latentplan.real_robot.robot import Command, Driver
 from latentplan.real_robot.supervisor import State, Supervisor
 from latentplan.types import Array, Observation
@@ -79,9 +80,10 @@ class Node:
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect.
 
-        `ready` is called when the driver is connected.
+        `ready` is called when the driver is connected. Ticks go before other work of the machine
+        where the system allows it.
         """
-        with self._signals():
+        with self._signals(), real_time():
             self.driver.open()
             try:
                 if ready is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json as json_format
 import os
 import platform
@@ -47,6 +48,7 @@ def run(*, json: bool = False) -> bool:
         _guarded("video", _video),
         _guarded("tree", _tree),
         *extras,
+        _guarded("real time", _real_time, otherwise="optional"),
         _guarded("calvin_env", _calvin_env, otherwise="optional"),
     ]
     works = all(f.state != "missing" for f in found)
@@ -162,6 +164,17 @@ def _tree() -> Finding:
         found = f"{', '.join(lost)} not in {package}"
         return Finding("tree", "missing", found, "git clone -c core.symlinks=true, or reinstall")
     return Finding("tree", "ok", str(package))
+
+
+def _real_time() -> Finding:
+    from latentplan.real_robot.priority import PRIORITY, real_time
+
+    with real_time() as allowed:
+        if allowed:
+            return Finding("real time", "ok", "a node's ticks go before other work")
+    remedy = f"as root: echo '{getpass.getuser()} - rtprio {PRIORITY}' >> /etc/security/limits.conf"
+    found = "not allowed; a node's ticks may be late beside other work"
+    return Finding("real time", "optional", found, remedy)
 
 
 def _calvin_env() -> Finding:
