@@ -256,3 +256,19 @@ def test_a_camera_of_another_resolution_is_refused_before_anything_moves() -> No
     told = r"observation 'rgb' is uint8 \(128, 128, 3\), need uint8 \(64, 64, 3\)"
     with pytest.raises(CheckpointError, match=told), task.connected():
         pass
+
+
+def test_picks_go_through_a_node(tmp_path: Path) -> None:
+    goal = tmp_path / "goal.png"
+    env = Rope()
+    Image.fromarray(env.goal(seed=5)["rgb"]).save(goal)
+    env.close()
+    out = tmp_path / "out"
+    command = ["robot", "--backend", "sim", "--address", "127.0.0.1:0", "--run", "rope-cfm"]
+    command += ["--goal", str(goal), "--steps", "1", "--out", str(out)]
+    fast = ["safety.velocity=0.8", "safety.acceleration=0.8", "backend.fps=10"]
+    assert main([*command, *PATIENT, *fast]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    (episode,) = metrics["each"]
+    assert episode["actions"] + episode["refused"] == 1 and not episode["trip"]
+    assert (out / "video.mp4").exists()
