@@ -112,23 +112,26 @@ class Reference:
             return False
         return True
 
-    def proposed(self) -> list[tuple[float, float]]:
-        """Return of each joint between what the proposed step's end and its stop are, rad.
+    def proposed(self) -> tuple[list[float], list[float]]:
+        """Return between what (J,), rad, the proposed step's end and all of its stop are.
 
         A stop goes one way, to where it ends, unless the velocity turns round before the jerk has
         taken the acceleration away; it is never faster than both together allow.
         """
         duration = self._spare.duration
         ends = self._spare.at_time(duration)[0]
-        found = []
+        least: list[float] = []
+        most: list[float] = []
         for q, v, a, half, end in zip(*self._next, self._half, ends, strict=True):
             gained = a * abs(a) * half
             if v * (v + gained) < 0:
                 way = duration * (abs(v) + abs(gained))
-                found.append((q - way, q + way))
+                least.append(q - way)
+                most.append(q + way)
             else:
-                found.append((q, end) if q < end else (end, q))
-        return found
+                least.append(min(q, end))
+                most.append(max(q, end))
+        return least, most
 
     def path(self) -> Array:
         """Return the positions (M, J) at the ticks of the proposed step and of its stop."""

@@ -13,6 +13,7 @@ import numpy as np
 from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.real_robot.reference import Reference
 from latentplan.real_robot.robot import Command, Setpoint
+from latentplan.real_robot.room import Room
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
 from latentplan.robots.trajectory import Limits
@@ -95,8 +96,7 @@ class SafetyFilter:
         self._joints = len(arm.joints)
         # A stop from speed v covers v (v slope + offset), where it reaches full acceleration.
         slope, offset = 0.5 / acceleration, 0.5 * acceleration / jerk
-        self._stopping = slope, offset
-        self._most = velocity.copy()
+        self._stopping: tuple[list[float], list[float]] = slope.tolist(), offset.tolist()
         self._fastest: list[float] = velocity.tolist()
         self._reference = Reference(self.limits, dt=c.dt)
         self._gripper, self._gripper_target = 0.0, 0.0
@@ -110,10 +110,6 @@ class SafetyFilter:
         self._needs: list[float] = []  # rad, for a stop from it
         self._slowed = self._bounded = False  # it asks for more than the limits
         self._yields = False  # to the end of a stop: the box was met
-        # Joints where the end effector had so much room to its box, m.
-        self._seen = [0.0] * self._joints
-        self._room = -1.0
-        self._reach: list[float] = self._chain.reach.tolist()
         self._bound()
 
     @property
@@ -263,42 +259,38 @@ class SafetyFilter:
     def _breaks(self) -> str:
         """Return which limit the proposed step or its stop breaks, empty where it breaks none.
 
-        Most surely do not, and so their path need not be computed. Where the joints were at
-        `_seen`, the end effector had `_room` to its box, and a joint's radian moves it by at most
-        its `reach`.
+        Most surely do not, and so their path need not be computed.
         """
         path = None
-        room, near = self._room, False
-        rows = zip(self._reference.proposed(), self._bounds, self._seen, self._reach, strict=True)
-        for (least, most), (low, high), seen, reach in rows:
-            near |= not low - ROUNDING <= least <= most <= high + ROUNDING
-            room -= max(seen - least, most - seen) * reach
+        least, most = self._reference.proposed()
+        near = False
+        for a, b, (low, high) in zip(least, most, self._bounds, strict=True):
+            near |= not low - ROUNDING <= a <= b <= high + ROUNDING
         if near:
             path = self._reference.path()
             if not (np.abs(path - self._middle) <= self._range).all():
                 return "position"
-        if not room > 0 and not self._inside(self._reference.path() if path is None else path):
-            return "workspace"
-        return ""
+        if self._room.surely_holds(least, most):
+            return ""
+        path = self._reference.path() if path is None else path
+        return "" if self._room.holds(path) else "workspace"
 
     def _obey(self, command: Command, action: Array) -> None:
         """Let `command` with that action, finite (J + 1,), be the one to go after."""
         self._command, self._stamp = command, command.stamp
-        self._gripper_target = min(max(float(action[-1]), 0.0), 1.0) * self.arm.gripper.width
-        asked = np.minimum(np.maximum(action[:-1], -LARGEST), LARGEST)
+        *joints, gripper = action.tolist()
+        self._gripper_target = min(max(gripper, 0.0), 1.0) * self.arm.gripper.width
+        joints = [min(max(asked, -LARGEST), LARGEST) for asked in joints]
         self._slowed = self._bounded = False
         if self.config.control == "joint_velocity":
-            size = np.abs(asked)
-            excess = float((size / self._most).max())
-            self._slowed = excess > 1 + ROUNDING
-            # All are slowed alike, so that the direction stays.
-            slower, (slope, offset) = max(excess, 1.0), self._stopping
-            size /= slower
-            self._leads = (asked * (AHEAD / slower)).tolist()
-            self._speed = size.tolist()
-            self._needs = (size * (size * slope + offset)).tolist()
+            shares = [abs(v) / most for v, most in zip(joints, self._fastest, strict=True)]
+            slower = max(1.0, *shares)  # all are slowed alike, so that the direction stays
+            self._slowed = slower > 1 + ROUNDING
+            self._leads = [v * (AHEAD / slower) for v in joints]
+            self._speed = [abs(v) / slower for v in joints]
+            stops = zip(self._speed, *self._stopping, strict=True)
+            self._needs = [v * (v * slope + offset) for v, slope, offset in stops]
             return
-        joints: list[float] = asked.tolist()
         if self.config.control == "joint_delta":
             joints = [q + delta for q, delta in zip(self._reference.at, joints, strict=True)]
         clipped = [min(max(q, a), b) for q, (a, b) in zip(joints, self._bounds, strict=True)]
@@ -331,13 +323,6 @@ class SafetyFilter:
         step = self.arm.gripper.speed * self.config.dt
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
-    def _inside(self, path: Array) -> bool:
-        """Return whether the end effector is in the box at all positions (N, J)."""
-        away = self._size - np.abs(self._chain.ee(path) - self._centre)
-        self._seen = path[0].tolist()
-        self._room = float(away[0].min())
-        return bool((away >= 0).all())
-
     def _bound(self, q: Array | None = None, ee: Array | None = None) -> None:
         """Set the limits, and those of the box: so far out that q (J,) and ee (3,) are within."""
         low, high = self.low, self.high
@@ -348,5 +333,4 @@ class SafetyFilter:
         low, high = self._box
         if ee is not None:
             low, high = np.minimum(low, ee), np.maximum(high, ee)
-        self._centre, self._size = (low + high) / 2, (high - low) / 2 + ROUNDING
-        self._room = -1.0  # nothing is known yet
+        self._room = Room(self._chain, low - ROUNDING, high + ROUNDING)
