@@ -129,7 +129,7 @@ def train(
         """Return a part that sees pictures: the frozen one, or one of a stage of its own."""
         if frozen is None:
             return stage(name, build, part, training, store)
-        digests[name] = _digest([name, frozen.digest])
+        digests[name] = _digest([name, frozen.digest, dict(data)])  # tokens are of these data
         return frozen.part(name, part)
 
     tokenizer = look("tokenizer", lambda: VQVAE(seen, c.tokenizer), c.tokenizer, stages.tokenizer)
@@ -168,15 +168,23 @@ def train(
             written,
             ("tokenizer", "ldm", *spoken),
         )
-        inverse = stage(
-            "inverse",
-            lambda: Inverse(written.spec, c.inverse, generator=generator),
-            c.inverse,
-            stages.inverse,
-            written,
-            ("generator",),
-            c.inverse.labelled,
-        )
+        source = written
+        if c.inverse.reads == "hidden":
+            generator.eval()
+            made = run.folder / f"states-{_digest([of_tokens, digests['generator']])}.zarr"
+            done = len(ZarrStore.open(made)) if made.exists() else 0
+            with track(len(store), "states", "episodes", done=done) as bar:
+                source = tokens.add_states(written, made, generator, advance=bar.advance)
+        with source:
+            inverse = stage(
+                "inverse",
+                lambda: Inverse(source.spec, c.inverse, generator=generator),
+                c.inverse,
+                stages.inverse,
+                source,
+                ("generator",),
+                c.inverse.labelled,
+            )
         dynamics = stage(
             "dynamics",
             lambda: TokenDynamics(written.spec, c.dynamics),
@@ -248,7 +256,7 @@ def check_lengths(store: ZarrStore, model: VideoWorld.Config, stages: Stages) ->
     for setting, found, need, training in (
         ("ldm.horizon", model.ldm.horizon, model.ldm.span + 1, stages.ldm),
         ("generator.context", context, context, stages.generator),
-        ("inverse.chunk", chunk, context + chunk, stages.inverse),
+        ("inverse.chunk", chunk, chunk + 1, stages.inverse),
     ):
         held_out = is_test(np.arange(len(store)), training.held_out)
         for split, episodes in (("training", ~held_out), ("held-out", held_out)):

@@ -59,8 +59,8 @@ def test_a_clip_shorter_than_the_horizon_is_told_before_anything_is_trained(tmp_
     data = stored(tmp_path / "short.zarr", length=5)
     with pytest.raises(ConfigError, match=r"model.ldm.horizon: 9 needs clips of 10 .* has 6; set"):
         trained(data, tmp_path / "run", "model.ldm.horizon=9")
-    with pytest.raises(ConfigError, match=r"model.inverse.chunk: 3 needs clips of 7 observations"):
-        trained(data, tmp_path / "run2", "model.inverse.chunk=3")
+    with pytest.raises(ConfigError, match=r"model.inverse.chunk: 6 needs clips of 7 observations"):
+        trained(data, tmp_path / "run2", "model.inverse.chunk=6")
     assert not (tmp_path / "run/stages").exists()
 
 
@@ -180,8 +180,13 @@ def test_frozen_parts_are_those_of_the_other_run(tmp_path):
     for part in ("tokenizer", "ldm"):
         found, need = (getattr(each, part).state_dict() for each in (second, first))
         assert all(torch.equal(found[key], value) for key, value in need.items())
-    made = {each.name.split("-")[0] for each in (tmp_path / "second" / "stages").iterdir()}
-    assert made == {"tokens", "generator", "inverse", "dynamics"}
+    stages = tmp_path / "second" / "stages"
+    made = {each.name.split("-")[0] for each in stages.iterdir()}
+    trained(data, tmp_path / "third", f"training.frozen={tmp_path / 'first'}",
+            f"training.cache={stages}")  # of other data: nothing of it is used
+    lengths = sorted(len(ZarrStore.open(each)) for each in stages.glob("tokens-*.zarr"))
+    assert lengths == [4, 6]
+    assert made == {"tokens", "generator", "states", "inverse", "dynamics"}
 
 
 def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):

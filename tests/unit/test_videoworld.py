@@ -261,6 +261,7 @@ def test_parts_learn_tokens(model, part):
             "tokens": torch.from_numpy(rng.integers(0, 36, (8, 6, k))),
             "codes": torch.from_numpy(rng.integers(0, 9, (8, 6, 3))),
             "task": torch.ones(8, 6, dtype=torch.long),
+            "hidden": torch.randn(8, 6, model.generator.config.horizon + 1, 32).half(),
         },
         torch.from_numpy(rng.uniform(-1, 1, (8, 5, 7)).astype(np.float32)),
     )

@@ -32,6 +32,7 @@ from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
 
 TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
+HIDDEN = "hidden"  # that of the generator's states, in a store that has them
 ALIKE = 0.5  # cosine to the nearest known sentence from which one is understood
 
 

@@ -3,7 +3,9 @@
 VideoWorld reads actions off the transformer's hidden states at the last frame and its codes (its
 released CALVIN policy), or off the frame, the next one and the codes (its paper). Both are here.
 Differs: the first looks at the frame as well (`glance`), as the second does, since hidden states
-know of it what codes need. Learnt from few labelled episodes; the transformer stays as it is.
+know of it what codes need. Learnt from few labelled episodes; the transformer stays as it is, so
+its states are made once (`tokens.add_states`): of the codes that it generates itself, as in use,
+since true codes know of the future, and actions read off them trust codes too much.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generator, Glance
+from latentplan.models.videoworld.generator import CODES, HIDDEN, TOKENS, Generator, Glance
 from latentplan.types import Batch, Loss, Spec
 
 EMBEDDED = 16  # numbers a frame token is, where frames are read
@@ -24,8 +26,8 @@ EMBEDDED = 16  # numbers a frame token is, where frames are read
 class Inverse(nn.Module):
     """Generated codes to `chunk` actions; holds the generator, which is not trained here.
 
-    Its spec is that of a store of tokens. A number of the action that is -1 or 1 alone (a gripper's
-    sign) is a class; the others are regressed.
+    Its spec is that of a store of tokens, with states where these are read. A number of the action
+    that is -1 or 1 alone (a gripper's sign) is a class; the others are regressed.
     """
 
     @dataclass(frozen=True)
@@ -38,7 +40,6 @@ class Inverse(nn.Module):
         width: int = 256
         layers: int = 2  # hidden ones
         dropout: float = 0.1
-        generated: float = 0.5  # share of training windows read off generated codes; reads=hidden
         labelled: float = 1.0  # share of the training episodes whose actions are known
 
         def __post_init__(self) -> None:
@@ -50,7 +51,6 @@ class Inverse(nn.Module):
             check_range("Inverse.width", self.width, 1)
             check_range("Inverse.layers", self.layers, 1)
             check_range("Inverse.dropout", self.dropout, 0.0, 0.9)
-            check_range("Inverse.generated", self.generated, 0.0, 1.0)
             check_range("Inverse.labelled", self.labelled, 0.0001, 1.0)
 
     def __init__(
@@ -63,7 +63,7 @@ class Inverse(nn.Module):
         self.generator = generator or Generator(spec)
         self.generator.requires_grad_(False).eval()
         g = self.generator.config
-        self.context = g.context - 1 + c.chunk  # a training window needs one observation more
+        self.context = c.chunk  # a training window needs one observation more
         self.size = spec.action.size
         size_in = self._make_reader(g)
         layers: list[nn.Module] = []
@@ -117,17 +117,14 @@ class Inverse(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the error of the chunk of actions behind the context, and the signs' accuracy."""
-        c, g = self.config, self.generator.config
-        t = g.context
-        tokens = batch.observations[TOKENS][:, : t + 1].long()
-        task = batch.observations[TASK][:, t - 1].long()
-        codes = batch.observations[CODES][:, t - 1, : g.horizon].long()
-        actions = batch.actions[:, t - 1 : t - 1 + c.chunk]
+        c = self.config
+        tokens = batch.observations[TOKENS][:, :2].long()
+        actions = batch.actions[:, : c.chunk]
         if c.reads == "hidden":
-            hidden = self._states(tokens[:, :t], codes, task)
-            raw = self(self.read_hidden(hidden, tokens[:, t - 1]))
+            raw = self(self.read_hidden(batch.observations[HIDDEN][:, 0].float(), tokens[:, 0]))
         else:
-            raw = self(self.read_frames(tokens[:, t - 1], tokens[:, t], codes))
+            codes = batch.observations[CODES][:, 0, : self.generator.config.horizon].long()
+            raw = self(self.read_frames(tokens[:, 0], tokens[:, 1], codes))
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         wanted = (actions - middle) / half  # -1 .. 1
         far = F.smooth_l1_loss(raw, wanted, reduction="none", beta=0.1)
@@ -142,22 +139,6 @@ class Inverse(nn.Module):
         # The first action is the one that is sent; the others count as much together.
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)
-
-    @torch.no_grad()
-    def _states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
-        """Return the generator's states (b, H + 1, width): of its own codes and of the true ones.
-
-        A share `generated` of the rows is of its own codes; all are where it is not in training, as
-        in use.
-        """
-        own = round(len(tokens) * self.config.generated) if self.training else len(tokens)
-        own *= self.generator.config.horizon > 0
-        parts = []
-        if own:
-            parts.append(self.generator.generate(tokens[:own], task[:own]).hidden[:, 0])
-        if own < len(tokens):
-            parts.append(self.generator.plan_states(tokens[own:], codes[own:], task[own:]))
-        return torch.cat(parts)
 
     def _make_reader(self, g: Generator.Config) -> int:
         """Make the layers before the head, and return how many numbers it takes."""

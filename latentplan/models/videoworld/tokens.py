@@ -1,8 +1,12 @@
-"""A store of tokens: what the generator is trained on, made once from a store of pictures."""
+"""Stores that are made once: tokens of pictures, which the generator is trained on, and its states.
+
+The states are those that the inverse dynamics reads: making them takes longer than reading them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +14,14 @@ import torch
 from torch import Tensor
 
 from latentplan.data.store import ZarrStore, check_same
-from latentplan.models.videoworld.generator import CODES, TASK, TOKENS
+from latentplan.models.videoworld.generator import CODES, HIDDEN, TASK, TOKENS, Generator
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.videoworld import token_spec
 from latentplan.tokenizers.vqvae import VQVAE
-from latentplan.types import Array, Episode
+from latentplan.types import Array, ArraySpec, Episode, Spec
 
 FRAMES = 64  # encoded at a time
+PLANS = 256  # generated at a time
 
 
 def task_names(store: ZarrStore, *, spoken: bool = False) -> tuple[str, ...]:
@@ -45,13 +50,7 @@ def tokenise(
     an episode's last frame the world stands still. Raises StoreError where `out` is of another
     spec.
     """
-    spec = token_spec(tokenizer.spec, tokenizer, ldm)
-    if out.exists():
-        tokens = ZarrStore.open(out, "a")
-        advice = "delete it, or give another run folder"
-        check_same(f"{out}: spec", tokens.spec.to_json(), spec.to_json(), advice=advice)
-    else:
-        tokens = ZarrStore.create(out, spec)
+    tokens = _opened(out, token_spec(tokenizer.spec, tokenizer, ldm))
     numbers = {name: place for place, name in enumerate(tasks, start=1)}
     with tokens:
         for index in range(len(tokens), len(store)):
@@ -60,6 +59,68 @@ def tokenise(
             tokens.append(_encoded(episode, tokenizer, ldm, task))
             advance(1)
     return ZarrStore.open(out)
+
+
+def add_states(
+    tokens: ZarrStore,
+    out: Path,
+    generator: Generator,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> ZarrStore:
+    """Return the store at `out`, open to read: episodes of `tokens` with the generator's states.
+
+    Those after each frame and the codes that the generator finds likeliest there, from as many
+    frames as it would have seen by then. What is missing is made first; StoreError where `out` is
+    of another spec.
+    """
+    c = generator.config
+    states = ArraySpec((c.horizon + 1, c.width), "float16", "states after the frame and its codes")
+    spec = tokens.spec
+    wide = replace(spec, observation={**spec.observation, HIDDEN: states})
+    store = _opened(out, wide)
+    with store:
+        done = len(store)
+        while done < len(tokens):
+            episodes: list[Episode] = []
+            while done + len(episodes) < len(tokens) and sum(len(e) for e in episodes) < PLANS:
+                episodes.append(tokens.episode(done + len(episodes)))
+            for episode, found in zip(episodes, _states(episodes, generator), strict=True):
+                observations = {**episode.observations, HIDDEN: found}
+                store.append(replace(episode, observations=observations))
+            advance(len(episodes))
+            done += len(episodes)
+    return ZarrStore.open(out)
+
+
+def _opened(out: Path, spec: Spec) -> ZarrStore:
+    """Return the store at `out`, to be gone on with; StoreError where it is of another spec."""
+    if not out.exists():
+        return ZarrStore.create(out, spec)
+    store = ZarrStore.open(out, "a")
+    advice = "delete it, or give another run folder"
+    check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
+    return store
+
+
+@torch.no_grad()
+def _states(episodes: Sequence[Episode], generator: Generator) -> list[Array]:
+    """Return (L + 1, H + 1, width) float16 of each episode."""
+    c, device = generator.config, next(generator.parameters()).device
+    lengths = [len(episode) + 1 for episode in episodes]
+    tokens, task = (
+        torch.from_numpy(np.concatenate([e.observations[key] for e in episodes])).long().to(device)
+        for key in (TOKENS, TASK)
+    )
+    since = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
+    found = torch.empty(len(tokens), c.horizon + 1, c.width, dtype=torch.float16)
+    for seen in range(1, c.context + 1):  # frames by then
+        rows = (since.clamp(max=c.context - 1) == seen - 1).nonzero()[:, 0]
+        for first in range(0, len(rows), PLANS):
+            some = rows[first : first + PLANS]
+            context = tokens[some[:, None] + torch.arange(1 - seen, 1)]
+            found[some] = generator.generate(context, task[some]).hidden[:, 0].half().cpu()
+    return np.split(found.numpy(), np.cumsum(lengths)[:-1])
 
 
 @torch.no_grad()
