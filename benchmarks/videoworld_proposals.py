@@ -47,6 +47,7 @@ def row(
             env=env,
             episodes=episodes,
             seed=seed,
+            planner="cem",
             out=folder,
             overrides=[*overrides, *more, "evaluation.states=0"],
         ).to_json()
