@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ def train(
             spoken=model.language,
             advance=bar.advance,
         )
-    with written:
+    with written, ExitStack() as held:
         rows = int(written.ends[-1])
         for book, key, size in (
             ("tokenizer", TOKENS, tokenizer.vocabulary),
@@ -168,23 +169,23 @@ def train(
             written,
             ("tokenizer", "ldm", *spoken),
         )
-        source = written
+        read = written
         if c.inverse.reads == "hidden":
             generator.eval()
             made = run.folder / f"states-{_digest([of_tokens, digests['generator']])}.zarr"
             done = len(ZarrStore.open(made)) if made.exists() else 0
             with track(len(store), "states", "episodes", done=done) as bar:
-                source = tokens.add_states(written, made, generator, advance=bar.advance)
-        with source:
-            inverse = stage(
-                "inverse",
-                lambda: Inverse(source.spec, c.inverse, generator=generator),
-                c.inverse,
-                stages.inverse,
-                source,
-                ("generator",),
-                c.inverse.labelled,
-            )
+                read = tokens.add_states(written, made, generator, advance=bar.advance)
+            held.enter_context(read)
+        inverse = stage(
+            "inverse",
+            lambda: Inverse(read.spec, c.inverse, generator=generator),
+            c.inverse,
+            stages.inverse,
+            read,
+            ("generator",),
+            c.inverse.labelled,
+        )
         dynamics = stage(
             "dynamics",
             lambda: TokenDynamics(written.spec, c.dynamics),

@@ -199,3 +199,9 @@ def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):
     wide = stored(tmp_path / "wide.zarr", spec=large)
     with pytest.raises(CheckpointError, match=r"sees pictures .*32.* the data have .*64"):
         trained(wide, tmp_path / "third", frozen)
+
+
+def test_an_inverse_dynamics_that_reads_frames_needs_no_states(tmp_path):
+    trained(stored(tmp_path / "data.zarr"), tmp_path / "run", "model.inverse.reads=frames")
+    assert not list((tmp_path / "run" / "stages").glob("states-*"))
+    assert (tmp_path / "run" / "best.safetensors").exists()
