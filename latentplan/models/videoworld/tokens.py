@@ -76,9 +76,8 @@ def add_states(
     """
     c = generator.config
     states = ArraySpec((c.horizon + 1, c.width), "float16", "states after the frame and its codes")
-    spec = tokens.spec
-    wide = replace(spec, observation={**spec.observation, HIDDEN: states})
-    store = _opened(out, wide)
+    spec = replace(tokens.spec, observation={**tokens.spec.observation, HIDDEN: states})
+    store = _opened(out, spec)
     with store:
         done = len(store)
         while done < len(tokens):

@@ -156,7 +156,6 @@ class VideoWorld(nn.Module):
         number = self.generator.number(task) if task else 0
         return CodeProposal(self, number, temperature=temperature, top_p=top_p)
 
-
     def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
         """Return what imagines n steps of a task; see `protocols.Imagining`.
 
