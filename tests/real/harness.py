@@ -40,6 +40,7 @@ AGES = {  # s, the defaults; late: ticks
     "safety.age": 0.3,
 }
 STILL = 5e-3  # rad/s
+STEADY = 5  # commands
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,24 @@ class Rig:
             time.sleep(0.25)
         raise AssertionError(f"it cannot be armed: {line}")
 
+    def cruise(self) -> None:
+        """Go, and wait until the arm is commanded at a steady speed, however slow the machine."""
+        self.go()
+        end = time.monotonic() + 20
+        while not self._steady():
+            assert time.monotonic() < end, f"it does not reach its speed: {self.health()}"
+            time.sleep(0.02)
+        time.sleep(0.1 * self.random.random())  # it must not matter when in a tick a fault comes
+
+    def _steady(self) -> bool:
+        """Whether the last commands since the arm was armed are all at full speed."""
+        with self.file.open("rb") as file:
+            file.seek(max(0, self.file.stat().st_size - 40_000))
+            rows = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+        sent = [row["q"][0] for row in rows if row["topic"] == "command" and row["t"] > self.begun]
+        speeds = np.abs(np.diff(sent[-STEADY - 1 :])) / DT
+        return len(speeds) == STEADY and np.allclose(speeds, SPEED, rtol=0.01)
+
     def health(self) -> dict[str, Any]:
         """Return how the node says that the arm is."""
         return self.ask("health")["health"]
@@ -170,8 +189,7 @@ class Rig:
     def suffer(self, name: str) -> Row:
         """Return what the fault of that name comes to, in motion."""
         fault = (FAULTS | LAST)[name]
-        self.go()
-        time.sleep(0.7 + 0.1 * self.random.random())  # it must not matter when in a tick
+        self.cruise()
         begin = fault.inject(self)
         time.sleep(0.7 + self.patience * (fault.limit or 300) / 1e3)
         fault.clear(self)
@@ -195,7 +213,7 @@ class Rig:
         health = self.health()
         assert len(commands.rows) > 10, f"{name}: it did not move: {health}"
         before = commands.rows[:, 0] < begin
-        steady = np.abs(commands.speeds[before[1:], 0])[-5:]
+        steady = np.abs(commands.speeds[before[1:], 0])[-STEADY:]
         assert np.allclose(steady, SPEED, rtol=0.01), f"{name}: {steady} rad/s before it; {health}"
         slow = ~before[1:] & (np.abs(commands.speeds[:, 0]) < 0.995 * SPEED)
         trip = commands.rows[1:, 0][slow][:1]
@@ -223,8 +241,7 @@ class Rig:
 
     def end_node(self, name: str, number: signal.Signals) -> Row:
         """Return what it comes to when the node is sent a signal that ends it, in motion."""
-        self.go()
-        time.sleep(0.7 + 0.1 * self.random.random())
+        self.cruise()
         node = self.processes.pop("node")
         begin = node.signal(number)
         time.sleep(1.0)

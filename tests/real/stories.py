@@ -18,29 +18,24 @@ SLACK = 3.0  # a machine that runs tests may be as much slower as that
 
 def reset_is_refused(rig: Rig, *, silence: float) -> None:
     """While a sensor is silent, or the arm moves, a fault stays one; silent for so many s."""
-    rig.go()
-    time.sleep(0.5)
+    rig.cruise()
     rig.tell("arm", "silent")
     time.sleep(silence)
     assert "silent for" in rig.ask("reset")["error"]
     rig.tell("arm", "turning")
-    time.sleep(0.3)
-    assert "moves at 0.100 rad/s" in rig.ask("reset")["error"]
+    until(lambda: "moves at 0.100 rad/s" in rig.ask("reset")["error"])
     assert rig.health()["state"] == "fault"
     rig.tell("arm", "fine")
-    time.sleep(0.3)
-    assert rig.ask("reset")["error"] == ""
+    until(lambda: rig.ask("reset")["error"] == "")
 
 
 def begins_where_measured(rig: Rig) -> None:
     """After a trip the first setpoint is where the arm is, not where it was sent."""
-    rig.go()
-    time.sleep(0.6)
+    rig.cruise()
     assert rig.ask("trip", reason="a person")["error"] == ""
-    time.sleep(0.6)
+    until(lambda: rig.ask("reset")["error"] == "")  # as soon as it rests
     before = rig.record(time.monotonic() - 0.2)[1].rows[-1, 1:]
-    rig.go()
-    time.sleep(0.4)
+    rig.cruise()
     commands, _ = rig.record(rig.begun)
     np.testing.assert_allclose(commands.rows[0, 1:], before, atol=2e-3)
     assert np.abs(np.diff(commands.rows[:, 1:], axis=0)).max() <= 1.01 * SPEED * DT
@@ -57,8 +52,7 @@ def rested(rig: Rig) -> None:
 
 def killed(rig: Rig, *, within: float) -> None:
     """A node that is killed sends nothing more, and the arm stands where it was sent last."""
-    rig.go()
-    time.sleep(0.6)
+    rig.cruise()
     at = rig.processes["node"].signal(signal.SIGKILL)
     time.sleep(0.8)
     commands, joints = rig.record(rig.begun)

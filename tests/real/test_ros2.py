@@ -113,8 +113,7 @@ def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
 
 
 def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
-    rig.go()
-    time.sleep(0.6)
+    rig.cruise()
     node = rig.processes["node"]
     node.signal(signal.SIGTERM)
     assert node.popen.wait(SLACK * 2) == 0

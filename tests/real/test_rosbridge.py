@@ -51,8 +51,7 @@ def test_a_fault_stops_the_arm(rig: Rig, name: str) -> None:
 
 
 def test_a_server_that_is_killed_stops_the_arm_and_gets_nothing_later(rig: Rig) -> None:
-    rig.go()
-    time.sleep(0.5)
+    rig.cruise()
     begin = rig.processes["before0"].signal(signal.SIGKILL)
     while rig.health()["state"] == "armed":
         assert time.monotonic() - begin < SLACK * 0.2
