@@ -198,8 +198,9 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
             until(lambda: robot.health().state == "fault")
             assert robot.health().reason == "emergency stop"
             assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().message == "fault"
-            answer = rospy.ServiceProxy("/left/mpc/reset", Trigger)()
-            assert answer.success and answer.message == "ready"
+            reset = rospy.ServiceProxy("/left/mpc/reset", Trigger)
+            until(lambda: reset().success)  # as soon as it rests
+            assert reset().message == "ready"
             until(lambda: state().data == "ready")  # it is looked at five times a second
         launch.send_signal(signal.SIGINT)
         said, _ = launch.communicate(timeout=30)
