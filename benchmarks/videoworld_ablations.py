@@ -1,12 +1,13 @@
 """VideoWorld with more and fewer codes, and with larger and smaller books: trained, then counted.
 
     python benchmarks/videoworld_ablations.py --data demos.zarr --folder runs/ablations
-        [--model PRESET] [--only horizon book] [--episodes 50] [training.generator.steps=...]
+        [--model PRESET] [--only horizon labels book] [--episodes 50] [training.generator.steps=...]
 
 Each variant is a run of `latentplan train --resume` in a folder of its own; stages that agree are
 trained once, in FOLDER/stages. For the horizon one latent dynamics model of the longest horizon is
 trained, and the transformer is told its first H codes: code h looks at frames t to t + h alone, so
-they mean the same. H = 0 is the transformer on video alone. What was trained and counted already
+they mean the same. H = 0 is the transformer on video alone. With `labels` the same horizons once more, the
+inverse dynamics told the actions of a tenth of the episodes. What was trained and counted already
 is left as it is.
 """
 
@@ -29,11 +30,12 @@ def variants(only: list[str], horizons: list[int], books: list[int]) -> dict[str
     """Return the settings of each variant, by its name."""
     found = {}
     longest = max(horizons)
-    if "horizon" in only:
-        for horizon in horizons:
-            found[f"H={horizon}"] = [
-                f"model.ldm.horizon={longest}", f"model.generator.horizon={horizon}"
-            ]  # fmt: skip
+    for horizon in horizons:
+        codes = [f"model.ldm.horizon={longest}", f"model.generator.horizon={horizon}"]
+        if "horizon" in only:
+            found[f"H={horizon}"] = codes
+        if "labels" in only:
+            found[f"H={horizon}, actions of a tenth"] = [*codes, "model.inverse.labelled=0.1"]
     if "book" in only:
         for book in books:
             found[f"{book} codes"] = [f"model.ldm.levels={BOOKS[book]}"]
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--model", default="videoworld", help="preset that variants differ from")
-    kinds = ("horizon", "book")
+    kinds = ("horizon", "labels", "book")
     parser.add_argument("--only", nargs="+", choices=kinds, default=list(kinds))
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS)
     parser.add_argument("--books", nargs="+", type=int, choices=BOOKS, default=list(BOOKS))
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=videoworld.FILE)
     given = parser.parse_intermixed_args()
     for name, settings in variants(given.only, given.horizons, given.books).items():
-        run = given.folder / name.replace(" ", "-")
+        run = given.folder / name.replace(", ", "-").replace(" ", "-")
         there = videoworld.find(("ablations", name), file=given.json) or {"categories": {}}
         if set(given.categories) <= set(there["categories"]) and not given.again:
             print(f"{name}: is there")

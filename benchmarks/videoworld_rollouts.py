@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latentplan import config
+from latentplan.errors import UnstablePhysics
 from latentplan.sim.tabletop.env import NAMES, Tabletop
 
 CATEGORIES = {
@@ -58,7 +59,8 @@ def attempts(
 ) -> tuple[list[Attempt], float]:
     """Return `episodes` attempts, spread evenly over the tasks, and ms that an action took.
 
-    An attempt ends with its success, as in CALVIN, or after `length` actions. The same number has
+    An attempt ends with its success, as in CALVIN, after `length` actions, or where the simulation
+    diverges, which is no success. The same number has
     the same start whoever acts. The time is that of `policy.act`, an action of one episode.
     """
     preset = config.resolve("env", "tabletop_short").values | {"goals": False}
@@ -80,16 +82,21 @@ def attempts(
                 ]
                 policy.begin(envs[: len(seeds)], task, seeds)
                 going, ended = list(range(len(seeds))), {}
+                failed = set[int]()
                 for step in range(1, length + 1):
                     began = perf_counter()
                     actions = policy.act(going, [seen[lane] for lane in going])
                     taken += perf_counter() - began
                     acted += len(going)
                     for lane, action in zip(going, actions, strict=True):
-                        seen[lane], _, _, _, told = envs[lane].step(action)
+                        try:
+                            seen[lane], _, _, _, told = envs[lane].step(action)
+                        except UnstablePhysics:  # a block squeezed until it flew: not a success
+                            failed.add(lane)
+                            continue
                         if told["success"]:
                             ended[lane] = step
-                    going = [lane for lane in going if lane not in ended]
+                    going = [lane for lane in going if lane not in ended and lane not in failed]
                     if not going:
                         break
                 made += [

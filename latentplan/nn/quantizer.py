@@ -29,9 +29,12 @@ class Quantizer(nn.Module):
     2309.15505). `vq`: the nearest of `prod(levels)` learned vectors (van den Oord et al., arXiv
     1711.00937), moved by running means. Either way the numbers are brought to mean 0 and variance 1
     before, by batch normalisation without weights: so they fill the levels from the first step on.
+    `whiten` takes the correlation from them as well: two numbers that say the same waste one.
     """
 
-    def __init__(self, width: int, *, levels: tuple[int, ...], kind: str = "fsq") -> None:
+    def __init__(
+        self, width: int, *, levels: tuple[int, ...], kind: str = "fsq", whiten: bool = False
+    ) -> None:
         """Make the projections, and the book of a `vq`."""
         super().__init__()
         from vector_quantize_pytorch import FSQ, VectorQuantize
@@ -39,7 +42,7 @@ class Quantizer(nn.Module):
         self.kind, self.size = kind, prod(levels)
         numbers = len(levels)
         self.before = nn.Linear(width, numbers)
-        self.spread = nn.BatchNorm1d(numbers, affine=False)
+        self.spread = Whitening(numbers) if whiten else nn.BatchNorm1d(numbers, affine=False)
         self.after = nn.Linear(numbers, width)
         if kind == "fsq":
             self.book: Any = FSQ(levels=list(levels), dim=numbers)
@@ -66,6 +69,37 @@ class Quantizer(nn.Module):
             found = self.book.get_output_from_indices(flat)
         vectors: Tensor = self.after(found).view(*ids.shape, -1)
         return vectors
+
+
+class Whitening(nn.Module):
+    """Numbers (n, d) brought to mean 0, variance 1 and no correlation, by the batch's statistics.
+
+    Decorrelated batch normalisation (Huang et al., arXiv 1804.08450) by a Cholesky factor instead
+    of an eigenvalue decomposition, whose gradient is not defined where two values are the same.
+    """
+
+    def __init__(self, size: int, *, momentum: float = 0.05) -> None:
+        """Take how many numbers there are, and the share of a batch in the running statistics."""
+        super().__init__()
+        self.momentum = momentum
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.covariance: Tensor
+        self.register_buffer("covariance", torch.eye(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, d); outside training by the running statistics."""
+        mean, covariance = self.mean, self.covariance
+        if self.training:
+            mean = x.mean(0)
+            covariance = (x - mean).T @ (x - mean) / len(x)
+            with torch.no_grad():
+                self.mean.lerp_(mean, self.momentum)
+                self.covariance.lerp_(covariance, self.momentum)
+        least = 1e-3 * covariance.diagonal().mean() + 1e-6  # numbers that say the same divide by 0
+        factor = torch.linalg.cholesky(covariance + least * torch.eye(len(mean), device=x.device))
+        white: Tensor = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False).T
+        return white
 
 
 class Numbers(nn.Module):
@@ -105,6 +139,7 @@ def usage(ids: Tensor, size: int) -> dict[str, Tensor]:
     share = share / share.sum()
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
     return {"usage": (share > 0).float().mean(), "perplexity": entropy.exp()}
+
 
 def check(where: str, kind: str, levels: tuple[int, ...]) -> None:
     """Raise ConfigError unless a quantizer can be made so."""

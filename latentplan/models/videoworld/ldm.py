@@ -12,6 +12,7 @@ arms (VideoWorld 2, arXiv 2602.10102, ablations).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,8 @@ class LDM(nn.Module):
         heads: int = 4
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
+        whiten: bool = False  # whether the numbers of a code are to be uncorrelated
+        parts: int = 0  # of a frame, each moved as a whole by the codes; 0: a flow for each pixel
         decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
         moving: float = 0.5  # weight of the share of the change that is not painted
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
@@ -55,6 +58,7 @@ class LDM(nn.Module):
             check_range("LDM.stride", self.stride, 1, 100)
             check_range("LDM.patch", self.patch, 1, 64)
             check_range("LDM.layers", self.layers, 1, 100)
+            check_range("LDM.parts", self.parts, 0, 64)
             check_range("LDM.decoded", self.decoded, 1, self.horizon)
             check_range("LDM.moving", self.moving, 0, 1000)
             check_range("LDM.changed", self.changed, 0, 2)
@@ -88,13 +92,18 @@ class LDM(nn.Module):
         self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
         self.queries = nn.Parameter(0.02 * torch.randn(c.horizon, width))
         self.look = nn.ModuleList(CrossAttention(width, c.heads) for _ in range(c.layers))
-        self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
+        self.quantizer = quantizer.Quantizer(
+            width, levels=c.levels, kind=c.quantizer, whiten=c.whiten
+        )
         self.codes = self.quantizer.size
         self.place = nn.Parameter(0.02 * torch.randn(c.horizon, width))
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
         self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
-        self.decoder = pictures.up(c.channels, 5 * views, patch=c.patch)  # colours and a flow
+        painted = 3 if c.parts else 5  # colours, and a flow
+        self.decoder = pictures.up(c.channels, painted * views, patch=c.patch)
+        if c.parts:
+            self.parts = Parts(c.channels, c.parts, views=views, patch=c.patch)
         with torch.no_grad():  # begins by painting frame t again
             for weight in self.decoder[-2].parameters():  # before the shuffle
                 weight.mul_(0.1)
@@ -138,7 +147,7 @@ class LDM(nn.Module):
         first = pictures.stack({k: observations[k][:, :1] for k in self.config.images}, self._keys)
         maps = self._features(first)[:, 0]
         conditions = self._conditions(self.quantizer.vectors(codes))
-        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions))
+        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions)[-1])
         return {key: shown[:, :, view] for view, key in enumerate(self._keys)}
 
     def loss(self, batch: Batch) -> Loss:
@@ -157,24 +166,44 @@ class LDM(nn.Module):
         if self.training:
             chosen = torch.randperm(c.horizon)[: c.decoded].sort().values
         chosen = chosen.to(clip.device)
-        painted = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
-        truth = clip[:, 1 + chosen]
-        before = clip[:, :1]
-        moved = ((truth - before).abs().amax(dim=3, keepdim=True) > c.changed).float()
-        squared = (painted - truth).square()
-        wrong, still = _of_moving(squared, moved), _of_moving((before - truth).square(), moved)
-        # A camera on the hand changes more than one that looks at it: each counts as much.
-        left = wrong / still.clamp(min=1e-3)
-        total = squared.mean() + c.moving * left.mean()
-        total = total + 0.1 * F.l1_loss(painted, truth) + quantized.loss
+        shown = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
+        truth, before = clip[:, 1 + chosen], clip[:, :1]
+        total = quantized.loss
+        for frames in shown:
+            total = total + (frames - truth).square().mean() + 0.1 * F.l1_loss(frames, truth)
+            total = total + c.moving * self._left(frames, truth, before).mean()
+            if c.parts:  # where two pictures do not overlap, blurred ones do
+                blurred = (_blurred(each) for each in (frames, truth, before))
+                total = total + c.moving * self._left(*blurred).mean()
+        painted = shown[-1].detach()
         with torch.no_grad():
+            moved = self._moved(truth, before)
+            wrong = _of_moving((painted - truth).square(), moved)
+            still = _of_moving((before - truth).square(), moved)
+            left = self._left(painted, truth, before).mean(0)
             parts = {
                 "psnr": pictures.psnr(painted, truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
-            parts |= {f"left_{k}": each.detach() for k, each in zip(self._keys, left, strict=True)}
+            parts |= {f"left_{k}": each for k, each in zip(self._keys, left, strict=True)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
+
+    def _moved(self, truth: Tensor, before: Tensor) -> Tensor:
+        """Return (b, n, v, 1, h, w), 1 where a pixel of (b, n, v, 3, h, w) changes."""
+        changed = (truth - before).abs().amax(dim=3, keepdim=True)
+        return (changed > self.config.changed).float()
+
+    def _left(self, frames: Tensor, truth: Tensor, before: Tensor) -> Tensor:
+        """Return the share (n, v) of the change since `before` that frames (b, n, v, ...) miss.
+
+        A camera on the hand changes more than one that looks at it, and later frames more than
+        earlier ones: each counts as much.
+        """
+        moved = self._moved(truth, before)
+        wrong = _of_moving((frames - truth).square(), moved)
+        still = _of_moving((before - truth).square(), moved)
+        return wrong / still.clamp(min=1e-3)
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -227,38 +256,91 @@ class LDM(nn.Module):
         told: Tensor = self.read(vectors + self.place).cumsum(dim=1) / counted**0.5
         return told + self.place
 
-    def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
-        """Return (b, n, v, 3, h, w) of frame t (b, v, 3, h, w), its maps, conditions (b, n, c)."""
-        n = conditions.shape[1]
-        here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
+    def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
+        """Return frames (b, n, v, 3, h, w): what training compares with the truth, the best last.
+
+        Of frame t (b, v, 3, h, w), its maps, and conditions (b, n, c). Where frames have parts,
+        first what their motions alone make of it; then with colours for what that cannot show,
+        whose gradient ends before the codes: so codes are about motion (VideoWorld 2, section 3.2,
+        stops the gradient of what paints details likewise).
+        """
+        n, v = conditions.shape[1], first.shape[1]
         told = conditions.flatten(0, 1)
+        if self.config.parts:
+            told = told.detach()
+        here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         spread = told[:, :, None, None].expand(-1, -1, *here.shape[2:])
         x = self.join(torch.cat([here, spread], dim=1))
         for layer in self.paint:
             x = layer(x, told)
-        out = rearrange(self.decoder(x), "bn (v c) h w -> (bn v) c h w", v=first.shape[1])
-        start = first[:, None].expand(-1, n, -1, -1, -1, -1).flatten(0, 2)
-        painted: Tensor = _warped(start, FLOW * out[:, :2]) + out[:, 2:]
-        return painted.view(-1, n, *first.shape[1:])
+        out = rearrange(self.decoder(x), "(b n) (v c) h w -> b n v c h w", n=n, v=v)
+        if self.config.parts:
+            put = self.parts(first, maps, conditions)
+            return put, put.detach() + out
+        start = first[:, None].expand(-1, n, -1, -1, -1, -1)
+        flow = FLOW * out[:, :, :, :2]
+        warped = _warped(start.flatten(0, 2), flow.flatten(0, 2)).view_as(start)
+        return (warped + out[:, :, :, 2:],)
 
 
-def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
+class Parts(nn.Module):
+    """A frame falls apart into a few parts, and the codes move each of them as a whole.
+
+    Which pixel is of which part is seen in the frame alone, and where the parts go is said by the
+    codes alone: so a code means the same motion wherever the arm is. As the masked motions of Finn
+    et al. (arXiv 1605.07157, STP), with masks of where things come from instead of where they go.
+    """
+
+    def __init__(self, channels: Sequence[int], parts: int, *, views: int, patch: int) -> None:
+        """Make the layers for feature maps of channels[-1]."""
+        super().__init__()
+        self.shape = views, parts
+        self.apart = pictures.up(channels, views * parts, patch=patch)
+        self.motion = nn.Linear(channels[-1], views * parts * 3)
+        self.order = nn.Parameter(torch.linspace(0, 2, parts).repeat(views, 1))  # front: larger
+        with torch.no_grad():
+            self.motion.weight.mul_(0.3)
+            self.motion.bias.zero_()
+
+    def forward(self, frame: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
+        """Return (b, n, v, 3, h, w) of a frame (b, v, 3, h, w), its maps, conditions (b, n, c)."""
+        views, parts = self.shape
+        n, (h, w) = conditions.shape[1], frame.shape[-2:]
+        masks = rearrange(self.apart(maps), "b (v k) h w -> b v k 1 h w", v=views).softmax(2)
+        layers = torch.cat([masks * frame[:, :, None], masks], dim=3)
+        layers = layers[:, None].expand(-1, n, -1, -1, -1, -1, -1)
+        motion = torch.tanh(0.5 * self.motion(conditions)).view(-1, 3)  # right, down, and larger
+        flow = motion[:, :2, None, None].expand(-1, -1, h, w)
+        put = _warped(layers.flatten(0, 3), flow, zoom=(0.5 * motion[:, 2]).exp())
+        put = put.view(layers.shape) * self.order.exp()[:, :, None, None, None]
+        colours, weight = put.sum(3).split([3, 1], dim=3)
+        shown: Tensor = colours / (weight + 0.02)
+        return shown
+
+
+def _warped(pictures: Tensor, flow: Tensor, *, zoom: Tensor | float = 1.0) -> Tensor:
     """Return pictures (n, c, h, w) read at every pixel's place plus its flow (n, 2, h, w).
 
-    A flow of 1 is half a picture, to the right and down.
+    A flow of 1 is half a picture, to the right and down; places are `zoom` (n,) times as far from
+    the centre before.
     """
     axes = [(torch.arange(s, device=flow.device) + 0.5) * (2 / s) - 1 for s in flow.shape[2:]]
     down, right = torch.meshgrid(*axes, indexing="ij")
-    at = torch.stack([right, down], dim=-1) + flow.movedim(1, -1)
+    place = torch.stack([right, down], dim=-1).expand(len(flow), -1, -1, -1)
+    if isinstance(zoom, Tensor):
+        place = place * zoom[:, None, None, None]
+    at = place + flow.movedim(1, -1)
     return F.grid_sample(pictures, at, padding_mode="border", align_corners=False)
 
 
-def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
-    """Return the mean (v,) of errors (b, n, v, 3, h, w) where `moved` (b, n, v, 1, h, w) is 1.
+def _blurred(frames: Tensor, *, by: int = 4) -> Tensor:
+    """Return frames (b, n, v, c, h / by, w / by)."""
+    return F.avg_pool2d(frames.flatten(0, 2), by).unflatten(0, frames.shape[:3])
 
-    Each camera by itself: where one of them moves, all of its pixels change.
-    """
-    every = (0, 1, 3, 4, 5)
+
+def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
+    """Return the mean (n, v) of errors (b, n, v, 3, h, w) where `moved` (b, n, v, 1, h, w) is 1."""
+    every = (0, 3, 4, 5)
     found: Tensor = (moved * squared).sum(every) / (3 * moved.sum(every)).clamp(min=1)
     return found
 
