@@ -6,9 +6,9 @@
 Each variant is a run of `latentplan train --resume` in a folder of its own; stages that agree are
 trained once, in FOLDER/stages. For the horizon one latent dynamics model of the longest horizon is
 trained, and the transformer is told its first H codes: code h looks at frames t to t + h alone, so
-they mean the same. H = 0 is the transformer on video alone. With `labels` the same horizons once more, the
-inverse dynamics told the actions of a tenth of the episodes. What was trained and counted already
-is left as it is.
+they mean the same. H = 0 is the transformer on video alone. With `labels` the same horizons once
+more, the inverse dynamics told the actions of a tenth of the episodes. What was trained and counted
+already is left as it is.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import torch
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.models.videoworld.generator import Generator, choose
-from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.ldm import LDM, Parts
 from latentplan.models.videoworld.videoworld import VideoWorld
-from latentplan.nn.quantizer import Numbers, Quantizer, usage
+from latentplan.nn.quantizer import Numbers, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.types import ActionSpec, ArraySpec, Batch, Convention, Spec
@@ -37,10 +37,13 @@ def pictures(*shape, seed=0):
     return dict(zip(KEYS, map(torch.from_numpy, made), strict=True))
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=["flow", "parts"])
+def model(request):
     torch.manual_seed(0)
-    made = VideoWorld(SPEC, CONFIG.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
+    config = CONFIG
+    if request.param == "parts":
+        config = replace(config, ldm=replace(config.ldm, parts=2, whiten=True))
+    made = VideoWorld(SPEC, config.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
     for weight in made.parameters():  # nothing is almost zero, so that what leaks is seen
         weight.data += 0.1 * torch.randn_like(weight)
     return made.eval()
@@ -73,6 +76,59 @@ def test_codes_are_in_use_from_the_first_step_on():
     quantizer = Quantizer(8, levels=(4, 4, 4))
     nearly_alike = 3 + 0.01 * torch.randn(1000, 8)
     assert usage(quantizer(nearly_alike).ids, 64)["usage"] > 0.5
+
+
+def test_whitened_numbers_do_not_say_the_same():
+    torch.manual_seed(0)
+    mixing = torch.tensor([[1.0, -0.9, 0.0], [0.0, 0.5, 0.0], [0.3, 0.0, 0.8]])
+    x = 3 + torch.randn(4000, 3) @ mixing
+    whitening = Whitening(3)
+    torch.testing.assert_close(torch.cov(whitening(x).T), torch.eye(3), atol=0.02, rtol=0)
+    for _ in range(200):
+        whitening(x)
+    seen = whitening.eval()(x)  # by what was seen in training
+    torch.testing.assert_close(torch.cov(seen.T), torch.eye(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(3), atol=0.02, rtol=0)
+    assert torch.equal(whitening(x[:5]), seen[:5])  # whatever else is in the batch
+    assert whitening.train()(torch.ones(8, 3)).isfinite().all()
+
+
+def test_a_part_of_a_frame_moves_as_a_whole_where_its_code_says():
+    parts = Parts((16,), 2, views=1, patch=4)
+    frame = torch.rand(1, 1, 3, 32, 32) * 2 - 1
+    mine = torch.zeros(32, 32, dtype=torch.bool)
+    mine[8:16, 8:16] = True
+    masks = torch.stack([(~mine).float(), mine.float()])[None]
+    parts.apart = torch.nn.Identity()  # the maps say it: the second part is a square
+    with torch.no_grad():
+        parts.order[:] = torch.tensor([0.0, 20.0])  # and in front
+        parts.motion.weight.zero_()
+        parts.motion.bias[3] = 2 * torch.atanh(torch.tensor(-0.5))  # read half of a half left
+        shown = parts(frame, 100 * masks, torch.zeros(1, 1, 16))[0, 0, 0]
+    square = frame[0, 0, :, 8:16, 8:16]
+    torch.testing.assert_close(shown[:, 8:16, 16:24], square, atol=1e-4, rtol=0)
+    still = ~mine
+    still[8:16, 15:25] = False
+    put = frame[0, 0] / 1.02  # what is not covered by a part is grey
+    torch.testing.assert_close(shown[:, still], put[:, still], atol=1e-4, rtol=0)
+    assert (shown[:, 9:15, 9:15].abs() < 1e-6).all()
+
+
+def test_codes_learn_of_motion_alone():
+    """Colours for what motion cannot show are painted by codes as they are."""
+    torch.manual_seed(0)
+    config = replace(CONFIG.fitted(SPEC).ldm, parts=2)
+    ldm = LDM(SPEC, config)
+    clip = ldm._clip(pictures(2, 4))
+    maps = ldm._features(clip)
+    conditions = ldm._conditions(ldm._quantize(maps).vectors)
+    conditions.retain_grad()
+    put, painted = ldm._frames(clip[:, 0], maps[:, 0], conditions)
+    painted.square().sum().backward(retain_graph=True)
+    assert conditions.grad is None or not conditions.grad.any()
+    assert any(p.grad is not None and p.grad.any() for p in ldm.decoder.parameters())
+    put.square().sum().backward()
+    assert conditions.grad.any()
 
 
 def test_usage_counts_codes():

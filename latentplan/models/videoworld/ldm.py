@@ -313,8 +313,8 @@ class Parts(nn.Module):
         flow = motion[:, :2, None, None].expand(-1, -1, h, w)
         put = _warped(layers.flatten(0, 3), flow, zoom=(0.5 * motion[:, 2]).exp())
         put = put.view(layers.shape) * self.order.exp()[:, :, None, None, None]
-        colours, weight = put.sum(3).split([3, 1], dim=3)
-        shown: Tensor = colours / (weight + 0.02)
+        covered = put.sum(3)
+        shown: Tensor = covered[:, :, :, :3] / (covered[:, :, :, 3:] + 0.02)
         return shown
 
 
@@ -335,7 +335,8 @@ def _warped(pictures: Tensor, flow: Tensor, *, zoom: Tensor | float = 1.0) -> Te
 
 def _blurred(frames: Tensor, *, by: int = 4) -> Tensor:
     """Return frames (b, n, v, c, h / by, w / by)."""
-    return F.avg_pool2d(frames.flatten(0, 2), by).unflatten(0, frames.shape[:3])
+    small = F.avg_pool2d(frames.flatten(0, 2), by)
+    return small.view(*frames.shape[:3], *small.shape[1:])
 
 
 def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
