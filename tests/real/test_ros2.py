@@ -247,7 +247,7 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
             until(lambda: robot.health().state == "fault")
             assert robot.health().reason == "emergency stop"
             until(lambda: heard["diagnostics"][-1].status[0].message == "fault; emergency stop")
-            assert ask(tester, Trigger, "reset").message == "ready"
+            until(lambda: ask(tester, Trigger, "reset").message == "ready")  # as soon as it rests
         assert change(tester, Transition.TRANSITION_DEACTIVATE)
         with pytest.raises(RobotError, match="does not answer"):
             RemoteRobot(rig.address).__enter__()
