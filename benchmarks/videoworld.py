@@ -35,6 +35,7 @@ from latentplan.files import replacing
 from latentplan.training import checkpoint
 
 FILE = Path(__file__).with_suffix(".json")
+PROPOSALS = FILE.with_stem("videoworld_proposals")  # what videoworld_proposals.py measured
 CONTROLS = {"noop": rollouts.Noop, "random": rollouts.Random, "oracle": rollouts.Oracle}
 
 Row = dict[str, Any]
@@ -158,7 +159,10 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
     asked = parser.parse_intermixed_args()
     if asked.what == "page":
-        videoworld_page.write(json.loads(asked.json.read_text()))
+        figures = json.loads(asked.json.read_text())
+        if PROPOSALS.exists():
+            figures["proposals"] = json.loads(PROPOSALS.read_text())
+        videoworld_page.write(figures)
     for what in asked.agents:
         name, path = named(what)
         print(f"{asked.what} {name}", flush=True)

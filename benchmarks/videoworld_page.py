@@ -67,6 +67,13 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
              *counted(row["codes"]["all"]), f"{row['tokens']['usage']:.0%}"]
             for run, row in probed.items()
         ])  # fmt: skip
+    if "proposals" in found:
+        head = ["candidates", "proposals", "success", "progress", "`act`, ms, p50"]
+        made["proposals"] = table(head, [
+            [str(row["candidates"]), "yes" if row["proposer"] else "no",
+             interval(row, "success"), interval(row, "progress"), f"{row['act_ms_p50']:.0f}"]
+            for row in found["proposals"]["rows"]
+        ])  # fmt: skip
     if "timing" in found:
         made["timing"] = table(
             ["run", "batch", "codes, ms", "without cache", "a frame, ms", "without cache",
@@ -96,6 +103,12 @@ def share(row: Mapping[str, Any] | None) -> str:
         return "–"
     low, high = (100 * x for x in row["interval"])
     return f"{100 * row['success']:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def interval(row: Mapping[str, Any], name: str) -> str:
+    """Return a figure with its interval, as `latentplan plan` gives it."""
+    low, high = row[f"{name}_ci95"]
+    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def r2(row: Mapping[str, Any]) -> str:

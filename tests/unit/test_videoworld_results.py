@@ -14,10 +14,11 @@ from latentplan import config
 from latentplan.commands import show, show_videoworld
 from latentplan.commands.train_stages import Stages
 from latentplan.data.store import ZarrStore
-from latentplan.errors import StoreError
+from latentplan.errors import StoreError, UnstablePhysics
 from latentplan.models.videoworld.generator import Generator
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.videoworld import VideoWorld
+from latentplan.sim.tabletop.env import Tabletop
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.training import checkpoint
 from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
@@ -163,6 +164,22 @@ def test_the_expert_succeeds_in_the_attempts_and_nobody_else():
     assert not idle[0].success and idle[0].actions == 5
 
 
+def test_an_attempt_whose_simulation_diverges_fails_and_the_others_go_on(monkeypatch):
+    step, steps = Tabletop.step, {}
+
+    def unstable(env, action):
+        steps[env] = steps.get(env, 0) + 1
+        if env is next(iter(steps)) and steps[env] == 3:
+            raise UnstablePhysics("tabletop: the simulation diverged; reset and drop the episode")
+        return step(env, action)
+
+    monkeypatch.setattr(Tabletop, "step", unstable)
+    tasks = ["turn_on_light"]
+    made, _ = rollouts.attempts(rollouts.Oracle(), tasks, episodes=2, length=20)
+    assert [attempt.success for attempt in made] == [False, True]
+    assert list(steps.values()) == [3, made[1].actions]
+
+
 def test_a_probe_finds_what_is_linear_and_nothing_else():
     rng = np.random.default_rng(0)
     x, group = rng.normal(size=(600, 8)), np.repeat(np.arange(60), 10)
@@ -183,9 +200,12 @@ def test_ablations_are_settings_of_the_model_and_tables_have_their_place():
         found = config.load(schema, preset={}, overrides=settings)["model"]
         books.append((found.generator.horizon, found.ldm.horizon, np.prod(found.ldm.levels)))
     assert books == [(0, 8, 64), (1, 8, 64), (8, 8, 64), (4, 4, 9), (4, 4, 1000)]
+    (name,) = told = ablations.variants(["labels"], [4], [])
+    assert name == "H=4, actions of a tenth"
+    assert config.load(schema, preset={}, overrides=told[name])["model"].inverse.labelled == 0.1
     text = page.PAGE.read_text(encoding="utf-8")
     row = {"categories": {"push": {"success": 0.5, "interval": [0.366, 0.634]}}}
     made = page.tables({"success": {"random": row}, "intervene": {"run": {"none": row}}})
     assert "| random | 50 % (37 to 63) | – | – | – |" in made["success"]
-    for name in (*made, "ablations", "probe", "codes", "timing"):
+    for name in (*made, "ablations", "probe", "codes", "proposals", "timing"):
         assert f"<!-- table: {name} -->" in text

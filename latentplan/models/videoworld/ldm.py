@@ -4,10 +4,10 @@ Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over fr
 learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
 a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
 no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
-for all horizons instead of one each; the decoder moves the pixels of frame t by a flow and adds to
-them; squared error with more weight on pixels that change, in each camera by what changes there,
-instead of perceptual and adversarial losses; books of 64 codes by default, which suffice for simple
-arms (VideoWorld 2, arXiv 2602.10102, ablations).
+for all horizons instead of one each; the decoder moves the pixels of frame t, each by a flow of its
+own or a few `parts` as a whole, and adds to them; squared error with more weight on pixels that
+change, in each frame by what changes there, instead of perceptual and adversarial losses; books of
+64 codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
 """
 
 from __future__ import annotations
