@@ -68,10 +68,10 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             for run, row in probed.items()
         ])  # fmt: skip
     if "proposals" in found:
-        head = ["candidates", "proposals", "success", "progress", "`act`, ms, p50"]
+        head = ["candidates", "proposals", "success", "progress", "a plan, ms, p90"]
         made["proposals"] = table(head, [
             [str(row["candidates"]), "yes" if row["proposer"] else "no",
-             interval(row, "success"), interval(row, "progress"), f"{row['act_ms_p50']:.0f}"]
+             interval(row, "success"), interval(row, "progress"), f"{row['act_ms_p90']:.0f}"]
             for row in found["proposals"]["rows"]
         ])  # fmt: skip
     if "timing" in found:
@@ -107,7 +107,7 @@ def share(row: Mapping[str, Any] | None) -> str:
 
 def interval(row: Mapping[str, Any], name: str) -> str:
     """Return a figure with its interval, as `latentplan plan` gives it."""
-    low, high = row[f"{name}_ci95"]
+    low, high = (abs(x) if abs(x) < 5e-3 else x for x in row[f"{name}_ci95"])  # no minus zero
     return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
