@@ -54,9 +54,11 @@ def agent_of(what: str, *, chunk: int) -> tuple[rollouts.Policy, Row]:
 
 
 def named(what: str) -> tuple[str, str]:
-    """Return the row's name and the path of an argument: [NAME=]PATH."""
-    name, _, path = what.rpartition("=")
-    return name or Path(path).name, path
+    """Return the row's name and the path of an argument: [NAME=]PATH; a path may have a =, too."""
+    name, given, path = what.partition("=")
+    if not given or Path(what).exists():
+        return Path(what).name, what
+    return name, path
 
 
 def about(run: str, chunk: int) -> Row:
