@@ -171,39 +171,33 @@ class LDM(nn.Module):
         total = quantized.loss
         for frames in shown:
             total = total + (frames - truth).square().mean() + 0.1 * F.l1_loss(frames, truth)
-            total = total + c.moving * self._left(frames, truth, before).mean()
+            wrong, still = self._errors(frames, truth, before)
+            # A camera on the hand changes more than one that looks at it, and later frames more
+            # than earlier ones: each counts as much.
+            left = wrong / still.clamp(min=1e-3)
+            total = total + c.moving * left.mean()
             if c.parts:  # where two pictures do not overlap, blurred ones do
-                blurred = (_blurred(each) for each in (frames, truth, before))
-                total = total + c.moving * self._left(*blurred).mean()
-        painted = shown[-1].detach()
+                wrong_b, still_b = self._errors(*map(_blurred, (frames, truth, before)))
+                total = total + c.moving * (wrong_b / still_b.clamp(min=1e-3)).mean()
         with torch.no_grad():
-            moved = self._moved(truth, before)
-            wrong = _of_moving((painted - truth).square(), moved)
-            still = _of_moving((before - truth).square(), moved)
-            left = self._left(painted, truth, before).mean(0)
             parts = {
-                "psnr": pictures.psnr(painted, truth),
+                "psnr": pictures.psnr(shown[-1], truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
-            parts |= {f"left_{k}": each for k, each in zip(self._keys, left, strict=True)}
+            shares = left.detach().mean(0)
+            parts |= {f"left_{k}": each for k, each in zip(self._keys, shares, strict=True)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
 
-    def _moved(self, truth: Tensor, before: Tensor) -> Tensor:
-        """Return (b, n, v, 1, h, w), 1 where a pixel of (b, n, v, 3, h, w) changes."""
-        changed = (truth - before).abs().amax(dim=3, keepdim=True)
-        return (changed > self.config.changed).float()
+    def _errors(self, frames: Tensor, truth: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return squared errors (n, v) of frames (b, n, v, 3, h, w), and of painting none anew.
 
-    def _left(self, frames: Tensor, truth: Tensor, before: Tensor) -> Tensor:
-        """Return the share (n, v) of the change since `before` that frames (b, n, v, ...) miss.
-
-        A camera on the hand changes more than one that looks at it, and later frames more than
-        earlier ones: each counts as much.
+        Both are means over the pixels that change from `before` (b, 1, v, 3, h, w) to the truth.
         """
-        moved = self._moved(truth, before)
+        changed = (truth - before).abs().amax(dim=3, keepdim=True) > self.config.changed
+        moved = changed.float()
         wrong = _of_moving((frames - truth).square(), moved)
-        still = _of_moving((before - truth).square(), moved)
-        return wrong / still.clamp(min=1e-3)
+        return wrong, _of_moving((before - truth).square(), moved)
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -261,8 +255,8 @@ class LDM(nn.Module):
 
         Of frame t (b, v, 3, h, w), its maps, and conditions (b, n, c). Where frames have parts,
         first what their motions alone make of it; then with colours for what that cannot show,
-        whose gradient ends before the codes: so codes are about motion (VideoWorld 2, section 3.2,
-        stops the gradient of what paints details likewise).
+        whose gradient ends before the codes: so codes are about motion (VideoWorld 2, arXiv
+        2602.10102, stops the gradient of what paints details likewise).
         """
         n, v = conditions.shape[1], first.shape[1]
         told = conditions.flatten(0, 1)
