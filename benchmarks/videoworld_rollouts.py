@@ -60,8 +60,8 @@ def attempts(
     """Return `episodes` attempts, spread evenly over the tasks, and ms that an action took.
 
     An attempt ends with its success, as in CALVIN, after `length` actions, or where the simulation
-    diverges, which is no success. The same number has
-    the same start whoever acts. The time is that of `policy.act`, an action of one episode.
+    diverges, which is no success. The same number has the same start whoever acts. The time is that
+    of `policy.act`, an action of one episode.
     """
     preset = config.resolve("env", "tabletop_short").values | {"goals": False}
     if not policy.sees:
