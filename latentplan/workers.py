@@ -6,20 +6,24 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar, cast
 
 from latentplan.errors import LatentplanError
 
 T = TypeVar("T")
 AHEAD = 4  # pieces of work in flight for each worker: keeps it busy, and memory flat
-DEATHS = 3  # of workers, with nothing done in between, before giving up
+DEATHS = 3  # of workers at one piece of work before giving up
 
 
 class WorkerDied(LatentplanError):
@@ -42,39 +46,103 @@ def each(
     `ahead` pieces of work for each, done or not, memory stays flat. Raises WorkerDied where a
     piece ends the process that does it, `DEATHS` times, and whatever the work raises.
     """
-    deaths = 0
-    while len(indices):
-        made = _by_pool(make, indices, workers=workers, ahead=ahead)
+    crew = [_Worker(make) for _ in range(workers)]
+    idle: SimpleQueue[_Worker[T]] = SimpleQueue()
+    for worker in crew:
+        idle.put(worker)
+
+    def do(index: int) -> T:
+        worker = idle.get()
         try:
-            for result in made:
-                yield result
-                indices, deaths = indices[1:], 0
-        except BrokenProcessPool:
-            deaths += 1
-            if deaths == DEATHS:
-                raise WorkerDied(indices[0], DEATHS) from None
+            return worker.do(index)
         finally:
-            made.close()
+            idle.put(worker)
 
-
-def _by_pool(
-    make: Callable[[], Callable[[int], T]], indices: range, *, workers: int, ahead: int
-) -> Generator[T]:
+    threads = ThreadPoolExecutor(workers)  # each waits for one process
     with _one_thread_each():
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(make,)
-        )
         try:
             flying: deque[Future[T]] = deque()
             for index in indices:
-                with _interrupts_wait():  # the first starts the workers
-                    flying.append(pool.submit(_do, index))
+                with _interrupts_wait():  # the first starts the threads, which start the workers
+                    flying.append(threads.submit(do, index))
                 if len(flying) >= workers * ahead:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
+            for worker in crew:
+                worker.stop()
+
+
+class _Worker(Generic[T]):
+    """A process that does one piece of work at a time, and is replaced where it dies.
+
+    Its pipe is its own: where it is killed while it hands in a result, the pipe ends with it. In
+    a queue of all workers (concurrent.futures) the rest of that result is waited for for ever.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[int], T]]) -> None:
+        self._make = make
+        self._process: SpawnProcess | None = None
+
+    def do(self, index: int) -> T:
+        for _ in range(DEATHS):
+            if self._process is None:
+                self._start()
+            try:
+                self._pipe.send(index)
+                result, error, trace = self._pipe.recv()
+            except (EOFError, OSError):  # what the work raises comes as `error`
+                self.stop()
+                continue
+            if error is not None:
+                error.add_note(trace)
+                raise error
+            return cast(T, result)
+        raise WorkerDied(index, DEATHS)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._close = weakref.finalize(self, self._pipe.close)  # or the exit would wait for it
+        process = context.Process(target=_serve, args=(theirs, self._make))
+        process.start()
+        self._process = process
+        theirs.close()  # the last copy here: the pipe ends when the process does
+
+    def stop(self) -> None:
+        """Let the process end, which has nothing to do or is dead."""
+        if self._process is not None:
+            self._close()
+            self._process.join()
+            self._process = None
+
+
+def _serve(pipe: Connection, make: Callable[[], Callable[[int], Any]]) -> None:
+    """Answer each index with (result, error, its traceback).
+
+    Ctrl-C is left to the parent, which is not outlived.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    made = cache(make)  # by the first piece, which can tell errors
+    with suppress(EOFError, ConnectionError):  # the parent has closed its end
+        while True:
+            index = pipe.recv()
+            try:
+                answer = ForkingPickler.dumps((made()(index), None, ""))
+            except Exception as e:
+                answer = _told(e)
+            pipe.send_bytes(answer)
+
+
+def _told(error: Exception) -> memoryview:
+    trace = f"In a worker process:\n{traceback.format_exc()}"
+    try:
+        return ForkingPickler.dumps((None, error, trace))
+    except Exception:  # of what cannot be pickled, the text
+        return ForkingPickler.dumps((None, RuntimeError(repr(error)), trace))
 
 
 @contextmanager
@@ -85,21 +153,6 @@ def _interrupts_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_made: Callable[[], Callable[[int], Any]]  # of a worker process
-
-
-def _start(make: Callable[[], Callable[[int], Any]]) -> None:
-    """Prepare a worker: it leaves Ctrl-C to its parent, and does not outlive it."""
-    global _made
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _made = cache(make)  # called by the first task, which can tell errors
-
-
-def _do(index: int) -> Any:
-    return _made()(index)
 
 
 def _die_with_parent() -> None:
