@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.models.videoworld.generator import Generator, choose
-from latentplan.models.videoworld.ldm import LDM, Parts
+from latentplan.models.videoworld.ldm import LDM, Motion
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.nn.quantizer import Numbers, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
@@ -37,12 +38,12 @@ def pictures(*shape, seed=0):
     return dict(zip(KEYS, map(torch.from_numpy, made), strict=True))
 
 
-@pytest.fixture(params=["flow", "parts"])
+@pytest.fixture(params=["painted", "moved"])
 def model(request):
     torch.manual_seed(0)
     config = CONFIG
-    if request.param == "parts":
-        config = replace(config, ldm=replace(config.ldm, parts=2, whiten=True))
+    if request.param == "moved":
+        config = replace(config, ldm=replace(config.ldm, motion=1.0, whiten=True))
     made = VideoWorld(SPEC, config.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
     for weight in made.parameters():  # nothing is almost zero, so that what leaks is seen
         weight.data += 0.1 * torch.randn_like(weight)
@@ -93,42 +94,25 @@ def test_whitened_numbers_do_not_say_the_same():
     assert whitening.train()(torch.ones(8, 3)).isfinite().all()
 
 
-def test_a_part_of_a_frame_moves_as_a_whole_where_its_code_says():
-    parts = Parts((16,), 2, views=1, patch=4)
-    frame = torch.rand(1, 1, 3, 32, 32) * 2 - 1
-    mine = torch.zeros(32, 32, dtype=torch.bool)
-    mine[8:16, 8:16] = True
-    masks = torch.stack([(~mine).float(), mine.float()])[None]
-    parts.apart = torch.nn.Identity()  # the maps say it: the second part is a square
+def test_codes_are_asked_for_shift_and_growth_of_the_pictures():
+    motion = Motion(8, views=2)
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    shown = F.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
+    near = [F.interpolate(shown[..., t:-t, t:-t], size=(32, 32), mode="area") for t in (8, 10, 12)]
+    moved = [shown[..., 16:48, 16 - 2 * t : 48 - 2 * t] for t in range(3)]  # 2 pixels to the right
+    clip = torch.stack([torch.stack(each, dim=1) for each in (moved, near)], dim=2)
+    missed = {}
     with torch.no_grad():
-        parts.order[:] = torch.tensor([0.0, 20.0])  # and in front
-        parts.motion.weight.zero_()
-        parts.motion.bias[3] = 2 * torch.atanh(torch.tensor(-0.5))  # read half of a half left
-        shown = parts(frame, 100 * masks, torch.zeros(1, 1, 16))[0, 0, 0]
-    square = frame[0, 0, :, 8:16, 8:16]
-    torch.testing.assert_close(shown[:, 8:16, 16:24], square, atol=1e-4, rtol=0)
-    still = ~mine
-    still[8:16, 15:25] = False
-    put = frame[0, 0] / 1.02  # what is not covered by a part is grey
-    torch.testing.assert_close(shown[:, still], put[:, still], atol=1e-4, rtol=0)
-    assert (shown[:, 9:15, 9:15].abs() < 1e-6).all()
-
-
-def test_codes_learn_of_motion_alone():
-    """Colours for what motion cannot show are painted by codes as they are."""
-    torch.manual_seed(0)
-    config = replace(CONFIG.fitted(SPEC).ldm, parts=2)
-    ldm = LDM(SPEC, config)
-    clip = ldm._clip(pictures(2, 4))
-    maps = ldm._features(clip)
-    conditions = ldm._conditions(ldm._quantize(maps).vectors)
-    conditions.retain_grad()
-    put, painted = ldm._frames(clip[:, 0], maps[:, 0], conditions)
-    painted.square().sum().backward(retain_graph=True)
-    assert conditions.grad is None or not conditions.grad.any()
-    assert any(p.grad is not None and p.grad.any() for p in ldm.decoder.parameters())
-    put.square().sum().backward()
-    assert conditions.grad.any()
+        motion.tell.weight.zero_()
+        motion.tell.bias.zero_()
+        for right in (2.0, 0.0, -2.0):
+            motion.tell.bias[0] = right
+            missed[right] = motion(torch.zeros(1, 2, 8), clip, grid=8)
+        motion.tell.bias[5] = 0.8  # pixels outwards on the mean: 48 pixels, then 44, become 32
+        grown = motion(torch.zeros(1, 2, 8), clip, grid=8)
+    assert (missed[0.0] <= 1).all() and missed[0.0][1] == pytest.approx(1)
+    assert missed[2.0][0] < missed[0.0][0] - 0.25 and missed[-2.0][0] > 1.5
+    assert grown[1] < missed[0.0][1] - 0.25 and grown[0] == missed[-2.0][0]
 
 
 def test_usage_counts_codes():
@@ -286,7 +270,7 @@ def learn(network, batch):
     """Train on one batch, and return the last loss; it must have fallen."""
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(40):
         torch.manual_seed(0)
         loss = network.loss(batch)
         optimiser.zero_grad()

@@ -4,15 +4,15 @@ Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over fr
 learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
 a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
 no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
-for all horizons instead of one each; the decoder moves the pixels of frame t, each by a flow of its
-own or a few `parts` as a whole, and adds to them; squared error with more weight on pixels that
-change, in each frame by what changes there, instead of perceptual and adversarial losses; books of
-64 codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102, ablations).
+for all horizons instead of one each; the decoder moves the pixels of frame t and adds to them;
+squared error with more weight on pixels that change, in each frame by what changes there, instead
+of perceptual and adversarial losses; codes may be asked for the optical flow as well (`motion`);
+books of 64 codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102,
+ablations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.nn import pictures, quantizer
+from latentplan.nn.flow import optical_flow, warped
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors
 
-FLOW = 0.25  # of half a picture: what a flow of 1 moves a pixel by
+FLOW = 0.125  # of a picture: what a flow of 1 moves a pixel by
 
 
 class LDM(nn.Module):
@@ -45,7 +46,7 @@ class LDM(nn.Module):
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
         whiten: bool = False  # whether the numbers of a code are to be uncorrelated
-        parts: int = 0  # of a frame, each moved as a whole by the codes; 0: a flow for each pixel
+        motion: float = 0.0  # weight of the optical flow that codes are to tell; 0: none is told
         decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
         moving: float = 0.5  # weight of the share of the change that is not painted
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
@@ -58,7 +59,7 @@ class LDM(nn.Module):
             check_range("LDM.stride", self.stride, 1, 100)
             check_range("LDM.patch", self.patch, 1, 64)
             check_range("LDM.layers", self.layers, 1, 100)
-            check_range("LDM.parts", self.parts, 0, 64)
+            check_range("LDM.motion", self.motion, 0, 1000)
             check_range("LDM.decoded", self.decoded, 1, self.horizon)
             check_range("LDM.moving", self.moving, 0, 1000)
             check_range("LDM.changed", self.changed, 0, 2)
@@ -100,10 +101,9 @@ class LDM(nn.Module):
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
         self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
-        painted = 3 if c.parts else 5  # colours, and a flow
-        self.decoder = pictures.up(c.channels, painted * views, patch=c.patch)
-        if c.parts:
-            self.parts = Parts(c.channels, c.parts, views=views, patch=c.patch)
+        self.decoder = pictures.up(c.channels, 5 * views, patch=c.patch)  # colours, and a flow
+        if c.motion:
+            self.motion = Motion(width, views=views)
         with torch.no_grad():  # begins by painting frame t again
             for weight in self.decoder[-2].parameters():  # before the shuffle
                 weight.mul_(0.1)
@@ -147,15 +147,15 @@ class LDM(nn.Module):
         first = pictures.stack({k: observations[k][:, :1] for k in self.config.images}, self._keys)
         maps = self._features(first)[:, 0]
         conditions = self._conditions(self.quantizer.vectors(codes))
-        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions)[-1])
+        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions))
         return {key: shown[:, :, view] for view, key in enumerate(self._keys)}
 
     def loss(self, batch: Batch) -> Loss:
         """Return the weighted squared error of the frames painted, with PSNR and the codes' use.
 
         `psnr_moving` is that of the pixels which change, a mean over cameras, and `psnr_still` what
-        it would be if frame t were painted again: what the codes are worth is the difference, and
-        `left_CAMERA` the share of the change that they miss.
+        it would be if frame t were painted again: what the codes are worth is the difference,
+        `left_CAMERA` the share of the change and `flow_CAMERA` that of the motion that they miss.
         """
         c = self.config
         clip = self._clip(batch.observations)
@@ -166,38 +166,31 @@ class LDM(nn.Module):
         if self.training:
             chosen = torch.randperm(c.horizon)[: c.decoded].sort().values
         chosen = chosen.to(clip.device)
-        shown = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
+        frames = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
         truth, before = clip[:, 1 + chosen], clip[:, :1]
-        total = quantized.loss
-        for frames in shown:
-            total = total + (frames - truth).square().mean() + 0.1 * F.l1_loss(frames, truth)
-            wrong, still = self._errors(frames, truth, before)
-            # A camera on the hand changes more than one that looks at it, and later frames more
-            # than earlier ones: each counts as much.
-            left = wrong / still.clamp(min=1e-3)
-            total = total + c.moving * left.mean()
-            if c.parts:  # where two pictures do not overlap, blurred ones do
-                wrong_b, still_b = self._errors(*map(_blurred, (frames, truth, before)))
-                total = total + c.moving * (wrong_b / still_b.clamp(min=1e-3)).mean()
+        changed = (truth - before).abs().amax(dim=3, keepdim=True) > c.changed
+        moved = changed.float()
+        wrong = _of_moving((frames - truth).square(), moved)
+        still = _of_moving((before - truth).square(), moved)
+        # A camera on the hand changes more than one that looks at it, and later frames more than
+        # earlier ones: each counts as much.
+        left = wrong / still.clamp(min=1e-3)  # n v
+        total = quantized.loss + c.moving * left.mean()
+        total = total + (frames - truth).square().mean() + 0.1 * F.l1_loss(frames, truth)
+        told = {}
+        if c.motion:
+            missed = self.motion(quantized.vectors, clip, grid=maps.shape[-1])  # a camera
+            total = total + c.motion * missed.mean()
+            told = {f"flow_{k}": each.detach() for k, each in zip(self._keys, missed, strict=True)}
         with torch.no_grad():
             parts = {
-                "psnr": pictures.psnr(shown[-1], truth),
+                "psnr": pictures.psnr(frames, truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
             shares = left.detach().mean(0)
             parts |= {f"left_{k}": each for k, each in zip(self._keys, shares, strict=True)}
-        return Loss(total, parts | quantizer.usage(quantized.ids, self.codes))
-
-    def _errors(self, frames: Tensor, truth: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return squared errors (n, v) of frames (b, n, v, 3, h, w), and of painting none anew.
-
-        Both are means over the pixels that change from `before` (b, 1, v, 3, h, w) to the truth.
-        """
-        changed = (truth - before).abs().amax(dim=3, keepdim=True) > self.config.changed
-        moved = changed.float()
-        wrong = _of_moving((frames - truth).square(), moved)
-        return wrong, _of_moving((before - truth).square(), moved)
+        return Loss(total, parts | told | quantizer.usage(quantized.ids, self.codes))
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -250,87 +243,60 @@ class LDM(nn.Module):
         told: Tensor = self.read(vectors + self.place).cumsum(dim=1) / counted**0.5
         return told + self.place
 
-    def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
-        """Return frames (b, n, v, 3, h, w): what training compares with the truth, the best last.
+    def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
+        """Return frames (b, n, v, 3, h, w) of frame t (b, v, 3, h, w), maps, conditions (b, n, c).
 
-        Of frame t (b, v, 3, h, w), its maps, and conditions (b, n, c). Where frames have parts,
-        first what their motions alone make of it; then with colours for what that cannot show,
-        whose gradient ends before the codes: so codes are about motion (VideoWorld 2, arXiv
-        2602.10102, stops the gradient of what paints details likewise).
+        The decoder moves the pixels of frame t, and adds to them what was not there.
         """
         n, v = conditions.shape[1], first.shape[1]
         told = conditions.flatten(0, 1)
-        if self.config.parts:
-            told = told.detach()
         here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         spread = told[:, :, None, None].expand(-1, -1, *here.shape[2:])
         x = self.join(torch.cat([here, spread], dim=1))
         for layer in self.paint:
             x = layer(x, told)
         out = rearrange(self.decoder(x), "(b n) (v c) h w -> b n v c h w", n=n, v=v)
-        if self.config.parts:
-            put = self.parts(first, maps, conditions)
-            return put, put.detach() + out
         start = first[:, None].expand(-1, n, -1, -1, -1, -1)
-        flow = FLOW * out[:, :, :, :2]
-        warped = _warped(start.flatten(0, 2), flow.flatten(0, 2)).view_as(start)
-        return (warped + out[:, :, :, 2:],)
-
-
-class Parts(nn.Module):
-    """A frame falls apart into a few parts, and the codes move each of them as a whole.
-
-    Which pixel is of which part is seen in the frame alone, and where the parts go is said by the
-    codes alone: so a code means the same motion wherever the arm is. As the masked motions of Finn
-    et al. (arXiv 1605.07157, STP), with masks of where things come from instead of where they go.
-    """
-
-    def __init__(self, channels: Sequence[int], parts: int, *, views: int, patch: int) -> None:
-        """Make the layers for feature maps of channels[-1]."""
-        super().__init__()
-        self.shape = views, parts
-        self.apart = pictures.up(channels, views * parts, patch=patch)
-        self.motion = nn.Linear(channels[-1], views * parts * 3)
-        self.order = nn.Parameter(torch.linspace(0, 2, parts).repeat(views, 1))  # front: larger
-        with torch.no_grad():
-            self.motion.weight.mul_(0.3)
-            self.motion.bias.zero_()
-
-    def forward(self, frame: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
-        """Return (b, n, v, 3, h, w) of a frame (b, v, 3, h, w), its maps, conditions (b, n, c)."""
-        views, parts = self.shape
-        n, (h, w) = conditions.shape[1], frame.shape[-2:]
-        masks = rearrange(self.apart(maps), "b (v k) h w -> b v k 1 h w", v=views).softmax(2)
-        layers = torch.cat([masks * frame[:, :, None], masks], dim=3)
-        layers = layers[:, None].expand(-1, n, -1, -1, -1, -1, -1)
-        motion = torch.tanh(0.5 * self.motion(conditions)).view(-1, 3)  # right, down, and larger
-        flow = motion[:, :2, None, None].expand(-1, -1, h, w)
-        put = _warped(layers.flatten(0, 3), flow, zoom=(0.5 * motion[:, 2]).exp())
-        put = put.view(layers.shape) * self.order.exp()[:, :, None, None, None]
-        covered = put.sum(3)
-        shown: Tensor = covered[:, :, :, :3] / (covered[:, :, :, 3:] + 0.02)
+        flow = FLOW * first.shape[-1] * out[:, :, :, :2]
+        put = warped(start.flatten(0, 2), flow.flatten(0, 2)).view_as(start)
+        shown: Tensor = put + out[:, :, :, 2:]
         return shown
 
 
-def _warped(pictures: Tensor, flow: Tensor, *, zoom: Tensor | float = 1.0) -> Tensor:
-    """Return pictures (n, c, h, w) read at every pixel's place plus its flow (n, 2, h, w).
+class Motion(nn.Module):
+    """What code h alone tells of the optical flow of step h: shift and growth of each picture.
 
-    A flow of 1 is half a picture, to the right and down; places are `zoom` (n,) times as far from
-    the centre before.
+    The mean flow to the right, down, and away from the centre. Each of these counts as much: where
+    errors of pictures do the counting, a code says most of what much of a picture changes by, and
+    little of where the arm goes.
     """
-    axes = [(torch.arange(s, device=flow.device) + 0.5) * (2 / s) - 1 for s in flow.shape[2:]]
-    down, right = torch.meshgrid(*axes, indexing="ij")
-    place = torch.stack([right, down], dim=-1).expand(len(flow), -1, -1, -1)
-    if isinstance(zoom, Tensor):
-        place = place * zoom[:, None, None, None]
-    at = place + flow.movedim(1, -1)
-    return F.grid_sample(pictures, at, padding_mode="border", align_corners=False)
 
+    GRAIN = 4  # pixels of a place of the maps, in the pictures whose flow is found
 
-def _blurred(frames: Tensor, *, by: int = 4) -> Tensor:
-    """Return frames (b, n, v, c, h / by, w / by)."""
-    small = F.avg_pool2d(frames.flatten(0, 2), by)
-    return small.view(*frames.shape[:3], *small.shape[1:])
+    def __init__(self, width: int, *, views: int) -> None:
+        """Make the layer for vectors of `width`."""
+        super().__init__()
+        self.tell = nn.Linear(width, views * 3)
+
+    def forward(self, vectors: Tensor, clip: Tensor, *, grid: int) -> Tensor:
+        """Return the share (v,) of the motion that is missed.
+
+        Of what the codes say (b, H, c) and clips (b, H + 1, v, 3, h, w), whose maps have `grid`
+        places a side.
+        """
+        b, steps, views = clip.shape[0], clip.shape[1] - 1, clip.shape[2]
+        with torch.no_grad():
+            side = self.GRAIN * grid
+            small = F.adaptive_avg_pool2d(clip.flatten(0, 2), side)
+            small = small.view(*clip.shape[:4], side, side)
+            flow = optical_flow(small[:, :-1].flatten(0, 2), small[:, 1:].flatten(0, 2))
+            axis = torch.linspace(-1, 1, side, device=flow.device)
+            away = flow[:, 0] * axis + flow[:, 1] * axis[:, None]
+            moved = torch.stack([*flow.unbind(1), away], dim=1).mean((2, 3))
+            moved = moved.view(b, steps, views, 3)
+        wrong = (self.tell(vectors).view_as(moved) - moved).square().mean((0, 1))
+        share: Tensor = wrong / moved.square().mean((0, 1)).clamp(min=1e-4)
+        return share.mean(-1)
 
 
 def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
