@@ -3,14 +3,15 @@
     python benchmarks/videoworld.py success noop random oracle cloned=FILE [NAME=]RUN ...
     python benchmarks/videoworld.py intervene RUN
     python benchmarks/videoworld.py probe RUN --data demos.zarr
-    python benchmarks/videoworld.py timing RUN [--device cuda]
+    python benchmarks/videoworld.py timing RUN [--preset videoworld_gpu] [--device cuda]
     python benchmarks/videoworld.py page
 
 `success` counts, for each category of tasks of env `tabletop_short`, attempts in which the task is
 done within 64 actions; the starts are the same for all. `intervene` replaces generated codes by
-random ones before actions are read off. `probe` fits linear maps from codes to actions. Figures go
-into benchmarks/videoworld.json, each row under its name; what is there is kept, unless `--again`.
-`page` writes them into the tables of docs/results/videoworld.md.
+random ones before actions are read off. `probe` fits linear maps from codes to actions. `timing`
+with a preset is of its sizes, untrained, for the observations and tasks of the run. Figures go into
+benchmarks/videoworld.json, each row under its name; what is there is kept, unless `--again`. `page`
+writes them into the tables of docs/results/videoworld.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import videoworld_agent
@@ -122,6 +124,16 @@ def count(
         keep(where, row, file=asked.json)
 
 
+def timed(run: str, asked: argparse.Namespace) -> Row:
+    """Return the times of a run, or of an untrained one like it."""
+    with TemporaryDirectory() as folder:
+        if asked.preset:
+            run = videoworld_timing.untrained(asked.preset, like=run, out=Path(folder))
+        row = videoworld_timing.timing(run, device=asked.device, chunk=asked.chunk)
+        said = about(run, asked.chunk)
+    return ({"preset": asked.preset} if asked.preset else said) | row
+
+
 def find(where: Sequence[str], *, file: Path) -> Row | None:
     """Return the row of the file at these keys, None where there is none."""
     found = json.loads(file.read_text()) if file.is_file() else {}
@@ -157,6 +169,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1, help="actions sent before planning again")
     parser.add_argument("--data", help="demonstrations, for probe")
     parser.add_argument("--device", default="cpu", help="of timing")
+    parser.add_argument("--preset", help="of timing: networks of these sizes, untrained")
     parser.add_argument("--json", type=Path, default=FILE)
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
     asked = parser.parse_intermixed_args()
@@ -167,6 +180,8 @@ def main() -> None:
         videoworld_page.write(figures)
     for what in asked.agents:
         name, path = named(what)
+        if asked.what == "timing" and asked.preset:
+            name = f"{asked.preset}, untrained"
         print(f"{asked.what} {name}", flush=True)
         if asked.what == "success":
             policy, said = agent_of(what, chunk=asked.chunk)
@@ -183,9 +198,10 @@ def main() -> None:
                 if not asked.data:
                     parser.error("probe needs --data")
                 row = videoworld_probe.probe(videoworld_agent.load(path), asked.data)
+                keep((asked.what, name), about(path, asked.chunk) | row, file=asked.json)
             else:
-                row = videoworld_timing.timing(path, device=asked.device, chunk=asked.chunk)
-            keep((asked.what, name), about(path, asked.chunk) | row, file=asked.json)
+                row = timed(path, asked)
+                keep((asked.what, name), row, file=asked.json)
 
 
 if __name__ == "__main__":

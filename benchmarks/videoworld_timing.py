@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -12,11 +13,29 @@ import videoworld_agent
 from torch import Tensor
 
 import latentplan
+from latentplan import config
+from latentplan.commands.train_stages import Stages
 from latentplan.models.videoworld.generator import Generator
+from latentplan.models.videoworld.videoworld import VideoWorld
+from latentplan.training import checkpoint
 
 SECONDS = 2.0  # that a thing is timed, about
 CALLS = 3  # of it, at least
 BATCHES = (1, 16)  # contexts at a time
+
+
+def untrained(preset: str, *, like: str, out: Path) -> str:
+    """Write a run of a preset's sizes for the observations and tasks of another; return its path.
+
+    Its weights are random: how long it takes does not depend on them.
+    """
+    other = videoworld_agent.load(like)
+    chosen = config.resolve("model", preset).values
+    sections = {"model": VideoWorld.Config, "training": Stages}
+    sizes = config.load(sections, preset=chosen)["model"]
+    made = VideoWorld(other.spec, sizes.fitted(other.spec, tasks=other.config.generator.tasks))
+    checkpoint.save(out / "best.safetensors", made, name="videoworld", step=0, metrics={})
+    return str(out)
 
 
 def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
