@@ -37,7 +37,7 @@ from latentplan.files import replacing
 from latentplan.training import checkpoint
 
 FILE = Path(__file__).with_suffix(".json")
-PROPOSALS = FILE.with_stem("videoworld_proposals")  # what videoworld_proposals.py measured
+PROPOSALS = "videoworld_proposals_*.json"  # beside it: what videoworld_proposals.py measured
 CONTROLS = {"noop": rollouts.Noop, "random": rollouts.Random, "oracle": rollouts.Oracle}
 
 Row = dict[str, Any]
@@ -175,8 +175,8 @@ def main() -> None:
     asked = parser.parse_intermixed_args()
     if asked.what == "page":
         figures = json.loads(asked.json.read_text())
-        if PROPOSALS.exists():
-            figures["proposals"] = json.loads(PROPOSALS.read_text())
+        reports = sorted(FILE.parent.glob(PROPOSALS))
+        figures["proposals"] = [json.loads(each.read_text()) for each in reports]
         videoworld_page.write(figures)
     for what in asked.agents:
         name, path = named(what)

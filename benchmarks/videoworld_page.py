@@ -68,11 +68,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             for run, row in probed.items()
         ])  # fmt: skip
     if "proposals" in found:
-        head = ["candidates", "proposals", "success", "progress", "a plan, ms, p90"]
+        head = ["env", "candidates", "proposals", "success", "progress", "a plan, ms, p90"]
         made["proposals"] = table(head, [
-            [str(row["candidates"]), "yes" if row["proposer"] else "no",
+            [report["env"], str(row["candidates"]), "yes" if row["proposer"] else "no",
              interval(row, "success"), interval(row, "progress"), f"{row['act_ms_p90']:.0f}"]
-            for row in found["proposals"]["rows"]
+            for report in found["proposals"] for row in report["rows"]
         ])  # fmt: skip
     if "timing" in found:
         made["timing"] = table(

@@ -1,8 +1,9 @@
 """What generated codes are worth as candidates of another planner.
 
-    python benchmarks/videoworld_proposals.py RUN PROPOSER [--env E] [--episodes 50] [KEY=VALUE ...]
+    python benchmarks/videoworld_proposals.py RUN PROPOSER [--env E] [--candidates 32 16]
+        [--episodes 50] [KEY=VALUE ...]
 
-CEM plans with the model RUN, with all candidates and with half of them; the half once more with
+CEM plans with the model RUN, with so many candidates and with half of them; the half once more with
 what PROPOSER, a run of VideoWorld, generates among them. PROPOSER may be RUN itself. The overrides
 go to all rows alike (`task=open_drawer`, `horizon=4`).
 """
@@ -60,15 +61,19 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("proposer")
     parser.add_argument("--env")
-    parser.add_argument("--candidates", type=int, default=256)
+    parser.add_argument("--candidates", type=int, nargs="+", default=[256])
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args()
     rows = []
-    half = asked.candidates // 2
-    for candidates, proposer in ((asked.candidates, ""), (half, ""), (half, asked.proposer)):
+    settings = dict.fromkeys(  # half of one number may be another
+        each
+        for whole in asked.candidates
+        for each in ((whole, ""), (whole // 2, ""), (whole // 2, asked.proposer))
+    )
+    for candidates, proposer in settings:
         rows.append(
             row(
                 asked.run,
