@@ -14,7 +14,8 @@ class Hybrid(Solver):
 
     As in Huang et al., "CEM-GD" (arXiv 2112.07746): few samples find where to descend, and the
     gradient of the model replaces many further draws. There one sequence of the first solve is
-    descended; here the best `polished` of every solve.
+    descended; here the best `polished` of every solve, the elites' mean among them where it is
+    better: so a step more never costs more than what the rounds alone would have answered.
 
     On linear-quadratic problems: within 0.1 % of the optimum, 2 % where a constraint binds.
     """
@@ -57,7 +58,8 @@ class Hybrid(Solver):
         if isinstance(state, cem.State):
             if taken < 0:
                 return self._sampler.next(problem, state, index)
-            state = gradient.begin(state.best.first(min(c.polished, c.elites)))
+            found = state.best.join(problem.score(problem.space.project(state.mean)))
+            state = gradient.begin(found.best(min(c.polished, c.elites)))
         return gradient.step(problem, state, taken + 1, rate=c.rate * c.decay**taken)
 
     def answer(self, problem: Problem, state: cem.State | gradient.State) -> Scored:

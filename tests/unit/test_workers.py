@@ -67,7 +67,7 @@ def test_workers_killed_while_they_hand_in_are_replaced() -> None:
             worker = rng.choice(active_children())
             worker.kill()
             killed.append(worker.pid)
-    assert index == 59 and len(set(killed)) == 10
+    assert index == 59 and len(set(killed)) > 5  # one that is dying may be chosen again
 
 
 @pytest.mark.parametrize(
