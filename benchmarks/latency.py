@@ -1,4 +1,4 @@
-"""How long a user waits: `python benchmarks/latency.py [OUT.json]`.
+"""How long a user waits: `python benchmarks/latency.py [--json FILE]`.
 
 `act()` of the shipped rope-cfm, encoding included, at several planners and numbers of candidates,
 and the start-up of the package and of the command line (medians of fresh processes).
@@ -6,6 +6,7 @@ and the start-up of the package and of the command line (medians of fresh proces
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -65,16 +66,21 @@ def start_up(command: list[str]) -> float:
     return round(float(np.median(seconds)), 3)
 
 
-def main(out: str = "benchmarks/latency.json") -> None:
+def main() -> None:
     """Measure all, and write one JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    given = parser.parse_args()
     report = {
         "act": {name: act(*settings) for name, settings in PLANNERS.items()},
         "start_up_s": {name: start_up(command) for name, command in START_UP.items()},
         "load_average": os.getloadavg(),
     } | provenance()
-    Path(out).write_text(json.dumps(report, indent=1) + "\n")
+    given.json.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -41,6 +41,7 @@ class VQVAE(nn.Module):
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
         things: float = 2.0  # how much more a pixel counts that is not as in the mean picture
         apart: float = 0.15  # of [-1, 1]: how far from the mean that is
+        background: bool = False  # whether the mean picture shows through where it is right
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
@@ -75,7 +76,8 @@ class VQVAE(nn.Module):
         width = c.channels[-1]
         self.encoder = pictures.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
-        self.decoder = pictures.up(c.channels, 3, patch=c.patch, blocks=c.blocks)
+        painted = 4 if c.background else 3  # colours, and how much of the mean picture shows
+        self.decoder = pictures.up(c.channels, painted, patch=c.patch, blocks=c.blocks)
         self.vocabulary = self.quantizer.size
         # Which camera a map is of; the networks are the same for all. What stands there always
         # needs no tokens.
@@ -136,4 +138,7 @@ class VQVAE(nn.Module):
         b, t = vectors.shape[:2]
         maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.place
         seen: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
-        return seen.view(b, t, -1, *seen.shape[1:])
+        seen = seen.view(b, t, -1, *seen.shape[1:])
+        if not self.config.background:
+            return seen
+        return self.mean.lerp(seen[:, :, :, :3], seen[:, :, :, 3:].sigmoid())

@@ -1,13 +1,14 @@
 """The action-conditioned mode: one step of a frame's tokens under an action.
 
 VideoWorld itself has no actions while it generates. Here a small transformer sees the frame's
-tokens and the action as one more token, and says all tokens of the next frame at once: fast enough
-to score hundreds of candidates, which drawing them one after the other is not.
+tokens, or patches of them, and the action as one more, and says all tokens of the next frame at
+once: fast enough to score hundreds of candidates, which drawing them one after the other is not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class TokenDynamics(nn.Module):
         """What the network is made of."""
 
         levels: tuple[int, ...] = (8, 5, 5, 5)  # the tokenizer's
+        views: int = 1  # cameras
+        patch: int = 1  # tokens a side that are one position
         width: int = 96
         layers: int = 3
         heads: int = 4
@@ -41,7 +44,7 @@ class TokenDynamics(nn.Module):
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            for name in ("width", "layers", "heads", "ahead"):
+            for name in ("views", "patch", "width", "layers", "heads", "ahead"):
                 check_range(f"TokenDynamics.{name}", getattr(self, name), 1)
             if self.width % self.heads:
                 raise ConfigError(
@@ -49,28 +52,45 @@ class TokenDynamics(nn.Module):
                 )
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for a store of tokens."""
+        """Build the network for a store of tokens.
+
+        ConfigError where these are not a square for each camera, whole in patches.
+        """
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
         self.tokens = spec.observation[TOKENS].shape[0]
         self.numbers = len(c.levels)
         self.meaning = Numbers(c.levels)
-        self.frame = nn.Linear(self.numbers, c.width)
+        side = isqrt(self.tokens // c.views)
+        if c.views * side**2 != self.tokens or side % c.patch:
+            raise ConfigError(
+                f"TokenDynamics.patch: {self.tokens} tokens are not {c.views} square maps whose "
+                f"side is a multiple of {c.patch}"
+            )
+        positions = self.tokens // c.patch**2
+        self.cells = {"v": c.views, "y": side // c.patch, "a": c.patch, "b": c.patch}
+        self.frame = nn.Linear(self.numbers * c.patch**2, c.width)
         self.action = nn.Linear(spec.action.size, c.width)
-        self.place = nn.Parameter(0.02 * torch.randn(self.tokens + 1, c.width))
+        self.place = nn.Parameter(0.02 * torch.randn(positions + 1, c.width))
         layer = nn.TransformerEncoderLayer(
             c.width, c.heads, 2 * c.width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.body = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
         # Each number of a token is one of a few values: so many logits.
-        self.head = nn.Linear(c.width, sum(c.levels))
+        self.head = nn.Linear(c.width, sum(c.levels) * c.patch**2)
 
     def forward(self, z: Tensor, action: Tensor) -> list[Tensor]:
         """Return logits (n, K, level) of every number, of z (n, K d) and actions (n, A)."""
-        frame = self.frame(rearrange(z, "n (k d) -> n k d", k=self.tokens))
-        x = torch.cat([frame, self.action(action)[:, None]], dim=1) + self.place
-        out = self.head(self.body(x)[:, :-1])
+        cells = rearrange(
+            z, "n (v y a x b d) -> n (v y x) (a b d)", d=self.numbers, **self.cells
+        )
+        x = torch.cat([self.frame(cells), self.action(action)[:, None]], dim=1) + self.place
+        out = rearrange(
+            self.head(self.body(x)[:, :-1]),
+            "n (v y x) (a b l) -> n (v y a x b) l",
+            **self.cells,
+        )
         return list(out.split(self.config.levels, dim=-1))
 
     def expected(self, logits: list[Tensor]) -> Tensor:

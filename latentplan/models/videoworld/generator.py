@@ -33,6 +33,7 @@ from latentplan.types import Batch, Loss, Spec
 
 TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
 HIDDEN = "hidden"  # that of the generator's states, in a store that has them
+LARGE = 8  # tokens a side of a camera, above which a glance halves the map
 ALIKE = 0.5  # cosine to the nearest known sentence from which one is understood
 
 
@@ -343,12 +344,14 @@ class Glance(nn.Module):
         self.meaning = Numbers(c.levels)
         self.first = nn.Conv2d(c.views * len(c.levels), channels, 3, padding=1)
         self.told = nn.Linear(told, channels)
+        side = self.shape[1]
+        stride = 2 if side > LARGE else 1
         self.more = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1), nn.ReLU(),
             nn.Conv2d(channels, channels // 2, 3, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Dropout(c.dropout),
         )  # fmt: skip
-        self.out = nn.Linear(channels // 2 * self.shape[1] ** 2, size)
+        self.out = nn.Linear(channels // 2 * (-(-side // stride)) ** 2, size)
 
     def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
         """Return (..., size) of frames (..., K) and what they are told (..., told)."""

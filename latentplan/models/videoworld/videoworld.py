@@ -87,7 +87,7 @@ class VideoWorld(nn.Module):
                     codes=prod(self.ldm.levels),
                     tasks=tasks or self.generator.tasks,
                 ),
-                dynamics=replace(self.dynamics, levels=tokenizer.levels),
+                dynamics=replace(self.dynamics, levels=tokenizer.levels, views=len(images)),
             )
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
