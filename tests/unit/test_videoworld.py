@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from latentplan.errors import ConfigError, ShapeError
+from latentplan.models.videoworld.dynamics import TokenDynamics
 from latentplan.models.videoworld.generator import Generator, choose
 from latentplan.models.videoworld.ldm import LDM, Motion
 from latentplan.models.videoworld.videoworld import VideoWorld
@@ -38,12 +39,18 @@ def pictures(*shape, seed=0):
     return dict(zip(KEYS, map(torch.from_numpy, made), strict=True))
 
 
-@pytest.fixture(params=["painted", "moved"])
+@pytest.fixture(params=["plain", "fine"])
 def model(request):
     torch.manual_seed(0)
     config = CONFIG
-    if request.param == "moved":
-        config = replace(config, ldm=replace(config.ldm, motion=1.0, whiten=True))
+    if request.param == "fine":  # 16 x 16 tokens, codes of motion: as the preset for two cores
+        config = replace(
+            config,
+            tokenizer=VQVAE.Config(patch=2, channels=(8,), levels=(4, 3, 3), background=True),
+            ldm=replace(config.ldm, motion=1.0, whiten=True),
+            generator=replace(config.generator, together=16),
+            dynamics=replace(config.dynamics, patch=2),
+        )
     made = VideoWorld(SPEC, config.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
     for weight in made.parameters():  # nothing is almost zero, so that what leaks is seen
         weight.data += 0.1 * torch.randn_like(weight)
@@ -113,6 +120,55 @@ def test_codes_are_asked_for_shift_and_growth_of_the_pictures():
     assert (missed[0.0] <= 1).all() and missed[0.0][1] == pytest.approx(1)
     assert missed[2.0][0] < missed[0.0][0] - 0.25 and missed[-2.0][0] > 1.5
     assert grown[1] < missed[0.0][1] - 0.25 and grown[0] == missed[-2.0][0]
+
+
+def test_the_mean_picture_shows_where_a_tokenizer_lets_it():
+    torch.manual_seed(0)
+    tokenizer = VQVAE(SPEC, VQVAE.Config(images=KEYS, channels=(8, 16), background=True))
+    seen = pictures(16, 2)
+    for _ in range(20):
+        tokenizer.loss(Batch(seen, torch.zeros(16, 1, 7)))
+    mean = seen["rgb_b"][:, 0].float().mean(0)
+    last = tokenizer.decoder[-2]  # before the shuffle: 4 numbers a pixel, the last lets it show
+    shows = last.bias.data.view(4, -1)[3]
+    last.weight.data.mul_(0.01)
+    tokens = tokenizer.eval().encode(seen)
+    shows.fill_(-20)
+    torch.testing.assert_close(tokenizer.decode(tokens)["rgb_b"][3, 1].float(), mean, atol=2, rtol=0)
+    shows.fill_(20)
+    assert (tokenizer.decode(tokens)["rgb_b"][3, 1].float() - mean).abs().mean() > 5
+
+
+def test_dynamics_of_patches_keep_every_token_in_its_place():
+    spec = token_spec(SPEC, side=4)
+    dynamics = TokenDynamics(spec, TokenDynamics.Config(levels=(3, 5), views=2, patch=2, width=40))
+    z = torch.randn(3, 32 * 2)
+    with torch.no_grad():  # a transformer that changes nothing, in front of an identity
+        torch.nn.init.eye_(dynamics.frame.weight)
+        dynamics.frame.bias.zero_(), dynamics.place.zero_(), dynamics.head.bias.zero_()
+        dynamics.body = torch.nn.Identity()
+        dynamics.head.weight.zero_()
+        for cell in range(4):  # the first logit of both numbers of a token says these themselves
+            dynamics.head.weight[8 * cell, 2 * cell] = 1
+            dynamics.head.weight[8 * cell + 3, 2 * cell + 1] = 1
+        first, second = dynamics(z, torch.zeros(3, 7))
+    torch.testing.assert_close(torch.stack([first[..., 0], second[..., 0]], -1).flatten(1), z)
+    assert dynamics.place.shape[0] == 9
+    # A position is 2 x 2 tokens of one camera: the first, its neighbours to the right and below.
+    at = torch.zeros(1, 32, 2)
+    at[0, [0, 1, 4, 5], 0] = 1
+    seen = []
+    dynamics.frame.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
+    dynamics(at.flatten(1), torch.zeros(1, 7))
+    assert seen[0][0, 0].sum() == 4 and seen[0][0, 1:].sum() == 0
+    with pytest.raises(ConfigError, match="patch: 32 tokens are not 2 square maps .* of 3"):
+        TokenDynamics(spec, TokenDynamics.Config(views=2, patch=3))
+
+
+def token_spec(spec, *, side):
+    """The spec of a store of tokens of two cameras."""
+    tokens = ArraySpec((2 * side**2,), "int32")
+    return replace(spec, observation={"tokens": tokens}, privileged=())
 
 
 def test_usage_counts_codes():
