@@ -134,7 +134,8 @@ def test_the_mean_picture_shows_where_a_tokenizer_lets_it():
     last.weight.data.mul_(0.01)
     tokens = tokenizer.eval().encode(seen)
     shows.fill_(-20)
-    torch.testing.assert_close(tokenizer.decode(tokens)["rgb_b"][3, 1].float(), mean, atol=2, rtol=0)
+    shown = tokenizer.decode(tokens)["rgb_b"][3, 1].float()
+    torch.testing.assert_close(shown, mean, atol=2, rtol=0)
     shows.fill_(20)
     assert (tokenizer.decode(tokens)["rgb_b"][3, 1].float() - mean).abs().mean() > 5
 

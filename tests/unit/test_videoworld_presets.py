@@ -19,6 +19,7 @@ PARTS = ("tokenizer", "ldm", "body", "generator", "inverse", "dynamics")
 BUILT = {
     "videoworld_tiny": (64, 32, (0.462, 0.91, 0.222, 0.52, 0.108, 0.0223)),
     "videoworld_cpu": (64, 512, (0.246, 0.746, 0.804, 1.71, 0.93, 0.24)),
+    "videoworld_coarse": (64, 128, (0.672, 0.746, 0.804, 1.54, 0.93, 0.24)),
     "videoworld_gpu": (64, 128, (6.71, 10.7, 25.3, 31.1, 2.93, 3.2)),
     "videoworld_paper": (256, 32, (42.4, 42.3, 302, 565, 1.6, 16.9)),
 }
