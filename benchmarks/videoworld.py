@@ -99,7 +99,9 @@ def intervened(run: str, *, chunk: int) -> dict[str, rollouts.Policy]:
     model = videoworld_agent.load(run)
     horizon = model.generator.config.horizon
     which: dict[str, tuple[int, ...]] = {"none": ()}
-    which |= {f"code {k + 1}": (k,) for k in range(horizon)} | {"all": tuple(range(horizon))}
+    which |= {f"code {k + 1}": (k,) for k in range(horizon)}
+    if horizon > 1:
+        which["all"] = tuple(range(horizon))
     return {
         name: videoworld_agent.Agent(model, chunk=chunk, intervene=codes)
         for name, codes in which.items()
