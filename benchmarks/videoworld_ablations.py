@@ -1,7 +1,8 @@
 """VideoWorld with more and fewer codes, and with larger and smaller books: trained, then counted.
 
     python benchmarks/videoworld_ablations.py --data demos.zarr --folder runs/ablations
-        [--model PRESET] [--only horizon labels book] [--episodes 50] [training.generator.steps=...]
+        [--model PRESET] [--only horizon labels book] [--episodes 50] [--prefix "fine, "]
+        [training.generator.steps=...]
 
 Each variant is a run of `latentplan train --resume` in a folder of its own; stages that agree are
 trained once, in FOLDER/stages. For the horizon one latent dynamics model of the longest horizon is
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=kinds, default=list(kinds))
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS)
     parser.add_argument("--books", nargs="+", type=int, choices=BOOKS, default=list(BOOKS))
+    parser.add_argument("--prefix", default="", help="of each variant's name")
     parser.add_argument("--episodes", type=int, default=50, help="of a category")
     parser.add_argument("--categories", nargs="+", default=rollouts.COUNTED)
     parser.add_argument("--chunk", type=int, default=1)
@@ -62,7 +64,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="count anew what is there")
     parser.add_argument("--json", type=Path, default=videoworld.FILE)
     given = parser.parse_intermixed_args()
-    for name, settings in variants(given.only, given.horizons, given.books).items():
+    for variant, settings in variants(given.only, given.horizons, given.books).items():
+        name = given.prefix + variant
         run = given.folder / name.replace(", ", "-").replace(" ", "-")
         there = videoworld.find(("ablations", name), file=given.json) or {"categories": {}}
         if set(given.categories) <= set(there["categories"]) and not given.again:
