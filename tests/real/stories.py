@@ -58,7 +58,9 @@ def killed(rig: Rig, *, within: float) -> None:
     commands, joints = rig.record(rig.begun)
     assert commands.rows[-1, 0] < at + within
     assert np.abs(joints.dq[-1]).max() < 5e-3
-    np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3)
+    # Killed between two sockets it may have told the arm of one command more than the record.
+    more = SPEED * DT
+    np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3 + more)
 
 
 def until(holds: Callable[[], Any], *, within: float = 20.0) -> None:
