@@ -89,6 +89,10 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, d); outside training by the running statistics."""
+        with torch.autocast(x.device.type, enabled=False):  # factors need all their digits
+            return self._white(x.to(self.mean.dtype))
+
+    def _white(self, x: Tensor) -> Tensor:
         mean, covariance = self.mean, self.covariance
         if self.training:
             mean = x.mean(0)

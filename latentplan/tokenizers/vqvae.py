@@ -141,4 +141,5 @@ class VQVAE(nn.Module):
         seen = seen.view(b, t, -1, *seen.shape[1:])
         if not self.config.background:
             return seen
+        seen = seen.to(self.mean.dtype)  # half of it under autocast
         return self.mean.lerp(seen[:, :, :, :3], seen[:, :, :, 3:].sigmoid())

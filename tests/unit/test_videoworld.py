@@ -335,6 +335,13 @@ def learn(network, batch):
         optimiser.step()
         losses.append(loss.total.item())
     assert losses[-1] < 0.9 * losses[0]
+    torch.manual_seed(0)
+    whole = network.loss(batch).total
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):  # as the presets for a GPU are trained
+        half = network.loss(batch).total
+    half.backward()
+    assert half.item() == pytest.approx(whole.item(), rel=0.1)
     return loss
 
 
