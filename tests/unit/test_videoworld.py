@@ -376,6 +376,22 @@ def test_parts_learn_tokens(model, part):
     assert all(value.isfinite() for value in loss.parts.values())
 
 
+def test_held_out_codes_are_said_without_those_of_past_frames(model):
+    tokens, task = _context(model)
+    actions = torch.zeros(*tokens.shape[:1], tokens.shape[1] - 1, 7)
+
+    def of_codes(codes):
+        seen = {"tokens": tokens, "codes": codes, "task": task[:, None].expand(tokens.shape[:2])}
+        return model.generator.loss(Batch(seen, actions)).parts["codes"]
+
+    codes = torch.randint(9, (*tokens.shape[:2], 3), generator=torch.Generator().manual_seed(0))
+    past, last = codes.clone(), codes.clone()
+    past[:, :-1] = (codes[:, :-1] + 1) % 9
+    last[:, -1] = (codes[:, -1] + 1) % 9
+    assert of_codes(past) == of_codes(codes)
+    assert of_codes(last) != of_codes(codes)
+
+
 def test_an_unknown_task_names_the_known(model):
     with pytest.raises(ConfigError, match="'push'.*close_drawer, open_drawer"):
         model.proposal("push")

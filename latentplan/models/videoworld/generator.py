@@ -6,7 +6,7 @@ VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a ti
 
 over one vocabulary: frame tokens, codes, start and end. Codes come after the frame that they look
 ahead from, so that generating codes is planning, and generating the next block is imagining.
-Differs: past codes are forgotten at random in training (`forget`) and always in use, where only
+Differs: past codes are forgotten at random in training (`forget`) and always elsewhere, where only
 the frames were observed; tasks are a learned vector each, or sentences; neighbouring frame tokens
 may share a position (`together`), which are then read and said at once; and [end] carries what
 convolutions see in the whole frame (`glance`), which attention to tokens one by one is slow to
@@ -157,7 +157,8 @@ class Generator(nn.Module):
         tokens, task = batch.observations[TOKENS].long(), batch.observations[TASK].long()
         codes = batch.observations[CODES].long()[..., : c.horizon]
         b, t = tokens.shape[:2]
-        hidden_codes = torch.zeros(b, t, dtype=torch.bool, device=tokens.device)
+        hidden_codes = torch.ones(b, t, dtype=torch.bool, device=tokens.device)  # as in use
+        hidden_codes[:, -1] = False  # there they are what is said
         if self.training:
             hidden_codes[:, :-1] = torch.rand(b, t - 1, device=tokens.device) < c.forget
         out = self._run(tokens, task, codes, hidden_codes)  # b t block width
