@@ -279,6 +279,18 @@ def test_imagining_draws_the_likeliest_tokens(model):
     assert torch.equal(after, model.generator.imagine(tokens, codes, task, cached=False))
 
 
+def test_without_codes_the_state_is_the_one_that_says_the_next_frame():
+    config = replace(CONFIG, generator=replace(CONFIG.generator, horizon=0, context=2))
+    generator = VideoWorld(SPEC, config.fitted(SPEC)).eval().generator
+    tokens = torch.randint(36, (2, 1, generator.tokens))
+    task = torch.zeros(2, dtype=torch.long)
+    made = generator.generate(tokens, task)
+    assert made.codes.shape == (2, 1, 0)
+    said = generator._said(made.hidden[:, 0])[..., : generator.config.vocabulary].argmax(-1)
+    after = generator.imagine(tokens, made.codes[:, 0], task)
+    assert torch.equal(said, after[:, : generator.config.together])
+
+
 def test_log_prob_sums_to_one_over_the_first_token(model):
     tokens, task = _context(model)
     first = model.generator.log_prob(tokens, task)
@@ -376,20 +388,50 @@ def test_parts_learn_tokens(model, part):
     assert all(value.isfinite() for value in loss.parts.values())
 
 
+def test_the_glance_sees_all_of_a_batch_and_the_transformer_a_part():
+    config = replace(CONFIG, generator=replace(CONFIG.generator, through=0.25))
+    generator = VideoWorld(SPEC, config.fitted(SPEC)).generator.requires_grad_(True)
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(0, 36, (8, 3, generator.tokens)))
+    codes = torch.from_numpy(rng.integers(0, 9, (8, 3, 3)))
+    seen = {"tokens": tokens, "codes": codes, "task": torch.zeros(8, 3, dtype=torch.long)}
+    other = tokens.clone()
+    other[2:] = (other[2:] + 1) % 36  # all but a quarter
+    parts = []
+    for each in (seen, seen | {"tokens": other}):
+        torch.manual_seed(0)
+        parts.append(generator.train().loss(Batch(each, torch.zeros(8, 2, 7))).parts)
+    assert parts[0]["codes"] == parts[1]["codes"]
+    assert parts[0]["frames"] == parts[1]["frames"]
+    assert parts[0]["glance"] != parts[1]["glance"]
+    whole = [
+        generator.eval().loss(Batch(each, torch.zeros(8, 2, 7))).parts["codes"]
+        for each in (seen, seen | {"tokens": other})
+    ]
+    assert whole[0] != whole[1]  # held out, nothing is left out
+    learn(generator.train(), Batch(seen, torch.zeros(8, 2, 7)))
+
+
 def test_held_out_codes_are_said_without_those_of_past_frames(model):
     tokens, task = _context(model)
-    actions = torch.zeros(*tokens.shape[:1], tokens.shape[1] - 1, 7)
+    actions = torch.zeros(len(tokens), tokens.shape[1] - 1, 7)
 
     def of_codes(codes):
         seen = {"tokens": tokens, "codes": codes, "task": task[:, None].expand(tokens.shape[:2])}
         return model.generator.loss(Batch(seen, actions)).parts["codes"]
 
     codes = torch.randint(9, (*tokens.shape[:2], 3), generator=torch.Generator().manual_seed(0))
-    past, last = codes.clone(), codes.clone()
-    past[:, :-1] = (codes[:, :-1] + 1) % 9
-    last[:, -1] = (codes[:, -1] + 1) % 9
-    assert of_codes(past) == of_codes(codes)
-    assert of_codes(last) != of_codes(codes)
+
+    def other(frames, places):
+        changed = codes.clone()
+        changed[:, frames, places] = (codes[:, frames, places] + 1) % 9
+        return changed
+
+    every, first = slice(None), slice(0, 1)
+    past, last, behind = slice(0, -1), slice(-1, None), slice(1, None)
+    assert of_codes(other(past, behind)) == of_codes(codes)
+    assert of_codes(other(past, first)) != of_codes(codes)  # said of the frames so far
+    assert of_codes(other(last, every)) != of_codes(codes)
 
 
 def test_an_unknown_task_names_the_known(model):

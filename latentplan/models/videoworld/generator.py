@@ -41,7 +41,7 @@ class Generated(NamedTuple):
     """What follows the last frame of B contexts, n times."""
 
     codes: Tensor  # (B, n, H) int64
-    hidden: Tensor  # (B, n, H + 1, width): after [end] and after each code
+    hidden: Tensor  # (B, n, H + 1, width): after [end] and each code; H = 0: after next [start]
 
 
 class Generator(nn.Module):
@@ -69,6 +69,7 @@ class Generator(nn.Module):
         forget: float = 0.5  # share of past frames whose codes are hidden, in training
         frames: float = 0.2  # weight of the frame tokens' mean loss beside the codes'
         counted: float = 1.0  # share of a frame's positions that a training step counts there
+        through: float = 1.0  # share of a training batch that the transformer sees; the glance all
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
@@ -81,6 +82,7 @@ class Generator(nn.Module):
             check_range("Generator.forget", self.forget, 0.0, 1.0)
             check_range("Generator.frames", self.frames, 0.0)
             check_range("Generator.counted", self.counted, 0.001, 1.0)
+            check_range("Generator.through", self.through, 0.001, 1.0)
             if self.width % (2 * self.heads):
                 raise ConfigError(
                     f"Generator.width: {self.width} is not a multiple of 2 heads={2 * self.heads}"
@@ -114,7 +116,7 @@ class Generator(nn.Module):
         self.embed = nn.Embedding(self.hidden_code + 1, c.width)
         names = nn.Embedding(len(c.tasks) + 1, c.width)
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(names.weight, std=0.02)
+        nn.init.normal_(names.weight, std=1.0)  # a glance has to hear it from the first step on
         self.task = names if sentences is None else Spoken(sentences, c.width)
         # Which place of a block a token has: rotary positions count through all blocks.
         self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
@@ -124,6 +126,9 @@ class Generator(nn.Module):
         self.glance = None
         if c.glance:
             self.glance = Glance(c, self.tokens, told=c.width, channels=c.glance, size=c.width)
+        self.guess = None
+        if c.glance and c.horizon and c.through < 1:
+            self.guess = nn.Linear(c.width, c.horizon * c.codes)
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, self.hidden_code, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -156,6 +161,10 @@ class Generator(nn.Module):
         c = self.config
         tokens, task = batch.observations[TOKENS].long(), batch.observations[TASK].long()
         codes = batch.observations[CODES].long()[..., : c.horizon]
+        guessed = self._guessed(tokens, task, codes)
+        if self.training and c.through < 1:
+            few = max(1, round(c.through * len(tokens)))
+            tokens, task, codes = tokens[:few], task[:few], codes[:few]
         b, t = tokens.shape[:2]
         hidden_codes = torch.ones(b, t, dtype=torch.bool, device=tokens.device)  # as in use
         hidden_codes[:, -1] = False  # there they are what is said
@@ -176,11 +185,17 @@ class Generator(nn.Module):
             said = self.head(out[:, :, 2 + k : 2 + k + c.horizon])  # [end] and codes but the last
             said = said[..., self.first_code : self.hidden_code]
             nats = F.cross_entropy(said.flatten(0, 2), codes.flatten(), reduction="none")
-            seen = (~hidden_codes)[:, :, None].expand(-1, -1, c.horizon).flatten().float()
-            of_codes = (nats * seen).sum() / seen.sum()
+            # The first is said of frames alone. Without it little is learnt of a window's first
+            # frame, where no motion was seen yet and what the task is about has to be found.
+            counts = (~hidden_codes)[:, :, None].repeat(1, 1, c.horizon)
+            counts[:, :, 0] = True
+            of_codes = (nats * counts.flatten()).sum() / counts.sum()
             hit = (said.detach().argmax(-1) == codes)[:, -1].float()  # b H, of the last frame
             parts |= {"codes": of_codes.detach(), "first": hit[:, 0].mean(), "hits": hit.mean()}
             total = total + of_codes
+        if guessed is not None:
+            parts["glance"] = guessed.detach()
+            total = total + guessed
         return Loss(total, parts)
 
     def log_prob(self, tokens: Tensor, task: Tensor) -> Tensor:
@@ -230,7 +245,9 @@ class Generator(nn.Module):
             logits = self.head(hidden)[..., self.first_code : self.hidden_code]
             return choose(logits, temperature, top_p=top_p, generator=generator)
 
-        sequence = Growing(self.body, b, t * self.block, cached=cached)
+        if not c.horizon:  # nothing is said behind [end]: the state that says the next frame
+            x = torch.cat([x, self._begun(task)], dim=1)
+        sequence = Growing(self.body, b, t * self.block + 2, cached=cached)
         hidden = sequence.read(x)[:, -1:].repeat_interleave(count, dim=0)  # (b n) 1 width
         sequence.repeat(count)
         said, states = [], [hidden]
@@ -267,10 +284,8 @@ class Generator(nn.Module):
         forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
         forgotten[:, -1] = False
         x = self._embed(tokens, task[:, None].expand(b, t), every, forgotten).flatten(1, 2)
-        start = torch.full((b, 1), self.start, device=tokens.device)
-        begun = torch.stack([self.task(task), self.embed(start)[:, 0]], dim=1) + self.place[:2]
         sequence = Growing(self.body, b, (t + 1) * self.block, cached=cached)
-        hidden = sequence.read(torch.cat([x, begun], dim=1))[:, -1]
+        hidden = sequence.read(torch.cat([x, self._begun(task)], dim=1))[:, -1]
         drawn = []
         for k in range(self.positions):
             logits = self._said(hidden[:, None])[..., : self.config.vocabulary]
@@ -282,7 +297,7 @@ class Generator(nn.Module):
     def plan_states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
         """Return the hidden states (B, H + 1, width) after the last frame and its codes (B, H).
 
-        As `generate` gives them, for frames (B, T, K) and codes that are known.
+        As `generate` gives them, for frames (B, T, K) and codes that are known, one or more.
         """
         b, t = tokens.shape[:2]
         every = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
@@ -291,6 +306,24 @@ class Generator(nn.Module):
         forgotten[:, -1] = False
         out = self._run(tokens, task[:, None].expand(b, t), every, forgotten)
         return out[:, -1, 2 + self.positions :]
+
+    def _guessed(self, tokens: Tensor, task: Tensor, codes: Tensor) -> Tensor | None:
+        """Return the cross-entropy of codes (b, t, H) as the glance alone guesses them.
+
+        It is what finds the thing that a task is about, for which it has to see many frames; most
+        of a step's time goes into the transformer.
+        """
+        if self.guess is None or self.glance is None:
+            return None
+        seen = self.guess(F.relu(self.glance(tokens, self.task(task))))
+        logits = seen.view(-1, self.config.codes)
+        return F.cross_entropy(logits, codes.flatten())
+
+    def _begun(self, task: Tensor) -> Tensor:
+        """Return the first two positions (b, 2, width) of a block, [task] and [start]."""
+        start = self.embed(torch.full_like(task, self.start))
+        begun: Tensor = torch.stack([self.task(task), start], dim=1) + self.place[:2]
+        return begun
 
     def _code(self, code: Tensor, h: int) -> Tensor:
         """Return what code number h (n,) of a block is to the transformer: (n, 1, width)."""
@@ -377,7 +410,7 @@ class Spoken(nn.Module):
         self.register_buffer("known", sentences.clone())
         self.read = nn.Linear(sentences.shape[1], width)
         self.none = nn.Parameter(0.02 * torch.randn(width))
-        nn.init.normal_(self.read.weight, std=0.02 / sentences.shape[1] ** 0.5)
+        nn.init.normal_(self.read.weight, std=1 / sentences.shape[1] ** 0.5)
         nn.init.zeros_(self.read.bias)
 
     def forward(self, number: Tensor) -> Tensor:
