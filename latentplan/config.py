@@ -123,8 +123,16 @@ def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
     """Write `mapping` (plain values) as YAML: whole or not at all."""
     import yaml
 
+    def text(dumper: Any, value: str) -> Any:
+        # Such as 0E0: no number to YAML 1.1, which is written, but to what reads it.
+        style = "'" if _is_number(value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    quoting: Any = type("Quoting", (yaml.SafeDumper,), {})
+    quoting.add_representer(str, text)
     with replacing(Path(path)) as partial:
-        partial.write_text(yaml.safe_dump(dict(mapping), sort_keys=False), encoding="utf-8")
+        written = yaml.dump(dict(mapping), Dumper=quoting, sort_keys=False)
+        partial.write_text(written, encoding="utf-8")
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -133,6 +141,14 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         return _parse(str(path), Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({_first_line(e)})") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(where: str, text: str) -> dict[str, Any]:

@@ -192,11 +192,12 @@ def test_more_iterations_never_cost_more(name, seed, warm, limited, constrained)
         for count in range(1, 6)
     ]
     for fewer, more in zip(plans, plans[1:], strict=False):
+        cheaper = more.cost <= fewer.cost + 1e-12  # the same plan may be rounded otherwise
         if constrained:  # who misses by less may cost more
             assert (more.violation <= fewer.violation).all()
-            assert (more.cost <= fewer.cost)[more.violation == fewer.violation].all()
+            assert cheaper[more.violation == fewer.violation].all()
         else:
-            assert (more.cost <= fewer.cost).all()
+            assert cheaper.all()
 
 
 @every_planner

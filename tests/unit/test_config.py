@@ -114,6 +114,12 @@ def test_a_preset_is_checked_as_an_override_is() -> None:
         load(preset={"sampler": {"elites": "x"}})
 
 
+@pytest.mark.parametrize("name", ["0E0", "1e3", "1_0e3", ".5", "nan", "yes", "0x1f", "12:30:00"])
+def test_text_like_a_number_comes_back_as_text(tmp_path, name):
+    config.save_yaml(tmp_path / "config.yaml", {"name": name, name: 1})
+    assert config.read_yaml(tmp_path / "config.yaml") == {"name": name, name: 1}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(
