@@ -8,9 +8,9 @@ over one vocabulary: frame tokens, codes, start and end. Codes come after the fr
 ahead from, so that generating codes is planning, and generating the next block is imagining.
 Differs: past codes are forgotten at random in training (`forget`) and always elsewhere, where only
 the frames were observed; tasks are a learned vector each, or sentences; neighbouring frame tokens
-may share a position (`together`), which are then read and said at once; and [end] carries what
+may share a position (`together`), which are then read and said at once; [end] carries what
 convolutions see in the whole frame (`glance`), which attention to tokens one by one is slow to
-learn from few videos.
+learn from few videos; and the glance may be asked for the codes by itself (`through`).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Generator(nn.Module):
         raise ConfigError(f"task {task!r}: was not trained on; known: {known}")
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy of windows in nats a token, codes and frames apart."""
+        """Return the cross-entropy of windows in nats a token: of frames, codes, and the glance."""
         c = self.config
         tokens, task = batch.observations[TOKENS].long(), batch.observations[TASK].long()
         codes = batch.observations[CODES].long()[..., : c.horizon]
