@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from latentplan.types import Array, Batch, Episode, Loss, Observation, Plan, Spec, Tensors
+from latentplan.types import (
+    Array,
+    Batch,
+    Episode,
+    Goal,
+    Loss,
+    Observation,
+    Plan,
+    Spec,
+    Tensors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +74,17 @@ class Explorer(Protocol):
         """Return an action (A,) inside the bounds."""
 
 
+@runtime_checkable
+class Policy(Protocol):
+    """Choose actions: explorers, experts, controls, clones, MPC and generative policies."""
+
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
+        """Start an episode towards `goal`; what is drawn next depends on `seed` alone."""
+
+    def act(self, observation: Observation) -> Array:
+        """Return an action (A,) float32 inside the bounds."""
+
+
 class Source(Protocol):
     """A data set in somebody else's format, read as episodes; made from (path, Config)."""
 
@@ -93,6 +114,19 @@ class EpisodeStore(Protocol):
 
     def episode(self, index: int) -> Episode:
         """Return one episode."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Anything that training fits (a `torch.nn.Module`): a model, a tokenizer, a reward."""
+
+    spec: Spec  # the observations that it reads, none of them privileged
+    window: int  # observations in a training window, at least
+    targets: tuple[str, ...]  # privileged observations that its loss reads
+    reads: tuple[str, ...]  # optional fields of Batch that its loss reads: rewards, task, segments
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the training loss of windows."""
 
 
 @runtime_checkable

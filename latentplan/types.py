@@ -196,8 +196,41 @@ class Episode:
 class Batch:
     """Training windows: T observations with the T - 1 actions between them."""
 
-    observations: Tensors  # each (B, T, ...); pictures stay uint8 (B, T, h, w, 3)
+    observations: Tensors  # each (B, T, ...); images stay uint8 (B, T, h, w, 3)
     actions: Tensor  # (B, T - 1, A) float32
+    # The rest is filled for a learner that reads it, else None.
+    rewards: Tensor | None = None  # (B, T - 1) float32
+    task: Tensor | None = None  # (B, T) int64 task ids: index in Spec.tasks plus 1, 0 for none
+    segments: Tensor | None = None  # (B, T) int64; rows of one number are of one episode
+    targets: Tensors = field(default_factory=dict)  # privileged, (B, T, ...): Learner.targets
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Observations as discrete tokens."""
+
+    ids: Tensor  # (B, T / stride, K) int64
+    mask: Tensor | None = None  # (B, T / stride, K) bool, True for tokens in use; None for all
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model plans from."""
+
+    latents: Tensor  # (B, T, D)
+    actions: Tensor  # (B, T - 1, A), sent between them
+    task: Tensor | None = None  # (B,) int64 task ids, 0 for none
+    memory: Tensor | None = None  # (B, M, ...), retrieved
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to reach, in the form that the user has; an objective says which forms it takes."""
+
+    observation: Observation | None = None  # with the model's keys
+    text: str = ""  # an instruction, or a task's name
+    mask: Array | None = None  # (h, w) bool: where the object should be in the image
+    keypoints: Array | None = None  # (K, 2 or 3), where its keypoints should be
 
 
 @dataclass(frozen=True)
