@@ -1,127 +1,184 @@
-"""`latentplan collect`: experience of an env, gathered into an episode store."""
+"""`latentplan.collect`: experience of an env, gathered into an episode store."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from latentplan import config, registry
-from latentplan.errors import check_range
+from latentplan import config
+from latentplan.api import stores
+from latentplan.api.choice import Choice, Overrides, as_overrides, choose
+from latentplan.errors import ConfigError, Interrupted, check_range
+from latentplan.protocols import Env, Explorer
+from latentplan.types import OnProgress, Progress, Spec
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
-    from latentplan.exploration.collect import Progress
+    from latentplan.exploration.collect import Progress as Count
+    from latentplan.exploration.recorder import Recipe
+
+POLICY = "explorer"  # the registry's kind
 
 
-def run(
-    env: str,
+@dataclass(frozen=True)
+class Collected:
+    """An episode store after `collect`, and what the call added to it."""
+
+    store: str  # path or URL
+    episodes: int  # that the store holds
+    transitions: int
+    new_episodes: int  # that this call added
+    new_transitions: int
+    unstable: int  # attempts dropped because the physics diverged
+    refused: float | None  # actions that the env did not do; None if it does not say
+    seconds: float
+    image_bytes: Mapping[str, float]  # on the disk, per image, by observation key
+
+    def open(self) -> ZarrStore:
+        """Return the store, open for reading."""
+        from latentplan.data.store import ZarrStore
+
+        return ZarrStore.open(self.store)
+
+
+def collect(
+    env: str | type[Env] | Env,
     *,
-    episodes: int,
     out: str | Path,
+    episodes: int,
+    policy: str | type[Explorer] | Explorer = "random",
     workers: int | None = None,
     seed: int = 0,
-    explorer: str = "random",
     ray: str | None = None,
-    overrides: Sequence[str] = (),
-) -> None:
-    """Collect until the store `out` (a path or URL) holds `episodes`, and print what was done.
+    overrides: Overrides = (),
+    on_progress: OnProgress | None = None,
+) -> Collected:
+    """Collect until the store `out` (a path or URL) holds `episodes`, and say what was added.
 
-    Goes on where an existing store of the same settings ends. `env` and `explorer` are presets or
-    registry names, `workers` processes (None: one a core) step the env, or as many actors of the
-    Ray cluster `ray`. Sections of `overrides`: env, explorer, collect.
+    An existing store of the same settings is continued. `env` and `policy` are names (presets or
+    registered), classes or objects. `workers` processes step the env (0: this one), or as many
+    actors of the Ray cluster `ray` (HOST:PORT, auto or local). By default there is one a core, and
+    this process alone for a class that another process cannot import, or an object. Sections of
+    `overrides`: env, policy, collect. `on_progress` is called after every episode. Raises a
+    LatentplanError before anything is written if something does not fit, Interrupted on Ctrl-C;
+    what is done is kept.
     """
-    from latentplan.commands.progress import track
-    from latentplan.data.location import locate
-    from latentplan.data.store import ZarrStore, check_same
     from latentplan.exploration import cluster
-    from latentplan.exploration.collect import Progress, collect
+    from latentplan.exploration.collect import Progress as Count
+    from latentplan.exploration.collect import collect as record
+
+    check_range("collect.episodes", episodes, 1)
+    check_range("collect.seed", seed, 0)
+    check_range("collect.workers", workers or 0, 0)
+    chosen, acting = choose("env", env), choose(POLICY, policy)
+    recipe, spec, settings = _recipe(chosen, acting, seed=seed, overrides=overrides)
+    workers = _workers(workers, ray, chosen, acting)
+    count, begun, interrupted = Count(), time.monotonic(), False
+    with cluster.connected(ray, workers=workers) if ray is not None else nullcontext():
+        store = stores.open_or_create(out, spec, settings)
+        before = len(store)
+
+        def report(now: Count) -> None:
+            nonlocal count
+            count = now
+            if on_progress is not None:
+                figures = {"transitions": now.transitions, "unstable": now.unstable}
+                done = before + now.episodes
+                on_progress(Progress(f"collect {chosen.name}", "episodes", done, episodes, figures))
+
+        with store:
+            try:
+                record(store, recipe, episodes=episodes, workers=workers, ray=ray, report=report)
+            except KeyboardInterrupt:
+                interrupted = True
+        found = _summary(store, count, time.monotonic() - begun)
+    if interrupted:
+        raise Interrupted(found)
+    return found
+
+
+def _recipe(
+    env: Choice, policy: Choice, *, seed: int, overrides: Overrides
+) -> tuple[Recipe, Spec, dict[str, Any]]:
+    """Return how episodes are made, their spec, and all settings that they depend on."""
     from latentplan.exploration.recorder import CollectConfig, Recipe
 
-    check_range("--episodes", episodes, 1)
-    check_range("--seed", seed, 0)
-    workers = workers if workers is not None else os.cpu_count() or 1
-    check_range("--workers", workers, 0)
-    env_preset, explorer_preset = config.resolve("env", env), config.resolve("explorer", explorer)
-    env_class = registry.get("env", env_preset.base)
-    explorer_class = registry.get("explorer", explorer_preset.base)
-    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
-    chosen = config.load(
-        {
-            "env": env_class.Config,
-            "explorer": explorer_class.Config,
-            "collect": CollectConfig,
-        },
+    length = getattr(env.make, "episode_length", None)  # actions that its tasks take at most
+    filled = config.load(
+        {"env": env.config, "policy": policy.config, "collect": CollectConfig},
         preset={
-            "env": env_preset.values,
-            "explorer": explorer_preset.values,
+            "env": env.values,
+            "policy": policy.values,
             "collect": {} if length is None else {"length": length},
         },
-        overrides=overrides,
+        overrides=as_overrides(overrides),
     )
+    example = env.build(filled["env"])
+    spec: Spec = example.data_spec
+    if env.instance is None:
+        example.close()
+    policy.build(filled["policy"], spec)  # raises here, not in a worker
     recipe = Recipe(
-        env_class,
-        explorer_class,
-        env_config=chosen["env"],
-        explorer_config=chosen["explorer"],
-        config=chosen["collect"],
+        _maker(env),
+        _maker(policy),
+        env_config=filled["env"],
+        explorer_config=filled["policy"],
+        config=filled["collect"],
         seed=seed,
     )
     settings = {
-        "env": {"name": env_preset.base, **config.to_values(chosen["env"])},
-        "explorer": {"name": explorer_preset.base, **config.to_values(chosen["explorer"])},
-        "collect": config.to_values(chosen["collect"]),
+        "env": env.to_values(filled["env"]),
+        "policy": policy.to_values(filled["policy"]),
+        "collect": config.to_values(filled["collect"]),
         "seed": seed,
     }
-
-    example = env_class(chosen["env"])
-    spec = example.data_spec
-    example.close()
-    explorer_class(spec, chosen["explorer"])  # says here, and not in a worker, what it cannot do
-    with cluster.connected(ray, workers=workers) if ray is not None else nullcontext():
-        if locate(out).exists():
-            store = ZarrStore.open(out, "a")
-        else:
-            store = ZarrStore.create(out, spec, settings=settings)
-        with store:
-            advice = "use the same settings to go on, or another --out"
-            check_same(f"{out}: settings", store.settings, settings, advice=advice)
-            check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
-            started, done = time.monotonic(), Progress()
-            try:
-                with track(episodes, f"collect {env}", "episodes", done=len(store)) as bar:
-
-                    def report(progress: Progress) -> None:
-                        nonlocal done
-                        done = progress
-                        bar.advance(transitions=done.transitions, unstable=done.unstable)
-
-                    collect(
-                        store, recipe, episodes=episodes, workers=workers, ray=ray, report=report
-                    )
-            finally:  # Ctrl-C and a dead worker keep what was done, so say what that is
-                seconds = time.monotonic() - started
-                store.close()
-                print(_summary(store, done, seconds))
+    return recipe, spec, settings
 
 
-def _summary(store: ZarrStore, done: Progress, seconds: float) -> str:
-    rows = int(store.ends[-1]) if len(store) else 0
-    parts = [
-        f"{store.path}: {len(store)} episodes, {rows - len(store)} transitions",
-        f"new {done.episodes} episodes, {done.transitions} transitions "
-        f"at {done.transitions / max(seconds, 1e-9):.1f}/s",
-        f"{done.unstable} unstable tries dropped",
-    ]
-    if done.refused is not None:
-        parts.append(f"{done.refused:.0f} actions refused")
-    pictures = [key for key, a in store.spec.observation.items() if len(a.shape) == 3]
-    parts += [
-        f"{store.disk_bytes(f'observation/{key}') / rows:.0f} bytes a picture {key}"
-        for key in pictures
-        if rows
-    ]
-    return "; ".join(parts)
+def _maker(choice: Choice) -> Any:
+    """Return what a recorder calls to make the part: the class itself, which can be pickled."""
+    if choice.instance is None and choice.config is getattr(choice.make, "Config", None):
+        return choice.make
+
+    def make(*arguments: Any) -> Any:
+        return choice.build(arguments[-1], *arguments[:-1])
+
+    return make
+
+
+def _workers(asked: int | None, ray: str | None, *choices: Choice) -> int:
+    """Return the number of worker processes; 0 is this process."""
+    local = [choice for choice in choices if not choice.importable()]
+    if not local:
+        return asked if asked is not None else os.cpu_count() or 1
+    if asked or ray is not None:
+        where = "the Ray cluster" if ray is not None else f"{asked} worker processes"
+        raise ConfigError(
+            f"collect.workers: {local[0].kind} {local[0].name} cannot be imported by {where}; "
+            "put its class into a module of its own, or set workers=0"
+        )
+    return 0
+
+
+def _summary(store: ZarrStore, count: Count, seconds: float) -> Collected:
+    held = stores.size(store)
+    rows = held.episodes + held.transitions
+    images = [key for key, array in store.spec.observation.items() if len(array.shape) == 3]
+    return Collected(
+        store=str(store.path),
+        episodes=held.episodes,
+        transitions=held.transitions,
+        new_episodes=count.episodes,
+        new_transitions=count.transitions,
+        unstable=count.unstable,
+        refused=count.refused,
+        seconds=seconds,
+        image_bytes={
+            key: store.disk_bytes(f"observation/{key}") / rows for key in images if rows
+        },
+    )

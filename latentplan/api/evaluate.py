@@ -1,210 +1,264 @@
-"""`latentplan plan`: a trained model drives an env to held-out goals, beside its controls."""
+"""`latentplan.evaluate`: a trained run, a planner or a policy, measured in an env."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from latentplan import config, registry
-from latentplan.commands import results
-from latentplan.errors import CheckpointError, check_range
+from latentplan import config
+from latentplan.api import results
+from latentplan.api.choice import Choice, Overrides, as_overrides, choose
+from latentplan.api.fit import check_fit
+from latentplan.errors import CheckpointError, ConfigError, Interrupted, check_range
+from latentplan.files import replacing
+from latentplan.protocols import Env, Evaluation, IllustratedEvaluation
+from latentplan.types import OnProgress, Progress
 
-if TYPE_CHECKING:
-    from latentplan.evaluation.metrics import Metrics
-    from latentplan.evaluation.protocol import Trial
-    from latentplan.types import Spec
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found."""
+
+    metrics: Any  # with to_json() and table(); of `goals`, an `evaluation.metrics.Metrics`
+    trials: tuple[Any, ...]  # of `goals`, each an `evaluation.goals.Trial`
+    files: Mapping[str, Path]  # that were written, by name; empty without `out`
+    settings: Mapping[str, Any]  # env, model, planner, ..., config, versions: all it was made with
 
 
-def run(
-    run: str | Path,
+@dataclass(frozen=True)
+class _Agent:
+    """What is evaluated, and what is said of it in the results."""
+
+    acts: Any
+    name: str
+    about: Mapping[str, Any]
+    settings: Mapping[str, Any]  # by section
+
+
+def evaluate(
+    agent: str | Path | Any,
     *,
-    env: str | None = None,
-    episodes: int = 8,
+    env: str | type[Env] | Env | None = None,
+    evaluation: str | type[Evaluation] = "goals",
+    episodes: int | None = None,
     seed: int = 0,
     planner: str | None = None,
     objective: str = "goal",
     goal_text: str = "",
     out: str | Path | None = None,
     device: str = "cpu",
-    overrides: Sequence[str] = (),
-) -> Metrics:
-    """Evaluate a run and return the figures; `out` then holds all that is known of them.
+    overrides: Overrides = (),
+    on_progress: OnProgress | None = None,
+) -> Evaluated:
+    """Evaluate an agent in an env, beside baselines, and return the figures.
 
-    Writes metrics.json, episodes.json, report.html, video.mp4 and config.yaml. `env` is by default
-    the one that the model's data came from, and its settings those that the model asks for; the
-    planner is by default the model's own. A task is told by its name, to a model trained with
-    `language` by the env's sentence; `goal_text` replaces either. Sections of `overrides`: planner,
-    objective, mpc, env, evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises
-    CheckpointError where the model does not fit the env.
+    `agent` is a run (folder, file or shipped checkpoint), or an object with `reset`, `goal`, `act`
+    and `evaluate` such as `latentplan.load` returns; `env` a name, a class or an object, by default
+    the env of the run's data. `evaluation` is a registered one: `goals`, `calvin-mtlc`,
+    `calvin-lh`. `planner` and `objective` are of a run: by default the model's own, and the
+    distance to the goal; `goal_text` replaces the env's instructions. With a folder `out`,
+    metrics.json, episodes.json, report.html, video.mp4 and config.yaml are written there. Sections
+    of `overrides`: env, evaluation, and of a run planner, objective, mpc. Ctrl-C raises
+    Interrupted with the figures of the trials done so far, if any. Raises CheckpointError if the
+    model does not fit the env.
     """
-    from latentplan.commands.load import assemble, choose, own_planner
-    from latentplan.commands.progress import track
-    from latentplan.evaluation.metrics import summarise
-    from latentplan.evaluation.protocol import Evaluation
-    from latentplan.evaluation.provenance import provenance
+    check_range("evaluate.episodes", 1 if episodes is None else episodes, 1)
+    check_range("evaluate.seed", seed, 0)
+    kind, given = choose("evaluation", evaluation), as_overrides(overrides)
+    named = {"planner": planner, "objective": objective, "goal_text": goal_text}
+    if isinstance(agent, str | Path):
+        found, world, settings = _of_run(agent, env, kind, named, seed, device, given)
+    else:
+        found, world, settings = _of_object(agent, env, kind, named, given)
+    made_with = {
+        "env": world.name,
+        **found.about,
+        "config": {name: config.to_values(value) for name, value in settings.items()},
+        "device": device,
+    }
+    evaluator: Evaluation = kind.build(settings["evaluation"])
+    built: Env = world.build(settings.get("env"))
+    try:
+        spec = found.acts.model.spec if isinstance(agent, str | Path) else None
+        if spec is not None:
+            check_fit(f"run {str(agent)!r}", spec, built.data_spec)
+        with nullcontext() if out is None else results.folder(out) as folder:
+            trials, stopped = _run(
+                evaluator, found.acts, built, world.name, episodes, seed, on_progress
+            )
+            done = _finish(evaluator, trials, seed, folder, found.name, made_with)
+    finally:
+        if world.instance is None:
+            built.close()
+    if stopped:
+        raise Interrupted(done)
+    return done
+
+
+def _run(
+    evaluator: Evaluation,
+    agent: Any,
+    env: Env,
+    name: str,
+    episodes: int | None,
+    seed: int,
+    on_progress: OnProgress | None,
+) -> tuple[tuple[Any, ...], bool]:
+    """Return the trials that were done, and whether Ctrl-C ended them."""
+    total, trials = evaluator.count(episodes), []
+    try:
+        for trial in evaluator.trials(agent, env, episodes=episodes, seed=seed):
+            trials.append(trial)
+            if on_progress is not None:
+                figures = evaluator.figures(trial)
+                on_progress(Progress(f"plan {name}", "trials", len(trials), total, figures))
+    except KeyboardInterrupt:
+        if not trials:
+            raise
+        return tuple(trials), True
+    return tuple(trials), False
+
+
+def _of_run(
+    run: str | Path,
+    env: Any,
+    evaluation: Choice,
+    named: Mapping[str, Any],
+    seed: int,
+    device: str,
+    overrides: Sequence[str],
+) -> tuple[_Agent, Choice, Mapping[str, Any]]:
+    """Return a trained model with its planner, the env, and all settings by section."""
+    from latentplan.api import load
     from latentplan.training import checkpoint
 
-    check_range("--episodes", episodes, 1)
-    check_range("--seed", seed, 0)
-    planner = planner or own_planner(checkpoint.find(run))
-    parts = choose(planner=planner, objective=objective)
     file = checkpoint.find(run)
+    planner = named["planner"] or load.own_planner(file)
+    parts = load.choose(planner=planner, objective=named["objective"])
     found = checkpoint.load(file, device=device)
-    if not (env or found.spec.env):
-        raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
-    env_preset = config.resolve("env", env or found.spec.env)
-    env_class = registry.get("env", env_preset.base)
-    suited = getattr(env_class, "suited", None)  # settings that a model asks for
-    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
+    if env is None and not found.spec.env:
+        raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; name one")
+    world = choose("env", found.spec.env if env is None else env)
+    suited = getattr(world.make, "suited", None)  # settings that a model asks for
+    instruction = {"instruction": "text"} if getattr(found.config, "language", False) else {}
     settings = config.load(
-        {**parts.sections, "env": env_class.Config, "evaluation": Evaluation.Config},
+        {**parts.sections, "env": world.config, "evaluation": evaluation.config},
         preset={
             **parts.presets,
-            "env": ({} if suited is None else suited(found.spec)) | dict(env_preset.values),
-            "evaluation": {
-                **({} if length is None else {"length": length}),
-                **({"told": "text"} if getattr(found.config, "language", False) else {}),
-                "goal_text": goal_text,
-            },
+            "env": ({} if suited is None else suited(found.spec)) | dict(world.values),
+            "evaluation": _preset(evaluation, world, named["goal_text"], **instruction),
         },
         overrides=overrides,
     )
-    agent = assemble(found, parts, settings, seed=seed)
-    world = env_class(settings["env"])
-    try:
-        check_fit(f"run {str(run)!r}", found.spec, world.data_spec)
-        name = Path(run).parent.name if Path(run).is_file() else Path(run).resolve().name
-        folder = results.folder(f"plan-{name}", out)
-        trials: list[Trial] = []
-        stopped: KeyboardInterrupt | None = None
-        evaluation = Evaluation(agent, world, config=settings["evaluation"])
-        with track(episodes, f"plan {env_preset.base}", "trials") as bar:
-            try:
-                for trial in evaluation.trials(episodes=episodes, seed=seed):
-                    trials.append(trial)
-                    distance = trial.attempts["planner"].distance
-                    bar.advance(cm=f"{100 * distance[0]:.1f} to {100 * distance[-1]:.1f}")
-            except KeyboardInterrupt as e:
-                if not trials:
-                    raise
-                stopped = e
-    finally:
-        world.close()
-
-    metrics = summarise(trials, seed=seed)
-    made_with = {
-        "env": env_preset.base,
+    about = {
         "model": found.name,
         "planner": planner,
-        "objective": objective,
+        "objective": named["objective"],
         "checkpoint": {"run": str(run), "step": found.step, "sha256": _digest(file)},
-        "config": {name: config.to_values(value) for name, value in settings.items()},
-        **provenance(),
-        "device": device,
     }
-    _write(folder, trials, metrics, made_with=made_with)
-    _print(metrics, folder)
-    if stopped is not None:
-        raise stopped
-    return metrics
+    agent = load.assemble(found, parts, settings, seed=seed)
+    return _Agent(agent, Path(run).name, about, settings), world, settings
 
 
-def check_fit(where: str, model: Spec, env: Spec) -> None:
-    """Raise CheckpointError that says what differs where a model cannot be used in an env."""
-    wrong = []
-    for key, array in model.observation.items():
-        if key in model.privileged:
-            continue
-        need, given = (array.shape, array.dtype), env.observation.get(key)
-        if given is None:
-            wrong.append(f"observation {key!r} is missing")
-        elif key in env.privileged:
-            wrong.append(f"observation {key!r} is privileged there")
-        elif (given.shape, given.dtype) != need:
-            wrong.append(
-                f"observation {key!r} is {given.dtype} {given.shape}, need {need[1]} {need[0]}"
-            )
-    for bound in ("low", "high"):
-        have, want = getattr(env.action, bound), getattr(model.action, bound)
-        if have != want:
-            wrong.append(f"action.{bound} is {have}, need {want}")
-    have, want = (
-        {} if spec.action.convention is None else asdict(spec.action.convention)
-        for spec in (env, model)
-    )
-    for field in sorted(have.keys() | want.keys()):
-        if have.get(field) != want.get(field):
-            wrong.append(
-                f"action.convention.{field} is {have.get(field)!r}, need {want.get(field)!r}"
-            )
-    if model.dt != env.dt:
-        wrong.append(f"dt is {env.dt} s, need {model.dt} s")
-    if wrong:
-        raise CheckpointError(
-            f"{where}: does not fit env {env.env!r}: {'; '.join(wrong)}; "
-            "use the env and settings that it was trained with"
+def _of_object(
+    agent: Any, env: Any, evaluation: Choice, named: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[_Agent, Choice, Mapping[str, Any]]:
+    """Return an object that acts, the env, and all settings by section."""
+    if named["planner"] is not None or named["objective"] != "goal":
+        raise ConfigError(
+            "evaluate.planner: an object has its planner and objective already; load the run with "
+            "others: latentplan.load(run, planner=..., objective=...)"
         )
+    if env is None:
+        raise ConfigError("evaluate.env: found None; an object needs an env to be evaluated in")
+    world = choose("env", env)
+    settings = config.load(
+        {"env": world.config, "evaluation": evaluation.config},
+        preset={
+            "env": dict(world.values),
+            "evaluation": _preset(evaluation, world, named["goal_text"]),
+        },
+        overrides=overrides,
+    )
+    name = type(agent).__name__
+    about = {"model": None, "planner": name, "objective": None, "checkpoint": None}
+    return _Agent(agent, name, about, settings), world, settings
+
+
+def _preset(evaluation: Choice, env: Choice, goal_text: str, **values: Any) -> dict[str, Any]:
+    """Return the settings of an evaluation that follow from the env and the model."""
+    if evaluation.name != "goals":
+        if goal_text:
+            raise ConfigError("evaluate.goal_text: is for the evaluation goals alone")
+        return dict(evaluation.values)
+    length = getattr(env.make, "episode_length", None)  # actions that its tasks take at most
+    if length is not None:
+        values["length"] = length
+    return {**values, "goal_text": goal_text, **evaluation.values}
+
+
+def _finish(
+    evaluator: Evaluation,
+    trials: tuple[Any, ...],
+    seed: int,
+    folder: Path | None,
+    name: str,
+    made_with: Mapping[str, Any],
+) -> Evaluated:
+    """Return the figures, written into a folder if there is one."""
+    from latentplan.evaluation.provenance import provenance
+
+    metrics = evaluator.metrics(trials, seed=seed)
+    device = made_with["device"]
+    made_with = {**{k: v for k, v in made_with.items() if k != "device"}, **provenance()}
+    made_with["device"] = device
+    files: dict[str, Path] = {}
+    if folder is not None:
+        files = _write(folder, evaluator, trials, metrics, name=name, made_with=made_with)
+    return Evaluated(metrics, trials, files, made_with)
 
 
 def _write(
-    folder: Path, trials: Sequence[Trial], metrics: Metrics, *, made_with: Mapping[str, Any]
-) -> None:
+    folder: Path,
+    evaluator: Evaluation,
+    trials: tuple[Any, ...],
+    metrics: Any,
+    *,
+    name: str,
+    made_with: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Write all that is known of an evaluation, and return the files by name."""
     import yaml
 
-    from latentplan.evaluation import report, video
-    from latentplan.evaluation.metrics import per_episode
-    from latentplan.files import replacing
-
-    title = f"{Path(made_with['checkpoint']['run']).name} on {made_with['env']}"
     settings = {k: made_with[k] for k in ("env", "planner", "objective", "checkpoint", "device")}
     settings |= {"episodes": metrics.episodes, "seed": metrics.seed, "config": made_with["config"]}
     texts = {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),
-        "episodes.json": json.dumps(per_episode(trials)),
+        "episodes.json": json.dumps(evaluator.records(trials)),
     }
-    texts["report.html"] = report.render(
-        trials,
-        metrics,
-        title=title,
-        config=texts["config.yaml"],
-        provenance={k: made_with[k] for k in ("created", "command", "versions", "machine")},
-    )
+    illustrated = isinstance(evaluator, IllustratedEvaluation)
+    if illustrated:
+        texts["report.html"] = evaluator.report(
+            trials,
+            metrics,
+            title=f"{name} on {made_with['env']}",
+            config=texts["config.yaml"],
+            provenance={k: made_with[k] for k in ("created", "command", "versions", "machine")},
+        )
     texts["metrics.json"] = json.dumps({**metrics.to_json(), **made_with}, indent=2)
-    for name, text in texts.items():  # the figures last: where they are, so is what explains them
-        with replacing(folder / name) as partial:
+    files = {}
+    for file, text in texts.items():  # the figures last, after what explains them
+        files[file] = folder / file
+        with replacing(files[file]) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
-    if all(trial.goal is not None for trial in trials):
-        video.write(folder / "video.mp4", trials)
-
-
-def _print(metrics: Metrics, folder: Path) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("mean distance to the goal, cm", box=SIMPLE_HEAD)
-    for column in ("start", "final", "best"):
-        table.add_column(column, justify="right")
-    m = metrics
-    for name, final, best in (
-        ("planner", m.final, m.best),
-        ("random", m.random_final, m.random_best),
-        ("noop", m.noop_final, m.noop_best),
-        ("oracle", m.oracle_final, m.oracle_best),
-    ):
-        table.add_row(name, *(f"{100 * value:.1f}" for value in (m.start, final, best)))
-    Console().print(table)
-    low, high = m.progress_ci95
-    interval = f" (95 %: {low:.2f} to {high:.2f})" if m.episodes > 1 else ""
-    count = f"{m.episodes} trials" if m.episodes > 1 else "1 trial"
-    print(f"progress {m.progress:.2f}{interval} over {count}")
-    if m.success is not None:
-        print(f"success {m.success:.0%}, oracle {m.oracle_success:.0%}")
-    print(f"report: {folder / 'report.html'}")
+    if illustrated and evaluator.video(trials, folder / "video.mp4"):
+        files["video.mp4"] = folder / "video.mp4"
+    return files
 
 
 def _digest(file: Path) -> str:

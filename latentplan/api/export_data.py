@@ -1,32 +1,46 @@
-"""`latentplan export`: an episode store, written in another package's format."""
+"""`latentplan.api.export_data`: an episode store, written in another package's format."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from latentplan import config
+from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import ConfigError, StoreError, unknown
+from latentplan.types import OnProgress, Progress
 
 FORMATS = ("lerobot",)
 
 
-def run(
-    format: str,
+@dataclass(frozen=True)
+class Exported:
+    """A folder that `export_data` has written."""
+
+    folder: Path
+    episodes: int
+    frames: int
+    fps: int  # frames a second
+    bytes: int
+    seconds: float  # that writing took
+
+
+def export_data(
     data: str | Path,
-    *,
     out: str | Path,
+    *,
+    format: str = "lerobot",
     fps: int | None = None,
     images: bool = False,
-    overrides: Sequence[str] = (),
-) -> None:
-    """Write all episodes of the store `data` into the new folder `out` and print what was done.
+    overrides: Overrides = (),
+    on_progress: OnProgress | None = None,
+) -> Exported:
+    """Write all episodes of the store `data` into the new folder `out`.
 
-    `fps` frames a second (None: those of the store), `images` keeps pictures exact, as PNG, in
+    `fps` frames a second (None: those of the store); with `images` they stay exact, as PNG, in
     place of a video. The folder appears whole or not at all. Section of `overrides`: export.
     """
-    from latentplan.commands.progress import track
     from latentplan.data.export import lerobot
     from latentplan.data.store import ZarrStore
 
@@ -34,22 +48,31 @@ def run(
         raise unknown("format", format, FORMATS)
     if "://" in str(out):
         raise ConfigError(f"{out}: export writes into a folder of this machine, not to a URL")
-    chosen = config.load(
-        {"export": lerobot.Config}, preset={"export": {"video": not images}}, overrides=overrides
+    filled = config.load(
+        {"export": lerobot.Config},
+        preset={"export": {"video": not images}},
+        overrides=as_overrides(overrides),
     )
     with ZarrStore.open(data) as store:
         if not len(store):
             raise StoreError(f"{data}: is empty; there is nothing to export")
-        rate, started = lerobot.whole_fps(store.spec, fps), time.monotonic()
-        folder = lerobot.writing(Path(out), store.spec, fps=rate, config=chosen["export"])
-        with folder as writer, track(len(store), f"export {format}", "episodes") as bar:
-            for index in range(len(store)):
+        rate, begun = lerobot.whole_fps(store.spec, fps), time.monotonic()
+        total, frames = len(store), 0
+        with lerobot.writing(Path(out), store.spec, fps=rate, config=filled["export"]) as writer:
+            for index in range(total):
                 episode = store.episode(index)
                 writer.append(episode)
-                bar.advance(1, frames=len(episode) + 1)
-        seconds, frames = time.monotonic() - started, int(store.ends[-1])
-    size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
-    print(
-        f"{out}: {len(store)} episodes, {frames} frames at {rate} a second, {size / 1e6:.1f} MB; "
-        f"{frames / max(seconds, 1e-9):.1f} frames/s"
+                frames += len(episode) + 1
+                if on_progress is not None:
+                    figures = {"frames": frames}
+                    on_progress(
+                        Progress(f"export {format}", "episodes", index + 1, total, figures)
+                    )
+    return Exported(
+        folder=Path(out),
+        episodes=total,
+        frames=frames,
+        fps=rate,
+        bytes=sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file()),
+        seconds=time.monotonic() - begun,
     )

@@ -1,22 +1,35 @@
-"""Where a command's results go."""
+"""Folders for results: named, made when something is written, removed if nothing was."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from latentplan.errors import LatentplanError
 
 
-def folder(name: str, out: str | Path | None) -> Path:
-    """Return the folder `out`, made; without one a new one, runs/NAME-1, runs/NAME-2, ...
+def new_folder(name: str) -> Path:
+    """Return the path of a folder that does not exist yet: runs/NAME-1, runs/NAME-2, ..."""
+    return next(c for n in count(1) if not (c := Path("runs") / f"{name}-{n}").exists())
 
-    Raises LatentplanError where it cannot be made.
+
+@contextmanager
+def folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder, and remove it, with the parents made for it, if nothing is written there.
+
+    Raises LatentplanError if it cannot be made.
     """
-    candidates = (Path("runs") / f"{name}-{n}" for n in count(1))
-    found = Path(out) if out is not None else next(c for c in candidates if not c.exists())
+    found = Path(path)
+    made = [each for each in (found, *found.parents) if not each.exists()]
     try:
         found.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise LatentplanError(f"--out {found}: cannot be made ({e.strerror})") from None
-    return found
+        raise LatentplanError(f"{found}: the folder cannot be made ({e.strerror})") from None
+    try:
+        yield found
+    finally:
+        with suppress(OSError):  # something is in it
+            for each in made:
+                each.rmdir()

@@ -13,8 +13,8 @@ import numpy as np
 
 from latentplan import config, registry
 from latentplan.commands import connect
-from latentplan.commands.load import assemble, own_planner
-from latentplan.commands.load import choose as choose_parts
+from latentplan.api.load import assemble, own_planner
+from latentplan.api.load import choose as choose_parts
 from latentplan.commands.plan import check_fit
 from latentplan.errors import ConfigError, RobotError, ShapeError
 from latentplan.evaluation.protocol import EVALUATION, image_key
