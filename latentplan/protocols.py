@@ -18,6 +18,8 @@ from latentplan.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Generator, Tensor
 
@@ -310,6 +312,18 @@ class VideoModel(Dynamics, Protocol):
 
     def decode(self, latents: Tensor) -> Tensors:
         """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A model that draws what it has learnt, for `latentplan show RUN`."""
+
+    def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Write images or videos of held-out episodes of `store` into `folder`.
+
+        Yields each file with one line that says what it shows. Raises StoreError if the store
+        lacks what the model observes.
+        """
 
 
 class Planner(Protocol):
