@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentplan.data.pictures import action_to_pixel
+from latentplan.data.images import action_to_pixel
 from latentplan.errors import ShapeError, check_range
 from latentplan.real_robot.remote import RemoteRobot
 from latentplan.real_robot.robot import Robot, View

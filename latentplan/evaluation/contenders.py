@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from latentplan import registry
-from latentplan.data.pictures import pixel_to_action, segment
+from latentplan.data.images import pixel_to_action, segment
 from latentplan.errors import ShapeError
 from latentplan.protocols import Env, Explorer
 from latentplan.types import Array, Observation, Spec

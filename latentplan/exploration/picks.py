@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentplan.data.pictures import pixel_to_action, segment
+from latentplan.data.images import pixel_to_action, segment
 from latentplan.errors import ConfigError, check_range
 from latentplan.protocols import Env
 from latentplan.types import Array, Observation, Spec

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from latentplan import shapes
-from latentplan.data.pictures import pixel_to_action, segment
+from latentplan.data.images import pixel_to_action, segment
 from latentplan.errors import ShapeError
 from latentplan.protocols import ActionSpace
 from latentplan.types import Observation, Spec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from latentplan.data.sources import rlbench_pictures, rlbench_spec
+from latentplan.data.sources import rlbench_images, rlbench_spec
 from latentplan.data.sources.rlbench_spec import CAMERAS
 from latentplan.errors import MissingDependency
 from latentplan.types import Array
@@ -117,11 +117,11 @@ def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
         found[f"{camera}_depth"] = np.asarray(depth, np.float32)
     if "mask" in config.pictures:  # colours from 0 to 1, as the renderer has them
         coded = np.rint(np.asarray(mask, np.float64) * 255).astype(np.uint8)
-        found[f"{camera}_mask"] = rlbench_pictures.handles(coded)
+        found[f"{camera}_mask"] = rlbench_images.handles(coded)
     if config.matrices:
         found |= {f"{camera}_camera_{kind}": matrix for kind, matrix in matrices.items()}
     if config.clouds:
-        found[f"{camera}_point_cloud"] = rlbench_pictures.cloud(
+        found[f"{camera}_point_cloud"] = rlbench_images.cloud(
             np.asarray(depth, np.float32)[None],
             extrinsics=matrices["extrinsics"][None],
             intrinsics=matrices["intrinsics"][None],

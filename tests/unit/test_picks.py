@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import ToyEnv
 
-from latentplan.data.pictures import action_to_pixel, pixel_to_action, segment
+from latentplan.data.images import action_to_pixel, pixel_to_action, segment
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.exploration.picks import RandomPick
 from latentplan.types import ActionSpec, ArraySpec, PickSpec, Spec

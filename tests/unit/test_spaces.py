@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from toy import TABLE, ToyEnv
 from toy_model import toy_spec
 
-from latentplan.data.pictures import action_to_pixel
+from latentplan.data.images import action_to_pixel
 from latentplan.errors import ShapeError
 from latentplan.planning.spaces import Box, Choices, from_observation
 

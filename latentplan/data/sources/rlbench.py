@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import rlbench_pictures, rlbench_spec
+from latentplan.data.sources import rlbench_images, rlbench_spec
 from latentplan.data.sources.rlbench_demos import (
     Demo,
     camera_values,
@@ -132,9 +132,9 @@ class Rlbench:
         sizes = {}
         for camera in kinds:
             files = [demo.folder / f"{camera}_{k}" / "0.png" for k in there.get(camera, ["rgb"])]
-            sizes[camera] = rlbench_pictures.size(files[0])
+            sizes[camera] = rlbench_images.size(files[0])
             for file in files[1:]:
-                rlbench_pictures.check_size(file, sizes[camera], "the camera's other pictures have")
+                rlbench_images.check_size(file, sizes[camera], "the camera's other pictures have")
         lengths = {}
         for name in STATE:
             values = stacked(demo, observations, name)
@@ -215,8 +215,8 @@ class Rlbench:
             for kind in ("rgb", "mask"):
                 if f"{camera}_{kind}" in specs:
                     folder = demo.pictures(f"{camera}_{kind}", count)
-                    coded = rlbench_pictures.read(folder, frames, size=size)
-                    found[folder.name] = coded if kind == "rgb" else rlbench_pictures.handles(coded)
+                    coded = rlbench_images.read(folder, frames, size=size)
+                    found[folder.name] = coded if kind == "rgb" else rlbench_images.handles(coded)
             depth, cloud = f"{camera}_depth", f"{camera}_point_cloud"
             matrices = [f"{camera}_camera_{kind}" for kind in ("extrinsics", "intrinsics")]
             for name, side in zip(matrices, (4, 3), strict=True):
@@ -229,10 +229,10 @@ class Rlbench:
                 folder = demo.pictures(depth, count)
                 check_lens(demo, observations, camera, size=size)
                 near, far = planes(demo, observations, camera)
-                coded = rlbench_pictures.read(folder, frames, size=size)
-                found[depth] = rlbench_pictures.metres(coded, near, far=far)
+                coded = rlbench_images.read(folder, frames, size=size)
+                found[depth] = rlbench_images.metres(coded, near, far=far)
             if cloud in specs:
-                found[cloud] = rlbench_pictures.cloud(
+                found[cloud] = rlbench_images.cloud(
                     found[depth],
                     extrinsics=found[matrices[0]],
                     intrinsics=found[matrices[1]],
