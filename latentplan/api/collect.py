@@ -14,7 +14,7 @@ from latentplan import config
 from latentplan.api import stores
 from latentplan.api.choice import Choice, Overrides, as_overrides, choose
 from latentplan.errors import ConfigError, Interrupted, check_range
-from latentplan.protocols import Env, Explorer
+from latentplan.protocols import Env, Explorer, HasEpisodeLength
 from latentplan.types import OnProgress, Progress, Spec
 
 if TYPE_CHECKING:
@@ -108,13 +108,13 @@ def _recipe(
     """Return how episodes are made, their spec, and all settings that they depend on."""
     from latentplan.exploration.recorder import CollectConfig, Recipe
 
-    length = getattr(env.make, "episode_length", None)  # actions that its tasks take at most
+    known = isinstance(env.make, HasEpisodeLength)
     filled = config.load(
         {"env": env.config, "policy": policy.config, "collect": CollectConfig},
         preset={
             "env": env.values,
             "policy": policy.values,
-            "collect": {} if length is None else {"length": length},
+            "collect": {"length": env.make.episode_length} if known else {},
         },
         overrides=as_overrides(overrides),
     )

@@ -16,7 +16,13 @@ from latentplan.api.choice import Choice, Overrides, as_overrides, choose
 from latentplan.api.fit import check_fit
 from latentplan.errors import CheckpointError, ConfigError, Interrupted, check_range
 from latentplan.files import replacing
-from latentplan.protocols import Env, Evaluation, IllustratedEvaluation
+from latentplan.protocols import (
+    AdaptableEnv,
+    Env,
+    Evaluation,
+    HasEpisodeLength,
+    IllustratedEvaluation,
+)
 from latentplan.types import OnProgress, Progress
 
 
@@ -144,13 +150,15 @@ def _of_run(
     if env is None and not found.spec.env:
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; name one")
     world = choose("env", found.spec.env if env is None else env)
-    suited = getattr(world.make, "suited", None)  # settings that a model asks for
+    adapted: dict[str, Any] = {}
+    if isinstance(world.make, AdaptableEnv):
+        adapted = world.make.settings_for(found.spec)
     instruction = {"instruction": "text"} if getattr(found.config, "language", False) else {}
     settings = config.load(
         {**parts.sections, "env": world.config, "evaluation": evaluation.config},
         preset={
             **parts.presets,
-            "env": ({} if suited is None else suited(found.spec)) | dict(world.values),
+            "env": adapted | dict(world.values),
             "evaluation": _preset(evaluation, world, named["goal_text"], **instruction),
         },
         overrides=overrides,
@@ -196,9 +204,8 @@ def _preset(evaluation: Choice, env: Choice, goal_text: str, **values: Any) -> d
         if goal_text:
             raise ConfigError("evaluate.goal_text: is for the evaluation goals alone")
         return dict(evaluation.values)
-    length = getattr(env.make, "episode_length", None)  # actions that its tasks take at most
-    if length is not None:
-        values["length"] = length
+    if isinstance(env.make, HasEpisodeLength):
+        values["length"] = env.make.episode_length
     return {**values, "goal_text": goal_text, **evaluation.values}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
 from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
-from latentplan.protocols import Env
+from latentplan.protocols import Env, GoalSampler, HasSuccessThreshold
 from latentplan.types import Array, Observation, Spec
 
 if TYPE_CHECKING:
@@ -242,8 +242,9 @@ class _Runner:
 
     def _goal(self, seed: int) -> Observation:
         """Return a goal observation: one of the env's task, else another start."""
-        draw = getattr(self.env, "goal", None)
-        return _copy(self.env.reset(seed=seed)[0] if draw is None else draw(seed=seed))
+        if isinstance(self.env, GoalSampler):
+            return _copy(self.env.goal(seed=seed))
+        return _copy(self.env.reset(seed=seed)[0])
 
     def _candidates(
         self, planned: Planned, sampler: Random, observation: Observation, goal: Observation
@@ -260,8 +261,9 @@ class _Runner:
         """Return whether the last step was a success; None if the env has no success test."""
         if "success" in info:
             return bool(info["success"])
-        threshold = getattr(self.env, "success_threshold", None)  # metres
-        return None if threshold is None else distance <= threshold
+        if isinstance(self.env, HasSuccessThreshold):
+            return distance <= self.env.success_threshold
+        return None
 
 
 def image_key(spec: Spec) -> str | None:
