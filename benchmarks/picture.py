@@ -11,7 +11,7 @@ import sys
 from matplotlib.figure import Figure
 
 import latentplan
-from latentplan.evaluation.protocol import Evaluation
+from latentplan.evaluation.goals import Goals
 from latentplan.sim.rope import Rope
 
 TRIALS = 3
@@ -21,14 +21,14 @@ INK = "#57606a"  # reads on light and on dark
 
 def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> None:
     """Run the trials and draw what the planner saw, with the distance to the goal in cm."""
-    config = Evaluation.Config(length=STEPS[-1], states=0)
-    evaluation = Evaluation(latentplan.load(run, planner=planner), Rope(), config=config)
+    agent = latentplan.load(run, planner=planner)
+    trials = Goals(Goals.Config(length=STEPS[-1], states=0)).trials(agent, Rope(), episodes=TRIALS)
     figure = Figure(figsize=(8.4, 3.9), layout="constrained")
     rows = figure.subplots(TRIALS, len(STEPS) + 1)
-    for axes, trial in zip(rows, evaluation.trials(episodes=TRIALS, seed=0), strict=True):
+    for axes, trial in zip(rows, trials, strict=True):
         attempt = trial.attempts["planner"]
         for cell, step in zip(axes, STEPS, strict=False):
-            cell.imshow(attempt.pictures[step])
+            cell.imshow(attempt.images[step])
             cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")
         axes[-1].imshow(trial.goal)
     for cell, title in zip(rows[0], ("start", *STEPS[1:], "goal"), strict=True):

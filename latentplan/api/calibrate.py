@@ -1,101 +1,149 @@
-"""`latentplan calibrate`: where a camera is and what its lens does, from pictures of a board."""
+"""Calibration of a camera by the arm: its lens and its pose, from images of a target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentplan import config
+from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import ConfigError, RobotError, SourceError
 
 if TYPE_CHECKING:
     from latentplan.real_robot.board import Board
     from latentplan.real_robot.calibration import Result
     from latentplan.robots.camera import CalibratedCamera
+    from latentplan.robots.description import Arm
+    from latentplan.types import Array
 
-SUSPECT = 3.0  # times the median error, from which on a picture is named
+SUSPECT = 3.0  # times the median error, from which an image is named
 
 
-def draw(kind: str, *, out: str, overrides: Sequence[str]) -> None:
-    """Write a board to print to `out`, a .png or .pdf, and print its size."""
+@dataclass(frozen=True)
+class Calibrated:
+    """A camera that was calibrated, and how well it fits each image."""
+
+    file: Path  # that was written
+    result: Result
+    images: tuple[str, ...]  # names, in the order of `result.errors`
+
+    @property
+    def without_target(self) -> list[str]:
+        """Images in which no target was found."""
+        pairs = zip(self.images, self.result.errors, strict=True)
+        return [name for name, error in pairs if np.isnan(error)]
+
+    @property
+    def suspects(self) -> dict[str, float]:
+        """Images that fit worse than the others, with their errors in pixels."""
+        limit = SUSPECT * float(np.nanmedian(self.result.errors))
+        pairs = zip(self.images, self.result.errors, strict=True)
+        return {name: float(error) for name, error in pairs if error > limit}
+
+
+def draw_target(out: str | Path, *, kind: str = "charuco", overrides: Overrides = ()) -> Board:
+    """Write a calibration target to print to `out`, a .png or .pdf, and return it."""
     from latentplan.real_robot.board import Board
 
-    board: Board = config.load({"board": Board}, overrides=[f"kind={kind}", *overrides])["board"]
-    board.save(Path(out))
-    width, height = board.size
-    print(
-        f"{out}: {board.kind}, {board.columns} x {board.rows}, {width:.3f} x {height:.3f} m; print "
-        f"it at 100 %, glue it on something flat, and measure square={board.square}"
-    )
+    given = [f"kind={kind}", *as_overrides(overrides)]
+    target: Board = config.load({"board": Board}, overrides=given)["board"]
+    target.save(Path(out))
+    return target
 
 
-def run(
-    source: str,
+def calibrate(
+    source: str | Path,
     *,
-    kind: str,
-    robot: str,
-    mount: str,
-    camera: str,
-    out: str,
-    lens: str | None,
-    overrides: Sequence[str],
-) -> None:
-    """Calibrate `camera` from the pictures and joint positions of `source`, and write it to `out`.
+    out: str | Path,
+    kind: str = "charuco",
+    robot: str = "panda",
+    mount: str = "table",
+    camera: str = "rgb",
+    lens: str | Path | None = None,
+    overrides: Overrides = (),
+) -> Calibrated:
+    """Calibrate `camera` from the images and joint positions of `source`, and write it to `out`.
 
     `source` is a store or a folder (see `snapshots.read`), `robot` the arm, `mount` where the
-    camera is: `table` (the arm carries the board) or `flange`. `lens` is a file of an earlier
-    calibration whose lens is taken; without one it is found, too. What else is settable are the
-    fields of Board and of calibration.Config. Raises a LatentplanError where nothing comes of it.
+    camera is: `table` (the arm carries the target) or `flange`. `lens` is a file of an earlier
+    calibration whose lens is taken; without one it is estimated too. Sections of `overrides`:
+    board, calibration. Raises a LatentplanError if there is too little to calibrate from.
     """
-    from latentplan.real_robot import calibration, snapshots
-    from latentplan.real_robot.board import Board, Finder
+    from latentplan.real_robot import calibration
+    from latentplan.real_robot.board import Board
     from latentplan.robots import description
     from latentplan.robots.camera import load
 
     sections = {"board": Board, "calibration": calibration.Config}
-    settings = config.load(sections, overrides=[f"board.kind={kind}", *overrides])
+    given = [f"board.kind={kind}", *as_overrides(overrides)]
+    settings = config.load(sections, overrides=given)
     board: Board = settings["board"]
-    if not out.endswith((".yaml", ".yml")):
-        raise ConfigError(f"--out: {out!r} must end with .yaml")
-    arm, finder = description.load(robot), Finder(board)
-    known = None if lens is None else replace(load(lens), name=camera)
-    names, seen, positions, size = [], [], [], None
-    for shot in snapshots.read(source, arm, camera=camera):
-        height, width = shot.picture.shape[:2]
-        size = size or (known and (known.width, known.height)) or (width, height)
-        if (width, height) != size:
-            raise SourceError(
-                f"{source}: {shot.name} has {width} x {height} pixels, need {size[0]} x {size[1]} "
-                f"of {'--lens' if known else 'the first one'}"
-            )
-        names.append(shot.name)
-        positions.append(shot.q)
-        seen.append(finder.find(shot.picture))
-    if size is None:
-        raise SourceError(
-            f"{source}: holds no picture at which the arm rests; move it, wait a second, move on"
-        )
-    if not any(seen):
+    if Path(out).suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"calibrate.out: {str(out)!r} must end with .yaml")
+    arm = description.load(robot)
+    known = None if lens is None else replace(load(str(lens)), name=camera)
+    found = _images(source, arm, board, camera=camera, known=known)
+    if not any(found.seen):
         raise RobotError(
-            f"{source}: no picture of {len(seen)} shows a {board.kind} board, {board.columns} x "
-            f"{board.rows}, {board.dictionary or 'default dictionary'}; check columns, rows, "
+            f"{source}: no image of {len(found.seen)} shows a {board.kind} target, {board.columns} "
+            f"x {board.rows}, {board.dictionary or 'default dictionary'}; check columns, rows, "
             "dictionary"
         )
     result = calibration.calibrate(
-        seen,
-        np.stack(positions),
+        found.seen,
+        np.stack(found.positions),
         arm=arm,
-        camera=known or _without_lens(camera, *size),
+        camera=known or _without_lens(camera, *found.size),
         mount=mount,
         lens_known=known is not None,
         config=settings["calibration"],
     )
-    save(Path(out), result, names, about={"robot": robot, "board": config.to_values(board)})
-    _tell(out, result, names, carrier="flange" if mount == "table" else "world")
+    about: dict[str, object] = {"robot": robot, "board": config.to_values(board)}
+    save(Path(out), result, found.names, about=about)
+    return Calibrated(Path(out), result, tuple(found.names))
+
+
+@dataclass
+class _Images:
+    """The target as it was found in each image."""
+
+    names: list[str] = field(default_factory=list)
+    seen: list[Any] = field(default_factory=list)
+    positions: list[Array] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)  # width and height, pixels
+
+
+def _images(
+    source: str | Path, arm: Arm, board: Board, *, camera: str, known: CalibratedCamera | None
+) -> _Images:
+    """Return where the target is in the images at which the arm rests."""
+    from latentplan.real_robot import snapshots
+    from latentplan.real_robot.board import Finder
+
+    finder, found = Finder(board), _Images()
+    if known is not None:
+        found.size = known.width, known.height
+    for shot in snapshots.read(str(source), arm, camera=camera):
+        height, width = shot.picture.shape[:2]
+        if found.size == (0, 0):
+            found.size = width, height
+        if (width, height) != found.size:
+            raise SourceError(
+                f"{source}: {shot.name} has {width} x {height} pixels, need {found.size[0]} x "
+                f"{found.size[1]} of {'the given lens' if known else 'the first one'}"
+            )
+        found.names.append(shot.name)
+        found.positions.append(shot.q)
+        found.seen.append(finder.find(shot.picture))
+    if not found.names:
+        raise SourceError(
+            f"{source}: holds no image at which the arm rests; move it, wait a second, move on"
+        )
+    return found
 
 
 def _without_lens(name: str, width: int, height: int) -> CalibratedCamera:
@@ -107,13 +155,13 @@ def _without_lens(name: str, width: int, height: int) -> CalibratedCamera:
 
 
 def save(file: Path, result: Result, names: Sequence[str], *, about: dict[str, object]) -> None:
-    """Write the camera and how it came about: whole or not at all."""
+    """Write the camera and its calibration: whole or not at all."""
     turned: CalibratedCamera = result.camera.mounted("table", result.board)
     each = {
         name: None if np.isnan(error) else round(float(error), 3)
         for name, error in zip(names, result.errors, strict=True)
     }
-    told = {
+    figures = {
         **about,
         **{name: round(value, 4) for name, value in result.figures.items()},
         "board_position": list(turned.position),
@@ -121,30 +169,4 @@ def save(file: Path, result: Result, names: Sequence[str], *, about: dict[str, o
         "picture_px": each,
     }
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(result.camera).items()}
-    config.save_yaml(file, values | {"calibration": told})
-
-
-def _tell(out: str, result: Result, names: Sequence[str], *, carrier: str) -> None:
-    f, camera = result.figures, result.camera
-    left = [name for name, error in zip(names, result.errors, strict=True) if np.isnan(error)]
-    print(f"{out}: camera {camera.name}, {camera.width} x {camera.height}, on the {camera.mount}")
-    print(
-        f"lens         fx {camera.fx:.2f} fy {camera.fy:.2f} cx {camera.cx:.2f} cy {camera.cy:.2f} "
-        f"px, distortion {[round(number, 4) for number in camera.distortion]}"
-    )
-    place = [round(value, 4) for value in camera.position]
-    print(f"position     {place} m in the frame of the {camera.mount}")
-    print(f"pictures     {f['pictures']:.0f} of {len(names)}")
-    print(f"reprojection {f['reprojection_px']:.3f} px")
-    print(f"hand-eye     {f['hand_eye_mm']:.2f} mm, {f['hand_eye_deg']:.3f} deg")
-    print(f"std          {f['position_std_mm']:.2f} mm, {f['rotation_std_deg']:.3f} deg")
-    if left:
-        print(f"no board in  {', '.join(left)}")
-    limit = SUSPECT * float(np.nanmedian(result.errors))
-    suspects = [
-        f"{name} ({error:.2f} px)"
-        for name, error in zip(names, result.errors, strict=True)
-        if error > limit
-    ]
-    if suspects:
-        print(f"look at      {', '.join(suspects)}: they fit worse than the others")
+    config.save_yaml(file, values | {"calibration": figures})

@@ -93,6 +93,7 @@ def collect(
 
         with store:
             try:
+                report(count)
                 record(store, recipe, episodes=episodes, workers=workers, ray=ray, report=report)
             except KeyboardInterrupt:
                 interrupted = True

@@ -1,9 +1,8 @@
-"""`latentplan doctor`: does the core work here, and what to install for what does not."""
+"""What works on this machine, and what to install for what does not."""
 
 from __future__ import annotations
 
 import getpass
-import json as json_format
 import os
 import platform
 import shutil
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from latentplan.errors import LatentplanError
 
@@ -25,7 +24,7 @@ State: TypeAlias = Literal["ok", "missing", "optional"]  # missing: the core doe
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """What was found of one thing."""
 
     name: str
     state: State
@@ -33,39 +32,46 @@ class Finding:
     remedy: str = ""  # the line to type
 
 
-def run(*, json: bool = False) -> bool:
-    """Print what was found, as a table or as JSON, and return whether the core works."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def works(self) -> bool:
+        """Whether the core works."""
+        return all(f.state != "missing" for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"works": self.works, "findings": [asdict(f) for f in self.findings]}
+
+
+def diagnose() -> Diagnosis:
+    """Return what was found here: versions, rendering, GPU, extras."""
     try:
         packages, extras = _packages(), _extras()
     except PackageNotFoundError:  # on the path, but not installed: what it needs is not recorded
         packages, extras = [Finding("latentplan", "missing", "not installed", "pip install .")], []
-    found = [
-        _guarded("python", _python),
-        *packages,
-        _guarded("torch", _torch),
-        _guarded("gpu", _gpu, otherwise="optional"),
-        _guarded("rendering", _rendering),
-        _guarded("video", _video),
-        _guarded("tree", _tree),
-        *extras,
-        _guarded("real time", _real_time, otherwise="optional"),
-        _guarded("calvin_env", _calvin_env, otherwise="optional"),
-    ]
-    works = all(f.state != "missing" for f in found)
-    if json:
-        print(json_format.dumps({"works": works, "findings": [asdict(f) for f in found]}, indent=2))
-        return works
-    width = max(len(f.name) for f in found)
-    for f in found:
-        print(f"{f.state:8}  {f.name:{width}}  {f.found}")
-        if f.remedy:
-            print(f"{'':8}  {'':{width}}  -> {f.remedy}")
-    print("the core works" if works else "the core does not work: mend what is missing")
-    return works
+    return Diagnosis(
+        (
+            _guarded("python", _python),
+            *packages,
+            _guarded("torch", _torch),
+            _guarded("gpu", _gpu, otherwise="optional"),
+            _guarded("rendering", _rendering),
+            _guarded("video", _video),
+            _guarded("tree", _tree),
+            *extras,
+            _guarded("real time", _real_time, otherwise="optional"),
+            _guarded("calvin_env", _calvin_env, otherwise="optional"),
+        )
+    )
 
 
 def _guarded(name: str, look: Callable[[], Finding], *, otherwise: State = "missing") -> Finding:
-    """Look, and report whatever breaks: a doctor must not die of what it is to find."""
+    """Return the finding of a check, or the error that the check raised."""
     try:
         return look()
     except LatentplanError as e:

@@ -248,9 +248,10 @@ def _write(
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),
         "episodes.json": json.dumps(evaluator.records(trials)),
     }
-    illustrated = isinstance(evaluator, IllustratedEvaluation)
-    if illustrated:
-        texts["report.html"] = evaluator.report(
+    drawn: IllustratedEvaluation | None = None
+    if isinstance(evaluator, IllustratedEvaluation):
+        drawn = evaluator
+        texts["report.html"] = drawn.report(
             trials,
             metrics,
             title=f"{name} on {made_with['env']}",
@@ -263,7 +264,7 @@ def _write(
         files[file] = folder / file
         with replacing(files[file]) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
-    if illustrated and evaluator.video(trials, folder / "video.mp4"):
+    if drawn is not None and drawn.video(trials, folder / "video.mp4"):
         files["video.mp4"] = folder / "video.mp4"
     return files
 

@@ -96,6 +96,7 @@ def import_data(
 
     with store:
         try:
+            report(count)
             importing.add(
                 store,
                 opening,

@@ -1,4 +1,4 @@
-"""`latentplan list`: the names that commands and presets know, plug-ins included."""
+"""Every name that a call or a command takes, plug-ins included, with what it stands for."""
 
 from __future__ import annotations
 
@@ -18,29 +18,21 @@ KINDS = {
     "objectives": "objective",
     "explorers": "explorer",
     "sources": "source",
+    "evaluations": "evaluation",
+    "backends": "backend",
+    "robots": "robot",
 }
 
 
-def run(*, kind: str | None = None) -> None:
-    """Print every name of `kind` (`envs`, ..., `presets`, `checkpoints`), or of all kinds.
-
-    Raises UnknownName for a kind that does not exist.
-    """
-    sections = [*KINDS, "presets", "checkpoints"]
-    if kind is not None and kind not in sections:
-        raise unknown("kind", kind, sections)
-    for section in sections if kind is None else [kind]:
-        found = entries(section)
-        width = max((len(name) for name in found), default=0)
-        print(section)
-        for name, meaning in sorted(found.items()):
-            print(f"  {name:{width}}  {meaning}".rstrip())
-        if not found:
-            print("  none")
+def sections() -> list[str]:
+    """Return the sections of the list: `envs`, ..., `presets`, `checkpoints`."""
+    return [*KINDS, "presets", "checkpoints"]
 
 
 def entries(section: str) -> dict[str, str]:
-    """Return name -> one line that says what it is, of one section of the list."""
+    """Return name -> one line about it, of one section; UnknownName for another section."""
+    if section not in sections():
+        raise unknown("kind", section, sections())
     if section == "presets":
         return {
             f"{kind}/{name}": config.resolve(kind, name).about

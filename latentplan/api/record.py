@@ -1,14 +1,18 @@
-"""`latentplan record`: what an arm does, seen from beside a node or driven here, into a store."""
+"""`latentplan.api.record`: what an arm does, watched at a node or driven here, into a store."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentplan.commands import connect
-from latentplan.errors import ConfigError, RobotError, check_range
+from latentplan.api import connection as links
+from latentplan.api import stores
+from latentplan.api.choice import Overrides, as_overrides
+from latentplan.api.robot import check_planner
+from latentplan.errors import ConfigError, Interrupted, RobotError, check_range
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
@@ -16,57 +20,83 @@ if TYPE_CHECKING:
 
     Found = tuple[Spec, dict[str, Any], Episode]
 
+ADVICE = "record with the same arm and settings, or into another store"
+STRETCH = 600  # actions of a watched episode, at most
 
-def run(
-    *,
+
+@dataclass(frozen=True)
+class Recorded:
+    """A store of an arm, and what the call added to it."""
+
+    store: str
+    episodes: int  # that the store holds
+    new_episodes: int
+    new_actions: int
+
+
+def record(
     out: str | Path,
+    *,
+    address: str | None = None,
     backend: str | None = None,
     robot: str = "panda",
     run: str | None = None,
     task: str | None = None,
     episodes: int = 1,
     steps: int | None = None,
-    address: str | None = None,
     planner: str | None = None,
     seed: int = 0,
-    overrides: Sequence[str] = (),
-) -> None:
-    """Append `episodes` of an arm to the store `out`, and print what was done.
+    overrides: Overrides = (),
+    on_episode: Callable[[int, int], None] | None = None,
+) -> Recorded:
+    """Append `episodes` of an arm to the store `out`, with the actions that were sent.
 
-    With `address` it watches a node, which somebody else plans for: an episode is a stretch in
-    which the arm is armed. Without, a simulated arm is driven here by a `run` or a `task`, see
-    `robot.run`. Actions are what was really sent.
+    With an `address` a node is watched, which another process plans for: an episode is a stretch
+    in which the arm is armed. Without, a simulated arm is driven here by a `run` or a `task`, see
+    `robot.drive`. `on_episode` is called with the number of each episode and of its actions.
     """
-    check_range("--episodes", episodes, 1)
+    check_range("record.episodes", episodes, 1)
     if steps is not None:
-        check_range("--steps", steps, 1)
+        check_range("record.steps", steps, 1)
+    given = as_overrides(overrides)
     if address is not None:
-        if backend is not None or run is not None or task is not None or overrides:
+        if backend is not None or run is not None or task is not None or given:
             raise ConfigError(
-                "--address: a node's arm is only watched; leave out --backend, --run, --task and "
-                "settings, and start who plans by latentplan robot"
+                "record.address: the arm of a node is only watched; give no backend, run, task or "
+                "settings, and drive the arm with `latentplan robot`"
             )
-        found = _watched(address, episodes=episodes, steps=steps or 600)
+        found = _watched(address, episodes=episodes, steps=steps or STRETCH)
     else:
         if backend not in (None, "sim"):
             raise ConfigError(
-                f"--backend {backend}: start it by latentplan robot --address HOST:PORT, and "
-                "record with that --address; in one process there is sim alone"
+                f"record.backend: found {backend!r}; in one process there is sim alone; start a "
+                "node with `latentplan robot`, and record with its address"
             )
-        found = _driven(robot, run, task, episodes, steps, planner, seed, overrides)
+        check_planner(run, task)
+        found = _driven(robot, run, episodes, steps, planner, seed, given)
     done = actions = 0
+    interrupted = False
     store: ZarrStore | None = None
     try:
         with closing(found):
             for spec, settings, episode in found:
-                store = store or _open(out, spec, settings)
+                store = store or stores.open_or_create(out, spec, settings, advice=ADVICE)
                 store.append(episode)
                 done, actions = done + 1, actions + len(episode)
-                print(f"episode {len(store) - 1}: {len(episode)} actions", flush=True)
+                if on_episode is not None:
+                    on_episode(len(store) - 1, len(episode))
+    except KeyboardInterrupt:
+        if store is None:
+            raise
+        interrupted = True
     finally:
         if store is not None:
             store.close()
-            print(f"{out}: {len(store)} episodes; new {done} episodes, {actions} actions")
+    held = 0 if store is None else len(store)
+    result = Recorded(str(out), held, done, actions)
+    if interrupted:
+        raise Interrupted(result)
+    return result
 
 
 def _watched(address: str, *, episodes: int, steps: int) -> Generator[Found, None, None]:
@@ -87,21 +117,18 @@ def _watched(address: str, *, episodes: int, steps: int) -> Generator[Found, Non
 def _driven(
     robot: str,
     run: str | None,
-    task: str | None,
     episodes: int,
     steps: int | None,
     planner: str | None,
     seed: int,
-    overrides: Sequence[str],
+    overrides: list[str],
 ) -> Generator[Found, None, None]:
     """Yield the same of a simulated arm that is driven here."""
-    from latentplan.commands import robot_episodes
-    from latentplan.commands.robot import check_planner
+    from latentplan.api.robot_choice import choose
     from latentplan.real_robot.recording import RecordedRobot
 
-    check_planner(run, task)
-    chosen = robot_episodes.choose(
-        connect.way(backend="sim", robot=robot, address=None),
+    chosen = choose(
+        links.connection("sim", robot=robot),
         run=run,
         steps=steps,
         goal=None,
@@ -116,22 +143,8 @@ def _driven(
         settings = {"robot": arm.spec.name, "joints": list(arm.spec.joints)}
         for index in range(episodes):
             arm.begin()
-            record = chosen.episode(arm, index)
-            if record.trip:
-                raise RobotError(record.trip)
-            info = {} if record.success is None else {"success": float(record.success)}
+            done = chosen.episode(arm, index)
+            if done.fault:
+                raise RobotError(done.fault)
+            info = {} if done.success is None else {"success": float(done.success)}
             yield arm.spec.data, settings, arm.episode(info=info)
-
-
-def _open(out: str | Path, spec: Spec, settings: dict[str, Any]) -> ZarrStore:
-    """Return the store to append to: a new one, or one of the same arm that goes on."""
-    from latentplan.data.location import locate
-    from latentplan.data.store import ZarrStore, check_same
-
-    if not locate(out).exists():
-        return ZarrStore.create(out, spec, settings=settings)
-    store = ZarrStore.open(out, "a")
-    advice = "record with the same arm and settings, or into another --out"
-    check_same(f"{out}: settings", store.settings, settings, advice=advice)
-    check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
-    return store

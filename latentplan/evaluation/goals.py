@@ -81,7 +81,8 @@ class Goals:
             check_range("Goals.states", self.states, 0)
             check_range("Goals.candidates_per_state", self.candidates_per_state, 3)
             if self.instruction not in ("task", "text"):
-                raise ConfigError(f"Goals.instruction: {self.instruction!r} is not 'task' or 'text'")
+                found = self.instruction
+                raise ConfigError(f"Goals.instruction: {found!r} is not 'task' or 'text'")
 
     def __init__(self, config: Config | None = None) -> None:
         """Take the settings."""

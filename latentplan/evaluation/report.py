@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.evaluation.metrics import Metrics
 from latentplan.evaluation.goals import Trial
+from latentplan.evaluation.metrics import Metrics
 from latentplan.types import Array
 
 COLOURS = {"planner": "#2f7de1", "random": "#d9822b", "noop": "#8a9099", "oracle": "#2f9e5f"}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentplan.evaluation.goals import Attempt, Candidates, Trial
 from latentplan.evaluation.metrics import (
     bootstrap,
     per_episode,
@@ -16,7 +17,6 @@ from latentplan.evaluation.metrics import (
     summarise,
     wilson,
 )
-from latentplan.evaluation.goals import Attempt, Candidates, Trial
 
 
 def mean(x):

@@ -5,7 +5,7 @@ A policy is measured beside baselines that have learnt nothing, on the same task
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,16 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.evaluation.calvin import rollouts
 from latentplan.evaluation.calvin.baselines import Noop, Presser, Random
 from latentplan.evaluation.calvin.chains import COUNT, LENGTH, Chain, chains
-from latentplan.evaluation.calvin.rollouts import ChainRates, Rates, Table as Scene
+from latentplan.evaluation.calvin.rollouts import ChainRates, Rates
+from latentplan.evaluation.calvin.rollouts import Table as Scene
 from latentplan.evaluation.table import Table
 from latentplan.protocols import Env, EpisodeStore, Policy, Source
 
-BASELINES = {"noop": lambda seed: Noop(), "random": Random, "presser": lambda seed: Presser()}
+BASELINES: Mapping[str, Callable[[int], Policy]] = {
+    "noop": lambda seed: Noop(),
+    "random": Random,
+    "presser": lambda seed: Presser(),
+}
 POLICY = "policy"  # name of the policy that is evaluated, beside the baselines
 
 

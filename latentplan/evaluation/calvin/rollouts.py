@@ -30,7 +30,7 @@ ANNOTATIONS = Path("calvin_models", "conf", "annotations", "new_playtable_valida
 
 @runtime_checkable
 class Table(Env, Protocol):
-    """An Env with the state that the tests of the tasks compare, such as `sim.calvin.env.Calvin`."""
+    """An Env with the state that tasks are tested on, such as `sim.calvin.env.Calvin`."""
 
     def task_info(self) -> Mapping[str, Any]:
         """Return calvin_env's `info` of this instant."""
