@@ -142,8 +142,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         self._begun: _Episode | None = None
 
     @staticmethod
-    def suited(spec: Spec) -> dict[str, Any]:
-        """Return the settings with which actions and pictures are those of a model's `spec`."""
+    def settings_for(spec: Spec) -> dict[str, Any]:
+        """Return the Config values that make actions and images those of a model's `spec`."""
         found: dict[str, Any] = {}
         if spec.dt:
             found["rate"] = round(1 / spec.dt, 6)
