@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import latentplan
 from latentplan.data.images import segment
 from latentplan.evaluation.protocol import Attempt, Evaluation, Trial
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
 from latentplan.types import Array
 
 SUCCESSES, FAILURES = 3, 1
