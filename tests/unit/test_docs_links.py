@@ -12,7 +12,7 @@ INDEX = ROOT / "docs" / "README.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|^ {4,}\S.*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-PATH = re.compile(r"`((?:latentplan|sim|real_robot|robots|configs|tests|benchmarks|docs)/[\w./-]+)`")
+PATH = re.compile(r"`((?:latentplan|sim|real_robot|robots|configs|tests|benchmarks|docs)/[\w./]+)`")
 
 
 def anchors(page: Path) -> set[str]:
