@@ -54,6 +54,15 @@ class UnstablePhysics(LatentplanError):
     """The simulator diverged; the episode must be dropped."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a long call that keeps what it has done; `result` is what the call returns."""
+
+    def __init__(self, result: object) -> None:
+        """Take what has been done so far."""
+        super().__init__()
+        self.result = result
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Return the error for a name that is not among `known`, with the nearest one."""
     names = sorted(known)

@@ -19,47 +19,130 @@ from latentplan.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Generator, Tensor
 
 
+class Component(Protocol):
+    """What a registered name stands for: a class, or a function that has a `Config`.
+
+    It is called with its Config last: an env or a planner as `cls(config)`, a model, tokenizer or
+    policy as `cls(spec, config)` with the Spec of the data or env, an objective as `cls(config)`,
+    a source as `cls(path, config)`. An env says nothing about its Spec before it is built.
+    """
+
+    Config: type[Any]  # a frozen dataclass; each field has a default and a comment, ranges checked
+
+
 @runtime_checkable
 class Env(Protocol):
-    """A simulated task; numpy in and out. Also a `gymnasium.Env` (so `spec` is theirs).
+    """A simulated task, a `Component`; numpy in and out. It may be a `gymnasium.Env` as well.
 
-    A failing simulator raises UnstablePhysics from `reset` or `step`; the caller drops the episode.
+    A goal is an observation of the env, privileged keys included. `options={"goal": goal}` of
+    `reset` starts an episode towards it; an env that draws goals of its own returns the one that it
+    drew as `info["goal"]`. Evaluation takes goals from a `GoalSampler`, else from other resets.
+
+    Success is `info["success"]` of the last step, else a distance within the `success_threshold`
+    of a `HasSuccessThreshold`; an env with neither is evaluated by its distances alone. Where a
+    step's info holds `distance`, it is that of `distance` to the goal, and `refused` is the number
+    of actions so far that the env did not execute.
+
+    Collection stores the numbers of a reset's info with the episode, and its strings `text` (a
+    sentence) and `task` (a name) as the episode's label; they are also the instruction that a
+    planner is given. A simulator that diverges raises UnstablePhysics from `reset` or `step`; the
+    caller drops the episode. Any other error ends the command.
+
+    Optional abilities: HasEpisodeLength, HasSuccessThreshold, GoalSampler, ExpertEnv, RenderedEnv,
+    AdaptableEnv. `latentplan check env NAME` tests all of this.
     """
 
     @property
     def data_spec(self) -> Spec:
-        """What this env's observations and actions are."""
+        """Observations and actions of this env; `env` in it is the name that it is registered by.
+
+        (`spec` belongs to gymnasium.)
+        """
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; the same seed gives the same start, whatever ran before.
+        """Start an episode and return its first observation and info, see the class.
 
-        Numbers in the info say what was drawn for the episode; collection stores them with it,
-        and the texts `text` and `task`, if any, as the episode's label.
+        The same seed and options give the same start, whatever ran before.
         """
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Apply an action (A,) and return a `types.Step`."""
+        """Execute an action (A,) float32 and return a `types.Step`.
+
+        Raises ShapeError for an action of another shape, out of its bounds or not finite.
+        """
 
     def snapshot(self) -> Any:
-        """Return the whole simulator state; stepping on from it is bit-equal every time."""
+        """Return the whole simulator state; steps from it are bit-equal every time."""
 
     def restore(self, state: Any) -> Observation:
-        """Go back to a `snapshot` of this env and return what is seen there."""
+        """Return to a `snapshot` of this env and return the observation there."""
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the task's error in metres between two observations, from privileged keys."""
+        """Return the error of the task in metres between two observations, 0 at the goal."""
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the action (A,) of a scripted expert that sees the privileged keys."""
+        """Return the action (A,) of a scripted expert, which may read the privileged keys.
+
+        Raises ConfigError if there is no expert for the task.
+        """
 
     def close(self) -> None:
         """Free the simulator; the renderer of the process stays."""
+
+
+@runtime_checkable
+class HasEpisodeLength(Protocol):
+    """An env class whose tasks take a known number of actions."""
+
+    episode_length: int  # actions of a collected episode and of a trial, unless the user says so
+
+
+@runtime_checkable
+class HasSuccessThreshold(Protocol):
+    """An env in which a task is done at a small enough distance to its goal."""
+
+    success_threshold: float  # m, the largest `distance` that is a success
+
+
+@runtime_checkable
+class GoalSampler(Protocol):
+    """An env that draws goals of its task."""
+
+    def goal(self, *, seed: int) -> Observation:
+        """Return a goal; the same seed gives the same one, and the episode stays as it is."""
+
+
+@runtime_checkable
+class ExpertEnv(Protocol):
+    """An env with a scripted expert for the task of the episode, which needs no goal."""
+
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return the expert's action (A,) inside the bounds; it may read privileged keys."""
+
+
+@runtime_checkable
+class RenderedEnv(Protocol):
+    """An env with a camera to watch it by."""
+
+    def render(self) -> Array:
+        """Return an image (h, w, 3) uint8 of the scene."""
+
+
+@runtime_checkable
+class AdaptableEnv(Protocol):
+    """An env class whose settings follow from the data that a model was trained on."""
+
+    @staticmethod
+    def settings_for(spec: Spec) -> dict[str, Any]:
+        """Return the Config values that make actions and images those of a model's `spec`."""
 
 
 class Explorer(Protocol):
@@ -242,6 +325,18 @@ class VideoModel(Dynamics, Protocol):
 
     def decode(self, latents: Tensor) -> Tensors:
         """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A model that draws what it has learnt, for `latentplan show RUN`."""
+
+    def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Write images or videos of held-out episodes of `store` into `folder`.
+
+        Yields each file with one line that says what it shows. Raises StoreError if the store
+        lacks what the model observes.
+        """
 
 
 class Planner(Protocol):

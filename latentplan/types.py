@@ -6,7 +6,7 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -252,3 +252,17 @@ class Plan:
     iterations: int = 1  # rounds done
     complete: bool = True  # False where the deadline came before the last round
     milliseconds: float = float("nan")  # that it took
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long call has come; `on_progress` receives one after every unit of work."""
+
+    task: str  # what is being done: "collect rope", "train tokenizer"; a new name is a new task
+    unit: str  # what is counted: "episodes", "steps", "trials"
+    done: int  # units, those of an earlier call that this one continues included
+    total: int  # units
+    figures: Mapping[str, float | str] = field(default_factory=dict)  # such as the loss, by name
+
+
+OnProgress: TypeAlias = Callable[[Progress], None]

@@ -12,10 +12,10 @@ from latentplan.errors import ConfigError, PlanningError
 from latentplan.planning.cem import CEM
 from latentplan.protocols import Dynamics
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.reach import ArmDynamics, PointDistance, Reach
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
+from latentplan.real_robot.motion.reach import ArmDynamics, PointDistance, Reach
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
