@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import latentplan
 from latentplan.evaluation.protocol import Evaluation
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
 
 TRIALS = 3
 STEPS = (0, 2, 4, 8, 12, 20)  # actions done

@@ -22,7 +22,7 @@ from latentplan.errors import UnknownName, unknown
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
         "calvin": "latentplan.sim.calvin.env:Calvin",
-        "cloth": "latentplan.sim.cloth:Cloth",
+        "cloth": "latentplan.sim.deformable.cloth:Cloth",
         "rlbench": "latentplan.sim.rlbench.env:RLBench",
         "robosuite/Door": "latentplan.sim.robosuite.tasks:Door",
         "robosuite/Lift": "latentplan.sim.robosuite.tasks:Lift",
@@ -33,7 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "robosuite/PickPlaceCan": "latentplan.sim.robosuite.tasks:PickPlaceCan",
         "robosuite/Stack": "latentplan.sim.robosuite.tasks:Stack",
         "robosuite/Wipe": "latentplan.sim.robosuite.tasks:Wipe",
-        "rope": "latentplan.sim.rope:Rope",
+        "rope": "latentplan.sim.deformable.rope:Rope",
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
     "model": {

@@ -11,14 +11,14 @@ import pytest
 
 from latentplan.errors import ConfigError, RobotError
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.local import LocalRobot
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import Picture, Reading
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 from latentplan.robots.kinematics import Kinematics
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 PANDA = load("panda")
 HOME = PANDA.column("home")

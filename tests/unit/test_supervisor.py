@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from latentplan.errors import ConfigError, RobotError
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import TRANSITIONS, Event, State, Supervisor, table
 from latentplan.real_robot.robot import Command, Picture, Reading, Setpoint, in_order
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import TRANSITIONS, Event, State, Supervisor, table
 from latentplan.robots.description import load
 
 PANDA = load("panda")
