@@ -22,7 +22,7 @@ from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
-from latentplan.types import Array, ArraySpec, Batch, Loss, Observation, Spec, Tensors
+from latentplan.types import Array, ArraySpec, Batch, Context, Loss, Observation, Spec, Tensors
 
 Triple = tuple[float, float, float]
 SHARE = 0.95  # of the filter's velocity that is planned with, so that rounding never exceeds it
@@ -53,15 +53,19 @@ class ArmDynamics(nn.Module):
         """Return the joint positions (B, T, J) of the observation `q`."""
         return observations["q"]
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last joint positions (B, J)."""
+        return context.latents[:, -1]
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
         """Return joint positions (B, N, H, J) after each action (B, N, H, J + 1)."""
         shapes.check("ArmDynamics.actions", actions, "B N H A", A=self.latent_dim + 1)
-        return context[:, -1:, None] + self.dt * actions[..., :-1].cumsum(2)
+        return prepared[:, None, None] + self.dt * actions[..., :-1].cumsum(2)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the mean square error of one batch, rad^2; there is nothing to train."""
         q = self.encode(batch.observations)
-        ahead = self.rollout(q[:, :1], batch.actions[:, None])[:, 0]
+        ahead = self.rollout(q[:, 0], batch.actions[:, None])[:, 0]
         total = (ahead - q[:, 1:]).square().mean()
         return Loss(total, {"joints": total.detach()})
 
@@ -229,7 +233,7 @@ class Reach:
         """Return where the end effector is meant to go (H, 3), m, by the last plan."""
         plan = self._mpc.plan
         assert plan is not None
-        start = torch.from_numpy(np.asarray(q, np.float32)).view(1, 1, -1)
+        start = torch.from_numpy(np.asarray(q, np.float32)).view(1, -1)
         imagined = self._model.rollout(start, plan.actions[:, None])
         ahead: Array = self._model.ee(imagined)[0, 0].numpy()
         return ahead
