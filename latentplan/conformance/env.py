@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 
@@ -212,18 +211,21 @@ def check_expert(subject: Subject) -> None:
 
 
 def check_length(subject: Subject) -> None:
-    """Check that episode_length and success_threshold are positive."""
+    """Check that episode_length is a positive whole number, and an attribute of the class."""
     with built(subject) as env:
-        timed, judged = isinstance(env, HasEpisodeLength), isinstance(env, HasSuccessThreshold)
-        if not (timed or judged):
-            raise NotApplicable("has neither")
-        if timed:
-            length = env.episode_length
-            on_class = isinstance(subject.make, HasEpisodeLength)
-            require(on_class, "episode_length is not an attribute of the class")
-            require(isinstance(length, int) and length >= 1, f"episode_length is {length!r}")
-        if judged:
-            require(env.success_threshold > 0, f"success_threshold is {env.success_threshold!r}")
+        if not isinstance(env, HasEpisodeLength):
+            raise NotApplicable("has none")
+        length = env.episode_length
+        require(isinstance(subject.make, HasEpisodeLength), "an attribute of the object alone")
+        require(isinstance(length, int) and length >= 1, f"episode_length is {length!r}")
+
+
+def check_threshold(subject: Subject) -> None:
+    """Check that success_threshold is positive."""
+    with built(subject) as env:
+        if not isinstance(env, HasSuccessThreshold):
+            raise NotApplicable("has none")
+        require(env.success_threshold > 0, f"success_threshold is {env.success_threshold!r}")
 
 
 def check_settings_for(subject: Subject) -> None:
@@ -267,7 +269,7 @@ def check_gymnasium(subject: Subject) -> None:
 
 
 @contextmanager
-def built(subject: Subject) -> Iterator[Any]:
+def built(subject: Subject) -> Iterator[Env]:
     """Give a new env, closed at the end."""
     env: Env = subject.build()
     try:

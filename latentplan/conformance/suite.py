@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from latentplan import config, contracts, registry
-from latentplan.errors import LatentplanError, MissingDependency, unknown
+from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
 from latentplan.types import Array, Spec
 
 KINDS = ("env", "model", "tokenizer", "planner", "policy", "objective")
@@ -78,7 +78,7 @@ def subject(
         make = registry.get(kind, name)
     if not hasattr(make, "Config"):
         if overrides:
-            raise contracts.ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
+            raise ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
         return Subject(kind, name, make, spec=spec)
     # A preset may set other sections as well, which other kinds read.
     sections = {kind: make.Config}

@@ -1,12 +1,12 @@
 """What every registered env promises, plug-ins included: the checks of conformance/env.py."""
 
 import pytest
-from latentplan.sim.engine import ENGINES
 
 from latentplan import registry
 from latentplan.conformance import env as suite
 from latentplan.conformance.suite import NotApplicable, Subject, checks, subject
 from latentplan.errors import MissingDependency
+from latentplan.sim.deformable.engines.engine import ENGINES
 
 NAMES = sorted(registry.names("env"))
 ENVS = [(name, engine) for name in NAMES for engine in ENGINES.get(name, [""])]  # "": its only one

@@ -144,6 +144,10 @@ class Endless(Kept):
     episode_length = 0
 
 
+class Strict(Kept):
+    success_threshold = 0.0
+
+
 class Misfit(Kept):
     @staticmethod
     def settings_for(spec: Spec):
@@ -178,6 +182,7 @@ BREAKS = [
     ("others_closing", Counting, "differs between two envs of seed 4"),
     ("expert", Wild, "out of bounds"),
     ("length", Endless, "episode_length is 0"),
+    ("threshold", Strict, "success_threshold is 0.0"),
     ("settings_for", Misfit, "no fields: ['disks']"),
     ("render", Colourless, "it is uint8 (64, 64)"),
 ]
