@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from latentplan import registry
 from latentplan.errors import ConfigError, MissingDependency, ShapeError
 from latentplan.protocols import Env, HasEpisodeLength
-from latentplan.sim.engine import ENGINES
+from latentplan.sim.deformable.engines.engine import ENGINES
 
 NAMES = sorted(registry.BUILT_IN["env"])
 ENVS = [(name, engine) for name in NAMES for engine in ENGINES.get(name, [""])]  # "": its only one
