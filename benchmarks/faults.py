@@ -176,9 +176,9 @@ def _finding(rows: list[dict[str, Any]]) -> list[str]:
     acceleration = max(row["acceleration"] for row in rows)
     broken = sum(row["non_finite"] for row in rows)
     text = (
-        "Cells are the reaction time, until the first command that slows the arm down, and the time "
-        f"until the arm is at rest, in ms. The arm stops after {len(stops)} of {len(rows)} faults, "
-        f"{in_time}, and {held} stays at rest until somebody resets it; the other "
+        "Cells are the reaction time, until the first command that slows the arm down, and the "
+        f"time until the arm is at rest, in ms. The arm stops after {len(stops)} of {len(rows)} "
+        f"faults, {in_time}, and {held} stays at rest until somebody resets it; the other "
         f"{len(rows) - len(stops)} are harmless, and it continues. No command exceeds "
         f"{velocity:.3f} of a velocity limit or {acceleration:.3f} of an acceleration limit, and "
         f"{broken} commands are not finite."
@@ -190,11 +190,11 @@ def _method(known: dict[str, Any]) -> list[str]:
     text = (
         "Arm, camera, node, planner and recorder are separate processes. The first joint of a "
         "simulated Panda turns at 0.5 rad/s when a fault is injected at a random moment; the "
-        "planner keeps sending. Times are the worst of the trials, measured in the recorded topics; "
-        "the arm is at rest when no joint moves faster than 0.005 rad/s. A tick is 20 ms. "
+        "planner keeps sending. Times are the worst of the trials, measured in the recorded "
+        "topics; the arm is at rest when no joint moves faster than 0.005 rad/s. A tick is 20 ms. "
         f"`python benchmarks/faults.py BACKEND` measures a backend, here on "
-        f"{known['machine']['cores']} cores. All figures, with medians and the reason of each stop, "
-        "are in [faults.json](faults.json). [Safety](../safety.md) describes the checks."
+        f"{known['machine']['cores']} cores. All figures, with medians and the reason of each "
+        "stop, are in [faults.json](faults.json). [Safety](../safety.md) describes the checks."
     )
     return ["## Method", *textwrap.wrap(text, 100)]
 
