@@ -95,6 +95,7 @@ def test_a_snapshot_restores_bit_for_bit(env):
     assert equal(env.step(actions(env, 1)[0]).observation, ahead[0])
 
 
+@pytest.mark.slow_with("cloth-pybullet")
 def test_the_oracle_reaches_goals_and_random_does_not(env):
     space = env.action_space
     space.seed(0)
