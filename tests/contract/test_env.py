@@ -18,6 +18,7 @@ def tested(request) -> Subject:
     return subject("env", name, overrides=[f"engine={engine}"] if engine else [])
 
 
+@pytest.mark.slow_with("cloth-pybullet-oracle")
 @pytest.mark.parametrize("check", checks("env").values(), ids=list(checks("env")))
 def test_it_keeps(check, tested):
     options = {}
