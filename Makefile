@@ -114,13 +114,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 gl: $(READY)
-	@if ! $(BIN)/python -m latentplan.sim.gl >/dev/null 2>&1 \
+	@if ! $(BIN)/python -m latentplan.sim.rendering.gl >/dev/null 2>&1 \
 	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "Installing OpenGL for drawing without a screen"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	    libegl1 libopengl0 libgl1-mesa-dri >/dev/null; \
 	fi
-	@$(BIN)/python -m latentplan.sim.gl >/dev/null
+	@$(BIN)/python -m latentplan.sim.rendering.gl >/dev/null
 
 # Libraries that Open3D loads; its tests are skipped without.
 open3d: $(READY)

@@ -122,7 +122,7 @@ def run(
 def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[str, Recipe]]:
     """Yield the recipe of random actions in an env, for each engine that is installed."""
     from latentplan.exploration.recorder import CollectConfig, Recipe
-    from latentplan.sim.engine import ENGINES
+    from latentplan.sim.deformable.engines.engine import ENGINES
 
     preset = config.resolve("env", name)
     env_class = registry.get("env", preset.base)

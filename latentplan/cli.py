@@ -17,6 +17,7 @@ import typer
 from latentplan import __version__
 from latentplan.commands import (
     calibrate,
+    check,
     collect,
     doctor,
     export,
@@ -103,6 +104,7 @@ COMMANDS: dict[str, Any] = {
     "robot": robot,
     "record": record,
     "replay": replay,
+    "check": check,
     "doctor": doctor,
 }
 for _name, _module in COMMANDS.items():

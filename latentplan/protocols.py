@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from latentplan.types import (
     Array,
     Batch,
+    Context,
     Episode,
     Goal,
     Loss,
@@ -221,13 +222,20 @@ class Dynamics(Protocol):
 
     spec: Spec
     latent_dim: int  # D
-    context: int  # T, the past latents that `rollout` needs
+    context: int  # T, the past latents that a plan starts from
 
     def encode(self, observations: Tensors) -> Tensor:
-        """Return latents (B, T, D) of observations, each (B, T, ...); pictures are uint8."""
+        """Return latents (B, T, D) of observations, each (B, T, ...); images are uint8."""
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return latents (B, N, H, D) after each action, from (B, T, D) and (B, N, H, A)."""
+    def prepare(self, context: Context) -> Any:
+        """Return what all rollouts of one solve share, such as a recurrent state or a cache.
+
+        A planner calls it once a solve and passes the result to every `rollout`, which must not
+        change it. Where a solve is captured as a CUDA graph, `prepare` is part of the capture.
+        """
+
+    def rollout(self, prepared: Any, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
 
     def loss(self, batch: Batch) -> Loss:
         """Return the training loss of windows."""
@@ -265,26 +273,31 @@ class Constraint(Protocol):
 class Proposal(Protocol):
     """A source of candidates that any planner can mix in: scripted, learned, remembered."""
 
-    def sample(self, context: Tensor, count: int, *, horizon: int, generator: Generator) -> Tensor:
-        """Return about `count` action sequences (B, n, H, A) for context (B, T, D)."""
+    def sample(
+        self, context: Context, count: int, *, horizon: int, generator: Generator
+    ) -> Tensor:
+        """Return about `count` action sequences (B, n, H, A) for B contexts."""
 
 
 @runtime_checkable
-class Proposing(Protocol):
-    """A model that knows by itself what to do about a task."""
+class ActionProposer(Protocol):
+    """A model that generates actions for a task."""
 
     def proposal(self, task: str = "") -> Proposal:
-        """Return its actions for a task, the likeliest first; ConfigError for an unknown one."""
+        """Return a proposal for the task, the likeliest actions first.
+
+        Raises ConfigError for a task that the model was not trained on.
+        """
 
 
 @runtime_checkable
-class Imagining(Protocol):
-    """A model that knows by itself where a task leads."""
+class SubgoalModel(Protocol):
+    """A model that predicts where a task leads."""
 
-    def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
-        """Return what gives the latent (B, D) that the task leads to from (B, T, D), in n steps.
+    def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
+        """Return a function (context, steps) -> latents (B, D) that a task leads to in `steps`.
 
-        Raises ConfigError for an unknown task.
+        Raises ConfigError for a task that the model was not trained on.
         """
 
 
@@ -331,7 +344,7 @@ class Planner(Protocol):
 
     def plan(
         self,
-        context: Tensor,
+        context: Context,
         dynamics: Dynamics,
         *,
         objective: Objective,
@@ -342,7 +355,7 @@ class Planner(Protocol):
         constraints: Sequence[Constraint] = (),
         deadline_ms: float | None = None,
     ) -> Plan:
-        """Return the best plan for context (B, T, D).
+        """Return the best plan for each of the B contexts.
 
         It starts from warm_start (B, H, A), or several (B, W, H, A) with the best first, and the
         proposals' candidates where there are any. Constraints go before cost: one who keeps them

@@ -14,8 +14,8 @@ from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import ConfigError, RobotError, SourceError
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.board import Board
-    from latentplan.real_robot.calibration import Result
+    from latentplan.real_robot.perception.calibration import Result
+    from latentplan.real_robot.perception.calibration_target import Board
     from latentplan.robots.camera import CalibratedCamera
     from latentplan.robots.description import Arm
     from latentplan.types import Array
@@ -47,7 +47,7 @@ class Calibrated:
 
 def draw_target(out: str | Path, *, kind: str = "charuco", overrides: Overrides = ()) -> Board:
     """Write a calibration target to print to `out`, a .png or .pdf, and return it."""
-    from latentplan.real_robot.board import Board
+    from latentplan.real_robot.perception.calibration_target import Board
 
     given = [f"kind={kind}", *as_overrides(overrides)]
     target: Board = config.load({"board": Board}, overrides=given)["board"]
@@ -68,13 +68,13 @@ def calibrate(
 ) -> Calibrated:
     """Calibrate `camera` from the images and joint positions of `source`, and write it to `out`.
 
-    `source` is a store or a folder (see `snapshots.read`), `robot` the arm, `mount` where the
-    camera is: `table` (the arm carries the target) or `flange`. `lens` is a file of an earlier
+    `source` is a store or a folder (see `calibration_samples.read`), `robot` the arm, `mount` the
+    camera's place: `table` (the arm carries the target) or `flange`. `lens` is a file of an earlier
     calibration whose lens is taken; without one it is estimated too. Sections of `overrides`:
     board, calibration. Raises a LatentplanError if there is too little to calibrate from.
     """
-    from latentplan.real_robot import calibration
-    from latentplan.real_robot.board import Board
+    from latentplan.real_robot.perception import calibration
+    from latentplan.real_robot.perception.calibration_target import Board
     from latentplan.robots import description
     from latentplan.robots.camera import load
 
@@ -121,13 +121,13 @@ def _images(
     source: str | Path, arm: Arm, board: Board, *, camera: str, known: CalibratedCamera | None
 ) -> _Images:
     """Return where the target is in the images at which the arm rests."""
-    from latentplan.real_robot import snapshots
-    from latentplan.real_robot.board import Finder
+    from latentplan.real_robot.perception import calibration_samples
+    from latentplan.real_robot.perception.calibration_target import Finder
 
     finder, found = Finder(board), _Images()
     if known is not None:
         found.size = known.width, known.height
-    for shot in snapshots.read(str(source), arm, camera=camera):
+    for shot in calibration_samples.read(str(source), arm, camera=camera):
         height, width = shot.picture.shape[:2]
         if found.size == (0, 0):
             found.size = width, height

@@ -101,9 +101,9 @@ def record(
 
 def _watched(address: str, *, episodes: int, steps: int) -> Generator[Found, None, None]:
     """Yield spec, settings and episode of what a node's planner does."""
-    from latentplan.real_robot.launching import parse_address
-    from latentplan.real_robot.recording import watch
-    from latentplan.real_robot.remote import Watcher
+    from latentplan.real_robot.link.remote import Watcher
+    from latentplan.real_robot.loop.node_process import parse_address
+    from latentplan.real_robot.loop.recording import watch
 
     with Watcher(parse_address(address)) as watcher:
         spec = watcher.spec
@@ -125,7 +125,7 @@ def _driven(
 ) -> Generator[Found, None, None]:
     """Yield the same of a simulated arm that is driven here."""
     from latentplan.api.robot_choice import choose
-    from latentplan.real_robot.recording import RecordedRobot
+    from latentplan.real_robot.loop.recording import RecordedRobot
 
     chosen = choose(
         links.connection("sim", robot=robot),

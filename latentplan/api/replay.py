@@ -16,7 +16,7 @@ from latentplan.api.connection import Connection
 from latentplan.errors import StoreError, check_range
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.playing import Played
+    from latentplan.real_robot.motion.replay import Played
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def replay(
     episode does not fit the arm.
     """
     from latentplan.data.store import ZarrStore
-    from latentplan.real_robot.playing import Playing
+    from latentplan.real_robot.motion.replay import Playing
 
     check_range("replay.episode", episode, 0)
     with ZarrStore.open(data) as store:

@@ -22,8 +22,8 @@ from latentplan.files import replacing
 
 if TYPE_CHECKING:
     from latentplan.api.robot_tasks import Record, RobotTask
-    from latentplan.real_robot.local import LocalRobot
-    from latentplan.real_robot.remote import RemoteRobot
+    from latentplan.real_robot.link.remote import RemoteRobot
+    from latentplan.real_robot.loop.local import LocalRobot
 
 TASKS = ("reach",)
 
@@ -156,8 +156,8 @@ def serve(
 
     `on_ready` is called with the line that announces the node's address.
     """
-    from latentplan.real_robot.launching import announcement
-    from latentplan.real_robot.node import Node
+    from latentplan.real_robot.loop.node import Node
+    from latentplan.real_robot.loop.node_process import announcement
 
     if connection.backend is None or connection.address is None:
         raise ConfigError("robot.backend: found none; a node needs one to reach its arm by")

@@ -17,12 +17,12 @@ from latentplan.api.robot_tasks import Planned, Reaching, RobotTask, set_instruc
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.evaluation.goals import image_key
 from latentplan.planning.mpc import MPC
-from latentplan.real_robot.picking import Picking
-from latentplan.real_robot.reach import Reach
-from latentplan.real_robot.tracking import Tracking
-from latentplan.sim import cameras
-from latentplan.sim.deformable import Deformable
-from latentplan.sim.scene import env_of, lay
+from latentplan.real_robot.motion.picking import Picking
+from latentplan.real_robot.motion.reach import Reach
+from latentplan.real_robot.motion.tracking import Tracking
+from latentplan.sim.deformable.env import Deformable
+from latentplan.sim.deformable.scene import env_of, lay
+from latentplan.sim.rendering import cameras
 from latentplan.training import checkpoint
 from latentplan.types import Observation, Spec
 

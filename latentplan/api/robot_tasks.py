@@ -17,15 +17,15 @@ from latentplan.errors import ConfigError, RobotError
 from latentplan.evaluation.goals import EVALUATION, image_key
 from latentplan.evaluation.video import side_by_side
 from latentplan.planning.mpc import MPC
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.picking import Picking
-from latentplan.real_robot.reach import Reach
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.supervisor import Supervisor
+from latentplan.real_robot.motion.hold_position import meanwhile, stand
+from latentplan.real_robot.motion.picking import Picking
+from latentplan.real_robot.motion.reach import Reach
 from latentplan.real_robot.robot import Driver, Robot, View
-from latentplan.real_robot.standing import meanwhile, stand
-from latentplan.real_robot.supervisor import Supervisor
-from latentplan.sim.cameras import Camera
-from latentplan.sim.scene import Scene
+from latentplan.sim.deformable.scene import Scene
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array, Observation, Spec
 
 VIDEO_CAMERA = Camera("front", (1.1, 0.5, 0.8), target=(-0.2, 0.0, 0.3), width=256, height=256)

@@ -22,11 +22,11 @@ from latentplan.errors import (
 )
 from latentplan.protocols import ExpertEnv
 from latentplan.shapes import check, check_finite
-from latentplan.sim.cameras import Camera
-from latentplan.sim.render import mujoco
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.sim.robosuite import library, state
 from latentplan.sim.robosuite.controllers import CONTROLLERS, convention, meaning, settings
-from latentplan.sim.robosuite.pictures import Pictures
+from latentplan.sim.robosuite.images import Pictures
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
 
 ROBOTS = ("Panda", "UR5e", "Sawyer")

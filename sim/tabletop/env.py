@@ -12,7 +12,7 @@ from gymnasium.utils.seeding import np_random
 
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics, check_range, unknown
 from latentplan.shapes import check, check_finite
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.sim.tabletop import expert
 from latentplan.sim.tabletop.tasks import SIZE, TASKS, Task, draw_start, encode, undo
 from latentplan.sim.tabletop.world import TIMESTEP, Kept, World

@@ -28,7 +28,10 @@ from latentplan.sim.calvin.env import Calvin
 from latentplan.types import ActionSpec, ArraySpec, Episode, Goal, Label, Spec
 
 SPEC = Spec(
-    observation={"robot_obs": ArraySpec((15,), "float64"), "scene_obs": ArraySpec((24,), "float64")},
+    observation={
+        "robot_obs": ArraySpec((15,), "float64"),
+        "scene_obs": ArraySpec((24,), "float64"),
+    },
     action=ActionSpec((-1.0,) * 7, (1.0,) * 7),
     env="lamps",
     privileged=("scene_obs",),

@@ -9,9 +9,9 @@ import pytest
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.robots import description
-from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.kinematics import Unreachable, downward
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
+from latentplan.robots.simulated_arm import SimulatedArm
 from latentplan.robots.trajectory import Limits
 
 ARMS = ["panda", "ur5e"]
@@ -23,6 +23,7 @@ def planners() -> dict[str, PickAndPlace]:
     return {name: PickAndPlace(description.load(name)) for name in ARMS}
 
 
+@pytest.mark.slow_with("ur5e")
 @pytest.mark.parametrize("name", ARMS)
 def test_a_hundred_motions_keep_to_every_limit(planners, name) -> None:
     planner, rng = planners[name], np.random.default_rng(2)

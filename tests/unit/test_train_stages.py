@@ -13,7 +13,7 @@ from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError, ConfigError, MissingDependency, TrainingError
 from latentplan.nn import sentences
 from latentplan.training import checkpoint
-from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Context, Episode, Label, Spec
 
 SPEC = Spec(
     {"rgb": ArraySpec((32, 32, 3), "uint8"), "state": ArraySpec((2,))},
@@ -139,6 +139,7 @@ def test_goals_in_words(tmp_path, monkeypatch):
     store = ZarrStore.open(next((tmp_path / "run/stages").glob("tokens-*")))
     np.testing.assert_array_equal(store.rows("observation/task", 0, 9), [1] * 4 + [2] * 5)
     seen = model.encode({"rgb": torch.zeros(1, model.context, 32, 32, 3, dtype=torch.uint8)})
+    seen = Context(seen, torch.zeros(1, model.context - 1, model.spec.action.size))
 
     def actions(text):
         draw = torch.Generator().manual_seed(0)

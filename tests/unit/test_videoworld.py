@@ -15,7 +15,7 @@ from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.nn.quantizer import Numbers, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.tokenizers.vqvae import VQVAE
-from latentplan.types import ActionSpec, ArraySpec, Batch, Convention, Spec
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Spec
 
 PICTURE = ArraySpec((32, 32, 3), "uint8")
 SPEC = Spec(
@@ -319,7 +319,7 @@ def test_a_proposal_gives_actions_inside_the_bounds(reads):
     config = replace(CONFIG, inverse=replace(CONFIG.inverse, reads=reads))
     torch.manual_seed(0)
     model = VideoWorld(SPEC, config.fitted(SPEC, tasks=("push",))).eval()
-    context = model.encode(pictures(2, 3))
+    context = Context(model.encode(pictures(2, 3)), torch.zeros(2, 2, 7))
     proposal = model.proposal("push", temperature=1.0)
     actions = proposal.sample(context, 5, horizon=4, generator=torch.Generator().manual_seed(0))
     assert actions.shape == (2, 5, 4, 7)
@@ -357,6 +357,7 @@ def learn(network, batch):
     return loss
 
 
+@pytest.mark.slow_with("fine-ldm")
 @pytest.mark.parametrize("part", ["tokenizer", "ldm"])
 def test_parts_learn_one_batch(model, part):
     network = getattr(model, part).train()
@@ -366,6 +367,7 @@ def test_parts_learn_one_batch(model, part):
     assert {"usage", "perplexity", "psnr"} <= loss.parts.keys()
 
 
+@pytest.mark.slow_with("fine-dynamics", "fine-generator")
 @pytest.mark.parametrize("part", ["generator", "inverse", "dynamics"])
 def test_parts_learn_tokens(model, part):
     network = getattr(model, part).train()
