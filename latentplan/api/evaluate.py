@@ -143,9 +143,9 @@ def _of_run(
     from latentplan.api import load
     from latentplan.training import checkpoint
 
-    file = checkpoint.find(run)
-    planner = named["planner"] or load.own_planner(file)
+    planner = named["planner"] or load.own_planner(checkpoint.find(run))
     parts = load.choose(planner=planner, objective=named["objective"])
+    file = checkpoint.find(run)
     found = checkpoint.load(file, device=device)
     if env is None and not found.spec.env:
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; name one")
