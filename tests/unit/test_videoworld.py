@@ -207,7 +207,7 @@ def test_code_h_sees_frames_up_to_h_alone(model):
 
 
 def _asked(ldm, maps):
-    """Return the features before quantization: they change where a code may stay the same."""
+    """Return the features before quantization, which may change while the code does not."""
     seen = []
     handle = ldm.quantizer.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
     ldm._quantize(maps)
