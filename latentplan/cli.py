@@ -19,6 +19,7 @@ from latentplan.commands import (
     calibrate,
     check,
     collect,
+    config,
     doctor,
     export,
     import_,
@@ -104,6 +105,7 @@ COMMANDS: dict[str, Any] = {
     "robot": robot,
     "record": record,
     "replay": replay,
+    "config": config,
     "check": check,
     "doctor": doctor,
 }
