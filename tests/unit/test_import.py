@@ -134,6 +134,7 @@ def test_the_store_is_the_same_for_any_number_of_processes_and_stops(tmp_path: P
         assert_equal_arrays(tmp_path / f"{name}.zarr", tmp_path / "a.zarr")
 
 
+@pytest.mark.slow_with("2")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_that_is_damaged_is_told(tmp_path: Path, workers: int) -> None:
     with pytest.raises(SourceError, match="^/data/4: is damaged; skip_bad leaves"):
@@ -145,6 +146,7 @@ def test_the_first_that_is_damaged_is_told(tmp_path: Path, workers: int) -> None
         assert numbers(store) == [0, 1]
 
 
+@pytest.mark.slow_with("2")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_damaged_is_skipped_and_nothing_shifts(tmp_path: Path, workers: int) -> None:
     told: list[importing.Progress] = []
