@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentplan.sim import gymnasium_ids
 
 if TYPE_CHECKING:
-    from latentplan.commands.load import load
+    from latentplan.api.load import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -22,7 +22,7 @@ gymnasium_ids.announce()
 def __getattr__(name: str) -> Any:
     """Import `load` when it is first asked for: it needs torch, `import latentplan` must not."""
     if name == "load":
-        from latentplan.commands.load import load
+        from latentplan.api.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -248,6 +248,37 @@ class Objective(Protocol):
         """Return cost (B, N) of latents (B, N, H, D) reached by actions (B, N, H, A)."""
 
 
+class ObjectiveFactory(Protocol):
+    """What a registered objective is: built from its Config, it makes an Objective for each plan.
+
+    A plain function of this signature is one too.
+    """
+
+    def __call__(self, goal: Goal, context: Context, model: Dynamics) -> Objective:
+        """Return the objective of a goal from a context, in the latents of `model`.
+
+        A planner calls it before each solve, with the same Goal object until the goal changes.
+        """
+
+
+@runtime_checkable
+class GoalChecker(Protocol):
+    """An ObjectiveFactory that refuses a goal as soon as it is set."""
+
+    def check(self, goal: Goal, model: Dynamics) -> None:
+        """Raise ConfigError or ShapeError unless the objective can be made of the goal."""
+
+
+@runtime_checkable
+class EnsembleDynamics(Protocol):
+    """A Dynamics of several members whose latents stand side by side."""
+
+    members: Sequence[Dynamics]
+
+    def split(self, latents: Tensor) -> Sequence[Tensor]:
+        """Return each member's latents (..., d) of latents (..., M d)."""
+
+
 class ActionSpace(Protocol):
     """Which actions make sense now, for each of B problems: what a planner may draw and return."""
 
@@ -339,8 +370,19 @@ class Illustrated(Protocol):
         """
 
 
+@runtime_checkable
+class DefaultPolicy(Protocol):
+    """A model that is used with another policy than `mpc` unless the user asks for one."""
+
+    default_policy: str  # registry name
+
+
 class Planner(Protocol):
     """A sampling or gradient optimiser of action sequences; stateless."""
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions of a plan."""
 
     def plan(
         self,

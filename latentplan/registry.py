@@ -44,7 +44,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
-        "generate": "latentplan.planning.generate:Generate",
         "gradient": "latentplan.planning.gradient:Gradient",
         "hybrid": "latentplan.planning.hybrid:Hybrid",
         "icem": "latentplan.planning.icem:ICEM",
@@ -54,7 +53,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "objective": {
         "goal": "latentplan.objectives.goal:GoalDistance",
-        "pessimistic": "latentplan.objectives.ensemble:Pessimistic",
+        "pessimistic": "latentplan.objectives.pessimistic:Pessimistic",
+        "subgoal": "latentplan.objectives.subgoal:Subgoal",
+    },
+    "policy": {
+        "generative": "latentplan.planning.generative:GenerativePolicy",
+        "mpc": "latentplan.planning.mpc:MPC",
     },
     "explorer": {
         "random": "latentplan.exploration.picks:RandomPick",

@@ -80,7 +80,7 @@ def run(
     """
     import torch
 
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     for name, values in (("candidates", candidates), ("horizon", horizons), ("batch", batches)):
         for value in values:
@@ -93,8 +93,6 @@ def run(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingDependency(f"--device {device}: no CUDA device is visible")
     classes = {n: registry.get("planner", n) for n in planners or sorted(registry.names("planner"))}
-    if not planners:  # the network proposes nothing
-        classes = {n: found for n, found in classes.items() if not found.needs_proposals}
     names = list(classes)
     if quick:
         candidates, batches, repeats = (64, 512), (1,), min(repeats, 3)
@@ -192,7 +190,7 @@ def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None)
     import torch
 
     from latentplan.planning.graph import Captured
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     planner_class = registry.get("planner", name)
     given = {"candidates": case.candidates} | SETTINGS.get(name, {})
@@ -256,7 +254,7 @@ def _floor(case: Case) -> float:
     import torch
 
     from latentplan.commands.bench_toy import ACTION, HIDDEN, LATENT
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     dtype, rows = DTYPES[case.dtype], case.candidates
     sizes = (LATENT + ACTION, *HIDDEN, LATENT)

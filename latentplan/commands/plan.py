@@ -26,6 +26,7 @@ def run(
     env: str | None = None,
     episodes: int = 8,
     seed: int = 0,
+    policy: str | None = None,
     planner: str | None = None,
     objective: str = "goal",
     goal_text: str = "",
@@ -42,7 +43,7 @@ def run(
     objective, mpc, env, evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises
     CheckpointError where the model does not fit the env.
     """
-    from latentplan.commands.load import assemble, choose, own_planner
+    from latentplan.api.load import assemble, choose
     from latentplan.commands.progress import track
     from latentplan.evaluation.metrics import summarise
     from latentplan.evaluation.protocol import Evaluation
@@ -51,10 +52,9 @@ def run(
 
     check_range("--episodes", episodes, 1)
     check_range("--seed", seed, 0)
-    planner = planner or own_planner(checkpoint.find(run))
-    parts = choose(planner=planner, objective=objective)
     file = checkpoint.find(run)
     found = checkpoint.load(file, device=device)
+    parts = choose(found.model, policy=policy, planner=planner, objective=objective)
     if not (env or found.spec.env):
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
     env_preset = config.resolve("env", env or found.spec.env)
@@ -105,7 +105,8 @@ def run(
     made_with = {
         "env": env_preset.base,
         "model": found.name,
-        "planner": planner,
+        "policy": parts.policy,
+        "planner": parts.planner,
         "objective": objective,
         "checkpoint": {"run": str(run), "step": found.step, "sha256": _digest(file)},
         "config": {name: config.to_values(value) for name, value in settings.items()},
@@ -166,7 +167,8 @@ def _write(
     from latentplan.files import replacing
 
     title = f"{Path(made_with['checkpoint']['run']).name} on {made_with['env']}"
-    settings = {k: made_with[k] for k in ("env", "planner", "objective", "checkpoint", "device")}
+    named = ("env", "policy", "planner", "objective", "checkpoint", "device")
+    settings = {k: made_with[k] for k in named}
     settings |= {"episodes": metrics.episodes, "seed": metrics.seed, "config": made_with["config"]}
     texts = {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),

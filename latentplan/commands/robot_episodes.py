@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from latentplan import config, registry
+from latentplan.api.load import assemble
+from latentplan.api.load import choose as choose_parts
 from latentplan.commands import connect
-from latentplan.commands.load import assemble, own_planner
-from latentplan.commands.load import choose as choose_parts
 from latentplan.commands.plan import check_fit
 from latentplan.errors import ConfigError, RobotError, ShapeError
 from latentplan.evaluation.protocol import EVALUATION, image_key
@@ -313,9 +313,8 @@ def choose(
             raise ConfigError("--goal: is for --run; reach draws points by itself")
         planner = planner or "cem"
         return _reach(way, sections, presets, planner, steps or REACHING, seed, overrides)
-    planner = planner or own_planner(checkpoint.find(run))
-    parts = choose_parts(planner=planner, objective=objective)
     found = checkpoint.load(checkpoint.find(run), device=device)
+    parts = choose_parts(found.model, planner=planner, objective=objective)
     env = _env_config(found.spec)
     if env is not None and way.backend == "sim":
         presets["backend"] = {"scene": found.spec.env, **presets.get("backend", {})}
@@ -355,7 +354,7 @@ def choose(
 def tell(agent: MPC, words: str) -> None:
     """Let an agent do a task; ConfigError for words that say nothing to it."""
     try:
-        agent.goal(task=words)
+        agent.goal(text=words)
     except ConfigError as e:
         raise ConfigError(f"goal: found the words {words!r}; {e}") from None
 

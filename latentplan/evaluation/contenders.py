@@ -20,8 +20,8 @@ class Agent(Protocol):
     def reset(self, *, seed: int) -> None:
         """Forget the episode; what is drawn next depends on `seed` alone."""
 
-    def goal(self, observation: Observation, *, task: str = "") -> Any:
-        """Take the observation that shall be seen at the end, and the task's name if it has one."""
+    def goal(self, observation: Observation, *, text: str = "") -> Any:
+        """Take the observation to reach, and the task's name or instruction if it has one."""
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) inside the bounds."""
@@ -55,7 +55,7 @@ class Planned:
     def begin(self, goal: Observation, *, task: str = "") -> None:
         """Forget the last episode and take the goal."""
         self.agent.reset(seed=self.seed)
-        self.agent.goal(public(goal, self.spec), task=task)
+        self.agent.goal(public(goal, self.spec), text=task)
 
     def act(self, observation: Observation) -> Array:
         """Return the planner's action."""
