@@ -145,28 +145,49 @@ class AdaptableEnv(Protocol):
         """Return the Config values that make actions and images those of a model's `spec`."""
 
 
-class Explorer(Protocol):
-    """Who chooses actions while collecting: `begin` before every episode, then `act`."""
-
-    def begin(self, env: Env, rng: np.random.Generator) -> Observation | None:
-        """Prepare for an episode and return its goal, None where it has none.
-
-        `env` is reset to the start of the episode afterwards, so it may be used to draw the goal.
-        """
-
-    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
-        """Return an action (A,) inside the bounds."""
-
-
 @runtime_checkable
 class Policy(Protocol):
-    """Choose actions: explorers, experts, controls, clones, MPC and generative policies."""
+    """What chooses actions: random ones, experts, baselines, clones, MPC, generative policies.
+
+    Optional abilities: EnvPolicy, GoalChoosingPolicy, CostPredictor.
+    """
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode towards `goal`; what is drawn next depends on `seed` alone."""
+        """Start an episode towards `goal`; what is drawn in it depends on `seed` alone.
+
+        The seed is an int, a numpy SeedSequence, or a numpy Generator to draw from.
+        """
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
+
+
+@runtime_checkable
+class EnvPolicy(Protocol):
+    """A policy that needs the env it acts in, such as for the env's scripted expert.
+
+    It alone is given privileged observations.
+    """
+
+    def attach(self, env: Env) -> None:
+        """Take the env, before the first `reset`; ConfigError if it lacks what is needed."""
+
+
+@runtime_checkable
+class GoalChoosingPolicy(Protocol):
+    """A policy that chooses a goal itself in a `reset` without one; the episode then has it too."""
+
+    @property
+    def goal_chosen(self) -> Goal | None:
+        """The goal of the episode, None for none."""
+
+
+@runtime_checkable
+class CostPredictor(Protocol):
+    """A policy that predicts what actions cost towards its goal, such as one that plans."""
+
+    def evaluate(self, observation: Observation, actions: Array) -> Any:
+        """Return the predicted cost (K,) of each single action (K, A); low is good."""
 
 
 class Source(Protocol):

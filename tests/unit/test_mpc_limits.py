@@ -71,7 +71,7 @@ def test_the_first_action_is_free_and_so_is_that_after_a_reset():
 
 
 def test_rates_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="MPC.action_rate_limit: 1 rates for actions of 2 numbers"):
+    with pytest.raises(ConfigError, match="MPC.action_rate_limit: 1 rates for actions"):
         controller(action_rate_limit=(0.1,))
     with pytest.raises(ConfigError, match=r"MPC.action_rate_limit: 0\.0 must be at least"):
         MPC.Config(action_rate_limit=(0.1, 0.0))
