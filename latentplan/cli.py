@@ -369,7 +369,7 @@ def list_(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="envs, models, planners, objectives, explorers, sources, presets, checkpoints.",
+            help="envs, models, planners, objectives, policies, sources, presets, checkpoints.",
         ),
     ] = None,
 ) -> None:

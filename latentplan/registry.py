@@ -59,14 +59,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
         "generative": "latentplan.planning.generative:GenerativePolicy",
         "mpc": "latentplan.planning.mpc:MPC",
-    },
-    "explorer": {
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
         "expert": "latentplan.exploration.expert:Expert",
-        "oracle": "latentplan.exploration.scripted:Oracle",
-        "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
-        "mixture": "latentplan.exploration.scripted:Mixture",
+        "oracle": "latentplan.exploration.oracle:Oracle",
+        "noisy_oracle": "latentplan.exploration.oracle:NoisyOracle",
+        "mixture": "latentplan.exploration.oracle:Mixture",
+        "noop": "latentplan.exploration.noop:Noop",
     },
     "source": {
         "bag": "latentplan.data.sources.bag:Bag",

@@ -46,9 +46,9 @@ def run(
     check_range("--seed", seed, 0)
     workers = workers if workers is not None else os.cpu_count() or 1
     check_range("--workers", workers, 0)
-    env_preset, explorer_preset = config.resolve("env", env), config.resolve("explorer", explorer)
+    env_preset, explorer_preset = config.resolve("env", env), config.resolve("policy", explorer)
     env_class = registry.get("env", env_preset.base)
-    explorer_class = registry.get("explorer", explorer_preset.base)
+    explorer_class = registry.get("policy", explorer_preset.base)
     chosen = config.load(
         {
             "env": env_class.Config,
@@ -70,7 +70,7 @@ def run(
         env_class,
         explorer_class,
         env_config=chosen["env"],
-        explorer_config=chosen["explorer"],
+        policy_config=chosen["explorer"],
         config=chosen["collect"],
         seed=seed,
     )

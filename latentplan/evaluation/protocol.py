@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
-from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
-from latentplan.protocols import Env, GoalSampler, HasSuccessThreshold
-from latentplan.types import Array, Observation, Spec
+from latentplan.evaluation.baselines import baselines, predicted_cost, random_policy, visible
+from latentplan.protocols import CostPredictor, Env, GoalSampler, HasSuccessThreshold, Policy
+from latentplan.types import Array, Goal, Observation, Spec
 
 # Seeds of a trial come from SeedSequence(seed, spawn_key=(EVALUATION, trial, attempt)); the keys of
 # collection begin with an episode's number, so no start or goal here was ever trained on.
@@ -78,7 +78,7 @@ class Evaluation:
             if self.told not in ("task", "text"):
                 raise ConfigError(f"Evaluation.told: {self.told!r} is not 'task' or 'text'")
 
-    def __init__(self, agent: Agent, env: Env, *, config: Config | None = None) -> None:
+    def __init__(self, agent: Policy, env: Env, *, config: Config | None = None) -> None:
         """Take the agent, and the only env that this process will use."""
         self.agent, self.env, self.config = agent, env, config or self.Config()
         self.view = image_key(env.data_spec)
@@ -120,61 +120,60 @@ class Evaluation:
         explore, try_out = (np.random.default_rng(s) for s in key.spawn(2))
         spec = self.env.data_spec
         goal = self._goal(goal_seed)
-        planned, tried_out = Planned(self.agent, spec, seed=plan_seed), []
-        candidates = Random(spec, try_out)
+        agent, candidates = self.agent, random_policy(spec)
+        tried_out: list[TriedOut] = []
+        candidates.reset(seed=try_out)
 
         def check(step: int, observation: Observation) -> None:
-            if step in steps:
-                tried_out.append(self._try_out(planned, candidates, observation, goal))
+            if step in steps and isinstance(agent, CostPredictor):
+                tried_out.append(self._try_out(agent, candidates, observation, goal))
 
-        attempts = {"planner": self._attempt(planned, goal, start_seed, before_step=check)}
-        controls: dict[str, Contender] = {
-            "random": Random(spec, explore),
-            "noop": Noop(spec),
-            "oracle": Oracle(self.env),
+        attempts = {
+            "planner": self._attempt(agent, goal, start_seed, seed=plan_seed, before_step=check)
         }
-        for name, contender in controls.items():
-            attempts[name] = self._attempt(contender, goal, start_seed)
+        for name, policy in baselines(self.env).items():
+            attempts[name] = self._attempt(policy, goal, start_seed, seed=explore)
         picture = None if self.view is None else goal[self.view]
         return Trial(start_seed, goal_seed, dropped, picture, attempts, tuple(tried_out))
 
     def _attempt(
         self,
-        contender: Contender,
+        policy: Policy,
         goal: Observation,
-        seed: int,
+        start_seed: int,
         *,
+        seed: Any,
         before_step: Callable[[int, Observation], None] | None = None,
     ) -> Attempt:
         env, view = self.env, self.view
-        observation, told = env.reset(seed=seed, options={"goal": goal})
+        observation, told = env.reset(seed=start_seed, options={"goal": goal})
         observation = _copy(observation)
         task = self.config.goal_text or str(told.get(self.config.told, ""))
-        contender.begin(goal, task=task)
+        spec, planned = env.data_spec, policy is self.agent
+        policy.reset(Goal(observation=visible(policy, goal, spec), text=task), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
         info: dict[str, Any] = {}
         for step in range(self.config.length):
             if before_step is not None:
                 before_step(step, observation)
             began = perf_counter()
-            action = np.asarray(contender.act(observation))
+            action = np.asarray(policy.act(visible(policy, observation, spec)))
             act_ms.append((perf_counter() - began) * 1e3)
             actions.append(action)
-            if isinstance(contender, Planned):
-                predicted.append(contender.predict(observation, action[None])[0])
+            if planned and isinstance(policy, CostPredictor):
+                predicted.append(predicted_cost(policy, observation, action[None], spec)[0])
             observation, _, terminated, truncated, info = env.step(action)
             observation = _copy(observation)
             seen.append(observation)
             if terminated or truncated:
                 break
         distance = np.array([env.distance(o, goal) for o in seen])
-        shown = isinstance(contender, Planned)
         return Attempt(
             distance=distance,
             actions=np.stack(actions),
             predicted=np.array(predicted),
             act_ms=np.array(act_ms),
-            pictures=tuple(o[view] for o in seen) if view and shown else (),
+            pictures=tuple(o[view] for o in seen) if view and planned else (),
             success=self._success(float(distance[-1]), info),
         )
 
@@ -185,14 +184,16 @@ class Evaluation:
         return _copy(self.env.reset(seed=seed)[0])
 
     def _try_out(
-        self, planned: Planned, candidates: Random, observation: Observation, goal: Observation
+        self, agent: CostPredictor, candidates: Policy, observation: Observation, goal: Observation
     ) -> TriedOut:
-        actions = np.stack([candidates.act(observation) for _ in range(self.config.tries)])
+        spec = self.env.data_spec
+        seen = visible(candidates, observation, spec)
+        actions = np.stack([candidates.act(seen) for _ in range(self.config.tries)])
         state, realised = self.env.snapshot(), []
         for action in actions:
             realised.append(self.env.distance(self.env.step(action)[0], goal))
             self.env.restore(state)
-        return TriedOut(planned.predict(observation, actions), np.array(realised))
+        return TriedOut(predicted_cost(agent, observation, actions, spec), np.array(realised))
 
     def _success(self, distance: float, info: Mapping[str, Any]) -> bool | None:
         """Return what the env says of the end; None where it has no success test."""

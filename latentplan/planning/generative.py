@@ -23,7 +23,7 @@ from latentplan.protocols import (
     ObjectiveFactory,
     Proposal,
 )
-from latentplan.types import Context, Goal
+from latentplan.types import Context, Goal, Spec
 
 
 class GenerativePolicy(MPC):
@@ -82,7 +82,7 @@ class GenerativePolicy(MPC):
         """
         c = config or self.Config()
         if not (proposals or proposers):
-            if not isinstance(model, ActionProposer):
+            if not isinstance(model, ActionProposer | Spec):
                 raise ConfigError(
                     "policy generative: needs a model that proposes actions, such as videoworld, "
                     f"or proposals, found {type(model).__name__}"

@@ -28,7 +28,7 @@ from latentplan.protocols import (
     Planner,
     Proposal,
 )
-from latentplan.types import Array, Goal, Observation, Plan
+from latentplan.types import Array, Goal, Observation, Plan, Spec
 
 
 class MPC:
@@ -91,6 +91,11 @@ class MPC:
         for the goal's text, from observations of their own. Raises ConfigError if settings do not
         fit the model, the planner or the device.
         """
+        if isinstance(model, Spec):
+            raise ConfigError(
+                f"policy {type(self).__name__}: needs a trained model, found a spec; pass the "
+                "policy that latentplan.load returns"
+            )
         c = self.config = config or self.Config()
         self.model, self.planner = model, planner or registry.get("planner", "cem")()
         if c.chunk > self.planner.horizon:

@@ -155,7 +155,7 @@ def test_show_draws_the_curves_of_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert np.asarray(Image.open(tmp_path / "curves.png"))[..., :3].std() > 1
 
 
-@pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "explorers"])
+@pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "policies"])
 def test_list_says_what_each_name_is(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", kind]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
