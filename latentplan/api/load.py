@@ -48,6 +48,7 @@ def load(
     runs = [run] if isinstance(run, Path | str) else list(run)
     if not runs:
         raise ConfigError("load.run: found no run, need at least one")
+    check_names(policy=policy, planner=planner, objective=objective)
     members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
     found = members[0]
     if not alone:
@@ -73,6 +74,13 @@ class Parts:
     classes: Mapping[str, Any]  # planner (if any), objective
     presets: Mapping[str, Mapping[str, Any]]  # values that differ from the classes' defaults
     sections: Mapping[str, type]  # of settings: planner (if any), objective, and the policy's name
+
+
+def check_names(**named: str | None) -> None:
+    """Raise UnknownName for a name of its kind that is neither registered nor a preset."""
+    for kind, name in named.items():
+        if name is not None:
+            config.resolve(kind, name)
 
 
 def choose(

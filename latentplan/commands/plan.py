@@ -43,7 +43,7 @@ def run(
     objective, mpc, env, evaluation. Ctrl-C reports the trials done so far, then goes on up. Raises
     CheckpointError where the model does not fit the env.
     """
-    from latentplan.api.load import assemble, choose
+    from latentplan.api.load import assemble, check_names, choose
     from latentplan.commands.progress import track
     from latentplan.evaluation.metrics import summarise
     from latentplan.evaluation.protocol import Evaluation
@@ -52,6 +52,7 @@ def run(
 
     check_range("--episodes", episodes, 1)
     check_range("--seed", seed, 0)
+    check_names(policy=policy, planner=planner, objective=objective)
     file = checkpoint.find(run)
     found = checkpoint.load(file, device=device)
     parts = choose(found.model, policy=policy, planner=planner, objective=objective)

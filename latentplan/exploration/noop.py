@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from latentplan.types import Array, Goal, Observation, Spec
 class Noop:
     """The zero action; for picks, at the pixel farthest from the object."""
 
-    def __init__(self, spec: Spec) -> None:
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions."""
         self.spec = spec
 
