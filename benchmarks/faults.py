@@ -34,7 +34,7 @@ from latentplan.files import replacing  # noqa: E402
 
 JSON, PAGE = (ROOT / "docs" / "results" / f"faults.{suffix}" for suffix in ("json", "md"))
 ENDS = {"node told to end": signal.SIGTERM, "node killed": signal.SIGKILL}
-REST = 600.0  # ms from the trip until it rests, at most
+REST = 600.0  # ms from the reaction until it rests, at most
 MOST = 1.01  # of a limit
 
 
@@ -93,15 +93,14 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         values = [getattr(row, name) for row in trials]
         return None if None in values else float(max(values))
 
-    trip, rest = most("trip_ms"), most("rest_ms")
-    after = None if trip is None or rest is None else round(rest - trip, 1)
+    reaction, rest = most("reaction_ms"), most("rest_ms")
+    after = None if reaction is None or rest is None else round(rest - reaction, 1)
+    median = sorted(row.reaction_ms or 0 for row in trials)[len(trials) // 2]
     row = {
         "backend": trials[0].backend,
         "fault": trials[0].fault,
-        "trip_ms": trip,
-        "trip_median_ms": None if trip is None else sorted(r.trip_ms or 0 for r in trials)[
-            len(trials) // 2
-        ],
+        "reaction_ms": reaction,
+        "reaction_median_ms": None if reaction is None else median,
         "limit_ms": limit,
         "rest_ms": rest,
         "held": all(row.held for row in trials),
@@ -111,7 +110,7 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         "trials": len(trials),
         "reason": trials[0].reason,
     }
-    in_time = limit is None or (trip is not None and trip <= limit)
+    in_time = limit is None or (reaction is not None and reaction <= limit)
     rests = after is None or after <= REST
     kept = max(row["velocity"] or 0, row["acceleration"] or 0) <= MOST and not row["non_finite"]
     return row | {"ok": bool(in_time and rests and kept)}
@@ -153,19 +152,19 @@ def page() -> str:
         f"{known['machine']['cores']} cores by `python benchmarks/faults.py BACKEND`; all figures",
         "are in [faults.json](faults.json).",
         "",
-        "| backend | fault | trips, ms | allowed | rests, ms | held | speed | acceleration |",
+        "| backend | fault | stops after, ms | allowed | rests, ms | held | speed | acceleration |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in known["rows"]:
-        trip = "goes on" if row["rest_ms"] is None else "-"
-        if row["trip_ms"] is not None:
-            trip = f"{row['trip_ms']:.0f} ({row['trip_median_ms']:.0f})"
+        reaction = "goes on" if row["rest_ms"] is None else "-"
+        if row["reaction_ms"] is not None:
+            reaction = f"{row['reaction_ms']:.0f} ({row['reaction_median_ms']:.0f})"
         rest = "" if row["rest_ms"] is None else f"{row['rest_ms']:.0f}"
         held = "" if row["rest_ms"] is None else ("yes" if row["held"] else "no")
         allowed = "" if row["limit_ms"] is None else f"{row['limit_ms']:.0f}"
         allowed += "" if row["ok"] else " **missed**"
         shares = f"{row['velocity']:.3f} | {row['acceleration']:.3f}"
-        cells = [row["backend"], row["fault"], trip, allowed, rest, held, shares]
+        cells = [row["backend"], row["fault"], reaction, allowed, rest, held, shares]
         lines.append(f"| {' | '.join(cells)} |")
     count = sum(row["non_finite"] for row in known["rows"])
     lines += ["", f"Commands that were not finite: {count}."]

@@ -14,7 +14,7 @@ from latentplan.errors import ConfigError, RobotError, SourceError
 
 if TYPE_CHECKING:
     from latentplan.real_robot.perception.calibration import Result
-    from latentplan.real_robot.perception.calibration_target import Board
+    from latentplan.real_robot.perception.calibration_target import CalibrationTarget
     from latentplan.robots.camera import CalibratedCamera
 
 SUSPECT = 3.0  # times the median error, from which on a picture is named
@@ -22,9 +22,11 @@ SUSPECT = 3.0  # times the median error, from which on a picture is named
 
 def draw(kind: str, *, out: str, overrides: Sequence[str]) -> None:
     """Write a board to print to `out`, a .png or .pdf, and print its size."""
-    from latentplan.real_robot.perception.calibration_target import Board
+    from latentplan.real_robot.perception.calibration_target import CalibrationTarget
 
-    board: Board = config.load({"board": Board}, overrides=[f"kind={kind}", *overrides])["board"]
+    overrides = [f"kind={kind}", *overrides]
+    settings = config.load({"board": CalibrationTarget}, overrides=overrides)
+    board: CalibrationTarget = settings["board"]
     board.save(Path(out))
     width, height = board.size
     print(
@@ -49,23 +51,26 @@ def run(
     `source` is a store or a folder (see `calibration_samples.read`), `robot` the arm, `mount` where
     the camera is: `table` (the arm carries the board) or `flange`. `lens` is a file of an earlier
     calibration whose lens is taken; without one it is found, too. What else is settable are the
-    fields of Board and of calibration.Config. Raises a LatentplanError where nothing comes of it.
+    fields of CalibrationTarget and of calibration.Config. Raises a LatentplanError if it fails.
     """
     from latentplan.real_robot.perception import calibration, calibration_samples
-    from latentplan.real_robot.perception.calibration_target import Board, Finder
+    from latentplan.real_robot.perception.calibration_target import (
+        CalibrationTarget,
+        TargetDetector,
+    )
     from latentplan.robots import description
     from latentplan.robots.camera import load
 
-    sections = {"board": Board, "calibration": calibration.Config}
+    sections = {"board": CalibrationTarget, "calibration": calibration.Config}
     settings = config.load(sections, overrides=[f"board.kind={kind}", *overrides])
-    board: Board = settings["board"]
+    board: CalibrationTarget = settings["board"]
     if not out.endswith((".yaml", ".yml")):
         raise ConfigError(f"--out: {out!r} must end with .yaml")
-    arm, finder = description.load(robot), Finder(board)
+    arm, finder = description.load(robot), TargetDetector(board)
     known = None if lens is None else replace(load(lens), name=camera)
     names, seen, positions, size = [], [], [], None
     for shot in calibration_samples.read(source, arm, camera=camera):
-        height, width = shot.picture.shape[:2]
+        height, width = shot.image.shape[:2]
         size = size or (known and (known.width, known.height)) or (width, height)
         if (width, height) != size:
             raise SourceError(
@@ -74,7 +79,7 @@ def run(
             )
         names.append(shot.name)
         positions.append(shot.q)
-        seen.append(finder.find(shot.picture))
+        seen.append(finder.find(shot.image))
     if size is None:
         raise SourceError(
             f"{source}: holds no picture at which the arm rests; move it, wait a second, move on"
@@ -118,7 +123,7 @@ def save(file: Path, result: Result, names: Sequence[str], *, about: dict[str, o
         **{name: round(value, 4) for name, value in result.figures.items()},
         "board_position": list(turned.position),
         "board_rotation": list(turned.rotation),
-        "picture_px": each,
+        "image_px": each,
     }
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(result.camera).items()}
     config.save_yaml(file, values | {"calibration": told})
@@ -134,7 +139,7 @@ def _tell(out: str, result: Result, names: Sequence[str], *, carrier: str) -> No
     )
     place = [round(value, 4) for value in camera.position]
     print(f"position     {place} m in the frame of the {camera.mount}")
-    print(f"pictures     {f['pictures']:.0f} of {len(names)}")
+    print(f"images       {f['images']:.0f} of {len(names)}")
     print(f"reprojection {f['reprojection_px']:.3f} px")
     print(f"hand-eye     {f['hand_eye_mm']:.2f} mm, {f['hand_eye_deg']:.3f} deg")
     print(f"std          {f['position_std_mm']:.2f} mm, {f['rotation_std_deg']:.3f} deg")

@@ -14,7 +14,7 @@ from latentplan.commands import connect
 from latentplan.errors import StoreError, check_range
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.motion.replay import Played
+    from latentplan.real_robot.motion.replay import ReplayResult
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     python: str | None = None,
     reset: bool = False,
     overrides: Sequence[str] = (),
-) -> Played:
+) -> ReplayResult:
     """Play an episode of the store `data`, print how near the arm came to it, and return that.
 
     The arm is reached as `robot.run` says; the control and the period are those of the episode.
@@ -35,7 +35,7 @@ def run(
     here. Raises StoreError where the episode does not fit the arm; nothing has moved then.
     """
     from latentplan.data.store import ZarrStore
-    from latentplan.real_robot.motion.replay import Playing
+    from latentplan.real_robot.motion.replay import Replay
 
     check_range("--episode", episode, 0)
     way = connect.way(
@@ -56,12 +56,12 @@ def run(
         preset["backend"] = connect.real_time(way.backend)
     sections = connect.sections(way.backend)
     settings = config.load(
-        sections | {"playing": Playing.Config},
+        sections | {"playing": Replay.Config},
         preset={name: values for name, values in preset.items() if name in sections},
         overrides=overrides,
     )
     with connect.connected(replace(way, settings=settings, period=spec.dt)) as arm:
-        played = Playing(arm, way.arm, settings["playing"]).play(recorded, spec=spec)
+        played = Replay(arm, way.arm, settings["playing"]).play(recorded, spec=spec)
         counts = arm.health().interventions
         arm.stop("the replay is over")
         joints = arm.spec.joints
