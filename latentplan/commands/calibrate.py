@@ -82,11 +82,11 @@ def run(
         seen.append(finder.find(shot.image))
     if size is None:
         raise SourceError(
-            f"{source}: holds no picture at which the arm rests; move it, wait a second, move on"
+            f"{source}: holds no image at which the arm rests; move it, wait a second, move on"
         )
     if not any(seen):
         raise RobotError(
-            f"{source}: no picture of {len(seen)} shows a {board.kind} board, {board.columns} x "
+            f"{source}: no image of {len(seen)} shows a {board.kind} board, {board.columns} x "
             f"{board.rows}, {board.dictionary or 'default dictionary'}; check columns, rows, "
             "dictionary"
         )

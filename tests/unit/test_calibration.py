@@ -174,7 +174,7 @@ def test_a_board_is_drawn_at_its_true_size(tmp_path, arm):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "chess"}, "no board named 'chess'; known: apriltag, charuco"),
+        ({"kind": "chess"}, "no kind named 'chess'; known: apriltag, charuco"),
         ({"columns": 2}, r"CalibrationTarget\.columns: 2 is not within"),
         ({"marker": 0.03}, r"CalibrationTarget\.marker: 0\.03 is not within"),
     ],

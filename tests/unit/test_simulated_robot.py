@@ -204,7 +204,6 @@ def test_what_is_wrong_before_it_starts() -> None:
 
 def test_the_page_s_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[2] / "docs" / "real_robot.md"
-    block = page.read_text().split("## A simulated arm")[1].split("The last number")[0]
-    code = "\n".join(line[4:] for line in block.splitlines() if line.startswith("    "))
+    code = page.read_text().split("```python\n")[1].split("```")[0]
     exec(compile(code, page.name, "exec"), {})
     assert "state='armed'" in capsys.readouterr().out

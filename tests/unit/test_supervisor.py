@@ -296,7 +296,7 @@ def test_the_table_shows_every_transition() -> None:
 
 
 def test_the_page_shows_the_table_that_the_code_has() -> None:
-    page = Path(__file__).parents[2] / "docs" / "real_robot.md"
+    page = Path(__file__).parents[2] / "docs" / "safety.md"
     assert f"supervisor.transition_table() -->\n{transition_table()}\n" in page.read_text()
 
 
