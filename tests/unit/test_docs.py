@@ -19,7 +19,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|^ {4,}\S.*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"`((?:latentplan|sim|real_robot|robots|configs|tests|benchmarks|docs)/[\w./]+)`")
 
-SHELL = re.compile(r"^ *```sh\n.*?^ *```$|^ {4,}latentplan (?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^ {4,}latentplan (?:.*\\\n)*.*$", re.MULTILINE)
 COMMAND = re.compile(r"^ *latentplan ((?:.*\\\n)*.*)$", re.MULTILINE)
 INLINE = re.compile(r"`latentplan ([^`]+)`")
 
@@ -58,7 +59,8 @@ def test_the_index_lists_every_page() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse(page: Path) -> None:
     text = page.read_text()
-    for command in COMMAND.findall("\n".join(SHELL.findall(text))) + INLINE.findall(text):
+    shell = "\n".join(FENCED.findall(text) + INDENTED.findall(text))
+    for command in COMMAND.findall(shell) + INLINE.findall(text):
         words = shlex.split(command.replace("\\\n", " "), comments=True)
         check(typer.main.get_command(app), [word for word in words if word != "..."])
 
