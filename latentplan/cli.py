@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from latentplan import __version__
+from latentplan.commands import check
 from latentplan.errors import LatentplanError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -576,6 +577,9 @@ def doctor(
     from latentplan.commands import doctor as command
 
     raise typer.Exit(0 if command.run(json=json) else 2)
+
+
+app.command(name="check", epilog=f"Example: {check.EXAMPLE}")(check.command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -460,7 +460,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     memory = fsspec.filesystem("memory")
-    root = f"/{request.node.name}"
+    root = f"/{request.node.originalname}"
     yield f"memory:/{root}/data.zarr"
     if memory.exists(root):
         memory.rm(root, recursive=True)

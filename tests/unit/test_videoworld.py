@@ -357,6 +357,7 @@ def learn(network, batch):
     return loss
 
 
+@pytest.mark.slow_with("fine-ldm")
 @pytest.mark.parametrize("part", ["tokenizer", "ldm"])
 def test_parts_learn_one_batch(model, part):
     network = getattr(model, part).train()
@@ -366,6 +367,7 @@ def test_parts_learn_one_batch(model, part):
     assert {"usage", "perplexity", "psnr"} <= loss.parts.keys()
 
 
+@pytest.mark.slow_with("fine-dynamics", "fine-generator")
 @pytest.mark.parametrize("part", ["generator", "inverse", "dynamics"])
 def test_parts_learn_tokens(model, part):
     network = getattr(model, part).train()
