@@ -10,7 +10,7 @@ import pytest
 import rlbench_writer as writer
 from PIL import Image
 
-from latentplan.commands import import_data
+from latentplan.api.import_data import import_data
 from latentplan.data.sources.rlbench import Rlbench
 from latentplan.data.sources.rlbench_spec import actions, keyframes
 from latentplan.data.store import ZarrStore
@@ -21,7 +21,7 @@ SAMPLES = Path(__file__).parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A task with one demo of six observations, and what was drawn for it."""
+    """Return a task with one demo of six observations, and the arrays written to it."""
     root = tmp_path_factory.mktemp("rlbench")
     drawn = writer.write_demo(root / "reach_target" / "variation3" / "episodes" / "episode0")
     texts = ["reach the ball", "touch it"]
@@ -31,7 +31,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def copy(written, tmp_path):
-    """The same, to be damaged; the folder of its episode."""
+    """Copy the task, to be damaged; return the folder of its episode."""
     shutil.copytree(written[0], tmp_path / "set")
     return tmp_path / "set" / "reach_target" / "variation3" / "episodes" / "episode0"
 
@@ -313,17 +313,16 @@ def test_numbers_that_no_action_needs_may_be_missing(tmp_path):
         Rlbench(tmp_path).episode(1)
 
 
-def test_damaged_demos_can_be_left_out_of_a_store(tmp_path, capsys):
+def test_damaged_demos_can_be_left_out_of_a_store(tmp_path):
     root = writer.write_peract(tmp_path / "demos", episodes=3, length=3, size=16)
     bad = root / "reach_target" / "all_variations" / "episodes" / "episode1" / "front_rgb" / "1.png"
     bad.write_bytes(bad.read_bytes()[:-40])
     out = tmp_path / "d.zarr"
     with pytest.raises(SourceError, match=r"episode1/front_rgb/1\.png"):
-        import_data.run("rlbench", root, out=out, workers=0)
+        import_data("rlbench", root, out=out, workers=0)
     with ZarrStore.open(out) as store:
         assert len(store) == 1
-    import_data.run("rlbench", root, out=out, workers=0, skip_bad=True)
-    assert "1 episodes skipped" in capsys.readouterr().out
+    assert import_data("rlbench", root, out=out, workers=0, skip_bad=True).skipped == 1
     with ZarrStore.open(out) as store:
         assert len(store) == 2
         assert store.episode(1).labels[0].text == "reach_target number 2"
