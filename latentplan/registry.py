@@ -56,9 +56,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "pessimistic": "latentplan.objectives.pessimistic:Pessimistic",
         "subgoal": "latentplan.objectives.subgoal:Subgoal",
     },
+    "evaluation": {
+        "goals": "latentplan.evaluation.goals:Goals",
+        "calvin-mtlc": "latentplan.evaluation.calvin.evaluations:SingleTasks",
+        "calvin-lh": "latentplan.evaluation.calvin.evaluations:Chains",
+    },
     "policy": {
-        "generative": "latentplan.planning.generative:GenerativePolicy",
-        "mpc": "latentplan.planning.mpc:MPC",
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
         "expert": "latentplan.exploration.expert:Expert",
@@ -66,6 +69,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "noisy_oracle": "latentplan.exploration.oracle:NoisyOracle",
         "mixture": "latentplan.exploration.oracle:Mixture",
         "noop": "latentplan.exploration.noop:Noop",
+        "mpc": "latentplan.planning.mpc:MPC",
+        "generative": "latentplan.planning.generative:GenerativePolicy",
     },
     "source": {
         "bag": "latentplan.data.sources.bag:Bag",

@@ -123,7 +123,7 @@ def test_a_proposal_may_depend_on_the_context_and_draws_from_the_generator():
 
     class Back:
         def sample(self, context, count, *, horizon, generator):
-            noise = torch.randn(count, horizon, 2, generator=generator, dtype=context.latents.dtype)
+            noise = torch.randn(count, horizon, 2, generator=generator, dtype=DOUBLE)
             return -context.latents[:, -1:, None, :2] + noise
 
     planner, space = build("shooting", candidates=16), Box(low, high, problems=2)

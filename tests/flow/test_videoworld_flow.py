@@ -14,7 +14,7 @@ from latentplan.data.store import ZarrStore
 from latentplan.training import checkpoint
 
 COLLECT = [
-    *("collect", "tabletop_short", "--explorer", "expert", "--episodes", "6", "--workers", "1"),
+    *("collect", "tabletop_short", "--policy", "expert", "--episodes", "6", "--workers", "1"),
     *("goals=false", "task=open_drawer"),
 ]
 TRAIN = [

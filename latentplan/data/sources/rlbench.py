@@ -19,7 +19,7 @@ from latentplan.data.sources.rlbench_demos import (
     planes,
     stacked,
 )
-from latentplan.data.sources.rlbench_spec import PICTURES, STATE
+from latentplan.data.sources.rlbench_spec import IMAGES, STATE
 from latentplan.data.unpickling import Bag
 from latentplan.errors import SourceError, check_range
 from latentplan.types import Array, Episode, Spec
@@ -40,7 +40,7 @@ class Rlbench:
     keyframe, and the episode is the first observation and the keyframes. Reward is 1 for the last
     action and 0 before: RLBench records no demo that fails.
 
-    All demos have the pictures, sizes and numbers of the first that can be read; one that has not
+    All demos have the images, sizes and numbers of the first that can be read; one that has not
     is refused, more than those is left out. The length of `task_low_dim_state` alone differs
     between tasks: the set has the largest that the first demo of a task has, with zeros behind.
     """
@@ -51,7 +51,7 @@ class Rlbench:
 
         action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
         cameras: tuple[str, ...] = ()  # left_shoulder, ...; none: all that the first demo has
-        pictures: tuple[str, ...] = ()  # rgb, depth, mask; none: all that the first demo has
+        images: tuple[str, ...] = ()  # rgb, depth, mask; none: all that the first demo has
         clouds: bool = False  # also points in the world, from the depth of every camera
         stride: int = 1  # pixels between the points of a cloud
         matrices: bool = True  # also where the cameras are, and their lenses
@@ -126,7 +126,7 @@ class Rlbench:
         c, observations = self.config, demo.observations()
         there = demo.cameras()
         kinds = {
-            camera: [k for k in c.pictures or there[camera] if k in PICTURES]
+            camera: [k for k in c.images or there[camera] if k in IMAGES]
             for camera in c.cameras or there
         }
         sizes = {}
@@ -134,7 +134,7 @@ class Rlbench:
             files = [demo.folder / f"{camera}_{k}" / "0.png" for k in there.get(camera, ["rgb"])]
             sizes[camera] = rlbench_images.size(files[0])
             for file in files[1:]:
-                rlbench_images.check_size(file, sizes[camera], "the camera's other pictures have")
+                rlbench_images.check_size(file, sizes[camera], "the camera's other images have")
         lengths = {}
         for name in STATE:
             values = stacked(demo, observations, name)
@@ -214,7 +214,7 @@ class Rlbench:
         for camera, size in self._sizes.items():
             for kind in ("rgb", "mask"):
                 if f"{camera}_{kind}" in specs:
-                    folder = demo.pictures(f"{camera}_{kind}", count)
+                    folder = demo.images(f"{camera}_{kind}", count)
                     coded = rlbench_images.read(folder, frames, size=size)
                     found[folder.name] = coded if kind == "rgb" else rlbench_images.handles(coded)
             depth, cloud = f"{camera}_depth", f"{camera}_point_cloud"
@@ -226,7 +226,7 @@ class Rlbench:
                         demo, observations, name, shape=shape, advice=advice
                     )
             if depth in specs or cloud in specs:
-                folder = demo.pictures(depth, count)
+                folder = demo.images(depth, count)
                 check_lens(demo, observations, camera, size=size)
                 near, far = planes(demo, observations, camera)
                 coded = rlbench_images.read(folder, frames, size=size)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.data.sources.rlbench_spec import CAMERAS, PICTURES
+from latentplan.data.sources.rlbench_spec import CAMERAS, IMAGES
 from latentplan.data.unpickling import Bag, read_pickle
 from latentplan.errors import SourceError
 from latentplan.types import Array, Label
@@ -46,11 +46,11 @@ class Demo:
 
     @property
     def low_dim(self) -> Path:
-        """The file of everything but the pictures."""
+        """The file of everything but the images."""
         return self.folder / LOW_DIM
 
     def observations(self) -> list[Bag]:
-        """Return the T observations, T at least 2, without pictures; SourceError otherwise."""
+        """Return the T observations, T at least 2, without images; SourceError otherwise."""
         found = read_pickle(self.low_dim, known=KNOWN)
         found = getattr(found, "_observations", found)
         if not isinstance(found, list) or not all(isinstance(o, Bag) for o in found):
@@ -88,15 +88,15 @@ class Demo:
         return int(number) if isinstance(number, int | np.integer) else None
 
     def cameras(self) -> dict[str, list[str]]:
-        """Return the kinds of pictures (rgb, depth, mask) that there are, by camera."""
+        """Return the kinds of images (rgb, depth, mask) that there are, by camera."""
         there = {
-            camera: [kind for kind in PICTURES if (self.folder / f"{camera}_{kind}").is_dir()]
+            camera: [kind for kind in IMAGES if (self.folder / f"{camera}_{kind}").is_dir()]
             for camera in CAMERAS
         }
         return {camera: kinds for camera, kinds in there.items() if kinds}
 
-    def pictures(self, name: str, count: int) -> Path:
-        """Return the folder with the pictures 0.png ... of `count` observations.
+    def images(self, name: str, count: int) -> Path:
+        """Return the folder with the images 0.png ... of `count` observations.
 
         Raises SourceError where it is missing, or has fewer, more or others.
         """
@@ -105,14 +105,14 @@ class Demo:
             there = {file.name for file in folder.iterdir() if file.suffix == ".png"}
         except OSError:
             raise SourceError(
-                f"{folder}: no such folder; choose cameras=[...] and pictures=[...] that all "
+                f"{folder}: no such folder; choose cameras=[...] and images=[...] that all "
                 "demos of the set have"
             ) from None
         wanted = {f"{k}.png" for k in range(count)}
         if there != wanted:
             odd = min(there ^ wanted, key=_number)
             raise SourceError(
-                f"{folder}: holds {len(there)} pictures, {LOW_DIM} has {count} observations; "
+                f"{folder}: holds {len(there)} images, {LOW_DIM} has {count} observations; "
                 f"{odd} is {'missing' if odd in wanted else 'too much'}"
             )
         return folder
@@ -178,7 +178,7 @@ def camera_values(
 
 def planes(demo: Demo, observations: Sequence[Bag], camera: str) -> tuple[Array, Array]:
     """Return a camera's near and far plane at each step, (T,) m; SourceError where they are odd."""
-    advice = "without it depth has no unit; set pictures=[rgb,mask]"
+    advice = "without it depth has no unit; set images=[rgb,mask]"
     names = [f"{camera}_camera_near", f"{camera}_camera_far"]
     near, far = (
         camera_values(demo, observations, name, shape=(), advice=advice) for name in names
@@ -191,23 +191,23 @@ def planes(demo: Demo, observations: Sequence[Bag], camera: str) -> tuple[Array,
 def check_lens(
     demo: Demo, observations: Sequence[Bag], camera: str, *, size: tuple[int, int]
 ) -> None:
-    """Raise SourceError where a camera's matrix was not made for pictures of (height, width).
+    """Raise SourceError where a camera's matrix was not made for images of (height, width).
 
-    Its principal point is in the middle of the picture that RLBench drew, so that depth that was
-    resized afterwards shows, even where all pictures were.
+    Its principal point is in the middle of the image that RLBench drew, so that depth that was
+    resized afterwards shows, even where all images were.
     """
     name = f"{camera}_camera_intrinsics"
     if name not in (getattr(observations[0], "misc", None) or {}):
         return  # old demos; nothing else can tell
-    advice = "set pictures=[rgb,mask]"
+    advice = "set images=[rgb,mask]"
     lens = camera_values(demo, observations, name, shape=(3, 3), advice=advice)
     drawn = 2 * lens[:, 1::-1, 2]  # (T, 2) height, width
     if (np.abs(drawn - size) > 1).any():
         height, width = drawn[0].round().astype(int)
         raise SourceError(
-            f"{demo.folder / f'{camera}_depth'}: pictures are {size[1]} x {size[0]}, {name} is of "
+            f"{demo.folder / f'{camera}_depth'}: images are {size[1]} x {size[0]}, {name} is of "
             f"{width} x {height}; depth that was resized has lost its numbers: take the original, "
-            "or set pictures=[rgb,mask]"
+            "or set images=[rgb,mask]"
         )
 
 

@@ -19,7 +19,7 @@ from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Spec
 Row = tuple[float, ...]
 
 CAMERAS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
-PICTURES = ("rgb", "depth", "mask")
+IMAGES = ("rgb", "depth", "mask")
 ACTIONS = ("next_joint", "next_pose", "keyframe", "joint_velocity")
 STATE = {  # low-dimensional observations by name, with their meaning
     "joint_positions": "rad",
@@ -80,7 +80,7 @@ def action_spec(action: str, *, robot: str) -> ActionSpec:
 
 
 def observation_spec(
-    pictures: Mapping[tuple[str, str], tuple[int, int]],
+    images: Mapping[tuple[str, str], tuple[int, int]],
     *,
     clouds: Mapping[str, tuple[int, int]],
     matrices: Sequence[str],
@@ -88,11 +88,11 @@ def observation_spec(
 ) -> dict[str, ArraySpec]:
     """Return every observation by key.
 
-    `pictures` are (height, width) by (camera, kind), `clouds` rows and columns of points by camera,
+    `images` are (height, width) by (camera, kind), `clouds` rows and columns of points by camera,
     `matrices` the cameras whose matrices there are, `state` lengths by name.
     """
     found = {}
-    for (camera, kind), size in pictures.items():
+    for (camera, kind), size in images.items():
         found[f"{camera}_{kind}"] = {
             "rgb": ArraySpec((*size, 3), "uint8", "red, green, blue"),
             "depth": ArraySpec(size, "float32", "m along the line of sight"),
@@ -153,8 +153,8 @@ def keyframes(velocities: Array, opened: Array, *, still: float, gap: int) -> Ar
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError where cameras, pictures, action, robot or stride are none of RLBench's."""
-    for name, known in (("cameras", CAMERAS), ("pictures", PICTURES)):
+    """Raise ConfigError where cameras, images, action, robot or stride are none of RLBench's."""
+    for name, known in (("cameras", CAMERAS), ("images", IMAGES)):
         chosen = getattr(config, name)
         for entry in chosen:
             if entry not in known:
