@@ -72,9 +72,9 @@ def evaluate(
     and `objective` are of a run, as in `latentplan.load`; `goal_text` replaces the env's
     instructions. With a folder `out`, metrics.json, episodes.json, report.html, video.mp4 and
     config.yaml are written there. Sections of `overrides`: env, evaluation, and of a run planner,
-    objective, and the policy's (mpc or generative). Ctrl-C raises Interrupted with
-    the figures of the trials done so far, if any. Raises CheckpointError if the model does not fit
-    the env.
+    objective, and the policy's (mpc or generative). Ctrl-C raises Interrupted
+    with the figures of the trials done so far, if any. Raises CheckpointError if the model does not
+    fit the env.
     """
     check_range("evaluate.episodes", 1 if episodes is None else episodes, 1)
     check_range("evaluate.seed", seed, 0)

@@ -178,7 +178,7 @@ def test_an_object_is_evaluated_in_a_class_or_an_object(tmp_path, capsys):
     found = evaluate(Sighted(), env=Mine, episodes=2, overrides=quick, on_progress=seen.append)
     again = evaluate(Sighted(), env=Mine(), episodes=2, overrides=quick, out=tmp_path / "out")
     assert found.metrics.final == again.metrics.final < found.metrics.random_final
-    assert found.settings["env"].endswith("Mine") and found.settings["planner"] == "Sighted"
+    assert found.settings["env"].endswith("Mine") and found.settings["policy"] == "Sighted"
     assert [(p.done, p.total) for p in seen] == [(1, 2), (2, 2)]
     assert "progress" in found.metrics.table().notes[0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
