@@ -62,6 +62,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "calvin-lh": "latentplan.evaluation.calvin.evaluations:Chains",
     },
     "policy": {
+        "generative": "latentplan.planning.generative:GenerativePolicy",
+        "mpc": "latentplan.planning.mpc:MPC",
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
         "expert": "latentplan.exploration.expert:Expert",
@@ -69,8 +71,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "noisy_oracle": "latentplan.exploration.oracle:NoisyOracle",
         "mixture": "latentplan.exploration.oracle:Mixture",
         "noop": "latentplan.exploration.noop:Noop",
-        "mpc": "latentplan.planning.mpc:MPC",
-        "generative": "latentplan.planning.generative:GenerativePolicy",
     },
     "source": {
         "bag": "latentplan.data.sources.bag:Bag",

@@ -32,9 +32,6 @@ Store: TypeAlias = Annotated[
     str,
     typer.Option(help="Episode store DATA.zarr, also s3://...; an existing one is continued."),
 ]
-Policy: TypeAlias = Annotated[
-    str | None, typer.Option(help="mpc or generative. Default: the model's own, mostly mpc.")
-]
 Planner: TypeAlias = Annotated[
     str | None, typer.Option(help="A planner of mpc or a preset of one. Default: cem.")
 ]

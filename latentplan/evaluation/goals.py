@@ -17,14 +17,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
 from latentplan.evaluation.baselines import baselines, predicted_cost, random_policy, visible
-from latentplan.protocols import (
-    CostPredictor,
-    Env,
-    EnvPolicy,
-    GoalSampler,
-    HasSuccessThreshold,
-    Policy,
-)
+from latentplan.protocols import CostPredictor, Env, GoalSampler, HasSuccessThreshold, Policy
 from latentplan.types import Array, Goal, Observation, Spec
 
 if TYPE_CHECKING:
@@ -43,7 +36,7 @@ class Attempt:
 
     distance: Array  # (L + 1,) metres to the goal: at the start and after each action
     actions: Array  # (L, A)
-    predicted: Array  # (L,) the planner's cost of the action it took; (0,) for a baseline
+    predicted: Array  # (L,) the planner's cost of the action it took; (0,) if none is predicted
     act_ms: Array  # (L,) milliseconds that choosing the action took
     images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8, of the planner if the env has images
     success: bool | None  # at the end; None if the env has no success test
@@ -164,11 +157,9 @@ class Goals:
 class _Runner:
     """Trials of one planner in the only env that this process uses."""
 
-    def __init__(self, agent: Policy, env: Env, config: Goals.Config) -> None:
-        self.agent, self.env, self.config = agent, env, config
+    def __init__(self, policy: Policy, env: Env, config: Goals.Config) -> None:
+        self.policy, self.env, self.config = policy, env, config
         self.view = image_key(env.data_spec)
-        if isinstance(agent, EnvPolicy):
-            agent.attach(env)
 
     def trial(self, index: int, steps: set[int], seed: int) -> Trial:
         """Return trial `index`, with other seeds each time the simulator diverges."""
@@ -189,18 +180,19 @@ class _Runner:
             for s in key.generate_state(3, np.uint64)  # fits an int64
         )
         exploring, sampling = (np.random.default_rng(s) for s in key.spawn(2))
-        spec = self.env.data_spec
         goal = self._goal(goal_seed)
-        agent, sampler = self.agent, random_policy(spec)
+        planned, sampler = self.policy, random_policy(self.env.data_spec)
         candidates: list[Candidates] = []
         sampler.reset(seed=sampling)
 
-        def check(step: int, observation: Observation) -> None:
-            if step in steps and isinstance(agent, CostPredictor):
-                candidates.append(self._candidates(agent, sampler, observation, goal))
+        def compare(step: int, observation: Observation) -> None:
+            if step in steps and isinstance(planned, CostPredictor):
+                candidates.append(self._candidates(planned, sampler, observation, goal))
 
         attempts = {
-            "planner": self._attempt(agent, goal, start_seed, seed=plan_seed, before_step=check)
+            "planner": self._attempt(
+                planned, goal, start_seed, seed=plan_seed, before_step=compare
+            )
         }
         for name, policy in baselines(self.env).items():
             attempts[name] = self._attempt(policy, goal, start_seed, seed=exploring)
@@ -216,12 +208,12 @@ class _Runner:
         seed: Any,
         before_step: Callable[[int, Observation], None] | None = None,
     ) -> Attempt:
-        env, view = self.env, self.view
+        env, view, spec = self.env, self.view, self.env.data_spec
+        planned = policy is self.policy
         observation, info = env.reset(seed=start_seed, options={"goal": goal})
         observation = _copy(observation)
-        task = self.config.goal_text or str(info.get(self.config.instruction, ""))
-        spec, planned = env.data_spec, policy is self.agent
-        policy.reset(Goal(observation=visible(policy, goal, spec), text=task), seed=seed)
+        text = self.config.goal_text or str(info.get(self.config.instruction, ""))
+        policy.reset(Goal(observation=visible(policy, goal, spec), text=text), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
         info = {}  # of a reset says nothing of success
         for step in range(self.config.length):
@@ -255,16 +247,16 @@ class _Runner:
         return _copy(self.env.reset(seed=seed)[0])
 
     def _candidates(
-        self, agent: CostPredictor, sampler: Policy, observation: Observation, goal: Observation
+        self, planned: CostPredictor, sampler: Policy, observation: Observation, goal: Observation
     ) -> Candidates:
-        count, spec = self.config.candidates_per_state, self.env.data_spec
-        seen = visible(sampler, observation, spec)
-        actions = np.stack([sampler.act(seen) for _ in range(count)])
+        spec, count = self.env.data_spec, self.config.candidates_per_state
+        given = visible(sampler, observation, spec)
+        actions = np.stack([sampler.act(given) for _ in range(count)])
         state, realised = self.env.snapshot(), []
         for action in actions:
             realised.append(self.env.distance(self.env.step(action)[0], goal))
             self.env.restore(state)
-        return Candidates(predicted_cost(agent, observation, actions, spec), np.array(realised))
+        return Candidates(predicted_cost(planned, observation, actions, spec), np.array(realised))
 
     def _success(self, distance: float, info: Mapping[str, Any]) -> bool | None:
         """Return whether the last step was a success; None if the env has no success test."""
