@@ -105,7 +105,7 @@ def numbers(seen: Any, name: str) -> Array:
 def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
     """Return what a camera gives in an observation of RLBench, by our keys."""
     found: dict[str, Array] = {}
-    rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.PICTURES)
+    rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.IMAGES)
     matrices = {
         kind: np.asarray(seen.misc[f"{camera}_camera_{kind}"], np.float64)
         for kind in ("extrinsics", "intrinsics")
