@@ -145,7 +145,6 @@ class Arm:
         """Return one field of all joints (J,): `low`, `velocity`, `home`, ..."""
         return np.array([getattr(joint, name) for joint in self.joints], np.float64)
 
-
     def tip(self) -> Array:
         """Return (4, 4) from the tip's frame to that of the last link."""
         return pose(self.tip_position, self.tip_rotation)

@@ -132,9 +132,7 @@ class _Tree:
         paths = [self.path(link) for link in self._links if link not in parents]
         most = max(sum(map(_turns, path)) for path in paths)
         longest = [path for path in paths if sum(map(_turns, path)) == most]
-        shared = [
-            joint for joint in longest[0] if all(joint in path for path in longest[1:])
-        ]
+        shared = [joint for joint in longest[0] if all(joint in path for path in longest[1:])]
         while shared and not _turns(shared[-1]) and shared[-1].get("type") != "fixed":
             shared.pop()  # the only finger
         if sum(map(_turns, shared)) < most:

@@ -118,7 +118,7 @@ def find(run: Path | str) -> Path:
                 return file
         raise CheckpointError(
             f"run {str(run)!r}: no checkpoint in this folder (best.safetensors, last.safetensors); "
-            f"train one: latentplan train MODEL --data DATA.zarr --run {run}"
+            "train a model into it: latentplan train"
         )
     shipped = {file.parent.name: file for file in SHIPPED.glob("*/best.safetensors")}
     if str(run) in shipped:

@@ -22,7 +22,7 @@ from latentplan.robots.description import Arm
 NODE = "latentplan"  # its name in the graph, unless __name:= says another
 CALLER = "/latentplan_watch"  # as whom the master is asked; it keeps no record of that
 FAILURES = (OSError, http.client.HTTPException, xmlrpc.client.Error)  # of a question to it
-IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than a picture, which then comes late
+IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than an image, which then comes late
 LEAVING = 3.0  # s that a stop may take when the graph asks this node to end
 
 
@@ -343,8 +343,8 @@ def _rospy() -> Any:
     except ImportError as e:
         raise MissingDependency(
             f"backend 'ros1' needs ROS 1 in this python ({e}): source its setup.bash, or apt-get "
-            "install python3-rospy python3-sensor-msgs python3-trajectory-msgs; --python may name "
-            "the interpreter that has it"
+            "install python3-rospy python3-sensor-msgs python3-trajectory-msgs; or start the node "
+            "with the interpreter that has it (python=...)"
         ) from None
     return rospy
 

@@ -50,7 +50,7 @@ RANGES = {
     "safety.margin": (0.0, 0.5),
     "safety.lead": (1e-3, 3.0),
     "supervisor.joints_age": (1e-3, 10.0),
-    "supervisor.picture_age": (1e-3, 10.0),
+    "supervisor.image_age": (1e-3, 10.0),
     "supervisor.clock_jump": (1e-2, 60.0),
     "supervisor.resting": (1e-4, 1.0),
 }
@@ -97,7 +97,7 @@ def make(node_name: str = "mpc") -> Any:
             self.thread: threading.Thread | None = None
             self.shown: Any = None  # the plan that was published last
             self._declare()
-            self.create_service(Trigger, "~/estop", self._service("trip", "emergency stop"))
+            self.create_service(Trigger, "~/estop", self._service("fault", "emergency stop"))
             self.create_service(Trigger, "~/reset", self._service("reset", "reset"))
             self.create_subscription(Image, "~/goal/image", self._see_goal, 1)
             self.create_subscription(String, "~/goal/text", self._hear_goal, 1)
@@ -237,20 +237,20 @@ def make(node_name: str = "mpc") -> Any:
                 return
             view = self.views[0]
             try:
-                picture = pixels("goal", message)
-                if picture.shape != (view.height, view.width, 3):
+                image = pixels("goal", message)
+                if image.shape != (view.height, view.width, 3):
                     raise RobotError(
-                        f"goal: a picture of {picture.shape[1]}x{picture.shape[0]} pixels, need "
+                        f"goal: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
                         f"{view.width}x{view.height} as {view.name} takes them; it stays as it was"
                     )
             except RobotError as e:
                 self.get_logger().error(str(e))
                 return
-            self.loop.aim({view.name: picture})
+            self.loop.set_goal({view.name: image})
 
         def _hear_goal(self, message: Any) -> None:
             if self.loop is not None:
-                self.loop.aim(message.data)
+                self.loop.set_goal(message.data)
 
         def _tell(self) -> None:
             """Publish how the arm is, and the plan where there is a new one."""

@@ -96,7 +96,7 @@ class Cloth(Deformable):
     }
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the engine; rendering is checked when the first picture is taken."""
+        """Build the engine; rendering is checked when the first image is taken."""
         c = config or self.Config()
         super().__init__(
             c,

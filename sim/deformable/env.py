@@ -46,13 +46,13 @@ class DeformableConfig:
     control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
     actuator: str = "gripper"  # what moves: a gripper alone, or one on a simulated `arm`
     arm: str = "panda"  # which arm, a name or a YAML file; actuator=arm
-    image: int = 64  # pixels a side of every picture
+    image: int = 64  # pixels a side of every image
     cameras: tuple[str, ...] = ("top",)  # that see: top, front, side, angled, custom
     observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, segmentation; and cloud
     custom: Pose = Pose()  # where the camera `custom` is
     cloud: Cloud = Cloud()  # what becomes of the points that the cameras see; observe=[cloud]
     randomise: Randomisation = Randomisation()  # what differs between episodes or steps
-    view: float = 0.3  # half the side of the table that the picture shows
+    view: float = 0.3  # half the side of the table that the image shows
     workspace: float = 0.25  # |x|, |y| of the gripper at most
     drag: float = 0.1  # length of a drag of 1 along one axis
     pick_radius: float = 0.03  # a pick farther from the object grasps nothing
@@ -85,7 +85,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     """A deformable object on a table, moved by a gripper that holds one point of it.
 
     control=pick: an action is a whole pick-and-drag, in [-1, 1]. The pick (x, y) is a point of
-    the picture, +-1 at its edges (x right, y up), which are +-`view` metres on the table. It snaps
+    the image, +-1 at its edges (x right, y up), which are +-`view` metres on the table. It snaps
     to the nearest point of the object that the gripper can hold; farther than `pick_radius` from
     any, the gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units
     of `drag` metres, and its end is clipped to +-`workspace`. After the move the object is let go
@@ -212,7 +212,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return dict(self._cameras)
 
     def views(self) -> dict[str, str]:
-        """Return which camera takes each of the pictures (h, w, 3), by their observation keys."""
+        """Return which camera takes each of the images (h, w, 3), by their observation keys."""
         return self._sensors.views()
 
     @property
@@ -296,12 +296,12 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         self._engine.restore(engine_state)
 
     def render(self) -> Array:
-        """Return the picture that `rgb` holds."""
-        picture: Array = self._engine.picture()
-        return picture
+        """Return the image that `rgb` holds."""
+        image: Array = self._engine.image()
+        return image
 
     def close(self) -> None:
-        """Free the pictures' resources."""
+        """Free the images' resources."""
         self._engine.close()
 
     @abstractmethod

@@ -84,7 +84,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         variation: int = 0  # of the task; -1: drawn for every episode
         action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
         cameras: tuple[str, ...] = CAMERAS  # that draw; none: fast
-        pictures: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, mask
+        images: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, mask
         image: int = 128  # pixels a side
         clouds: bool = False  # also points in the world, from depth
         stride: int = 1  # pixels between the points of a cloud
@@ -273,11 +273,11 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return self._replay(self._demo)
 
     def render(self) -> Array:
-        """Return the first camera's picture of the last observation, (h, w, 3) uint8."""
+        """Return the first camera's image of the last observation, (h, w, 3) uint8."""
         for camera in self.config.cameras:
             if f"{camera}_rgb" in self._seen:
                 return self._seen[f"{camera}_rgb"]
-        raise ConfigError("RLBench.render: no camera gives rgb; set cameras and pictures")
+        raise ConfigError("RLBench.render: no camera gives rgb; set cameras and images")
 
     def close(self) -> None:
         """End CoppeliaSim."""
@@ -352,14 +352,12 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         c = self.config
         size = (c.image, c.image)
         state = {
-            name: len(numbers(seen, name))
-            for name in STATE
-            if getattr(seen, name) is not None
+            name: len(numbers(seen, name)) for name in STATE if getattr(seen, name) is not None
         }
         if "task_low_dim_state" in state and c.task_state:
             state["task_low_dim_state"] = c.task_state
         observation = rlbench_spec.observation_spec(
-            {(camera, kind): size for camera in c.cameras for kind in c.pictures},
+            {(camera, kind): size for camera in c.cameras for kind in c.images},
             clouds={n: rlbench_spec.points(size, c.stride) for n in c.cameras if c.clouds},
             matrices=c.cameras if c.matrices else (),
             state=state,

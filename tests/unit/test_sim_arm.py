@@ -67,17 +67,17 @@ def test_what_the_arm_cannot_reach_is_a_counted_no_op(far: str) -> None:
 def test_collecting_tells_how_many_actions_were_refused(
     far: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentplan.commands import collect
+    from latentplan.api.collect import collect
     from latentplan.data.store import ZarrStore
 
     overrides = ["env.actuator=arm", f"env.arm={far}", "collect.length=6"]
-    collect.run("rope", episodes=2, out=tmp_path / "arm.zarr", workers=0, overrides=overrides)
+    collect("rope", episodes=2, out=tmp_path / "arm.zarr", workers=0, overrides=overrides)
     with ZarrStore.open(tmp_path / "arm.zarr") as store:
         refused = sum(store.episode(i).info["refused"] for i in range(2))
     assert 0 < refused < 12
     assert f"; {refused:.0f} actions refused" in capsys.readouterr().out
     plain = ["collect.length=2"]
-    collect.run("rope", episodes=1, out=tmp_path / "rope.zarr", workers=0, overrides=plain)
+    collect("rope", episodes=1, out=tmp_path / "rope.zarr", workers=0, overrides=plain)
     assert "refused" not in capsys.readouterr().out
 
 
@@ -145,7 +145,7 @@ def test_bad_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Rope(Rope.Config(actuator="arm"))
 
 
-def test_the_arm_looms_in_a_picture_of_its_own() -> None:
+def test_the_arm_looms_in_a_image_of_its_own() -> None:
     """What the collision checks know is what is drawn: capsules, where the joints put them."""
     from latentplan.robots import mjcf
     from latentplan.sim.rendering import mujoco_renderer
@@ -162,7 +162,7 @@ def test_the_arm_looms_in_a_picture_of_its_own() -> None:
     mujoco.mj_forward(model, data)
     top = Camera("top", (-0.3, 0.0, 3.0), target=(-0.3, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=40.0)
     renderer = mujoco_renderer.Renderer(model, top)
-    seen = renderer.picture(data).astype(int).sum(-1) > 30
+    seen = renderer.image(data).astype(int).sum(-1) > 30
     renderer.close()
     across, along = seen.any(0), seen.any(1)
     assert 15 < across.sum() < 40  # from behind the base to the hand, 0.55 m

@@ -303,14 +303,14 @@ def is_image(spec: ArraySpec) -> bool:
 def whole_fps(spec: Spec, fps: int | None = None) -> int:
     """Return frames a second: `fps`, else 1 / dt; ConfigError if that is not a whole number."""
     if fps is not None:
-        check_range("--fps", fps, 1, 10_000)
+        check_range("export.fps", fps, 1, 10_000)
         return fps
     if spec.dt is None:
-        raise ConfigError("--fps: the store's steps have no fixed time; give --fps")
+        raise ConfigError("export.fps: the store's steps have no fixed time; set frames a second")
     rate = 1 / spec.dt
     if abs(rate - round(rate)) > 1e-6 * rate or round(rate) < 1:
         raise ConfigError(
-            f"--fps: the store has {rate:g} steps a second, not a whole number; give --fps"
+            f"export.fps: the store has {rate:g} steps a second, not a whole number; give one"
         )
     return round(rate)
 

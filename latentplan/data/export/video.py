@@ -59,7 +59,7 @@ class Videos:
         except (av.FFmpegError, ValueError) as e:
             raise ConfigError(
                 f"Export.codec: {self._codec} cannot encode images of {images.shape[1]} x "
-                f"{images.shape[2]} ({e}); use --images"
+                f"{images.shape[2]} ({e}); export images instead"
             ) from None
         return Piece(self._file, start, self._frames / self._fps)
 

@@ -8,9 +8,10 @@ any planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -23,6 +24,7 @@ from latentplan.models.videoworld.inverse import Inverse
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.nn import pictures
 from latentplan.nn.sentences import SIZE
+from latentplan.protocols import EpisodeStore
 from latentplan.shapes import check
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.types import ArraySpec, Batch, Context, Loss, Spec, Tensors
@@ -145,6 +147,12 @@ class VideoWorld(nn.Module):
         number = self.generator.number(task) if task else 0
         numbers = torch.full((len(tokens),), number, device=tokens.device)
         return self.generator.log_prob(tokens, numbers)
+
+    def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Draw reconstructions, futures, codes and usage of held-out episodes into a folder."""
+        from latentplan.models.videoworld.figures import draw
+
+        return draw(self, store, folder)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the tokenizer's loss: the parts are trained one after the other, not at once."""
