@@ -64,7 +64,7 @@ def test_a_v2_set_is_answered_with_the_converter(tmp_path):
     with pytest.raises(SourceError, match=r"is a LeRobot v2\.1 .*convert_dataset_v21_to_v30"):
         Lerobot(root)
     (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v4.0"}))
-    with pytest.raises(SourceError, match=r"'v4\.0' is not known"):
+    with pytest.raises(SourceError, match=r"'v4\.0' is unknown"):
         Lerobot(root)
 
 
