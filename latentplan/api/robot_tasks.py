@@ -287,7 +287,7 @@ class Planned(RobotTask):
 def set_instruction(agent: MPC, words: str) -> None:
     """Give an agent a task in words; ConfigError if its model does not take them."""
     try:
-        agent.goal(task=words)
+        agent.goal(text=words)
     except ConfigError as e:
         raise ConfigError(f"goal: found the words {words!r}; {e}") from None
 

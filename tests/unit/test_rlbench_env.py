@@ -236,18 +236,19 @@ def test_the_oracle_replays_a_demo_of_the_goal(make, action):
 
 def test_the_expert_does_the_episode_that_was_drawn(make):
     env = make(action="next_joint")
-    explorer = Expert(env.data_spec)
+    policy = Expert(env.data_spec)
     rng = np.random.default_rng(0)
+    policy.attach(env)
+    policy.reset(seed=0)
     start, _ = env.reset(seed=3)
-    explorer.begin(env, rng)
-    first = explorer.act(start, rng)
+    first = policy.act(start)
     assert np.array_equal(env._task.ball, start["task_low_dim_state"])  # as before the demo
     observation, taken = start, first
     for _ in range(40):
         observation, reward, terminated, _, info = env.step(taken)
         if terminated:
             break
-        taken = explorer.act(observation, rng)
+        taken = policy.act(observation)
     assert info["success"]
     assert np.array_equal(observation["task_low_dim_state"], start["task_low_dim_state"])
     env.reset(seed=4)
@@ -260,9 +261,9 @@ def test_demonstrations_are_collected_with_their_words(make):
     made = make(action="keyframe")
     recipe = Recipe(
         env=lambda config: made,
-        explorer=Expert,
+        policy=Expert,
         env_config=None,
-        explorer_config=None,
+        policy_config=None,
         config=CollectConfig(length=10),
         seed=0,
     )

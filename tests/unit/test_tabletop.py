@@ -43,11 +43,11 @@ def begin(env: Tabletop, task: str, seed: int = 0) -> Observation:
 
 def run(env: Tabletop, observation: Observation, *, noise: float = 0.0, seed: int = 0) -> int:
     """Let the expert act until success and return after how many actions; 0 never."""
-    explorer = Expert(env.data_spec, Expert.Config(noise=noise))
-    rng = np.random.default_rng(seed)
-    explorer.begin(env, rng)
+    policy = Expert(env.data_spec, Expert.Config(noise=noise))
+    policy.attach(env)
+    policy.reset(seed=seed)
     for count in range(1, env.episode_length + 1):
-        step = env.step(explorer.act(observation, rng))
+        step = env.step(policy.act(observation))
         observation = step.observation
         if step.info["success"]:
             return count

@@ -34,7 +34,7 @@ class VideoWorld(nn.Module):
     """A `protocols.VideoModel` whose latents (D = K d) are the numbers of a frame's tokens."""
 
     STAGES = ("tokenizer", "ldm", "generator", "inverse", "dynamics")  # trained in this order
-    planner = "generate"  # what acts with it unless another is asked for
+    default_policy = "generative"
 
     @dataclass(frozen=True)
     class Config:
