@@ -155,7 +155,7 @@ class _Reader(pickle.Unpickler):
         self._objects = objects
         self._unencoded = len(content)  # the same text a thousand times would fill the memory
         self._array_type = object()
-        self._bags: dict[str, type] = {}  # made anew for every file
+        self._bags: dict[str, type] = {}  # made again for every file
         self._known = known
         self._numpy: dict[str, Any] = {
             "numpy.ndarray": self._array_type,

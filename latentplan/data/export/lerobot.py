@@ -16,7 +16,7 @@ import numpy as np
 
 from latentplan.data.export import statistics
 from latentplan.data.export.statistics import Statistics
-from latentplan.data.export.video import Films
+from latentplan.data.export.video import VideoWriters
 from latentplan.data.sources.lerobot_files import EPISODES, INFO, OURS, TASKS, needed
 from latentplan.errors import ConfigError, StoreError, check_range
 from latentplan.types import Array, ArraySpec, Episode, Spec
@@ -82,8 +82,8 @@ class LerobotWriter:
         self._statistics: dict[str, Statistics] = {}  # of all episodes so far
         self._table: Any = None  # the ParquetWriter of the file that is open
         self._file, self._episodes, self._frames = -1, 0, 0
-        self._films = {
-            key: Films(
+        self._videos = {
+            key: VideoWriters(
                 str(folder / "videos" / self.named[key] / f"{PATTERN}.mp4"),
                 chunk=FILES,
                 fps=fps,
@@ -107,10 +107,10 @@ class LerobotWriter:
                 continue
             name = self.named[key]
             found[name] = statistics.of_pictures(values)
-            if key not in self._films:
+            if key not in self._videos:
                 pictures[name] = values
                 continue
-            piece = self._films[key].append(values)
+            piece = self._videos[key].append(values)
             row |= {
                 f"videos/{name}/chunk_index": piece.file // FILES,
                 f"videos/{name}/file_index": piece.file % FILES,
@@ -160,8 +160,8 @@ class LerobotWriter:
 
     def close(self) -> None:
         """Close the files."""
-        for film in self._films.values():
-            film.close()
+        for video in self._videos.values():
+            video.close()
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -242,7 +242,7 @@ class LerobotWriter:
             "fps": self.fps,
             "splits": {"train": f"0:{self._episodes}"},
             "data_path": f"data/{PATTERN}.parquet",
-            "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._films else None,
+            "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._videos else None,
             "features": features,
         }
 

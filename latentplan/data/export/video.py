@@ -21,7 +21,7 @@ class Piece:
     stop: float
 
 
-class Films:
+class VideoWriters:
     """Writes videos at `pattern`, of chunk_index and file_index, with frame i at i / fps."""
 
     def __init__(

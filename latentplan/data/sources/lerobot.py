@@ -48,8 +48,8 @@ class Lerobot:
         self.ours = lerobot_files.ours(self.path)
         self.chosen = self._chosen()
         for index in range(len(self)):
-            films = (f for f in self.chosen.values() if self.files.features[f]["dtype"] == "video")
-            for file in (self.files.data(index), *(self.files.video(index, f) for f in films)):
+            videos = (f for f in self.chosen.values() if self.files.features[f]["dtype"] == "video")
+            for file in (self.files.data(index), *(self.files.video(index, f) for f in videos)):
                 if not file.exists():
                     raise SourceError(f"{file}: no such file; episode {index} lies in it")
         self.spec = self._spec()
@@ -115,7 +115,7 @@ class Lerobot:
         chosen = {key: feature for key, feature in known.items() if key not in left_out}
         for feature in chosen.values():
             if (features[feature].get("info") or {}).get("video.is_depth_map"):
-                raise SourceError(f"{self.path}: {feature} is a film of depths; choose cameras")
+                raise SourceError(f"{self.path}: {feature} is a video of depths; choose cameras")
         if not chosen:
             raise SourceError(f"{self.path / INFO}: has no features observation.*")
         return chosen
