@@ -191,19 +191,34 @@ class CostPredictor(Protocol):
 
 
 class Source(Protocol):
-    """A data set in somebody else's format, read as episodes; made from (path, Config)."""
+    """A data set in another format, read as episodes; a `Component`."""
 
     spec: Spec
-    settings: dict[str, Any]  # JSON values that the episodes depend on, all but where they lie
+    settings: dict[str, Any]  # JSON values that the episodes depend on, without the path
 
     def __len__(self) -> int:
-        """Return the number of episodes there; opening the source has found and checked them."""
+        """Return the number of episodes, which were found and checked when the source was made."""
 
     def episode(self, index: int) -> Episode:
         """Return one episode, from its files alone: any process may read any episode.
 
-        Raises SourceError that names the file where one is missing, damaged or odd.
+        Raises SourceError that names a file that is missing, damaged or unexpected.
         """
+
+
+@runtime_checkable
+class SelectiveSource(Protocol):
+    """A Source that can skip observations when it reads."""
+
+    def choose(self, keys: Sequence[str]) -> None:
+        """Read these observations alone from now on; `spec` then has no others."""
+
+
+@runtime_checkable
+class AnnotatedSource(Protocol):
+    """A Source that reports what it leaves out."""
+
+    notes: Sequence[str]  # one line each
 
 
 class EpisodeStore(Protocol):

@@ -277,9 +277,9 @@ def test_settings_are_not_mixed(toy: None, tmp_path: Path) -> None:
     out = tmp_path / "a.zarr"
     run("toy", episodes=1, out=out, workers=0)
     for change, message in (
-        ({"overrides": ["env.radius=0.05"]}, "env.radius: the store has 0.03, asked for is 0.05"),
-        ({"overrides": ["length=3"]}, "collect.length: the store has 20, asked for is 3"),
-        ({"seed": 1}, "seed: the store has 0, asked for is 1"),
+        ({"overrides": ["env.radius=0.05"]}, "env.radius: the store has 0.03, given is 0.05"),
+        ({"overrides": ["length=3"]}, "collect.length: the store has 20, given is 3"),
+        ({"seed": 1}, "seed: the store has 0, given is 1"),
     ):
         with pytest.raises(StoreError, match=f"{message}; .* another store"):
             run("toy", **{"episodes": 2, "out": out, "workers": 0, **change})

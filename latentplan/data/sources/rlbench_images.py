@@ -1,7 +1,7 @@
 """RLBench's images: PNG files as arrays, depth in metres, masks as handles, clouds.
 
-Depth and masks are 24-bit numbers in the three bytes of a colour image, in opposite orders. The
-bytes mean nothing one by one, so that a depth image that was resized with interpolation is wrong
+Depth and masks are 24-bit numbers in the three bytes of a colour image, in opposite orders. A
+single byte has no meaning, so that a depth image that was resized with interpolation is wrong
 wherever the higher bytes change.
 """
 
@@ -19,7 +19,7 @@ DEPTH_STEPS = 2**24 - 1
 
 
 def size(file: Path) -> tuple[int, int]:
-    """Return (height, width) of a PNG, from its header; SourceError where it is not one."""
+    """Return (height, width) of a PNG, from its header; SourceError if it is not one."""
     from PIL import Image
 
     try:
@@ -29,11 +29,11 @@ def size(file: Path) -> tuple[int, int]:
         raise _unreadable(file, e) from None
 
 
-def check_size(file: Path, wanted: tuple[int, int], who: str) -> None:
-    """Raise SourceError unless a PNG is (height, width); `who` has that size, and a verb."""
+def check_size(file: Path, wanted: tuple[int, int], owner: str) -> None:
+    """Raise SourceError unless a PNG is (height, width), the size that the phrase `owner` names."""
     found = size(file)
     if found != wanted:
-        raise _other_size(file, found, wanted, who)
+        raise _other_size(file, found, wanted, owner)
 
 
 def read(folder: Path, frames: Sequence[int], *, size: tuple[int, int]) -> Array:
@@ -97,11 +97,11 @@ def cloud(depth: Array, *, extrinsics: Array, intrinsics: Array, stride: int) ->
 
 
 def _other_size(
-    file: Path, found: tuple[int, int], wanted: tuple[int, int], who: str
+    file: Path, found: tuple[int, int], wanted: tuple[int, int], owner: str
 ) -> SourceError:
     return SourceError(
-        f"{file}: is {found[1]} x {found[0]} pixels, {who} {wanted[1]} x {wanted[0]}; all need the "
-        "same, and a depth image or a mask that was resized has lost its numbers: take the "
+        f"{file}: is {found[1]} x {found[0]} pixels, {owner} {wanted[1]} x {wanted[0]}; all need "
+        "the same, and a depth image or a mask that was resized has lost its numbers: take the "
         "original"
     )
 
