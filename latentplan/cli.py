@@ -232,9 +232,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Folder of a model's stages, shared by runs. Default: RUN/stages."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a latent dynamics model on a store."""
+    """Train a model or a tokenizer on a store."""
     # Threads that wait for each other are not to spin: beside other work that took half the speed
     # and more, alone it gains nothing. Before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -247,6 +251,7 @@ def train(
         resume=resume,
         seed=seed,
         device=device,
+        cache=cache,
         overrides=overrides or [],
     )
 

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from latentplan.errors import unknown
+from latentplan.types import Part, Spec
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
@@ -89,3 +90,8 @@ def get(kind: str, name: str) -> Any:
         raise unknown(kind, name, known)
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def build(part: Part, spec: Spec) -> Any:
+    """Return a new network of a part's class for `spec`; UnknownName if nothing has its name."""
+    return get(part.kind, part.name)(spec, part.config)

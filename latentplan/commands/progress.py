@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
+
+from latentplan import types
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -45,6 +47,37 @@ def track(total: int, what: str, unit: str, *, done: int = 0) -> Iterator[Track]
             yield lines
         finally:
             lines.close()
+
+
+class Bars:
+    """An `on_progress` for any long call: a bar or lines for each of its tasks, one after another.
+
+    The first report of a task is where an earlier call stopped, or its first unit of work.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._open = ExitStack()
+        self._task, self._done = "", 0
+        self._track: Track | None = None
+
+    def __call__(self, progress: types.Progress) -> None:
+        """Show how far the call has come."""
+        if self._track is None or progress.task != self._task:
+            self._open.close()
+            shown = track(progress.total, progress.task, progress.unit, done=progress.done)
+            self._track = self._open.enter_context(shown)
+            self._task, self._done = progress.task, progress.done
+        self._track.advance(progress.done - self._done, **progress.figures)
+        self._done = progress.done
+
+    def __enter__(self) -> Bars:
+        """Return the bars."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar that is open."""
+        self._open.close()
 
 
 class _Pace:
