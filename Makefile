@@ -1,8 +1,11 @@
 # make demo   collect, train and plan on the rope; says where the report lies
-# make test   the whole test suite
+# make test   every feature once, in parallel, with the same examples in each run
+# make test-all    test and all that follow, fuzz excepted
+# make test-slow   what takes long or waits in real time: kills, resumes, Ray, Open3D, training
 # make test-ros2   an arm behind ROS 2, from wheels in .venv-ros2, in a network of its own
 # make test-ros1   an arm behind ROS 1, from Debian's packages, likewise
-# make lint   ruff, mypy, import-linter
+# make fuzz   the property tests with random examples; SEED=N replays one search
+# make lint   ruff, mypy, import-linter, the words of .ci/words.txt
 # make clean  remove .venv, caches and build products; runs/ stays
 # Each makes .venv first, and installs a library for drawing without a screen where it can.
 
@@ -25,7 +28,7 @@ ROS1_PACKAGES := python3-rospy python3-roslaunch python3-rosbag python3-sensor-m
 ALONE := timeout -k 10 600 unshare $(shell test $$(id -u) = 0 || echo -r) -n \
   sh -c 'ip link set lo up && exec "$$@"' --
 
-.PHONY: demo test test-ros1 test-ros2 lint clean gl open3d
+.PHONY: demo test test-all test-slow test-ros1 test-ros2 fuzz lint clean gl open3d
 
 demo: gl
 	$(BIN)/latentplan collect rope --episodes $(EPISODES) --out $(DEMO)/rope.zarr
@@ -39,8 +42,27 @@ $(DEMO)/report/.$(GOALS)-goals: $(DEMO)/run/best.safetensors
 	$(BIN)/latentplan plan --run $(DEMO)/run --episodes $(GOALS) --out $(DEMO)/report
 	@touch $@
 
-test: gl open3d
-	@$(BIN)/python -m pytest
+# A file's tests run in one process, so that they share what they made.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
+test: gl
+	@$(PYTEST) -m "not slow"
+
+test-slow: gl open3d
+	@$(PYTEST) -m slow
+
+test-all:
+	@$(MAKE) --no-print-directory test-ros1
+	@$(MAKE) --no-print-directory test-ros2
+	@$(MAKE) --no-print-directory test-slow
+	@$(MAKE) --no-print-directory test
+
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+fuzz: gl
+	@echo "To replay: make fuzz SEED=$(SEED), or the @reproduce_failure line of a failure"
+	@$(PYTEST) -m hypothesis --hypothesis-profile=search --hypothesis-seed=$(SEED)
 
 # ROS 2 sees latentplan and what it needs behind its own packages. What is missing is a failure.
 test-ros2: gl $(ROS2)/.ready
@@ -75,6 +97,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/words.py
 
 clean:
 	rm -rf $(VENV) $(ROS1) $(ROS2) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
@@ -91,13 +114,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 gl: $(READY)
-	@if ! $(BIN)/python -m latentplan.sim.gl >/dev/null 2>&1 \
+	@if ! $(BIN)/python -m latentplan.sim.rendering.gl >/dev/null 2>&1 \
 	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "Installing OpenGL for drawing without a screen"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	    libegl1 libopengl0 libgl1-mesa-dri >/dev/null; \
 	fi
-	@$(BIN)/python -m latentplan.sim.gl >/dev/null
+	@$(BIN)/python -m latentplan.sim.rendering.gl >/dev/null
 
 # Libraries that Open3D loads; its tests are skipped without.
 open3d: $(READY)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from latentplan import config, registry
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
-from latentplan.sim.engine import ENGINES
+from latentplan.sim.deformable.engines.engine import ENGINES
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- figures: benchmarks/envs.py page -->\n", "<!-- end of figures -->\n"

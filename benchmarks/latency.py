@@ -18,7 +18,7 @@ import numpy as np
 
 import latentplan
 from latentplan.evaluation.provenance import provenance
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
 
 PLANNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cem, as shipped": ("cem", ()),

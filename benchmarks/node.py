@@ -23,11 +23,11 @@ import numpy as np
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import Setpoint
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots.description import load
 
 ACTION = np.array([0.3, 0, 0, 0, 0, 0, 0, 0.5])

@@ -18,21 +18,21 @@ from scipy.spatial.transform import Rotation
 
 from latentplan.errors import LatentplanError
 from latentplan.evaluation.provenance import provenance
-from latentplan.real_robot import grasps
-from latentplan.real_robot.board import Board, Finder
-from latentplan.real_robot.calibration import Config, calibrate
-from latentplan.real_robot.table import Table
+from latentplan.real_robot.perception import grasps
+from latentplan.real_robot.perception.calibration import Config, calibrate
+from latentplan.real_robot.perception.calibration_target import Board, Finder
+from latentplan.real_robot.perception.tabletop_segmentation import Table
 from latentplan.robots import description
-from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
-from latentplan.sim import render
-from latentplan.sim.cameras import Camera
+from latentplan.robots.simulated_arm import SimulatedArm
+from latentplan.sim.rendering import mujoco_renderer
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the pictures of boards are the tests'
-from board_pictures import Studio  # noqa: E402
+from calibration_images import Studio  # noqa: E402
 
 LENS = (0.08, -0.15, 0.001, -0.0007)
 TRUE = CalibratedCamera("front", 640, 480, fx=605.0, fy=607.0, cx=323.0, cy=236.5, distortion=LENS)
@@ -105,7 +105,7 @@ def boxes(rng: np.random.Generator) -> tuple[Any, list[Array]]:
 
 def seen(simulated: SimulatedArm, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return picture and depth, with noise of 1.5 mm and a tenth of the pixels missing."""
-    renderer = render.Renderer(simulated.model, CAMERA)
+    renderer = mujoco_renderer.Renderer(simulated.model, CAMERA)
     picture, depth = renderer.picture(simulated.data), renderer.depth(simulated.data)
     renderer.close()
     depth += rng.normal(0, 1.5e-3, depth.shape)
@@ -152,8 +152,8 @@ def picture(out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from latentplan.sim.cloth import Cloth
-    from latentplan.sim.rope import Rope
+    from latentplan.sim.deformable.cloth import Cloth
+    from latentplan.sim.deformable.rope import Rope
 
     arm = description.load("panda")
     views: list[tuple[str, Array, Array, Camera]] = []

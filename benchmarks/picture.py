@@ -1,44 +1,73 @@
-"""Draw the README's picture of a run: `python benchmarks/picture.py RUN [PLANNER [OUT.png]]`.
+"""Draw the README's figure of a run: `python benchmarks/picture.py RUN [PLANNER [OUT.png]]`.
 
-Its rows are the first held-out trials of `latentplan plan --run RUN --planner PLANNER --seed 0`,
-none left out.
+The rows are the first SUCCESSES held-out trials of `latentplan plan --run RUN --planner PLANNER
+--seed 0` that succeed, then the first FAILURES that do not.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import latentplan
-from latentplan.evaluation.protocol import Evaluation
-from latentplan.sim.rope import Rope
+from latentplan.data.images import segment
+from latentplan.evaluation.protocol import Attempt, Evaluation, Trial
+from latentplan.sim.deformable.rope import Rope
+from latentplan.types import Array
 
-TRIALS = 3
-STEPS = (0, 2, 4, 8, 12, 20)  # actions done
-INK = "#57606a"  # reads on light and on dark
+SUCCESSES, FAILURES = 3, 1
+EPISODES = 40  # trials searched for them
+STEPS = (0, 2, 4, 8, 20)  # actions done
+INK, GOAL = "#57606a", "#ffd33d"  # INK is legible on light and on dark pages
 
 
 def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> None:
-    """Run the trials and draw what the planner saw, with the distance to the goal in cm."""
+    """Run the trials and draw them, with the goal as an outline and the distance to it in cm."""
+    env = Rope()
     config = Evaluation.Config(length=STEPS[-1], states=0)
-    evaluation = Evaluation(latentplan.load(run, planner=planner), Rope(), config=config)
-    figure = Figure(figsize=(8.4, 3.9), layout="constrained")
-    rows = figure.subplots(TRIALS, len(STEPS) + 1)
-    for axes, trial in zip(rows, evaluation.trials(episodes=TRIALS, seed=0), strict=True):
+    evaluation = Evaluation(latentplan.load(run, planner=planner), env, config=config)
+    trials = chosen(evaluation.trials(episodes=EPISODES, seed=0))
+    figure = Figure(figsize=(7.6, 1.42 * len(trials)), layout="constrained")
+    rows = figure.subplots(len(trials), len(STEPS) + 1)
+    for cells, (number, trial) in zip(rows, trials, strict=True):
         attempt = trial.attempts["planner"]
-        for cell, step in zip(axes, STEPS, strict=False):
-            cell.imshow(attempt.pictures[step])
-            cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")
-        axes[-1].imshow(trial.goal)
+        mask = segment(trial.goal, env.data_spec.pick)
+        for cell, step in zip(cells, STEPS, strict=False):
+            draw(cell, attempt, step, mask)
+        cells[-1].imshow(trial.goal, interpolation="lanczos")
+        verdict = "success" if attempt.success else "failure"
+        cells[0].set_ylabel(f"trial {number}:\n{verdict}")
     for cell, title in zip(rows[0], ("start", *STEPS[1:], "goal"), strict=True):
         cell.set_title(f"{title} actions" if isinstance(title, int) else title)
     for cell in rows.flat:
         cell.set(xticks=[], yticks=[])
         cell.spines[:].set_visible(False)
-        for text in (cell.title, cell.xaxis.label):
+        for text in (cell.title, cell.xaxis.label, cell.yaxis.label):
             text.set(color=INK, fontsize=9)
-    figure.savefig(out, dpi=120, transparent=True)
+    figure.savefig(out, dpi=130, transparent=True)
+
+
+def chosen(trials: Iterator[Trial]) -> list[tuple[int, Trial]]:
+    """Return the first trials that succeed and the first that fail, with their numbers."""
+    found: dict[bool, list[tuple[int, Trial]]] = {True: [], False: []}
+    wanted = {True: SUCCESSES, False: FAILURES}
+    for number, trial in enumerate(trials):
+        kept = found[bool(trial.attempts["planner"].success)]
+        kept.append((number, trial))
+        if all(len(found[success]) >= count for success, count in wanted.items()):
+            break
+    return [each for success, count in wanted.items() for each in found[success][:count]]
+
+
+def draw(cell: Axes, attempt: Attempt, step: int, mask: Array) -> None:
+    """Show the image after `step` actions under the outline of the goal's mask (h, w)."""
+    cell.imshow(attempt.pictures[step], interpolation="lanczos")
+    cell.contour(np.asarray(mask, float), levels=[0.5], colors=GOAL, linewidths=0.7)
+    cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")
 
 
 if __name__ == "__main__":

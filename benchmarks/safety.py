@@ -22,8 +22,8 @@ import numpy as np
 
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
+from latentplan.real_robot.loop.safety import CONTROLS, SafetyFilter
 from latentplan.real_robot.robot import Command, Setpoint
-from latentplan.real_robot.safety import CONTROLS, SafetyFilter
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 

@@ -14,6 +14,10 @@ class ConfigError(LatentplanError, ValueError):
     """A preset, an override or a field does not fit its schema."""
 
 
+class ContractError(LatentplanError, TypeError):
+    """A class or an object lacks what its kind must offer (see `protocols`)."""
+
+
 class ShapeError(LatentplanError, ValueError):
     """An array at a seam has the wrong shape, dtype or a non-finite value."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from latentplan.types import (
     Array,
     Batch,
+    Context,
     Derived,
     Episode,
     Goal,
@@ -29,43 +30,124 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+class Component(Protocol):
+    """What a registered name stands for: a class, or a function that has a `Config`.
+
+    It is called with its Config last: an env or a planner as `cls(config)`, a model, tokenizer or
+    policy as `cls(spec, config)` with the Spec of the data or env, an objective as `cls(config)`,
+    a source as `cls(path, config)`. An env says nothing about its Spec before it is built.
+    """
+
+    Config: type[Any]  # a frozen dataclass; each field has a default and a comment, ranges checked
+
+
 @runtime_checkable
 class Env(Protocol):
-    """A simulated task; numpy in and out. Also a `gymnasium.Env` (so `spec` is theirs).
+    """A simulated task, a `Component`; numpy in and out. It may be a `gymnasium.Env` as well.
 
-    A failing simulator raises UnstablePhysics from `reset` or `step`; the caller drops the episode.
+    A goal is an observation of the env, privileged keys included. `options={"goal": goal}` of
+    `reset` starts an episode towards it; an env that draws goals of its own returns the one that it
+    drew as `info["goal"]`. Evaluation takes goals from a `GoalSampler`, else from other resets.
+
+    Success is `info["success"]` of the last step, else a distance within the `success_threshold`
+    of a `HasSuccessThreshold`; an env with neither is evaluated by its distances alone. Where a
+    step's info holds `distance`, it is that of `distance` to the goal, and `refused` is the number
+    of actions so far that the env did not execute.
+
+    Collection stores the numbers of a reset's info with the episode, and its strings `text` (a
+    sentence) and `task` (a name) as the episode's label; they are also the instruction that a
+    planner is given. A simulator that diverges raises UnstablePhysics from `reset` or `step`; the
+    caller drops the episode. Any other error ends the command.
+
+    Optional abilities: HasEpisodeLength, HasSuccessThreshold, GoalSampler, ExpertEnv, RenderedEnv,
+    AdaptableEnv. `latentplan check env NAME` tests all of this.
     """
 
     @property
     def data_spec(self) -> Spec:
-        """What this env's observations and actions are."""
+        """Observations and actions of this env; `env` in it is the name that it is registered by.
+
+        (`spec` belongs to gymnasium.)
+        """
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; the same seed gives the same start, whatever ran before.
+        """Start an episode and return its first observation and info, see the class.
 
-        Numbers in the info say what was drawn for the episode; collection stores them with it,
-        and the texts `text` and `task`, if any, as the episode's label.
+        The same seed and options give the same start, whatever ran before.
         """
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Apply an action (A,) and return a `types.Step`."""
+        """Execute an action (A,) float32 and return a `types.Step`.
+
+        Raises ShapeError for an action of another shape, out of its bounds or not finite.
+        """
 
     def snapshot(self) -> Any:
-        """Return the whole simulator state; stepping on from it is bit-equal every time."""
+        """Return the whole simulator state; steps from it are bit-equal every time."""
 
     def restore(self, state: Any) -> Observation:
-        """Go back to a `snapshot` of this env and return what is seen there."""
+        """Return to a `snapshot` of this env and return the observation there."""
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the task's error in metres between two observations, from privileged keys."""
+        """Return the error of the task in metres between two observations, 0 at the goal."""
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the action (A,) of a scripted expert that sees the privileged keys."""
+        """Return the action (A,) of a scripted expert, which may read the privileged keys.
+
+        Raises ConfigError if there is no expert for the task.
+        """
 
     def close(self) -> None:
         """Free the simulator; the renderer of the process stays."""
+
+
+@runtime_checkable
+class HasEpisodeLength(Protocol):
+    """An env class whose tasks take a known number of actions."""
+
+    episode_length: int  # actions of a collected episode and of a trial, unless the user says so
+
+
+@runtime_checkable
+class HasSuccessThreshold(Protocol):
+    """An env in which a task is done at a small enough distance to its goal."""
+
+    success_threshold: float  # m, the largest `distance` that is a success
+
+
+@runtime_checkable
+class GoalSampler(Protocol):
+    """An env that draws goals of its task."""
+
+    def goal(self, *, seed: int) -> Observation:
+        """Return a goal; the same seed gives the same one, and the episode stays as it is."""
+
+
+@runtime_checkable
+class ExpertEnv(Protocol):
+    """An env with a scripted expert for the task of the episode, which needs no goal."""
+
+    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return the expert's action (A,) inside the bounds; it may read privileged keys."""
+
+
+@runtime_checkable
+class RenderedEnv(Protocol):
+    """An env with a camera to watch it by."""
+
+    def render(self) -> Array:
+        """Return an image (h, w, 3) uint8 of the scene."""
+
+
+@runtime_checkable
+class AdaptableEnv(Protocol):
+    """An env class whose settings follow from the data that a model was trained on."""
+
+    @staticmethod
+    def settings_for(spec: Spec) -> dict[str, Any]:
+        """Return the Config values that make actions and images those of a model's `spec`."""
 
 
 class Explorer(Protocol):
@@ -171,13 +253,20 @@ class Dynamics(Protocol):
 
     spec: Spec
     latent_dim: int  # D
-    context: int  # T, the past latents that `rollout` needs
+    context: int  # T, the past latents that a plan starts from
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return latents (B, T, D) of observations, each (B, T, ...); images are uint8."""
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return latents (B, N, H, D) after each action, from (B, T, D) and (B, N, H, A)."""
+    def prepare(self, context: Context) -> Any:
+        """Return what all rollouts of one solve share, such as a recurrent state or a cache.
+
+        A planner calls it once a solve and passes the result to every `rollout`, which must not
+        change it. Where a solve is captured as a CUDA graph, `prepare` is part of the capture.
+        """
+
+    def rollout(self, prepared: Any, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
 
 
 class Objective(Protocol):
@@ -212,26 +301,31 @@ class Constraint(Protocol):
 class Proposal(Protocol):
     """A source of candidates that any planner can mix in: scripted, learned, remembered."""
 
-    def sample(self, context: Tensor, count: int, *, horizon: int, generator: Generator) -> Tensor:
-        """Return about `count` action sequences (B, n, H, A) for context (B, T, D)."""
+    def sample(
+        self, context: Context, count: int, *, horizon: int, generator: Generator
+    ) -> Tensor:
+        """Return about `count` action sequences (B, n, H, A) for B contexts."""
 
 
 @runtime_checkable
-class Proposing(Protocol):
-    """A model that knows by itself what to do about a task."""
+class ActionProposer(Protocol):
+    """A model that generates actions for a task."""
 
     def proposal(self, task: str = "") -> Proposal:
-        """Return its actions for a task, the likeliest first; ConfigError for an unknown one."""
+        """Return a proposal for the task, the likeliest actions first.
+
+        Raises ConfigError for a task that the model was not trained on.
+        """
 
 
 @runtime_checkable
-class Imagining(Protocol):
-    """A model that knows by itself where a task leads."""
+class SubgoalModel(Protocol):
+    """A model that predicts where a task leads."""
 
-    def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
-        """Return what gives the latent (B, D) that the task leads to from (B, T, D), in n steps.
+    def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
+        """Return a function (context, steps) -> latents (B, D) that a task leads to in `steps`.
 
-        Raises ConfigError for an unknown task.
+        Raises ConfigError for a task that the model was not trained on.
         """
 
 
@@ -316,7 +410,7 @@ class Planner(Protocol):
 
     def plan(
         self,
-        context: Tensor,
+        context: Context,
         dynamics: Dynamics,
         *,
         objective: Objective,
@@ -327,7 +421,7 @@ class Planner(Protocol):
         constraints: Sequence[Constraint] = (),
         deadline_ms: float | None = None,
     ) -> Plan:
-        """Return the best plan for context (B, T, D).
+        """Return the best plan for each of the B contexts.
 
         It starts from warm_start (B, H, A), or several (B, W, H, A) with the best first, and the
         proposals' candidates where there are any. Constraints go before cost: one who keeps them

@@ -6,17 +6,24 @@ package), and one preset. Objects are imported when first asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
+import os
+import sys
+from functools import reduce
+from importlib import import_module, invalidate_caches
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from latentplan.errors import unknown
+from latentplan import contracts
+from latentplan.errors import UnknownName, unknown
 from latentplan.types import Part, Spec
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
         "calvin": "latentplan.sim.calvin.env:Calvin",
-        "cloth": "latentplan.sim.cloth:Cloth",
+        "cloth": "latentplan.sim.deformable.cloth:Cloth",
         "rlbench": "latentplan.sim.rlbench.env:RLBench",
         "robosuite/Door": "latentplan.sim.robosuite.tasks:Door",
         "robosuite/Lift": "latentplan.sim.robosuite.tasks:Lift",
@@ -27,7 +34,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "robosuite/PickPlaceCan": "latentplan.sim.robosuite.tasks:PickPlaceCan",
         "robosuite/Stack": "latentplan.sim.robosuite.tasks:Stack",
         "robosuite/Wipe": "latentplan.sim.robosuite.tasks:Wipe",
-        "rope": "latentplan.sim.rope:Rope",
+        "rope": "latentplan.sim.deformable.rope:Rope",
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
     "model": {
@@ -84,12 +91,53 @@ def names(kind: str) -> dict[str, str]:
 
 
 def get(kind: str, name: str) -> Any:
-    """Import and return what `name` stands for; UnknownName where nothing does."""
+    """Import and return what `name` stands for.
+
+    Raises UnknownName for a name of nothing, ContractError for a class that lacks what its kind
+    must offer.
+    """
     known = names(kind)
     if name not in known:
         raise unknown(kind, name, known)
-    module, _, attribute = known[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return _load(kind, name, known[name])
+
+
+def load(kind: str, target: str) -> Any:
+    """Import and return the class of `MODULE:CLASS`, which no registry needs to hold.
+
+    A module that is not installed is looked for in the current folder. Raises UnknownName where
+    there is no such module or class, ContractError as `get` does.
+    """
+    module, _, attribute = target.partition(":")
+    if find(module) is None and Path(f"{module.replace('.', '/')}.py").is_file():
+        sys.path.append(os.getcwd())
+        invalidate_caches()
+    if find(module) is None:
+        raise UnknownName(
+            f"{kind} {target!r}: no module {module!r} is installed or in this folder; write "
+            "MODULE:CLASS"
+        )
+    return _load(kind, target, target)
+
+
+def find(module: str) -> ModuleSpec | None:
+    """Return where a module is, without importing it (its packages are); None where nowhere."""
+    try:
+        return find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+
+
+def _load(kind: str, name: str, target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        made = reduce(getattr, attribute.split("."), import_module(module))
+    except AttributeError:
+        raise UnknownName(
+            f"{kind} {name!r}: module {module!r} has no {attribute!r}; write MODULE:CLASS"
+        ) from None
+    contracts.check_class(kind, name, made)
+    return made
 
 
 def build(part: Part, spec: Spec) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.sim.appearance import Appearance
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.appearance import Appearance
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 Range = tuple[float, ...]  # (low, high); () leaves the quantity as it is

@@ -1,9 +1,23 @@
-"""What several test files need."""
+"""Settings of every test run, and fixtures that several test files share.
 
+The run is deterministic: one thread for linear algebra, generators seeded before each test, and
+Hypothesis derandomised. `make fuzz` searches with random examples.
+"""
+
+from __future__ import annotations
+
+import os
+import random
 import signal
+from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, and by child processes
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 from toy import ToyEnv
 
 from latentplan import registry
@@ -13,10 +27,34 @@ from latentplan.training import checkpoint
 # of Ctrl-C start some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+settings.register_profile("default", derandomize=True, database=None, deadline=None)
+settings.register_profile("search", database=None, deadline=None, print_blob=True)
+settings.load_profile("default")
+# Hypothesis draws constants of the modules that are loaded so far, so that examples would depend
+# on the tests that ran before in the same process, and a seed would not replay a failure.
+providers._get_local_constants = lambda: providers._local_constants
+
+
+def seed() -> None:
+    """Seed the global generators, so that a test does not depend on those that ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    seed()
+
 
 @pytest.fixture(scope="session")
-def untrained_run(tmp_path_factory):
-    """A run folder with a small CFM of the toy env, untrained, as if at step 7."""
+def untrained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run folder with a small untrained CFM of the toy env, as if at step 7."""
     folder = tmp_path_factory.mktemp("toy-run")
     build = registry.get("model", "cfm")
     torch.manual_seed(0)

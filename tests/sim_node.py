@@ -10,9 +10,9 @@ import sys
 import numpy as np
 
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.robots.description import load
 
 arm = load("panda")

@@ -10,7 +10,7 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from latentplan.types import ActionSpec, Array, ArraySpec, Batch, Loss, Spec, Tensors
+from latentplan.types import ActionSpec, Array, ArraySpec, Batch, Context, Loss, Spec, Tensors
 
 
 def toy_spec(states: int = 4, actions: int = 2, bound: float = 1.0) -> Spec:
@@ -22,6 +22,8 @@ def toy_spec(states: int = 4, actions: int = 2, bound: float = 1.0) -> Spec:
 
 
 class ToyModel(nn.Module):
+    window, targets, reads = 2, (), ()
+
     @dataclass(frozen=True)
     class Config:
         key: str = "state"  # the observation that is the latent
@@ -53,8 +55,11 @@ class ToyModel(nn.Module):
         cells = reduce(seen / 255, "b t (y h) (x w) c -> b t y x c", "mean", y=n, x=n)
         return cells.flatten(2)
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        latent = context[:, -1:].expand(-1, actions.shape[1], -1)  # B N D
+    def prepare(self, context: Context) -> Tensor:
+        return context.latents[:, -1]  # B D
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        latent = prepared[:, None].expand(-1, actions.shape[1], -1)  # B N D
         latents = []
         for action in actions.unbind(2):
             latent = latent @ self.A.T + action.to(latent) @ self.B.T

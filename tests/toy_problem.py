@@ -11,6 +11,7 @@ from latentplan import registry
 from latentplan.objectives.goal import GoalDistance
 from latentplan.planning.solver import Solver
 from latentplan.planning.spaces import Box
+from latentplan.types import Context
 
 # `generate` plans nothing by itself: tests/unit/test_generate.py
 PLANNERS = sorted(registry.names("planner").keys() - {"generate"})
@@ -46,9 +47,14 @@ def objective(goal: Tensor) -> GoalDistance:
     return GoalDistance(goal, GoalDistance.Config(power=2, reduce="mean"))
 
 
+def at(latents: Tensor, size: int = 2) -> Context:
+    """Return the context of latents (B, T, D), between which no force of `size` acted."""
+    return Context(latents, latents.new_zeros(len(latents), max(0, latents.shape[1] - 1), size))
+
+
 def solve(planner, model, context, goal, space, *, seed=0, **rest):
     return planner.plan(
-        context,
+        at(context, len(space.low)),
         model,
         objective=objective(goal),
         space=space,
@@ -57,9 +63,14 @@ def solve(planner, model, context, goal, space, *, seed=0, **rest):
     )
 
 
+def imagined(model, latents: Tensor, actions: Tensor) -> Tensor:
+    """Return what the model imagines from latents (B, T, D) under actions (B, N, H, A)."""
+    return model.rollout(model.prepare(at(latents, actions.shape[-1])), actions)
+
+
 @torch.no_grad()
 def cost_of(plan, model, context, goal) -> Tensor:
-    latents = model.rollout(context, plan.actions[:, None])
+    latents = imagined(model, context, plan.actions[:, None])
     return objective(goal)(latents, plan.actions[:, None])[:, 0]
 
 

@@ -169,6 +169,8 @@ def _registered(name: str, kind: str | None) -> _Choice:
             preset = config.resolve(each, name)
             found = registry.get(each, preset.base)
             return _of_class(found, each, preset.base, name, preset.values)
+    if ":" in name:  # MODULE:CLASS
+        return _of_class(registry.load(kinds[0], name), kinds[0], name, name, {})
     raise unknown(kind or "model", name, set().union(*known.values()))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latentplan import config, registry
 from latentplan.errors import LatentplanError, MissingDependency, check_range
 from latentplan.files import replacing
+from latentplan.protocols import RenderedEnv
 
 if TYPE_CHECKING:
     from latentplan.exploration.collect import Progress
@@ -116,7 +117,7 @@ def run(
 def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[str, Recipe]]:
     """Yield the recipe of random actions in an env, for each engine that is installed."""
     from latentplan.exploration.recorder import CollectConfig, Recipe
-    from latentplan.sim.engine import ENGINES
+    from latentplan.sim.deformable.engines.engine import ENGINES
 
     preset = config.resolve("env", name)
     env_class = registry.get("env", preset.base)
@@ -137,7 +138,7 @@ def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[s
         example.close()
         explorer = registry.get("explorer", "random" if picks else "box")
         yield (
-            getattr(chosen["env"], "engine", ""),
+            config.to_values(chosen["env"]).get("engine", ""),
             Recipe(
                 env_class,
                 explorer,
@@ -183,7 +184,7 @@ def _pictures_per_s(recipe: Recipe) -> float:
     env: Any = recipe.env(recipe.env_config)
     try:
         env.reset(seed=recipe.seed)
-        if not hasattr(env, "render"):
+        if not isinstance(env, RenderedEnv):
             return 0.0
         env.render()
         start, count = perf_counter(), 0

@@ -125,7 +125,7 @@ class _Cost:
     def get_cost(self, info: dict[str, Any], candidates: Tensor) -> Tensor:
         z, goal = info["z"], info["goal"]  # each (B, S, D)
         if self._fast:
-            latents = self._toy.model.rollout(z[:, :1], candidates)
+            latents = self._toy.model.rollout(z[:, 0], candidates)
             squared: Tensor = (latents - goal[:, :, None]).square().sum(-1)
             return squared.mean(-1)
         cost = torch.zeros(candidates.shape[:2], device=candidates.device)

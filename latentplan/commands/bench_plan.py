@@ -209,7 +209,7 @@ def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None)
 
     def solve(seed: int) -> Tensor:
         plan = solver.plan(
-            problem.start[:, None].to(dtype),
+            problem.context(dtype),
             model,
             objective=objective,
             space=space,

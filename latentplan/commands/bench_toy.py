@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from latentplan.nn.mlp import LatentMLP
 from latentplan.objectives.goal import GoalDistance
 from latentplan.planning.spaces import Box
-from latentplan.types import ActionSpec, ArraySpec, Batch, Loss, Spec, Tensors
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Loss, Spec, Tensors
 
 LATENT, ACTION, HIDDEN = 32, 4, (256, 256)
 BOUND = 2.0  # of an action: two of the std that planners without bounds draw with
@@ -51,9 +51,13 @@ class RandomMLP(nn.Module):
         """Return the state as it is."""
         return observations["state"]
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return latents (B, N, H, D)."""
-        return self.dynamics.unroll(context[:, -1], actions)
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last latent (B, D)."""
+        return context.latents[:, -1]
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+        return self.dynamics.unroll(prepared, actions)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the mean squared error of the next latent."""
@@ -79,6 +83,11 @@ class Toy:
         """The mean over the horizon of the squared distance to the goal."""
         return GoalDistance(self.goal, GoalDistance.Config(power=2, reduce="mean"))
 
+    def context(self, dtype: torch.dtype = torch.float32) -> Context:
+        """Return the starts as a context of one latent."""
+        latents = self.start[:, None].to(dtype)
+        return Context(latents, latents.new_zeros(len(latents), 0, ACTION))
+
     @property
     def space(self) -> Box:
         """The box of actions."""
@@ -90,7 +99,7 @@ class Toy:
         """Draw starts, and goals that a random sequence of actions leads to from there."""
         batch, device = len(self.start), self.start.device
         generator = torch.Generator().manual_seed(number)
-        z = torch.randn(batch, 1, LATENT, generator=generator).to(device)
+        z = torch.randn(batch, LATENT, generator=generator).to(device)
         # Twenty actions before the start: from where the network leads, not from anywhere.
         drawn = torch.randn(batch, 1, 20 + self.horizon, ACTION, generator=generator)
         path = self.model.rollout(z, drawn.clamp(-BOUND, BOUND).to(device))[:, 0]
@@ -100,11 +109,11 @@ class Toy:
     @torch.no_grad()
     def move(self, actions: Tensor) -> None:
         """Let the first of actions (B, H, A) happen."""
-        self.start.copy_(self.model.rollout(self.start[:, None], actions[:, None])[:, 0, 0])
+        self.start.copy_(self.model.rollout(self.start, actions[:, None])[:, 0, 0])
 
     @torch.no_grad()
     def cost(self, actions: Tensor) -> float:
         """Return the mean cost of actions (B, H, A), in float32 by the plain model."""
         candidates = actions[:, None].to(self.start)
-        latents = self.model.rollout(self.start[:, None], candidates)
+        latents = self.model.rollout(self.start, candidates)
         return float(self.objective(latents, candidates).mean())

@@ -13,8 +13,8 @@ from latentplan import config
 from latentplan.errors import ConfigError, RobotError, SourceError
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.board import Board
-    from latentplan.real_robot.calibration import Result
+    from latentplan.real_robot.perception.calibration import Result
+    from latentplan.real_robot.perception.calibration_target import Board
     from latentplan.robots.camera import CalibratedCamera
 
 SUSPECT = 3.0  # times the median error, from which on a picture is named
@@ -22,7 +22,7 @@ SUSPECT = 3.0  # times the median error, from which on a picture is named
 
 def draw(kind: str, *, out: str, overrides: Sequence[str]) -> None:
     """Write a board to print to `out`, a .png or .pdf, and print its size."""
-    from latentplan.real_robot.board import Board
+    from latentplan.real_robot.perception.calibration_target import Board
 
     board: Board = config.load({"board": Board}, overrides=[f"kind={kind}", *overrides])["board"]
     board.save(Path(out))
@@ -46,13 +46,13 @@ def run(
 ) -> None:
     """Calibrate `camera` from the pictures and joint positions of `source`, and write it to `out`.
 
-    `source` is a store or a folder (see `snapshots.read`), `robot` the arm, `mount` where the
-    camera is: `table` (the arm carries the board) or `flange`. `lens` is a file of an earlier
+    `source` is a store or a folder (see `calibration_samples.read`), `robot` the arm, `mount` where
+    the camera is: `table` (the arm carries the board) or `flange`. `lens` is a file of an earlier
     calibration whose lens is taken; without one it is found, too. What else is settable are the
     fields of Board and of calibration.Config. Raises a LatentplanError where nothing comes of it.
     """
-    from latentplan.real_robot import calibration, snapshots
-    from latentplan.real_robot.board import Board, Finder
+    from latentplan.real_robot.perception import calibration, calibration_samples
+    from latentplan.real_robot.perception.calibration_target import Board, Finder
     from latentplan.robots import description
     from latentplan.robots.camera import load
 
@@ -64,7 +64,7 @@ def run(
     arm, finder = description.load(robot), Finder(board)
     known = None if lens is None else replace(load(lens), name=camera)
     names, seen, positions, size = [], [], [], None
-    for shot in snapshots.read(source, arm, camera=camera):
+    for shot in calibration_samples.read(source, arm, camera=camera):
         height, width = shot.picture.shape[:2]
         size = size or (known and (known.width, known.height)) or (width, height)
         if (width, height) != size:

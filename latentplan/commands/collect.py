@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from latentplan import config, registry
 from latentplan.errors import check_range
+from latentplan.protocols import HasEpisodeLength
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
@@ -48,7 +49,6 @@ def run(
     env_preset, explorer_preset = config.resolve("env", env), config.resolve("explorer", explorer)
     env_class = registry.get("env", env_preset.base)
     explorer_class = registry.get("explorer", explorer_preset.base)
-    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
     chosen = config.load(
         {
             "env": env_class.Config,
@@ -58,7 +58,11 @@ def run(
         preset={
             "env": env_preset.values,
             "explorer": explorer_preset.values,
-            "collect": {} if length is None else {"length": length},
+            "collect": (
+                {"length": env_class.episode_length}
+                if isinstance(env_class, HasEpisodeLength)
+                else {}
+            ),
         },
         overrides=overrides,
     )

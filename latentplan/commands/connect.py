@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from latentplan import config, registry
 from latentplan.errors import ConfigError
-from latentplan.real_robot import launching
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.loop import node_process
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import Driver, View
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots import description
 from latentplan.robots.description import Arm
 
 if TYPE_CHECKING:
-    from latentplan.sim.scene import Scene
+    from latentplan.sim.deformable.scene import Scene
 
 TERMINATED = 143  # 128 + SIGTERM, what shells expect
 PATIENCE = 15.0  # s in which a node answers, also on a busy machine; it stops its arm much sooner
@@ -62,7 +62,7 @@ def way(
     """Return how to get to an arm, its settings not yet read; a LatentplanError where none is."""
     if backend is not None:
         registry.get("backend", backend)
-    where = None if address is None else launching.parse_address(address)
+    where = None if address is None else node_process.parse_address(address)
     arm = description.load(robot)
     chosen = backend if backend is not None or address is not None else "sim"
     return Way(arm, robot, chosen, where, python or sys.executable, reset)
@@ -119,14 +119,14 @@ def connected(
             return
         address = found.address
         if found.backend is not None:
-            command = launching.argv(
+            command = node_process.argv(
                 found.backend,
                 robot=found.robot,
                 address=address or ("127.0.0.1", 0),
                 overrides=changed(found.settings),
                 python=found.python,
             )
-            address = stack.enter_context(launching.NodeProcess(command)).address
+            address = stack.enter_context(node_process.NodeProcess(command)).address
         assert address is not None
         remote = stack.enter_context(RemoteRobot(address, patience=PATIENCE, forgive=found.reset))
         check_arm(found, remote.spec.joints)

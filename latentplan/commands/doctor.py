@@ -146,9 +146,11 @@ def _driver() -> str:
 
 
 def _rendering() -> Finding:
-    from latentplan.sim import render  # chooses EGL or OSMesa, or says what to install
+    from latentplan.sim.rendering import (
+        mujoco_renderer,  # chooses EGL or OSMesa, or says what to install
+    )
 
-    return Finding("rendering", "ok", f"{render.self_test()}, self-test drawn right")
+    return Finding("rendering", "ok", f"{mujoco_renderer.self_test()}, self-test drawn right")
 
 
 def _video() -> Finding:
@@ -167,7 +169,7 @@ def _tree() -> Finding:
 
 
 def _real_time() -> Finding:
-    from latentplan.real_robot.priority import PRIORITY, real_time
+    from latentplan.real_robot.loop.realtime import PRIORITY, real_time
 
     with real_time() as allowed:
         if allowed:

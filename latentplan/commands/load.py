@@ -58,7 +58,7 @@ def load(
 
 def own_planner(file: Path) -> str:
     """Return the planner that the model of a checkpoint file is for: its `planner`, or `cem`."""
-    name = checkpoint.read_header(file, format=checkpoint.FORMAT).get("model")
+    name = checkpoint.read_header(file, format=checkpoint.FORMAT).get("name")
     model = registry.get("model", name) if name in registry.names("model") else None
     return str(getattr(model, "planner", "cem"))
 

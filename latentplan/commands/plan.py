@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from latentplan import config, registry
 from latentplan.commands import results
 from latentplan.errors import CheckpointError, check_range
+from latentplan.protocols import AdaptableEnv, HasEpisodeLength
 
 if TYPE_CHECKING:
     from latentplan.evaluation.metrics import Metrics
@@ -58,15 +59,20 @@ def run(
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; give --env")
     env_preset = config.resolve("env", env or found.spec.env)
     env_class = registry.get("env", env_preset.base)
-    suited = getattr(env_class, "suited", None)  # settings that a model asks for
-    length = getattr(env_class, "episode_length", None)  # actions that its tasks take at most
     settings = config.load(
         {**parts.sections, "env": env_class.Config, "evaluation": Evaluation.Config},
         preset={
             **parts.presets,
-            "env": ({} if suited is None else suited(found.spec)) | dict(env_preset.values),
+            "env": (
+                env_class.settings_for(found.spec) if isinstance(env_class, AdaptableEnv) else {}
+            )
+            | dict(env_preset.values),
             "evaluation": {
-                **({} if length is None else {"length": length}),
+                **(
+                    {"length": env_class.episode_length}
+                    if isinstance(env_class, HasEpisodeLength)
+                    else {}
+                ),
                 **({"told": "text"} if getattr(found.config, "language", False) else {}),
                 "goal_text": goal_text,
             },

@@ -71,9 +71,9 @@ def run(
 
 def _watched(address: str, *, episodes: int, steps: int) -> Generator[Found, None, None]:
     """Yield spec, settings and episode of what a node's planner does."""
-    from latentplan.real_robot.launching import parse_address
-    from latentplan.real_robot.recording import watch
-    from latentplan.real_robot.remote import Watcher
+    from latentplan.real_robot.link.remote import Watcher
+    from latentplan.real_robot.loop.node_process import parse_address
+    from latentplan.real_robot.loop.recording import watch
 
     with Watcher(parse_address(address)) as watcher:
         spec = watcher.spec
@@ -97,7 +97,7 @@ def _driven(
     """Yield the same of a simulated arm that is driven here."""
     from latentplan.commands import robot_episodes
     from latentplan.commands.robot import check_planner
-    from latentplan.real_robot.recording import RecordedRobot
+    from latentplan.real_robot.loop.recording import RecordedRobot
 
     check_planner(run, task)
     chosen = robot_episodes.choose(

@@ -14,7 +14,7 @@ from latentplan.commands import connect
 from latentplan.errors import StoreError, check_range
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.playing import Played
+    from latentplan.real_robot.motion.replay import Played
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     here. Raises StoreError where the episode does not fit the arm; nothing has moved then.
     """
     from latentplan.data.store import ZarrStore
-    from latentplan.real_robot.playing import Playing
+    from latentplan.real_robot.motion.replay import Playing
 
     check_range("--episode", episode, 0)
     way = connect.way(

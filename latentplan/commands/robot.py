@@ -112,8 +112,8 @@ def check_planner(run: str | None, task: str | None) -> None:
 
 def serve(way: connect.Way, overrides: Sequence[str]) -> None:
     """Be the node of an arm until SIGTERM or SIGINT; the arm is at rest then."""
-    from latentplan.real_robot.launching import announcement
-    from latentplan.real_robot.node import Node
+    from latentplan.real_robot.loop.node import Node
+    from latentplan.real_robot.loop.node_process import announcement
 
     assert way.backend is not None and way.address is not None
     backend = way.backend

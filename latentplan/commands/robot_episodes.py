@@ -20,18 +20,18 @@ from latentplan.errors import ConfigError, RobotError, ShapeError
 from latentplan.evaluation.protocol import EVALUATION, image_key
 from latentplan.evaluation.video import side_by_side
 from latentplan.planning.mpc import MPC
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.picking import Picking
-from latentplan.real_robot.reach import Reach
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.supervisor import Supervisor
+from latentplan.real_robot.motion.hold_position import meanwhile, stand
+from latentplan.real_robot.motion.picking import Picking
+from latentplan.real_robot.motion.reach import Reach
+from latentplan.real_robot.motion.tracking import Tracking
 from latentplan.real_robot.robot import Driver, Robot, View
-from latentplan.real_robot.standing import meanwhile, stand
-from latentplan.real_robot.supervisor import Supervisor
-from latentplan.real_robot.tracking import Tracking
-from latentplan.sim import cameras
-from latentplan.sim.cameras import Camera
-from latentplan.sim.deformable import Deformable
-from latentplan.sim.scene import Scene, env_of, lay
+from latentplan.sim.deformable.env import Deformable
+from latentplan.sim.deformable.scene import Scene, env_of, lay
+from latentplan.sim.rendering import cameras
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.training import checkpoint
 from latentplan.types import Array, Observation, Spec
 

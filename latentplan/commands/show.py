@@ -103,7 +103,7 @@ def _show_run(what: str, out: Path | None, data: str | None) -> None:
     file = checkpoint.find(what)
     weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
     numbers = sum(w.numel() for w in weights.values())
-    print(f"{file}: {header['model']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB")
+    print(f"{file}: {header["name"]}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB")
     print(f"step         {header['step']}")
     _print_mapping("held out", header["metrics"])
     _print_mapping("config", header["config"])
@@ -111,7 +111,7 @@ def _show_run(what: str, out: Path | None, data: str | None) -> None:
     points = curves.read(file.parent / "log.jsonl")
     if points:
         _write(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
-    if header["model"] == "videoworld":
+    if header["name"] == "videoworld":
         _show_videoworld(file, (out or file).parent, data)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
 from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
-from latentplan.protocols import Env
+from latentplan.protocols import Env, GoalSampler, HasSuccessThreshold
 from latentplan.types import Array, Observation, Spec
 
 # Seeds of a trial come from SeedSequence(seed, spawn_key=(EVALUATION, trial, attempt)); the keys of
@@ -180,8 +180,9 @@ class Evaluation:
 
     def _goal(self, seed: int) -> Observation:
         """Return what shall be seen at the end: a goal of the env's task, else another start."""
-        draw = getattr(self.env, "goal", None)
-        return _copy(self.env.reset(seed=seed)[0] if draw is None else draw(seed=seed))
+        if isinstance(self.env, GoalSampler):
+            return _copy(self.env.goal(seed=seed))
+        return _copy(self.env.reset(seed=seed)[0])
 
     def _try_out(
         self, planned: Planned, candidates: Random, observation: Observation, goal: Observation
@@ -197,8 +198,9 @@ class Evaluation:
         """Return what the env says of the end; None where it has no success test."""
         if "success" in info:
             return bool(info["success"])
-        threshold = getattr(self.env, "success_threshold", None)  # metres
-        return None if threshold is None else distance <= threshold
+        if isinstance(self.env, HasSuccessThreshold):
+            return distance <= self.env.success_threshold
+        return None
 
 
 def image_key(spec: Spec) -> str | None:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
 
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.protocols import Env
+from latentplan.protocols import Env, ExpertEnv
 from latentplan.types import Array, Observation, Spec
-
-
-class Skilled(Protocol):
-    """An env that knows how its own task is done; unlike an oracle it needs no goal."""
-
-    def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
-        """Return the expert's action (A,) inside the bounds; it may see privileged keys."""
 
 
 class Expert:
@@ -48,16 +40,16 @@ class Expert:
             self._std[3:6] *= config.turning
         if convention is not None and convention.gripper:
             self._std[-1] = 0
-        self._env: Skilled | None = None
+        self._env: ExpertEnv | None = None
 
     def begin(self, env: Env, rng: np.random.Generator) -> None:
         """Take the env whose expert acts; ConfigError where it has none."""
-        if not callable(getattr(env, "expert", None)):
+        if not isinstance(env, ExpertEnv):
             raise ConfigError(
                 f"explorer 'expert': env {env.data_spec.env!r} has none that needs no goal; "
                 "take explorer 'oracle'"
             )
-        self._env = cast(Any, env)
+        self._env = env
 
     def act(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return an action (A,) float32 inside the bounds."""

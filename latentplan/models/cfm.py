@@ -24,7 +24,7 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.nn import symmetry
 from latentplan.nn.mlp import LatentMLP, mlp
 from latentplan.shapes import check
-from latentplan.types import Batch, Loss, Spec, Tensors
+from latentplan.types import Batch, Context, Loss, Spec, Tensors
 
 
 class CFM(nn.Module):
@@ -106,12 +106,15 @@ class CFM(nn.Module):
         latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=picture.shape[1])
         return latents
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
-        check("CFM.rollout.context", context, "B T D", D=self.latent_dim)
-        check("CFM.rollout.actions", actions, "B N H A", B=len(context), A=self.spec.action.size)
-        v = self.config.views
-        z = rearrange(context[:, -1], "b (v d) -> (b v) d", v=v)
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last latent of every view (B v, d)."""
+        check("CFM.prepare.context", context.latents, "B T D", D=self.latent_dim)
+        return rearrange(context.latents[:, -1], "b (v d) -> (b v) d", v=self.config.views)
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B v, d)."""
+        v, z = self.config.views, prepared
+        check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
         turned = actions[:, None]  # b v n h a
         if v > 1:
             turned = symmetry.turn_vectors(turned, self.matrices[:v, None, None])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from latentplan.errors import ConfigError
 from latentplan.protocols import Dynamics, Learner
 from latentplan.shapes import check
-from latentplan.types import Batch, Loss, Tensors
+from latentplan.types import Batch, Context, Loss, Tensors
 
 
 class Ensemble(nn.Module):
@@ -61,12 +62,19 @@ class Ensemble(nn.Module):
         """Return (B, T, M d) of observations, each (B, T, ...)."""
         return torch.cat([each.encode(observations) for each in self._each()], dim=-1)
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return (B, N, H, M d) after each action, from (B, T, M d) and (B, N, H, A)."""
-        check("Ensemble.rollout.context", context, "B T D", D=self.latent_dim)
-        parts = context.chunk(len(self.members), dim=-1)
+    def prepare(self, context: Context) -> list[Any]:
+        """Return what each member prepares of its own latents."""
+        check("Ensemble.prepare.context", context.latents, "B T D", D=self.latent_dim)
+        parts = context.latents.chunk(len(self.members), dim=-1)
+        return [
+            each.prepare(replace(context, latents=part))
+            for each, part in zip(self._each(), parts, strict=True)
+        ]
+
+    def rollout(self, prepared: list[Any], actions: Tensor) -> Tensor:
+        """Return (B, N, H, M d) after each of the actions (B, N, H, A)."""
         ahead = [
-            each.rollout(part, actions) for each, part in zip(self._each(), parts, strict=True)
+            each.rollout(part, actions) for each, part in zip(self._each(), prepared, strict=True)
         ]
         return torch.cat(ahead, dim=-1)
 

@@ -77,7 +77,7 @@ class _Solve:
         self._reads: list[Tensor] = []
         _outline(self._problem, self._reads)
         self._graph: torch.cuda.CUDAGraph | None = None
-        if problem.context.is_cuda:
+        if problem.context.latents.is_cuda:
             self._capture()
 
     def run(self, given: Sequence[Tensor]) -> tuple[Scored, Tensor]:
@@ -93,7 +93,7 @@ class _Solve:
         return found.take(torch.zeros_like(found.cost[:, :1], dtype=torch.long)), elites.clone()
 
     def _capture(self) -> None:
-        generator, device = self._problem.generator, self._problem.context.device
+        generator, device = self._problem.generator, self._problem.context.latents.device
         drawn = generator.get_state()
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))

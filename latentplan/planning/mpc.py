@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import cast
 
@@ -18,21 +18,21 @@ from latentplan import shapes
 from latentplan.errors import ConfigError, LatentplanError, PlanningError, check_range
 from latentplan.planning import spaces
 from latentplan.planning.graph import Captured
-from latentplan.planning.memory import Memory
+from latentplan.planning.history import ObservationHistory
 from latentplan.planning.problem import Problem
 from latentplan.planning.proposer import Proposer
 from latentplan.planning.solver import Solver, shift
 from latentplan.protocols import (
+    ActionProposer,
     ActionSpace,
     Constraint,
     Dynamics,
-    Imagining,
     Objective,
     Planner,
     Proposal,
-    Proposing,
+    SubgoalModel,
 )
-from latentplan.types import Array, Observation, Plan
+from latentplan.types import Array, Context, Observation, Plan
 
 REMEMBERED = 10_000  # calls that the latency is taken from
 CARRIED = 4  # sequences of the last plan that the next one starts from
@@ -107,7 +107,7 @@ class MPC:
         config: Config | None = None,
         proposals: Sequence[Proposal] = (),
         constraints: Sequence[Constraint] = (),
-        proposers: Sequence[Proposing] = (),
+        proposers: Sequence[ActionProposer] = (),
     ) -> None:
         """Take a model, a planner, and what makes an objective of a goal's latent (1, D).
 
@@ -121,9 +121,9 @@ class MPC:
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._make_objective = objective
         self._objective: Objective | None = None
-        self._memory = Memory(model)
+        self._history = ObservationHistory(model)
         self._proposers = tuple(Proposer(each) for each in proposers)
-        self._device = self._memory.device
+        self._device = self._history.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._sent = 0  # actions of the plan
         self._last: Tensor | None = None  # action sent (1, A)
@@ -132,7 +132,7 @@ class MPC:
 
         self._own: tuple[Proposal, ...] = ()  # the model's proposals for the task at hand
         needs = getattr(planner, "needs_proposals", False)
-        self._proposing = model if isinstance(model, Proposing) else None
+        self._proposing = model if isinstance(model, ActionProposer) else None
         if self.config.proposer and not proposers:
             raise ConfigError(
                 f"MPC.proposer: {self.config.proposer!r} is loaded by latentplan.load; "
@@ -151,9 +151,9 @@ class MPC:
             raise ConfigError(
                 "MPC.graph: a captured solve cannot ask a model for proposals; set graph=false"
             )
-        self._subgoal: Callable[[Tensor, int], Tensor] | None = None
+        self._subgoal: Callable[[Context, int], Tensor] | None = None
         self._horizon = getattr(getattr(planner, "config", None), "horizon", 1)
-        if self.config.subgoal and not isinstance(model, Imagining):
+        if self.config.subgoal and not isinstance(model, SubgoalModel):
             name = type(model).__name__
             raise ConfigError(
                 "MPC.subgoal: needs a model that imagines where a task leads, such as videoworld, "
@@ -187,7 +187,7 @@ class MPC:
         for proposer in self._proposers:
             proposer.goal(task)
         if self.config.subgoal:
-            self._subgoal = cast(Imagining, self.model).subgoal(task)
+            self._subgoal = cast(SubgoalModel, self.model).subgoal(task)
         elif observation is None:
             if not (task and getattr(self.planner, "needs_proposals", False)):
                 raise ConfigError(
@@ -196,7 +196,7 @@ class MPC:
                 )
             self._objective = _as_offered
         else:
-            goal = self._memory.encode("MPC.goal", observation)
+            goal = self._history.encode("MPC.goal", observation)
             self._objective = self._make_objective(goal[:, 0])
         self.plan = None  # it led to another goal
 
@@ -209,9 +209,9 @@ class MPC:
         start = perf_counter()
         self._need_goal()
         try:
-            self._memory.see("MPC.act", observation)
+            self._history.observe("MPC.act", observation)
             for proposer in self._proposers:
-                proposer.memory.see("MPC.act", observation)
+                proposer.history.observe("MPC.act", observation)
         except LatentplanError:
             self.plan = None  # the rest of it was for what could not be seen
             raise
@@ -220,6 +220,8 @@ class MPC:
         assert self.plan is not None
         self._last = self.plan.actions[:, self._sent]
         self._sent += 1
+        for history in self._histories:
+            history.send(self._last)
         action: Array = self._last[0].float().cpu().numpy().copy()
         self._milliseconds.append((perf_counter() - start) * 1e3)
         return action
@@ -229,7 +231,7 @@ class MPC:
         c = self.config
         last, self.plan = self.plan, None  # a failed plan must leave nothing to send
         left = None
-        context = self._memory.context()
+        context = self._history.context()
         objective = self._objective_from(context)
         if c.deadline_ms is not None:
             encoding = (perf_counter() - start) * 1e3
@@ -241,7 +243,7 @@ class MPC:
                 )
         with _matmul(c.dtype):
             plan = self.planner.plan(
-                context.to(self._dtype),
+                _cast(context, self._dtype),
                 self._imagine,
                 objective=objective,
                 space=self._space(observation),
@@ -256,8 +258,9 @@ class MPC:
             raise ConfigError(f"MPC.chunk: {c.chunk} is not within [1, horizon={horizon}]")
         if c.surprise is not None and c.chunk > 1:
             with torch.no_grad():
-                ahead = self.model.rollout(context, plan.actions[:, None])[0, 0]
-            self._predicted = torch.cat([context[0, -1:], ahead])
+                prepared = self.model.prepare(context)
+                ahead = self.model.rollout(prepared, plan.actions[:, None])[0, 0]
+            self._predicted = torch.cat([context.latents[0, -1:], ahead])
         self.plan, self._sent = plan, 0
 
     def _surprised(self) -> bool:
@@ -265,7 +268,7 @@ class MPC:
         if self.config.surprise is None or self._predicted is None:
             return False
         start, predicted = self._predicted[0], self._predicted[self._sent]
-        missed = (self._memory.context()[0, -1] - predicted).norm()
+        missed = (self._history.context().latents[0, -1] - predicted).norm()
         # Negated, so that a latent that is NaN surprises: no action follows from it.
         return not bool(missed <= self.config.surprise * (predicted - start).norm())
 
@@ -279,6 +282,23 @@ class MPC:
         )
         return spaces.Box(low, high, rate=rate, previous=self._last)
 
+    def sent(self, action: Array) -> None:
+        """Record the action (A,) that was really sent, where it is not the one `act` returned.
+
+        Such as what `Robot.send` returns: the next plan starts from it.
+        """
+        given = torch.as_tensor(np.asarray(action, np.float32))
+        shapes.check("MPC.sent.action", given, "A", A=self.model.spec.action.size)
+        for history in self._histories:
+            history.send(given[None])
+        spec = self.model.spec.action
+        self._last = given.clamp(torch.tensor(spec.low), torch.tensor(spec.high))[None]
+        self._last = self._last.to(self._device)
+
+    @property
+    def _histories(self) -> tuple[ObservationHistory, ...]:
+        return self._history, *(each.history for each in self._proposers)
+
     def evaluate(self, observation: Observation, actions: Array) -> Array:
         """Return the predicted cost (N,) of actions (N, A) or (N, H, A), from this observation.
 
@@ -291,24 +311,24 @@ class MPC:
             candidates = candidates[:, None]
         size = self.model.spec.action.size
         shapes.check("MPC.evaluate.actions", candidates, "N H A", A=size)
-        context = self._memory.context(self._memory.encode("MPC.evaluate", observation))
+        context = self._history.context_at("MPC.evaluate", observation)
         with torch.no_grad(), _matmul(self.config.dtype):
             problem = Problem(
-                context.to(self._dtype),
+                _cast(context, self._dtype),
                 self._imagine,
                 self._objective_from(context),
                 self._space(observation),
                 self._generator,
                 candidates.shape[1],
-            )
+            ).prepare()
             cost = problem.score(candidates[None].to(self._device)).cost
         found: Array = cost[0].cpu().numpy()
         return found
 
     def reset(self, *, seed: int | None = None) -> None:
         """Forget the episode, not the goal; with a seed, draw as a new MPC of that seed would."""
-        for memory in (self._memory, *(each.memory for each in self._proposers)):
-            memory.clear()
+        for history in self._histories:
+            history.clear()
         self.plan = self._last = None
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -325,8 +345,8 @@ class MPC:
         if self._objective is None and self._subgoal is None:
             raise PlanningError("no goal is set: call goal(observation) first")
 
-    def _objective_from(self, context: Tensor) -> Objective:
-        """Return what a plan from `context` (1, T, D) costs."""
+    def _objective_from(self, context: Context) -> Objective:
+        """Return what a plan from `context` costs."""
         if self._subgoal is not None:
             return self._make_objective(self._subgoal(context, self._horizon))
         assert self._objective is not None
@@ -339,6 +359,12 @@ class MPC:
         elites = plan.actions[:, None] if plan.elites is None else plan.elites
         best = torch.cat([plan.actions[:, None], elites[:, : CARRIED - 1]], dim=1)
         return shift(best, self._sent)
+
+
+def _cast(context: Context, dtype: torch.dtype) -> Context:
+    memory = None if context.memory is None else context.memory.to(dtype)
+    latents, actions = context.latents.to(dtype), context.actions.to(dtype)
+    return replace(context, latents=latents, actions=actions, memory=memory)
 
 
 def _as_offered(latents: Tensor, actions: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ the device, so that a whole solve can be one CUDA graph; randomness is drawn onc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +17,7 @@ from torch import Generator, Tensor
 from latentplan import shapes
 from latentplan.errors import LatentplanError, PlanningError
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
+from latentplan.types import Context
 
 ROWS = 1024  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
 TIE = 5e-7  # half of the difference in violation that cost may outweigh
@@ -85,7 +87,7 @@ class Scored:
 class Problem:
     """B starts, the model that imagines, what counts as good, and which actions are allowed."""
 
-    context: Tensor  # (B, T, D)
+    context: Context  # latents (B, T, D)
     dynamics: Dynamics
     objective: Objective
     space: ActionSpace
@@ -94,19 +96,33 @@ class Problem:
     warm_start: Tensor | None = None  # (B, W, H, A), the best first
     proposals: Sequence[Proposal] = ()
     constraints: Sequence[Constraint] = ()
+    prepared: Any = None  # what the model's `prepare` returned; `prepare` fills it
     half: Tensor = field(init=False)  # (A,), half the range of each action: the unit of every std
 
     def __post_init__(self) -> None:
         """Raise ShapeError where context or warm start do not fit the model or each other."""
         object.__setattr__(self, "half", (self.space.high - self.space.low) / 2)
         d = self.dynamics
-        shapes.check("Planner.context", self.context, "B T D", T=d.context, D=d.latent_dim)
+        latents, t = self.context.latents, d.context
+        shapes.check("Planner.context.latents", latents, "B T D", T=t, D=d.latent_dim)
+        sizes = {"B": len(latents), "T": t - 1, "A": len(self.space.low)}
+        shapes.check("Planner.context.actions", self.context.actions, "B T A", **sizes)
         if self.warm_start is not None:
-            sizes = {"B": len(self.context), "H": self.horizon, "A": len(self.space.low)}
+            sizes = {"B": len(latents), "H": self.horizon, "A": len(self.space.low)}
             axes = "B H A" if self.warm_start.ndim != 4 else "B W H A"
             shapes.check("Planner.warm_start", self.warm_start, axes, **sizes)
             if self.warm_start.ndim == 3:
                 object.__setattr__(self, "warm_start", self.warm_start[:, None])
+
+    @property
+    def problems(self) -> int:
+        """B, the number of starts."""
+        return len(self.context.latents)
+
+    def prepare(self) -> Problem:
+        """Return the problem with what the model prepares of its context, ready to be scored."""
+        with _told(self.dynamics, "prepare"):
+            return replace(self, prepared=self.dynamics.prepare(self.context))
 
     def first(self, count: int, *, hold: bool, proposed: float, near: float) -> Tensor:
         """Return the first candidates (B, N, H, A).
@@ -116,7 +132,7 @@ class Problem:
         draws from the whole space, half of them round the warm start where there is one (`near`
         is their std; 1 = half the range).
         """
-        low, problems = self.space.low, len(self.context)
+        low, problems = self.space.low, self.problems
         given: list[Tensor] = []
         if self.warm_start is not None:
             given.append(self.warm_start.to(low))
@@ -146,7 +162,7 @@ class Problem:
     def draw(self, count: int) -> Tensor:
         """Return (B, N, H, A) draws from the whole space; ShapeError where it does not fit."""
         drawn = self.space.sample(count, self.horizon, generator=self.generator)
-        sizes = {"B": len(self.context), "N": count, "H": self.horizon, "A": len(self.space.low)}
+        sizes = {"B": self.problems, "N": count, "H": self.horizon, "A": len(self.space.low)}
         shapes.check("ActionSpace.sample", drawn, "B N H A", **sizes)
         return drawn
 
@@ -191,7 +207,7 @@ class Problem:
     def _score(self, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         problems, count = actions.shape[:2]
         with _told(self.dynamics, "rollout"):
-            latents = self.dynamics.rollout(self.context, actions.to(self.context.dtype))
+            latents = self.dynamics.rollout(self.prepared, actions.to(self.context.latents.dtype))
         sizes = {"B": problems, "N": count, "H": self.horizon, "D": self.dynamics.latent_dim}
         shapes.check("Dynamics.rollout", latents, "B N H D", **sizes)
         latents = latents.to(actions.dtype)  # a model in half precision is judged in full
@@ -213,7 +229,7 @@ class Problem:
             actions = proposal.sample(
                 self.context, count, horizon=self.horizon, generator=self.generator
             )
-        sizes = {"B": len(self.context), "H": self.horizon, "A": len(self.space.low)}
+        sizes = {"B": self.problems, "H": self.horizon, "A": len(self.space.low)}
         shapes.check("Proposal.sample", actions, "B n H A", **sizes)
         actions = actions.to(self.space.low)
         # A draw stands in for a sequence that is not finite: part of one is not what was proposed.

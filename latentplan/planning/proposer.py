@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from latentplan.errors import ConfigError, PlanningError
-from latentplan.planning.memory import Memory
-from latentplan.protocols import Dynamics, Proposal, Proposing
+from latentplan.planning.history import ObservationHistory
+from latentplan.protocols import ActionProposer, Dynamics, Proposal
+from latentplan.types import Context
 
 
 class Proposer:
@@ -18,16 +19,16 @@ class Proposer:
     So what VideoWorld generates competes in plans that CFM scores, though their latents differ.
     """
 
-    def __init__(self, model: Proposing) -> None:
+    def __init__(self, model: ActionProposer) -> None:
         """Take the model, a `protocols.Dynamics` as well; ConfigError where it cannot propose."""
-        if not isinstance(model, Proposing):
+        if not isinstance(model, ActionProposer):
             name = type(model).__name__
             raise ConfigError(
                 "MPC.proposer: needs a model that proposes actions, such as videoworld, found "
                 f"{name}"
             )
         self.model = model
-        self.memory = Memory(cast(Dynamics, model))
+        self.history = ObservationHistory(cast(Dynamics, model))
         self._proposal: Proposal | None = None
 
     def goal(self, task: str) -> None:
@@ -35,10 +36,10 @@ class Proposer:
         self._proposal = self.model.proposal(task)
 
     def sample(
-        self, context: Tensor, count: int, *, horizon: int, generator: torch.Generator
+        self, context: Context, count: int, *, horizon: int, generator: torch.Generator
     ) -> Tensor:
         """Return (1, n, H, A) for what was seen; `context`, of the other model, is not read."""
         if self._proposal is None:
             raise PlanningError("MPC.proposer: has no task; call goal first")
-        own = self.memory.context()
+        own = self.history.context()
         return self._proposal.sample(own, count, horizon=horizon, generator=generator)

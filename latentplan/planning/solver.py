@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from latentplan.errors import ConfigError, PlanningError, check_range
 from latentplan.planning.problem import Problem, Scored
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
-from latentplan.types import Plan
+from latentplan.types import Context, Plan
 
 
 class State(Protocol):
@@ -92,7 +92,7 @@ class Solver(ABC):
     @torch.no_grad()
     def plan(
         self,
-        context: Tensor,
+        context: Context,
         dynamics: Dynamics,
         *,
         objective: Objective,
@@ -103,7 +103,7 @@ class Solver(ABC):
         constraints: Sequence[Constraint] = (),
         deadline_ms: float | None = None,
     ) -> Plan:
-        """Return the best plan found for context (B, T, D), as `protocols.Planner` says."""
+        """Return the best plan found for each of the B contexts; see `protocols.Planner`."""
         start = perf_counter()
         problem = Problem(
             context,
@@ -127,10 +127,11 @@ class Solver(ABC):
         Without a deadline nothing here waits for the device. With one, a round is begun only
         where the longest so far says that it, and the answer, will end in time.
         """
+        problem = problem.prepare()  # once a solve
         state, done, longest, last = self.first(problem), 1, 0.0, start
         while done < self.rounds:
             if deadline_ms is not None:
-                _wait(problem.context)
+                _wait(problem.context.latents)
                 now = perf_counter()
                 longest, last = max(longest, now - last), now
                 if (now - start + (1 + self.closing) * longest) * 1e3 > deadline_ms:
@@ -139,7 +140,7 @@ class Solver(ABC):
             done += 1
         found = self.answer(problem, state)
         if deadline_ms is not None:
-            _wait(problem.context)
+            _wait(problem.context.latents)
             took = (perf_counter() - start) * 1e3
             if done == 1 and took > deadline_ms:
                 raise PlanningError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from latentplan import config
+from latentplan import config, contracts
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
@@ -58,7 +58,7 @@ def fit(
     spec, training = run_folder.public(store), stage.training
     torch.manual_seed(session.seed)
     learner = stage.build(spec, parts).to(session.device)
-    _check_learner(stage.name, learner)
+    contracts.check_protocol(stage.name, Learner, learner)
     window = training.window or learner.window
     if window < learner.window:
         raise ConfigError(
@@ -101,19 +101,6 @@ def fit(
                 advance=advance,
             )
     return _best(stage, learner, folder)
-
-
-def _check_learner(name: str, learner: Any) -> None:
-    missing = [
-        each
-        for each in ("spec", "window", "targets", "reads", "loss", "config")
-        if not hasattr(learner, each)
-    ]
-    if missing or not isinstance(learner, Learner):
-        raise ConfigError(
-            f"{name}: {type(learner).__name__} is no Learner (latentplan.protocols): it has no "
-            f"{', '.join(missing)}"
-        )
 
 
 def _best(stage: Stage, learner: Any, folder: Path) -> tuple[Any, dict[str, float]]:

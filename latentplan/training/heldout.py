@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from latentplan.types import Array, Batch
+from latentplan.types import Array, Batch, Context
 
 SHIFTS = 8  # each state is compared with the next 8 of its batch: 8 n pairs
 SEED = 0  # of whatever a loss draws (masks, crops): the same at every evaluation
@@ -56,7 +56,8 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
         for batch in held_out.transitions:
             seen = for_model(batch, model)
             z = model.encode(seen.observations)  # b (t + 1) d
-            step = model.rollout(z[:, :t], seen.actions[:, None, t - 1 :])  # b 1 1 d
+            past = Context(z[:, :t], seen.actions[:, : t - 1])
+            step = model.rollout(model.prepare(past), seen.actions[:, None, t - 1 :])  # b 1 1 d
             predicted.append(step[:, 0, 0])
             nexts.append(z[:, t])
             latents.append(z[:, 0])

@@ -11,10 +11,10 @@ import numpy as np
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.real_robot.robot import Picture, Reading, Setpoint
-from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.description import Arm
-from latentplan.sim.cameras import Camera
-from latentplan.sim.scene import Scene, lay
+from latentplan.robots.simulated_arm import SimulatedArm
+from latentplan.sim.deformable.scene import Scene, lay
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 TABLE = (0.36, 0.38, 0.40, 1.0)  # red, green, blue, opacity
@@ -82,11 +82,12 @@ class SimulatedDriver:
     def open(self) -> None:
         """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
         if self._views:
-            from latentplan.sim import render
+            from latentplan.sim.rendering import mujoco_renderer
 
-            render.self_test()
+            mujoco_renderer.self_test()
             model = self._simulation.model
-            self._renderers = {view.name: render.Renderer(model, view) for view in self._views}
+            make = mujoco_renderer.Renderer
+            self._renderers = {view.name: make(model, view) for view in self._views}
         self._simulation.reset()
         self._time, self._reading, self._pictures = 0.0, None, {}
         self._hold(self._simulation.q, self._simulation.gripper)

@@ -21,12 +21,12 @@ from latentplan import config
 from latentplan.errors import ConfigError, LatentplanError, RobotError
 from latentplan.real_robot.backends.ros1 import Ros1Driver, join
 from latentplan.real_robot.backends.topics import pixels
-from latentplan.real_robot.launching import Parameters, parse_address
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.remote import ask
+from latentplan.real_robot.link.remote import ask
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.node_process import Parameters, parse_address
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import View
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots import description
 
 WATCH = 0.2  # s between looks at the state

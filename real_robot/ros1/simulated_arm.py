@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from latentplan.errors import RobotError
+from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
 from latentplan.real_robot.backends.topics import MODES
-from latentplan.real_robot.stand_in import JointStates, StandInArm
 from latentplan.robots import description
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 
+from latentplan.real_robot.backends.simulated_controller import (
+    StandInCamera,
+    camera_of,
+    camera_options,
+)
 from latentplan.real_robot.ros1.simulated_arm import leaving
-from latentplan.real_robot.stand_in import StandInCamera, camera_of, camera_options
 from latentplan.robots import description
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 

@@ -26,11 +26,11 @@ from latentplan import config
 from latentplan.errors import LatentplanError, RobotError
 from latentplan.real_robot.backends.ros2 import Ros2Driver, load
 from latentplan.real_robot.backends.topics import pixels
-from latentplan.real_robot.launching import Parameters, parse_address
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.remote import ask
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
+from latentplan.real_robot.link.remote import ask
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.node_process import Parameters, parse_address
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.robots import description
 
 SECTIONS: dict[str, Any] = {

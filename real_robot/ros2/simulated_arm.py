@@ -15,8 +15,8 @@ from typing import Any
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.ros2 import graph
+from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
 from latentplan.real_robot.backends.topics import MODES
-from latentplan.real_robot.stand_in import JointStates, StandInArm
 from latentplan.robots import description
 
 

@@ -12,10 +12,14 @@ import signal
 import threading
 
 from latentplan.real_robot.backends.ros2 import graph
+from latentplan.real_robot.backends.simulated_controller import (
+    StandInCamera,
+    camera_of,
+    camera_options,
+)
 from latentplan.real_robot.ros2.simulated_arm import stamp
-from latentplan.real_robot.stand_in import StandInCamera, camera_of, camera_options
 from latentplan.robots import description
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 

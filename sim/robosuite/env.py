@@ -20,12 +20,13 @@ from latentplan.errors import (
     check_range,
     unknown,
 )
+from latentplan.protocols import ExpertEnv
 from latentplan.shapes import check, check_finite
-from latentplan.sim.cameras import Camera
-from latentplan.sim.render import mujoco
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.sim.robosuite import library, state
 from latentplan.sim.robosuite.controllers import CONTROLLERS, convention, meaning, settings
-from latentplan.sim.robosuite.pictures import Pictures
+from latentplan.sim.robosuite.images import Pictures
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
 
 ROBOTS = ("Panda", "UR5e", "Sawyer")
@@ -270,13 +271,12 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return bool(self._env._check_success())
 
     def _expert(self) -> Any:
-        expert = getattr(self, "expert", None)
-        if expert is None:
+        if not isinstance(self, ExpertEnv):
             raise ConfigError(
                 f"env {self.name!r} has no expert, and so no oracle and no goals of its own; take "
                 "an observation of a demonstration as the goal"
             )
-        return expert
+        return self.expert
 
     def _start(self, rng: np.random.Generator) -> None:
         """Reset robosuite; the same number from `rng` gives the same start."""

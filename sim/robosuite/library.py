@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from latentplan.errors import MissingDependency
-from latentplan.sim import render  # noqa: F401  (sets MUJOCO_GL, which robosuite reads)
+from latentplan.sim.rendering import mujoco_renderer  # noqa: F401  (sets MUJOCO_GL, which robosuite reads)
 
 
 def load(name: str) -> Any:

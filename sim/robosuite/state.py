@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latentplan.sim.render import mujoco
+from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.types import Array
 
 PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION.value

@@ -12,7 +12,7 @@ from gymnasium.utils.seeding import np_random
 
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics, check_range, unknown
 from latentplan.shapes import check, check_finite
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.sim.tabletop import expert
 from latentplan.sim.tabletop.tasks import SIZE, TASKS, Task, draw_start, encode, undo
 from latentplan.sim.tabletop.world import TIMESTEP, Kept, World
@@ -142,8 +142,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         self._begun: _Episode | None = None
 
     @staticmethod
-    def suited(spec: Spec) -> dict[str, Any]:
-        """Return the settings with which actions and pictures are those of a model's `spec`."""
+    def settings_for(spec: Spec) -> dict[str, Any]:
+        """Return the Config values that make actions and images those of a model's `spec`."""
         found: dict[str, Any] = {}
         if spec.dt:
             found["rate"] = round(1 / spec.dt, 6)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latentplan.errors import MissingDependency, UnstablePhysics
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 FOLDER = Path(__file__).parent

@@ -6,9 +6,13 @@ import torch
 from latentplan import registry
 from latentplan.errors import ShapeError
 from latentplan.protocols import Dynamics
-from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
+from latentplan.types import ActionSpec, ArraySpec, Context, Spec
 
-MODELS = sorted(registry.BUILT_IN["model"])
+MODELS = [
+    name
+    for name in sorted(registry.BUILT_IN["model"])
+    if hasattr(registry.get("model", name), "rollout")  # VideoGPT, for one, has no actions
+]
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
 )
@@ -30,20 +34,25 @@ def actions(*shape):
     return torch.rand(*shape, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+def rollout(model, latents, actions):
+    past = torch.zeros(len(latents), latents.shape[1] - 1, 4)
+    return model.rollout(model.prepare(Context(latents, past)), actions)
+
+
 def test_shapes(model):
     assert isinstance(model, Dynamics)
     z = model.encode(pictures(2, 3))
     assert z.shape == (2, 3, model.latent_dim)
     context = z[:, -model.context :]
-    assert model.rollout(context, actions(2, 5, 4)).shape == (2, 5, 4, model.latent_dim)
+    assert rollout(model, context, actions(2, 5, 4)).shape == (2, 5, 4, model.latent_dim)
 
 
 def test_a_problem_does_not_depend_on_its_neighbours(model):
     context = model.encode(pictures(3, model.context))
-    both = model.rollout(context, actions(3, 5, 2))
+    both = rollout(model, context, actions(3, 5, 2))
     for b in range(3):
         one = model.encode({"rgb": pictures(3, model.context)["rgb"][b : b + 1]})
-        alone = model.rollout(one, actions(3, 5, 2)[b : b + 1, 1:2])
+        alone = rollout(model, one, actions(3, 5, 2)[b : b + 1, 1:2])
         torch.testing.assert_close(alone[0, 0], both[b, 1], rtol=1e-4, atol=1e-5)
 
 
@@ -52,41 +61,16 @@ def test_a_rollout_sees_no_later_action(model):
     a = actions(1, 1, 4)
     changed = a.clone()
     changed[:, :, 2:] *= -1
-    left, right = model.rollout(context, a), model.rollout(context, changed)
+    left, right = rollout(model, context, a), rollout(model, context, changed)
     torch.testing.assert_close(left[:, :, :2], right[:, :, :2])
     assert not torch.allclose(left[:, :, 2:], right[:, :, 2:])
-
-
-def test_the_loss_trains_every_weight(model):
-    model.train()
-    batch = Batch(pictures(8, 5), actions(8, 4))
-    loss = model.loss(batch)
-    loss.total.backward()
-    assert loss.total.shape == () and loss.total.isfinite()
-    assert all(part.isfinite() and not part.requires_grad for part in loss.parts.values())
-    if not hasattr(model, "STAGES"):  # whose parts are trained one after the other
-        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not dead
-
-
-def test_a_few_steps_on_one_batch_lower_the_loss(model):
-    batch = Batch(pictures(4, 5), actions(4, 4))
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-    losses = []
-    for _ in range(8):
-        loss = model.loss(batch).total
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
 
 
 def test_wrong_shapes_are_named(model):
     context = model.encode(pictures(1, model.context))
     with pytest.raises(ShapeError, match="actions"):
-        model.rollout(context, torch.zeros(1, 2, 3, 5))
+        rollout(model, context, torch.zeros(1, 2, 3, 5))
     with pytest.raises(ShapeError, match="context"):
-        model.rollout(context[..., :-1], actions(1, 2, 3))
+        rollout(model, context[..., :-1], actions(1, 2, 3))
     with pytest.raises(ShapeError):
         model.encode({"rgb": pictures(1, 1)["rgb"][0]})

@@ -10,6 +10,7 @@ from toy_problem import (
     DOUBLE,
     HalfSpace,
     Scripted,
+    at,
     build,
     change,
     cost_of,
@@ -222,7 +223,7 @@ def test_a_warm_start_is_never_made_worse(name):
 def test_a_constant_cost_gives_finite_actions(name, cost):
     model, context, _, (low, high) = problem(2)
     plan = build(name).plan(
-        context,
+        at(context),
         model,
         objective=lambda latents, actions: torch.full(latents.shape[:2], cost),
         space=Box(low, high, problems=2),
@@ -251,7 +252,7 @@ def test_a_broken_cost_never_wins(name, broken):
 
     space = Box(low, high, problems=2)
     planner = build(name, candidates=64)
-    plan = planner.plan(context, model, objective=half, space=space, generator=seeded())
+    plan = planner.plan(at(context), model, objective=half, space=space, generator=seeded())
     assert plan.cost.isfinite().all() and (plan.actions[:, 0, 0] <= 0).all()
 
     def first_problem_only(latents, actions):
@@ -260,7 +261,9 @@ def test_a_broken_cost_never_wins(name, broken):
         return cost
 
     with pytest.raises(PlanningError, match="1 of 2 problems"):
-        planner.plan(context, model, objective=first_problem_only, space=space, generator=seeded())
+        planner.plan(
+            at(context), model, objective=first_problem_only, space=space, generator=seeded()
+        )
 
 
 @every_planner
@@ -311,7 +314,7 @@ def test_what_does_not_fit_is_one_clear_error(name):
         with pytest.raises(ShapeError, match="warm_start: found shape"):
             solve(planner, model, context, goal, space, warm_start=torch.zeros(shape))
     for shape in [(2, 1, 9), (2, 2, 4), (2, 4)]:
-        with pytest.raises(ShapeError, match="context: found shape"):
+        with pytest.raises(ShapeError, match="context.latents: found shape"):
             solve(planner, model, torch.zeros(shape), goal, space)
     with pytest.raises(ShapeError, match=r"ActionSpace.sample: found shape \(3"):
         solve(planner, model, context, goal, Box(low, high, problems=3))
@@ -319,7 +322,7 @@ def test_what_does_not_fit_is_one_clear_error(name):
         solve(planner, model, context, goal[:, :3], space)
     with pytest.raises(ShapeError, match=r"Objective: found shape \(2,\), need \(B=2, N="):
         planner.plan(
-            context,
+            at(context),
             model,
             objective=lambda latents, actions: latents.sum((1, 2, 3)),
             space=space,

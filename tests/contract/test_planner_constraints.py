@@ -10,8 +10,10 @@ from toy_problem import (
     DOUBLE,
     HalfSpace,
     Scripted,
+    at,
     build,
     every_planner,
+    imagined,
     objective,
     problem,
     seeded,
@@ -27,7 +29,7 @@ NORMAL = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=DOUBLE)
 
 def excess(plan, model, context, constraint):
     with torch.no_grad():
-        latents = model.rollout(context, plan.actions[:, None])
+        latents = imagined(model, context, plan.actions[:, None])
     return constraint(latents, plan.actions[:, None])[:, 0].relu()
 
 
@@ -70,7 +72,7 @@ def test_where_nobody_keeps_it_the_least_violation_is_sent_and_told(name):
     sample = Box(torch.full((2,), -1.0), torch.full((2,), 1.0), problems=3)
     tried = sample.sample(2000, 3, generator=seeded(9)).double()
     with torch.no_grad():
-        missed = wall(model.rollout(context, tried), tried)
+        missed = wall(imagined(model, context, tried), tried)
     assert (found.violation <= missed.quantile(0.05, dim=1)).all()
 
 
@@ -151,7 +153,7 @@ def test_a_part_that_raises_is_named_and_the_cause_kept(name):
     def caught(message, cost=None, **rest):
         with pytest.raises(PlanningError, match=f"^{message} raised ZeroDivisionError: by") as e:
             rest["objective"] = cost or aim
-            planner.plan(context, model, space=space, generator=seeded(), **rest)
+            planner.plan(at(context), model, space=space, generator=seeded(), **rest)
         assert isinstance(e.value.__cause__, ZeroDivisionError)
 
     caught("Raises", cost=Raises())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import LinearConstraint, lsq_linear, minimize
 from toy_model import ToyModel, lq_optimum, lq_residuals, toy_spec
-from toy_problem import DOUBLE, PLANNERS, HalfSpace, build, rated, seeded
+from toy_problem import DOUBLE, PLANNERS, HalfSpace, at, build, rated, seeded
 
 from latentplan.objectives.goal import GoalDistance
 from latentplan.planning.spaces import Box
@@ -50,7 +50,7 @@ class Case:
     def plan(self, planner, space=None, **rest):
         space = space or Box(self.low, self.high, problems=PROBLEMS)
         return planner.plan(
-            self.context,
+            at(self.context),
             self.model,
             objective=self.objective,
             space=space,

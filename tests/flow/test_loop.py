@@ -20,7 +20,7 @@ import latentplan
 from latentplan.cli import main
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ShapeError
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
 from latentplan.training import checkpoint, state
 
 ROOT = Path(__file__).parents[2]

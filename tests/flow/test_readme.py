@@ -12,7 +12,6 @@ from latentplan.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLER = {"collect": ("--episodes ", 12), "train": ("steps=", 6), "plan": ("--episodes ", 1)}
 
 
@@ -48,15 +47,6 @@ def test_commands_and_code_run(
     assert re.fullmatch(
         r"\d+\.\d cm from the goal\n\d+\.\d ms an action\n", capsys.readouterr().out
     )
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_points_to_is_there(page: Path) -> None:
-    text = page.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:latentplan|sim|tests|benchmarks|docs)/[\w/.]+)`", text):
-        assert (ROOT / path).exists(), path
 
 
 def test_the_readme_is_short() -> None:

@@ -20,11 +20,11 @@ from latentplan.cli import main
 from latentplan.commands import connect, robot_episodes
 from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError
-from latentplan.real_robot import launching
-from latentplan.real_robot.remote import RemoteRobot
-from latentplan.real_robot.standing import meanwhile
-from latentplan.sim.rope import Rope
-from latentplan.sim.scene import Scene
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.loop import node_process
+from latentplan.real_robot.motion.hold_position import meanwhile
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.deformable.scene import Scene
 
 # The machines that run tests are busy; what is late there is not what is tested.
 PATIENT = [
@@ -92,9 +92,9 @@ def played(told: str) -> tuple[float, float]:
 def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = launching.argv("sim", address=("127.0.0.1", 0), overrides=PATIENT)
+    command = node_process.argv("sim", address=("127.0.0.1", 0), overrides=PATIENT)
     assert command[1:4] == ["-m", "latentplan.cli", "robot"]
-    with launching.NodeProcess(command) as node:
+    with node_process.NodeProcess(command) as node:
         host, port = node.address
         where = ["--address", f"{host}:{port}"]
         data = str(tmp_path / "watched.zarr")
@@ -116,8 +116,8 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         assert main([*again, "--reset"]) == 0
         assert main(["robot", *where, "--task", "reach", "--robot", "ur5e", "--reset"]) == 2
         assert "--robot ur5e: its joints are shoulder_pan" in capsys.readouterr().err
-        taken = launching.argv("sim", address=node.address)
-        with pytest.raises(Exception, match="cannot be had"), launching.NodeProcess(taken):
+        taken = node_process.argv("sim", address=node.address)
+        with pytest.raises(Exception, match="cannot be had"), node_process.NodeProcess(taken):
             pass
     with ZarrStore.open(data) as store:
         watched = store.episode(0)
@@ -128,9 +128,9 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
 
 def test_an_arm_stands_still_while_its_planner_thinks() -> None:
     overrides = [*PATIENT[:-1], "safety.age=3.0"]
-    command = launching.argv("sim", address=("127.0.0.1", 0), overrides=overrides)
+    command = node_process.argv("sim", address=("127.0.0.1", 0), overrides=overrides)
     with (
-        launching.NodeProcess(command) as node,
+        node_process.NodeProcess(command) as node,
         RemoteRobot(node.address, patience=20) as robot,
     ):
         begin = robot.observe()["q"]
@@ -146,13 +146,13 @@ def test_a_node_needs_no_torch_and_stops_its_arm_when_it_is_told_to_end() -> Non
         "import sys; from latentplan.cli import main; code = main(sys.argv[1:]); "
         "print('torch' in sys.modules, code, flush=True)"
     )
-    arguments = launching.argv("sim", address=("127.0.0.1", 0), overrides=PATIENT)[3:]
+    arguments = node_process.argv("sim", address=("127.0.0.1", 0), overrides=PATIENT)[3:]
     node = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
         assert node.stdout is not None
-        address = launching.LISTENS.search(node.stdout.readline().strip())
+        address = node_process.LISTENS.search(node.stdout.readline().strip())
         assert address is not None
         with RemoteRobot((address[1], int(address[2])), patience=20) as robot:
             for _ in range(5):
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     small = tmp_path / "goal.png"
     Image.new("RGB", (80, 100)).save(small)
     limits = tmp_path / "limits.yaml"
-    shipped = Path(launching.__file__).parents[1] / "configs" / "robot" / "panda.yaml"
+    shipped = Path(node_process.__file__).parents[2] / "configs" / "robot" / "panda.yaml"
     limits.write_text(shipped.read_text().replace("jerk: 7500, ", "", 1))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

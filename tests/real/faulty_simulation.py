@@ -11,8 +11,8 @@ from pathlib import Path
 from real.words import Faults
 
 from latentplan.real_robot.backends.sim import SimulatedDriver
+from latentplan.real_robot.backends.simulated_controller import JointStates
 from latentplan.real_robot.robot import Picture, Reading, Setpoint, in_order
-from latentplan.real_robot.stand_in import JointStates
 
 
 class FaultySimulation(SimulatedDriver):

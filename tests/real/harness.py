@@ -27,8 +27,8 @@ import numpy as np
 from real.record import DT, Commands, Joints, Row
 from real.station import HERE, Station
 
-from latentplan.real_robot.messages import Channel, Message
-from latentplan.real_robot.remote import emergency_stop
+from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.real_robot.link.remote import emergency_stop
 
 SPEED = 0.5  # rad/s, of the first joint
 WIDE = ("safety.low=[-2,-2,-2]", "safety.high=[2,2,2]")  # the box is not what is tested here
@@ -271,7 +271,7 @@ class Rig:
     def limits(self) -> Any:
         """Return the limits of velocity and acceleration (2, J) that the node was set to."""
         from latentplan import config
-        from latentplan.real_robot.safety import SafetyFilter
+        from latentplan.real_robot.loop.safety import SafetyFilter
         from latentplan.robots import description
 
         own = [word for word in self.settings if word.startswith("safety.")]

@@ -11,11 +11,11 @@ import sys
 
 from latentplan import config, registry
 from latentplan.errors import LatentplanError
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.robots import description
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.real_robot.messages import Channel, Message
+from latentplan.real_robot.link.messages import Channel, Message
 
 WRONG = {
     "nan": lambda action: np.where(np.arange(len(action)) == 1, np.nan, action),

@@ -20,8 +20,8 @@ import roslibpy
 from real.words import Faults
 
 from latentplan.errors import RobotError
+from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
 from latentplan.real_robot.backends.topics import MODES
-from latentplan.real_robot.stand_in import JointStates, StandInArm
 from latentplan.robots.description import load
 
 COMMANDS = f"/{MODES['trajectory']}", "trajectory_msgs/msg/JointTrajectory"

@@ -38,7 +38,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from latentplan.errors import LatentplanError
 from latentplan.real_robot.backends.topics import MODES
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros1.mpc_node import build
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load

@@ -40,7 +40,7 @@ from trajectory_msgs.msg import JointTrajectory
 from latentplan.errors import ConfigError, RobotError
 from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.backends.topics import MODES
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros2 import launching
 from latentplan.real_robot.ros2.mpc_node import RANGES, settings
 from latentplan.robots.chain import Chain

@@ -21,7 +21,7 @@ from latentplan.errors import RobotError
 from latentplan.real_robot.backends.rosbridge import RosbridgeDriver
 from latentplan.real_robot.robot import Setpoint
 from latentplan.robots.description import load
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 SLACK = 3.0  # a machine that runs tests may be as much slower as that
 PANDA = load("panda")

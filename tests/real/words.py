@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.stand_in import JointStates
+    from latentplan.real_robot.backends.simulated_controller import JointStates
 
 FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
     "reordered": lambda s: s._replace(names=s.names[::-1], q=s.q[::-1], dq=s.dq[::-1]),

@@ -64,7 +64,7 @@ def test_problems_are_the_same_again_and_can_be_solved():
     before = toy.cost(actions.detach())
     for _ in range(100):
         optimizer.zero_grad()
-        latents = toy.model.rollout(toy.start[:, None], actions[:, None])
+        latents = toy.model.rollout(toy.start, actions[:, None])
         toy.objective(latents, actions[:, None]).sum().backward()
         optimizer.step()
     assert toy.cost(actions.detach().clamp(-BOUND, BOUND)) < 0.75 * before

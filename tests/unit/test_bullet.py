@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
-from latentplan.sim.appearance import Appearance
-from latentplan.sim.cameras import Camera
+from latentplan.sim.deformable.rope import Rope
 from latentplan.sim.randomisation import Randomisation
-from latentplan.sim.rope import Rope
+from latentplan.sim.rendering.appearance import Appearance
+from latentplan.sim.rendering.cameras import Camera
 
 pytest.importorskip("pybullet")
 
@@ -149,7 +149,7 @@ def test_diverged_physics_is_an_error_and_lay_recovers():
 EPISODE = """
 import hashlib, numpy as np
 from latentplan.sim.randomisation import Randomisation
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
 env = Rope(Rope.Config(engine="pybullet"))
 seen, rng = hashlib.sha256(), np.random.default_rng(0)
 for observation in [env.reset(seed=3)[0]] + [

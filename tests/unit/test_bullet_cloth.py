@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from latentplan.errors import UnstablePhysics
-from latentplan.sim import engine, folds
-from latentplan.sim.appearance import Appearance
-from latentplan.sim.cloth import Cloth
+from latentplan.sim.deformable import folds
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.engines import engine
 from latentplan.sim.randomisation import Randomisation
+from latentplan.sim.rendering.appearance import Appearance
 
 pytest.importorskip("pybullet")
 
@@ -127,7 +128,7 @@ def test_other_grids_work():
 
 EPISODE = """
 import hashlib, numpy as np
-from latentplan.sim.cloth import Cloth
+from latentplan.sim.deformable.cloth import Cloth
 env = Cloth(Cloth.Config(engine="pybullet", task="fold"))
 seen, rng = hashlib.sha256(), np.random.default_rng(0)
 observation = env.reset(seed=3)[0]

@@ -15,7 +15,7 @@ from latentplan.robots import description
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.chain import flange, in_base
 from latentplan.robots.kinematics import Kinematics
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 UR5E = (Path(str(files("latentplan"))) / "configs" / "robot" / "ur5e.yaml").read_text()
 ROW = """\

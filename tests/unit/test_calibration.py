@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from board_pictures import Studio
+from calibration_images import Studio
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from latentplan import cli
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, MissingDependency, RobotError, SourceError
-from latentplan.real_robot import board, calibration, snapshots
-from latentplan.real_robot.board import Board, Corners, Finder
-from latentplan.real_robot.hand_eye import closed_form
+from latentplan.real_robot.perception import calibration, calibration_samples, calibration_target
+from latentplan.real_robot.perception.calibration_target import Board, Corners, Finder
+from latentplan.real_robot.perception.hand_eye import closed_form
 from latentplan.robots import camera, description
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.chain import flange
@@ -192,7 +192,7 @@ def test_a_dictionary_is_known_and_large_enough(arm):
 def test_without_opencv_the_line_to_type_is_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(MissingDependency, match="cv2"):
-        board.library()
+        calibration_target.library()
 
 
 @pytest.fixture(scope="module")
@@ -256,14 +256,14 @@ def test_a_store_is_read_where_the_arm_rests(tmp_path, arm, studio):
     nothing = np.zeros((len(q) - 1, 1), np.float32)
     with ZarrStore.create(path, spec) as store:
         store.append(Episode(rows, nothing, nothing[:, 0]))
-    shots = list(snapshots.read(path, arm, camera="front"))
+    shots = list(calibration_samples.read(path, arm, camera="front"))
     assert [shot.name for shot in shots] == ["episode 0 row 0", "episode 0 row 7"]
     np.testing.assert_array_equal(shots[1].picture, pictures[7])
     np.testing.assert_allclose(shots[1].q, last, atol=1e-6)
     with pytest.raises(SourceError, match=r"no pictures of a camera 'rgb'; .* --camera: front"):
-        list(snapshots.read(path, arm, camera="rgb"))
+        list(calibration_samples.read(path, arm, camera="rgb"))
     with pytest.raises(SourceError, match=r"q is of shape \(7,\), need \(6,\) of the ur5e"):
-        list(snapshots.read(path, description.load("ur5e"), camera="front"))
+        list(calibration_samples.read(path, description.load("ur5e"), camera="front"))
 
 
 @pytest.mark.parametrize(
@@ -289,5 +289,5 @@ def test_a_folder_that_is_none_is_one_line(tmp_path, arm, lists, message):
         (tmp_path / name).write_text(text)
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(SourceError, match=message) as e:
-        list(snapshots.read(str(tmp_path), arm, camera="rgb"))
+        list(calibration_samples.read(str(tmp_path), arm, camera="rgb"))
     assert "\n" not in str(e.value)

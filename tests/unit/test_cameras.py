@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, MissingDependency, ShapeError
-from latentplan.sim import cameras
-from latentplan.sim.cameras import Camera, unproject
-from latentplan.sim.cloth import Cloth
-from latentplan.sim.engine import ENGINES
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.engines.engine import ENGINES
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.rendering import cameras
+from latentplan.sim.rendering.cameras import Camera, unproject
 
 KINDS = ("rgb", "depth", "segmentation")
 

@@ -11,8 +11,7 @@ from latentplan import config
 from latentplan.errors import ConfigError
 from latentplan.models.cfm import CFM
 from latentplan.nn import symmetry
-from latentplan.training.loop import Training
-from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec, Training
 
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
@@ -72,7 +71,8 @@ def test_costs_are_exactly_symmetric(size):
 
         turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn])
         assert torch.equal(turned[..., 4:], actions[..., 4:])
-        return (model.rollout(z(now), turned) - z(goal)[:, None]).square().sum(-1)
+        start = model.prepare(Context(z(now), turned[:, 0, :0]))
+        return (model.rollout(start, turned) - z(goal)[:, None]).square().sum(-1)
 
     for turn in range(1, 8):
         torch.testing.assert_close(cost(turn), cost(0), rtol=1e-4, atol=1e-5)

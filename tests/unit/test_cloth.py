@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, UnstablePhysics
-from latentplan.sim import folds
-from latentplan.sim.cloth import Cloth
-from latentplan.sim.render import mujoco
+from latentplan.sim.deformable import folds
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.rendering.mujoco_renderer import mujoco
 
 
 @pytest.fixture(scope="module")

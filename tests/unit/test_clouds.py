@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, MissingDependency, ShapeError
-from latentplan.sim import clouds
-from latentplan.sim.cameras import Camera
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.rendering import clouds
+from latentplan.sim.rendering.cameras import Camera
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from toy_problem import build, every_planner, objective, problem, seeded, solve
+from toy_problem import at, build, every_planner, objective, problem, seeded, solve
 
 from latentplan.errors import ConfigError, PlanningError
 from latentplan.objectives.goal import GoalDistance
@@ -139,7 +139,7 @@ def test_a_captured_solve_cannot_keep_a_deadline():
     model, context, goal, (low, high) = problem(1)
     with pytest.raises(ConfigError, match="deadline_ms: a captured solve runs as a whole"):
         Captured(CEM()).plan(
-            context,
+            at(context),
             model,
             objective=objective(goal),
             space=Box(low, high),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentplan.sim import distances
+from latentplan.sim.deformable import distances
 
 
 def line(points=21, length=0.4):

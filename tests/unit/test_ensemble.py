@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
-from toy_problem import build, every_planner, seeded
+from toy_problem import at, build, every_planner, imagined, seeded
 
 import latentplan
 from latentplan import registry
@@ -38,12 +38,12 @@ def test_latents_are_the_members_side_by_side():
     seen, actions = {"state": torch.randn(2, 1, 4)}, torch.randn(2, 7, 3, 2)
     latents = ensemble.encode(seen)
     torch.testing.assert_close(latents, torch.cat([m.encode(seen) for m in each], -1))
-    ahead = ensemble.rollout(latents, actions)
+    ahead = imagined(ensemble, latents, actions)
     assert ahead.shape == (2, 7, 3, 12)
     for number, member in enumerate(each):
         part = slice(4 * number, 4 * number + 4)
         torch.testing.assert_close(
-            ahead[..., part], member.rollout(latents[..., part], actions), rtol=0, atol=0
+            ahead[..., part], imagined(member, latents[..., part], actions), rtol=0, atol=0
         )
 
 
@@ -137,9 +137,9 @@ class Known(ToyModel):
         super().__init__(toy_spec(states=1, actions=1))
         self.error = error
 
-    def rollout(self, context, actions):
+    def rollout(self, prepared, actions):
         change = torch.where(actions > 0, (1 + self.error) * actions, actions)
-        return context[:, -1:, None] + change.cumsum(2)
+        return prepared[:, None, None] + change.cumsum(2)
 
 
 def either_side(latents, actions):
@@ -160,7 +160,7 @@ def test_disagreement_steers_away_from_where_members_differ(name):
             objective=lambda goal: either_side,
         )
         plan = planner.plan(
-            torch.zeros(1, 1, len(errors)),
+            at(torch.zeros(1, 1, len(errors)), 1),
             Ensemble([Known(error) for error in errors]),
             objective=cost,
             space=space,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from latentplan.sim import folds
-from latentplan.sim.cloth import Cloth
-from latentplan.sim.engine import Curve
-from latentplan.sim.render import mujoco
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable import folds
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.engines.engine import Curve
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.rendering.mujoco_renderer import mujoco
 
 SPEED = 0.6  # m/s
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
-from toy_problem import Scripted, build, cost_of, objective, problem, solve
+from toy_problem import Scripted, build, cost_of, imagined, objective, problem, solve
 
 import latentplan
 from latentplan.errors import CheckpointError, ConfigError, PlanningError, ShapeError
@@ -40,7 +40,7 @@ def test_the_plan_is_the_cheapest_of_what_is_proposed_inside_the_space():
         warm_start=torch.zeros(3, 2, 2, dtype=torch.float64),
     )
     inside = offered.clamp(low, high)
-    costs = objective(goal)(model.rollout(context, inside), inside)
+    costs = objective(goal)(imagined(model, context, inside), inside)
     torch.testing.assert_close(plan.cost, costs.min(dim=1).values)
     torch.testing.assert_close(plan.cost, cost_of(plan, model, context, goal))
     assert (plan.actions[:, None] == inside).flatten(2).all(-1).any(1).all()
@@ -83,18 +83,18 @@ def test_a_model_that_proposes_nothing_is_refused(planner, config):
         MPC(model, build(planner), objective=lambda z: objective(z), config=config)
 
 
-class Imagining(ToyModel):
+class Leading(ToyModel):
     """A toy model that imagines: a task adds its number to the latent, at every step."""
 
     def subgoal(self, task=""):
         if not task:
             raise ConfigError("task '': was not trained on")
-        return lambda context, steps: context[:, -1] + steps * float(task)
+        return lambda context, steps: context.latents[:, -1] + steps * float(task)
 
 
 def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
     spec = toy_spec(4, 4, 1.0)
-    model = Imagining(spec)
+    model = Leading(spec)
     planner = build("cem", candidates=256, iterations=8, horizon=2)
     mpc = MPC(model, planner, objective=objective, config=MPC.Config(subgoal=True))
     seen = {"state": np.zeros(4, np.float32)}
@@ -104,7 +104,7 @@ def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
         mpc.goal(task=task)
         action = torch.from_numpy(mpc.act(seen))
         with torch.no_grad():
-            after = model.rollout(torch.zeros(1, 1, 4), mpc.plan.actions[:, None])[0, 0, -1]
+            after = imagined(model, torch.zeros(1, 1, 4), mpc.plan.actions[:, None])[0, 0, -1]
         torch.testing.assert_close(after, torch.full((4,), 2 * float(task)), rtol=0, atol=0.05)
         costs = mpc.evaluate(seen, torch.stack([action, -action]).numpy())
         assert costs[0] < costs[1]
@@ -146,7 +146,7 @@ class Seen:
         self.times = times
 
     def sample(self, context, count, *, horizon, generator):
-        return (self.times * context[:, -1, None, None, :2]).expand(-1, 1, horizon, -1)
+        return (self.times * context.latents[:, -1, None, None, :2]).expand(-1, 1, horizon, -1)
 
 
 def test_another_model_proposes_of_what_it_sees_itself():
@@ -204,11 +204,11 @@ def test_cem_plans_in_videoworlds_latents():
     frames = torch.randint(0, 256, (1, model.context, 64, 64, 3), dtype=torch.uint8)
     context = model.encode({"rgb": frames})
     wanted = torch.tensor([0.6, -0.5, 0.7, -0.8]).expand(1, 1, 1, 4)
-    goal = model.rollout(context, wanted)[:, 0, -1]
+    goal = imagined(model, context, wanted)[:, 0, -1]
     box = Box(torch.full((4,), -1.0), torch.ones(4), problems=1)
     draw = torch.Generator().manual_seed(0)
     random = box.sample(384, 1, generator=draw)  # as many as CEM tries
-    cost = objective(goal)(model.rollout(context, random), random)
+    cost = objective(goal)(imagined(model, context, random), random)
     cem = build("cem", candidates=64, iterations=6, horizon=1)
     plan = solve(cem, model, context, goal, box)
     assert plan.cost < cost.min() and plan.cost < 0.01 * cost.mean()

@@ -13,7 +13,7 @@ import pytest
 def test_mujoco_may_be_imported_before_an_env(before: dict[str, str]) -> None:
     program = (
         "import os, mujoco; os.environ.pop('MUJOCO_GL', None); "
-        "from latentplan.sim import render; print(render.self_test())"
+        "from latentplan.sim.rendering import mujoco_renderer; print(mujoco_renderer.self_test())"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY")}
     done = subprocess.run(

@@ -13,8 +13,10 @@ from toy_problem import (
     DOUBLE,
     HalfSpace,
     Scripted,
+    at,
     build,
     every_planner,
+    imagined,
     objective,
     problem,
     rated,
@@ -35,8 +37,9 @@ def pair(name, **values):
     generators = seeded(), seeded()
 
     def both(context, model, **rest):
-        plain = planner.plan(context, model, generator=generators[0], **rest)
-        found = captured.plan(context, model, generator=generators[1], **rest)
+        size = len(rest["space"].low)
+        plain = planner.plan(at(context, size), model, generator=generators[0], **rest)
+        found = captured.plan(at(context, size), model, generator=generators[1], **rest)
         assert torch.equal(plain.actions, found.actions)
         assert torch.equal(plain.cost, found.cost)
         assert torch.equal(plain.elites, found.elites)
@@ -190,7 +193,7 @@ def test_a_plan_is_not_overwritten_by_the_next():
 
     def plan(goal):
         return captured.plan(
-            context, model, objective=objective(goal), space=space, generator=generator
+            at(context), model, objective=objective(goal), space=space, generator=generator
         )
 
     first = plan(goal)
@@ -215,16 +218,16 @@ def test_on_a_gpu_a_graph_is_as_good_as_its_planner_and_never_waits(name):
         aim = objective((goal * (turn + 1) / 2).to(device))
         for kind, maker in (("plain", planner), ("graph", captured)):
             generator = torch.Generator(device).manual_seed(turn)
-            plan = maker.plan(context, model, objective=aim, space=space, generator=generator)
+            plan = maker.plan(at(context), model, objective=aim, space=space, generator=generator)
             assert (plan.actions.abs() <= 1).all()
-            latents = model.rollout(context, plan.actions[:, None])
+            latents = imagined(model, context, plan.actions[:, None])
             torch.testing.assert_close(plan.cost, aim(latents, plan.actions[:, None])[:, 0])
             cost[kind] += float(plan.cost.mean()) / 4
     assert cost["graph"] == pytest.approx(cost["plain"], rel=0.03)
 
     def solve():
         generator = torch.Generator(device).manual_seed(0)
-        found = graph.Problem(context, model, aim, space, generator, 3)
+        found = graph.Problem(at(context), model, aim, space, generator, 3)
         torch.cuda.set_sync_debug_mode("error")
         try:
             planner.solve(found)

@@ -13,12 +13,12 @@ from lerobot_arm import NAMES, SlowArm, SlowConfig
 
 from latentplan.errors import ConfigError, LatentplanError, MissingDependency, RobotError
 from latentplan.real_robot.backends.lerobot import LerobotDriver
-from latentplan.real_robot.local import LocalRobot
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import Setpoint
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots.description import Arm, Gripper, Joint
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 LIMITS = {"low": -1.5, "high": 1.5, "velocity": 1.0, "acceleration": 10.0, "jerk": 500.0}
 ARM = Arm(

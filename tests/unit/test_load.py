@@ -105,7 +105,7 @@ def test_constraints_and_proposals_reach_the_planner(untrained_run):
     class Script:
         def sample(self, context, count, *, horizon, generator):
             seen.append(count)
-            return torch.zeros(len(context), count, horizon, 4)
+            return torch.zeros(len(context.latents), count, horizon, 4)
 
     def never(latents, actions):
         return actions[..., 0].amax(-1) + 2

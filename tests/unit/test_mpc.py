@@ -145,7 +145,7 @@ def test_the_context_is_the_last_latents_oldest_first():
 
     class Spy(CEM):
         def plan(self, context, dynamics, **rest):
-            seen.append(context[0, :, 0].tolist())
+            seen.append(context.latents[0, :, 0].tolist())
             return super().plan(context, dynamics, **rest)
 
     model = ToyModel(toy_spec(states=1), ToyModel.Config(context=3))

@@ -118,9 +118,9 @@ def test_half_precision_imagines_alike_and_encodes_in_full(dtype):
             encoded.append(self.A.dtype)
             return super().encode(observations)
 
-        def rollout(self, context, actions):
-            imagined.append((self.A.dtype, context.dtype, actions.dtype))
-            return super().rollout(context, actions)
+        def rollout(self, prepared, actions):
+            imagined.append((self.A.dtype, prepared.dtype, actions.dtype))
+            return super().rollout(prepared, actions)
 
     imagined: list = []
     half = controller(model=Spy(toy_spec()), dtype=dtype)

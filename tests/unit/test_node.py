@@ -19,12 +19,12 @@ import pytest
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.messages import Channel, Message
-from latentplan.real_robot.node import Node
-from latentplan.real_robot.remote import RemoteRobot, emergency_stop
+from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.real_robot.link.remote import RemoteRobot, emergency_stop
+from latentplan.real_robot.loop.node import Node
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import RobotSpec
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots.description import load
 
 TESTS = Path(__file__).parents[1]
@@ -187,7 +187,7 @@ def test_a_planner_that_hangs_stops_the_arm_not_the_node() -> None:
 
 KILLED = """
 import sys, numpy as np
-from latentplan.real_robot.remote import RemoteRobot
+from latentplan.real_robot.link.remote import RemoteRobot
 with RemoteRobot(("127.0.0.1", int(sys.argv[1])), patience=20) as robot:
     while True:
         robot.observe()
@@ -292,7 +292,7 @@ def test_messages_survive_any_cut() -> None:
 
 
 def test_a_spec_survives_the_way() -> None:
-    from latentplan.real_robot.local import describe
+    from latentplan.real_robot.loop.local import describe
 
     spec = describe(SafetyFilter(load("ur5e")), pictures={"front": (4, 5, 3)}, period=0.1)
     assert RobotSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

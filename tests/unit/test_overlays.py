@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ShapeError
-from latentplan.sim import overlays
-from latentplan.sim.cameras import Camera
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.rendering import overlays
+from latentplan.sim.rendering.cameras import Camera
 
 
 def test_a_mask_is_tinted_its_edge_is_opaque_the_rest_is_as_it_was():

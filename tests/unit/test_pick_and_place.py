@@ -9,9 +9,9 @@ import pytest
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.robots import description
-from latentplan.robots.arm import SimulatedArm
 from latentplan.robots.kinematics import Unreachable, downward
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
+from latentplan.robots.simulated_arm import SimulatedArm
 from latentplan.robots.trajectory import Limits
 
 ARMS = ["panda", "ur5e"]

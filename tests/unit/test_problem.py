@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_problem import DOUBLE, HalfSpace, objective, problem, seeded
+from toy_problem import DOUBLE, HalfSpace, at, objective, problem, seeded
 
 from latentplan.errors import ShapeError
 from latentplan.planning import problem as planning
@@ -17,7 +17,7 @@ from latentplan.planning.spaces import Box
 def make(problems=3, horizon=2, **rest):
     model, context, goal, (low, high) = problem(problems)
     space = Box(low, high, problems=problems)
-    return Problem(context, model, objective(goal), space, seeded(), horizon, **rest)
+    return Problem(at(context), model, objective(goal), space, seeded(), horizon, **rest).prepare()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 10_000])

@@ -8,10 +8,10 @@ import pytest
 from latentplan.commands import collect, show
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError
-from latentplan.sim.appearance import TILE, Appearance
-from latentplan.sim.cloth import Cloth
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.rope import Rope
 from latentplan.sim.randomisation import LIMITS, OBJECT, Randomisation
-from latentplan.sim.rope import Rope
+from latentplan.sim.rendering.appearance import TILE, Appearance
 
 ALL = Randomisation(
     friction=(0.5, 1.5),

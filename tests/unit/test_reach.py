@@ -12,10 +12,10 @@ from latentplan.errors import ConfigError, PlanningError
 from latentplan.planning.cem import CEM
 from latentplan.protocols import Dynamics
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.reach import ArmDynamics, PointDistance, Reach
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
+from latentplan.real_robot.motion.reach import ArmDynamics, PointDistance, Reach
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
@@ -67,7 +67,7 @@ def test_the_dynamics_are_the_arm_s_kinematics(name: str) -> None:
     np.testing.assert_allclose(found.reshape(20, 3), Chain(load(name)).ee(q), atol=1e-6)
     start = torch.tensor(q[:2, None], dtype=torch.float32)
     velocity = torch.randn(2, 3, 4, model.latent_dim + 1)
-    ahead = model.rollout(model.encode({"q": start}), velocity)
+    ahead = model.rollout(model.encode({"q": start})[:, 0], velocity)
     torch.testing.assert_close(ahead[:, :, -1], start + 0.1 * velocity[..., :-1].sum(2))
     actions = velocity[:, 0]
     truth = torch.cat([start, ahead[:, 0]], dim=1)

@@ -12,11 +12,11 @@ from scipy.spatial.transform import Rotation
 
 from latentplan import config, registry
 from latentplan.errors import ConfigError, MissingDependency, UnstablePhysics
-from latentplan.sim import render
+from latentplan.sim.rendering import mujoco_renderer
 from latentplan.sim.robosuite import experts, state, tasks
 from latentplan.sim.robosuite.controllers import CONTROLLERS
 from latentplan.sim.robosuite.env import MODEL_SEED, RobosuiteConfig
-from latentplan.sim.robosuite.pictures import Pictures, outside
+from latentplan.sim.robosuite.images import Pictures, outside
 from latentplan.types import ActionSpec, Convention
 
 NAMES = sorted(name for name in registry.BUILT_IN["env"] if name.startswith("robosuite/"))
@@ -100,9 +100,9 @@ def scene():
         f'.2 .5 1" group="1"/>'
         for a, x, y, z in rng.uniform((0.03, -1.5, -1.5, 0), (0.1, 1.5, 1.5, 1), (60, 4))
     )
-    model = render.mujoco.MjModel.from_xml_string(SCENE.format(boxes=boxes))
-    data = render.mujoco.MjData(model)
-    render.mujoco.mj_forward(model, data)
+    model = mujoco_renderer.mujoco.MjModel.from_xml_string(SCENE.format(boxes=boxes))
+    data = mujoco_renderer.mujoco.MjData(model)
+    mujoco_renderer.mujoco.mj_forward(model, data)
     return model, data
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.local import LocalRobot
-from latentplan.real_robot.picking import Picking, on_table
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
-from latentplan.real_robot.tracking import Tracking
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
+from latentplan.real_robot.motion.picking import Picking, on_table
+from latentplan.real_robot.motion.tracking import Tracking
 from latentplan.robots.description import load
-from latentplan.sim.cameras import Camera
-from latentplan.sim.rope import Rope
-from latentplan.sim.scene import Scene
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.deformable.scene import Scene
+from latentplan.sim.rendering.cameras import Camera
 
 PANDA = load("panda")
 

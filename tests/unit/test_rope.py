@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics
-from latentplan.sim import render
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.rope import Rope
+from latentplan.sim.rendering import mujoco_renderer
 
 
 @pytest.fixture(scope="module")
@@ -119,4 +119,4 @@ def test_other_ropes_work():
 
 
 def test_self_test_names_the_gl():
-    assert render.self_test() in {"egl", "osmesa"}
+    assert mujoco_renderer.self_test() in {"egl", "osmesa"}

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentplan.errors import ConfigError, MissingDependency, RobotError, UnknownName
+from latentplan.real_robot.loop.safety import CONTROLS, SafetyFilter
 from latentplan.real_robot.robot import Command, Setpoint
-from latentplan.real_robot.safety import CONTROLS, SafetyFilter
 from latentplan.robots.description import Arm, Joint, load
 from latentplan.robots.kinematics import Kinematics
 

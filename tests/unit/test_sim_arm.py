@@ -12,9 +12,9 @@ import pytest
 from latentplan.errors import ConfigError, MissingDependency, UnknownName
 from latentplan.robots.description import load
 from latentplan.robots.kinematics import Unreachable
-from latentplan.sim.arm import ArmPaths
-from latentplan.sim.cloth import Cloth
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.arm_paths import ArmPaths
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.rope import Rope
 
 PANDA = Path(str(files("latentplan"))) / "configs" / "robot" / "panda.yaml"
 
@@ -148,9 +148,9 @@ def test_bad_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_arm_looms_in_a_picture_of_its_own() -> None:
     """What the collision checks know is what is drawn: capsules, where the joints put them."""
     from latentplan.robots import mjcf
-    from latentplan.sim import render
-    from latentplan.sim.cameras import Camera
-    from latentplan.sim.render import mujoco
+    from latentplan.sim.rendering import mujoco_renderer
+    from latentplan.sim.rendering.cameras import Camera
+    from latentplan.sim.rendering.mujoco_renderer import mujoco
 
     arm = load("panda")
     spec = mujoco.MjSpec()
@@ -161,7 +161,7 @@ def test_the_arm_looms_in_a_picture_of_its_own() -> None:
     data.qpos[:7] = arm.column("home")
     mujoco.mj_forward(model, data)
     top = Camera("top", (-0.3, 0.0, 3.0), target=(-0.3, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=40.0)
-    renderer = render.Renderer(model, top)
+    renderer = mujoco_renderer.Renderer(model, top)
     seen = renderer.picture(data).astype(int).sum(-1) > 30
     renderer.close()
     across, along = seen.any(0), seen.any(1)

@@ -11,14 +11,14 @@ import pytest
 
 from latentplan.errors import ConfigError, RobotError
 from latentplan.real_robot.backends.sim import SimulatedDriver
-from latentplan.real_robot.local import LocalRobot
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import Picture, Reading
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import Supervisor
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 from latentplan.robots.kinematics import Kinematics
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 PANDA = load("panda")
 HOME = PANDA.column("home")
@@ -204,7 +204,6 @@ def test_what_is_wrong_before_it_starts() -> None:
 
 def test_the_page_s_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[2] / "docs" / "real_robot.md"
-    block = page.read_text().split("## A simulated arm")[1].split("The last number")[0]
-    code = "\n".join(line[4:] for line in block.splitlines() if line.startswith("    "))
+    code = page.read_text().split("```python\n")[1].split("```")[0]
     exec(compile(code, page.name, "exec"), {})
     assert "state='armed'" in capsys.readouterr().out

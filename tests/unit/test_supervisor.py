@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from latentplan.errors import ConfigError, RobotError
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import TRANSITIONS, Event, State, Supervisor, table
 from latentplan.real_robot.robot import Command, Picture, Reading, Setpoint, in_order
-from latentplan.real_robot.safety import SafetyFilter
-from latentplan.real_robot.supervisor import TRANSITIONS, Event, State, Supervisor, table
 from latentplan.robots.description import load
 
 PANDA = load("panda")
@@ -290,7 +290,7 @@ def test_the_table_shows_every_transition() -> None:
 
 
 def test_the_page_shows_the_table_that_the_code_has() -> None:
-    page = Path(__file__).parents[2] / "docs" / "real_robot.md"
+    page = Path(__file__).parents[2] / "docs" / "safety.md"
     assert f"supervisor.table() -->\n{table()}\n" in page.read_text()
 
 

@@ -334,6 +334,6 @@ def test_settings_suit_what_a_model_was_trained_with():
     env = Tabletop(short)
     spec = env.data_spec
     env.close()
-    asked = Tabletop.suited(spec)
+    asked = Tabletop.settings_for(spec)
     assert asked == {"rate": 10, "position_unit": 0.05, "rotation_unit": 0.15, "static": 32}
     assert Tabletop.Config(cameras=("static",), **asked) == short

@@ -16,7 +16,7 @@ from latentplan.real_robot.backends.topics import Inbox, Topics, pixels, twist_o
 from latentplan.real_robot.robot import Setpoint
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
-from latentplan.sim.cameras import Camera
+from latentplan.sim.rendering.cameras import Camera
 
 PANDA = load("panda")
 NAMES = [joint.name for joint in PANDA.joints]

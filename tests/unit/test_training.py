@@ -31,10 +31,10 @@ from latentplan.errors import (
     TrainingError,
     UnknownName,
 )
-from latentplan.training import checkpoint, curves, state
+from latentplan.training import checkpoint, curves, run_folder, state
 from latentplan.training.heldout import HeldOut
-from latentplan.training.loop import Training, learning_rate, train
-from latentplan.types import Batch, Episode, Loss
+from latentplan.training.loop import learning_rate, train
+from latentplan.types import Batch, Episode, Loss, Training
 
 SMALL = [
     *("model.channels=[4,4]", "model.strides=[2,2]", "model.hidden=[8,8]", "model.latent=4"),
@@ -86,7 +86,7 @@ def contents(run: Path) -> dict[str, Any]:
 # A fork at each moment, so that torch is imported once. Before a fork nothing may start threads.
 DRIVER = """
 import os, signal, sys, time
-import latentplan.commands.train, latentplan.data.windows, latentplan.models.cfm
+import latentplan.api.train, latentplan.data.windows, latentplan.models.cfm
 import latentplan.training.loop, tensorboard.summary, torch._dynamo
 from latentplan.cli import main
 
@@ -232,7 +232,7 @@ def test_going_on_needs_the_same_settings_and_data(
     before = trained(data, run, "steps=4")
     other = stored(tmp_path / "other.zarr", first=100)
     for options, words in [
-        ({}, "is not empty; give --resume"),
+        ({}, "is not empty; resume it"),
         ({"overrides": ["steps=4", "batch=9"]}, "training.batch: 8 in the run, 9 now"),
         ({"overrides": ["steps=3"]}, "training.steps: 4 in the run, 3 now"),
         ({"overrides": ["steps=4", "latent=5"]}, "model.latent: 4 in the run, 5 now"),
@@ -261,14 +261,14 @@ def test_one_training_at_a_time_in_a_run_folder(data: Path, tmp_path: Path) -> N
     holder = "import sys; from latentplan.files import lock; from pathlib import Path\n"
     holder += "held = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
-        [sys.executable, "-c", holder, str(run / command.LOCK)],
+        [sys.executable, "-c", holder, str(run / run_folder.LOCK)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
     with pytest.raises(CheckpointError, match="run: another process is training there; wait"):
         command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
-    assert [file.name for file in run.iterdir()] == [command.LOCK]
+    assert [file.name for file in run.iterdir()] == [run_folder.LOCK]
     other.kill()  # the kernel drops the lock
     other.wait()
     command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
@@ -287,7 +287,7 @@ def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
         (empty.path, [], StoreError, "is empty"),
         (short, ["window=4"], StoreError, "has 4 observations in a row"),
         (broken, [], StoreError, "is not an episode store"),
-        (data, ["window=1"], ConfigError, "Training.window: 1 must be at least 2"),
+        (data, ["window=1"], ConfigError, "training.window: 1 is fewer than the 2 observations that"),
         (data, ["steps=x"], ConfigError, "Training.steps: found 'x'"),
         (data, ["step=3"], ConfigError, "did you mean 'steps'"),
         (data, ["precision=float16"], ConfigError, "need float32 or bfloat16"),

@@ -60,7 +60,7 @@ def test_the_wheel_installs_one_name(wheel: list[str]) -> None:
 
 
 def test_the_wheel_holds_what_the_tree_holds(wheel: list[str]) -> None:
-    needed = {"latentplan/sim/rope.py", "latentplan/py.typed"}
+    needed = {"latentplan/sim/deformable/rope.py", "latentplan/py.typed"}
     for data in ("configs/*/*.yaml", "pretrained/*/*", "sim/scenes/*", "evaluation/*.[hj]*"):
         needed |= {str(p.relative_to(ROOT)) for p in PACKAGE.glob(data) if p.is_file()}
     for folder in filter(Path.is_dir, PACKAGE.iterdir()):  # rglob does not follow links

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError
+from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.robot import Command
-from latentplan.real_robot.safety import SafetyFilter
 from latentplan.robots import description, urdf
 from latentplan.robots.chain import Chain, flange
 from latentplan.robots.kinematics import Kinematics

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from latentplan.sim.cloth import Cloth
-from latentplan.sim.rope import Rope
+from latentplan.sim.deformable.cloth import Cloth
+from latentplan.sim.deformable.rope import Rope
 
 
 @pytest.fixture(params=[Rope, Cloth])

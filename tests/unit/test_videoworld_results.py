@@ -12,7 +12,6 @@ from PIL import Image
 import latentplan
 from latentplan import config
 from latentplan.commands import show, show_videoworld
-from latentplan.commands.train_stages import Stages
 from latentplan.data.store import ZarrStore
 from latentplan.errors import StoreError, UnstablePhysics
 from latentplan.models.videoworld.generator import Generator
@@ -194,7 +193,7 @@ def test_a_probe_finds_what_is_linear_and_nothing_else():
 
 def test_ablations_are_settings_of_the_model_and_tables_have_their_place():
     variants = ablations.variants(["horizon", "book"], [0, 1, 8], [9, 1000])
-    schema = {"model": VideoWorld.Config, "training": Stages}
+    schema = {"model": VideoWorld.Config, "training": VideoWorld.Training}
     books = []
     for settings in variants.values():
         found = config.load(schema, preset={}, overrides=settings)["model"]

@@ -28,7 +28,17 @@ from latentplan.nn import pictures
 from latentplan.nn.sentences import SIZE
 from latentplan.protocols import ScalarTokenizer
 from latentplan.shapes import check
-from latentplan.types import Derived, Label, Part, Parts, Spec, Stage, Tensors, Tokens
+from latentplan.types import (
+    Context,
+    Derived,
+    Label,
+    Part,
+    Parts,
+    Spec,
+    Stage,
+    Tensors,
+    Tokens,
+)
 
 
 class VideoWorld(nn.Module):
@@ -150,12 +160,16 @@ class VideoWorld(nn.Module):
         numbers = rearrange(latents, "... (k d) -> ... k d", k=self.tokenizer.tokens)
         return self.dynamics.meaning.nearest(numbers)
 
-    def rollout(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Return (B, N, H, D) after each of the actions (B, N, H, A), from context (B, T, D)."""
-        check("VideoWorld.rollout.context", context, "B T D", D=self.latent_dim)
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last latent (B, D): the token dynamics reads no more."""
+        check("VideoWorld.prepare.context", context.latents, "B T D", D=self.latent_dim)
+        return context.latents[:, -1]
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B, D)."""
         size = self.spec.action.size
-        check("VideoWorld.rollout.actions", actions, "B N H A", B=len(context), A=size)
-        return self.dynamics.rollout(context[:, -1], actions)
+        check("VideoWorld.rollout.actions", actions, "B N H A", B=len(prepared), A=size)
+        return self.dynamics.rollout(prepared, actions)
 
     def log_prob(
         self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
@@ -203,8 +217,8 @@ class VideoWorld(nn.Module):
         number = self.generator.number(task) if task else 0
         return CodeProposal(self, number, temperature=temperature, top_p=top_p)
 
-    def subgoal(self, task: str = "") -> Callable[[Tensor, int], Tensor]:
-        """Return what imagines n steps of a task; see `protocols.Imagining`.
+    def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
+        """Return what imagines n steps of a task; see `protocols.SubgoalModel`.
 
         Step by step: the likeliest codes, then the likeliest next frame.
         """
@@ -212,8 +226,8 @@ class VideoWorld(nn.Module):
         generator, meaning = self.generator, self.dynamics.meaning
 
         @torch.no_grad()
-        def imagined(context: Tensor, steps: int) -> Tensor:
-            tokens = _without_copies(self.ids(context[:, -self.context :]))
+        def imagined(context: Context, steps: int) -> Tensor:
+            tokens = _without_copies(self.ids(context.latents[:, -self.context :]))
             tasks = torch.full((len(tokens),), number, device=tokens.device)
             for _ in range(steps):
                 codes = generator.generate(tokens, tasks).codes[:, 0]
@@ -237,12 +251,12 @@ class CodeProposal:
 
     @torch.no_grad()
     def sample(
-        self, context: Tensor, count: int, *, horizon: int, generator: torch.Generator
+        self, context: Context, count: int, *, horizon: int, generator: torch.Generator
     ) -> Tensor:
-        """Return (B, n, H, A) for context (B, T, D); behind the chunk the last action stays."""
+        """Return (B, n, H, A) for B contexts; after the chunk the last action is repeated."""
         model = self.model
         inverse = model.inverse
-        tokens = _without_copies(model.ids(context[:, -model.context :]))
+        tokens = _without_copies(model.ids(context.latents[:, -model.context :]))
         task = torch.full((len(tokens),), self.task, device=tokens.device)
         made = model.generator.generate(tokens, task)
         if count > 1:

@@ -1,0 +1,178 @@
+"""What a class or an object must offer for its kind, checked before it is used for the first time.
+
+The protocols say it in full; here a missing method is found in a line, and not in a traceback of
+whatever calls it first. That the methods do what they promise is tested by `conformance/`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any, Protocol
+
+from latentplan import protocols
+from latentplan.errors import ContractError
+
+PROTOCOLS: dict[str, type] = {
+    "env": protocols.Env,
+    "model": protocols.Learner,
+    "planner": protocols.Planner,
+    "policy": protocols.Policy,
+    "source": protocols.Source,
+    "tokenizer": protocols.Tokenizer,
+}
+ARGUMENTS = {  # of the class, by kind: see protocols.Component
+    "env": ("config",),
+    "model": ("spec", "config"),
+    "planner": ("config",),
+    "policy": ("spec", "config"),
+    "source": ("path", "config"),
+    "tokenizer": ("spec", "config"),
+}
+WITHOUT_CONFIG = ("env", "policy")  # kinds whose classes may have no settings
+
+
+def check_class(kind: str, name: str, made: Any) -> None:
+    """Raise ContractError that says what to add if `made` cannot be built or used as its kind.
+
+    Methods of a class that forwards attributes (a wrapper, a `torch.nn.Module`) are not checked
+    before it is built, see `check_object`. A kind without a protocol is not checked.
+    """
+    if kind not in PROTOCOLS:
+        return
+    where = f"{kind} {name!r}"
+    if not callable(made):
+        raise ContractError(
+            f"{where}: is a {type(made).__name__}, need a class (protocols.Component)"
+        )
+    arguments = ARGUMENTS[kind]
+    schema = getattr(made, "Config", None)
+    if schema is None:
+        if kind not in WITHOUT_CONFIG:
+            raise ContractError(
+                f"{where}: has no Config (protocols.Component): add a frozen dataclass of that "
+                "name to the class"
+            )
+        arguments = arguments[:-1]
+    else:
+        _check_config(where, schema)
+    if inspect.isabstract(made):
+        _missing(where, PROTOCOLS[kind], sorted(made.__abstractmethods__))
+    if not _accepts(made, len(arguments), ()):
+        raise ContractError(
+            f"{where}: cannot be called as {_name(made)}({', '.join(arguments)}) "
+            f"(protocols.Component): found {_name(made)}{_signature(made)}"
+        )
+    if isinstance(made, type) and not hasattr(made, "__getattr__"):
+        _check_methods(where, PROTOCOLS[kind], made, bound=0)
+
+
+def check_object(kind: str, name: str, made: Any) -> None:
+    """Raise ContractError that says what to add if the object `made` cannot be used as its kind."""
+    if kind in PROTOCOLS:
+        staged = kind == "model" and isinstance(made, protocols.Staged)  # its parts are Learners
+        protocol = protocols.Staged if staged else PROTOCOLS[kind]
+        check_protocol(f"{kind} {name!r}", protocol, made)
+
+
+def check_protocol(where: str, protocol: type, made: Any) -> None:
+    """Raise ContractError that says what to add if the object `made` does not keep `protocol`."""
+    _check_methods(where, protocol, made, bound=1)
+    missing = [name for name in _attributes(protocol) if not hasattr(made, name)]
+    if missing:
+        _missing(where, protocol, missing, kind="attribute")
+
+
+def _check_config(where: str, schema: Any) -> None:
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        raise ContractError(
+            f"{where}: Config is not a dataclass (protocols.Component): put "
+            "@dataclass(frozen=True) before it"
+        )
+    if not schema.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ContractError(
+            f"{where}: Config is not frozen (protocols.Component): write @dataclass(frozen=True)"
+        )
+    if not _accepts(schema, 0, ()):
+        raise ContractError(
+            f"{where}: Config has fields without a default (protocols.Component), found "
+            f"Config{_signature(schema)}: give each one"
+        )
+
+
+def _check_methods(where: str, protocol: type, made: Any, *, bound: int) -> None:
+    """Check methods of a class (`bound` 0) or of an object (1): that they exist and what they take.
+
+    A method of a class is called with `self`, which the protocol's methods have as well.
+    """
+    methods = dict(_methods(protocol))
+    missing = [name for name in methods if not callable(getattr(made, name, None))]
+    if missing:
+        _missing(where, protocol, [f"{name}()" for name in missing], kind="method")
+    for name, method in methods.items():
+        found = inspect.getattr_static(made, name, None)
+        if bound == 0 and isinstance(found, staticmethod | classmethod):
+            continue
+        parameters = list(inspect.signature(method).parameters.values())
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        count = len(parameters) - len(by_name) - bound
+        if not _accepts(getattr(made, name, None), count, by_name):
+            called = [p.name for p in parameters[1:] if p.kind is not p.KEYWORD_ONLY]
+            called += [f"{name}=..." for name in by_name]
+            raise ContractError(
+                f"{where}: {name}() must take {name}({', '.join(called)}) "
+                f"(protocols.{protocol.__name__}): found {name}"
+                f"{_signature(getattr(made, name, None))}"
+            )
+
+
+def _missing(where: str, protocol: type, names: list[str], *, kind: str = "method") -> None:
+    plural, it = ("s", "them") if len(names) > 1 else ("", "it")
+    verb = "add" if kind == "method" else "set"
+    raise ContractError(
+        f"{where}: has no {kind}{plural} {', '.join(names)} (protocols.{protocol.__name__}): "
+        f"{verb} {it}"
+    )
+
+
+def _members(protocol: type) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of what a protocol states; None for an attribute with a type alone."""
+    for part in reversed(protocol.__mro__):
+        if part in (object, Protocol) or part.__name__ == "Generic":
+            continue
+        yield from ((name, None) for name in vars(part).get("__annotations__", {}))
+        yield from (
+            (n, v) for n, v in vars(part).items() if not n.startswith("_") or n == "__len__"
+        )
+
+
+def _methods(protocol: type) -> Iterator[tuple[str, Any]]:
+    return ((name, value) for name, value in _members(protocol) if inspect.isfunction(value))
+
+
+def _attributes(protocol: type) -> Iterator[str]:
+    return (name for name, value in _members(protocol) if not callable(value))
+
+
+def _accepts(called: Any, count: int, by_name: Any) -> bool:
+    """Return whether `called` takes `count` positional arguments and these keywords."""
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # of C code, which does not say
+        return True
+    try:
+        signature.bind(*[None] * count, **dict.fromkeys(by_name))
+    except TypeError:
+        return False
+    return True
+
+
+def _signature(called: Any) -> str:
+    parameters = list(inspect.signature(called).parameters.values())
+    bare = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
+    return str(inspect.Signature(bare))
+
+
+def _name(made: Any) -> str:
+    return str(getattr(made, "__name__", type(made).__name__))

@@ -1,0 +1,1 @@
+"""The link between a node and its planner: messages over a socket."""

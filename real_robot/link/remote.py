@@ -1,0 +1,284 @@
+"""The other ends of a node's connections: a planner's, to whom it is a `Robot`, and a watcher's."""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from latentplan.errors import RobotError
+from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.real_robot.robot import Health, RobotSpec
+from latentplan.types import Array, Observation
+
+
+class Connection:
+    """What a planner and a watcher of a node share: its spec, its observations, its health."""
+
+    def __init__(self, address: tuple[str, int], *, patience: float = 5.0) -> None:
+        """Take the node's address; `patience` is how long any answer may take, s."""
+        self.address, self.patience = address, patience
+        self._channel: Channel | None = None
+        self._spec: RobotSpec | None = None
+        self._health: Health | None = None
+        self._newest = Message("observation", {"number": 0})
+        self._seen = 0  # number of the observation that was given out last
+        self._asked = 0
+        self._pending: int | None = None  # number of the request that waits for its reply
+        self._replied = ""  # why that was refused
+        self._goal: Observation | str | None = None
+
+    @property
+    def spec(self) -> RobotSpec:
+        """Return names, units, limits and rates; RobotError before it is connected."""
+        if self._spec is None:
+            raise RobotError("robot: not connected; use it in a with block")
+        return self._spec
+
+    @property
+    def goal(self) -> Observation | str | None:
+        """Return what the node was asked for last: pictures by camera, or words; None: nothing."""
+        return self._goal
+
+    def observe(self) -> Observation:
+        """Return what the sensors said last; waits where nothing came since the last call."""
+        self._hear(time.monotonic())
+        self._wait_for(self._seen + 1)
+        self._seen = self._number
+        arrays = self._newest.arrays
+        return {name: array for name, array in arrays.items() if name != "sent"}
+
+    def health(self) -> Health:
+        """Return how the arm is."""
+        self._ask("health")
+        assert self._health is not None
+        return self._health
+
+    def _connect(self, *requests: str) -> None:
+        """Connect and make requests; where one is refused, hang up and raise RobotError."""
+        self._channel = _connect(self.address, self.patience)
+        try:
+            for request in requests:
+                self._ask(request)
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    @property
+    def _number(self) -> int:
+        return int(self._newest.values["number"])
+
+    def _wait_for(self, number: int) -> None:
+        """Wait for that observation, or a later one."""
+        end = time.monotonic() + self.patience
+        while self._number < number:
+            if not self._hear(end):
+                raise RobotError(self._silence())
+
+    def _ask(self, kind: str, **values: Any) -> None:
+        """Send a request and wait for its reply; RobotError where it is refused."""
+        self._asked += 1
+        self._pending, self._replied = self._asked, ""
+        self._tell(Message(kind, {"id": self._asked, **values}))
+        end = time.monotonic() + self.patience
+        while self._pending is not None:
+            if not self._hear(end):
+                raise RobotError(self._silence())
+        if self._replied:
+            raise RobotError(self._replied)
+
+    def _tell(self, message: Message) -> None:
+        if self._channel is None:
+            raise RobotError("robot: not connected; use it in a with block")
+        self._channel.tell(message)
+
+    def _hear(self, end: float) -> bool:
+        """Take in what the node says; wait until `end` s at most. Return whether it did."""
+        channel = self._channel
+        if channel is None:
+            raise RobotError("robot: not connected; use it in a with block")
+        left = max(0.0, end - time.monotonic())
+        if not select.select([channel.socket], [], [], left)[0]:
+            return False
+        for message in channel.heard():
+            self._take(message)
+        return True
+
+    def _silence(self) -> str:
+        host, port = self.address
+        return f"node {host}:{port}: no answer within {self.patience} s; see whether it still runs"
+
+    def _take(self, message: Message) -> None:
+        values = message.values
+        if message.kind == "spec":
+            self._spec = RobotSpec.from_json(values)
+            return
+        if message.kind == "goal":
+            self._goal = values["text"] or message.arrays
+            return
+        known = values["health"]
+        ages = {k: math.inf if v is None else v for k, v in known["ages"].items()}
+        self._health = Health(**(known | {"ages": ages}))
+        if message.kind == "observation":
+            self._newest = message
+        elif message.kind == "reply" and values["to"] == self._pending:
+            self._pending, self._replied = None, values["error"]
+
+
+class RemoteRobot(Connection):
+    """An arm behind a node, as a `Robot`. The node's clock goes on while a planner thinks.
+
+    `observe` waits for what is new since the last one; `send` returns at the next observation, so
+    a loop of both runs once a period.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], *, patience: float = 5.0, forgive: bool = False
+    ) -> None:
+        """Take the node's address; `patience` is how long any answer may take, s.
+
+        Where `forgive`, somebody has looked at an arm that was stopped, and it may go on.
+        """
+        super().__init__(address, patience=patience)
+        self.forgive = forgive
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        """Connect to the node and arm."""
+        self._connect("plan")
+        try:
+            self._until_not("disconnected")
+            if self.forgive and self.health().state in ("hold", "fault"):
+                self._ask("reset")
+            self._ask("arm")
+        except BaseException:
+            self._hang_up()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the arm, wait until it rests, and hang up; the node goes on."""
+        try:
+            if not isinstance(error, RobotError):  # then it has stopped, or nobody answers
+                self.stop("the planner has left")
+        finally:
+            self._hang_up()
+
+    def send(self, action: Array) -> Array:
+        """Return the action that was sent in the period until the next observation."""
+        self._hear(time.monotonic())
+        self._refuse_unless_armed()
+        self._sequence += 1
+        values = {"sequence": self._sequence, "observation": self._seen}
+        self._tell(Message("command", values, {"action": np.asarray(action, np.float64)}))
+        self._wait_for(self._number + 1)
+        self._refuse_unless_armed()
+        return self._newest.arrays["sent"].astype(np.float32)
+
+    def stop(self, reason: str) -> None:
+        """Bring the arm to rest; `reset` comes before the next `send`."""
+        self._ask("stop", reason=reason)
+        self._until_not("stopping")
+
+    def reset(self) -> None:
+        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        self._until_not("stopping")
+        self._ask("reset")
+        self._ask("arm")
+
+    def preview(self, path: Array) -> None:
+        """Show where the plan leads, path (H, 3) m in the world; nothing moves by it."""
+        self._tell(Message("preview", {}, {"path": np.asarray(path, np.float64)}))
+
+    def _refuse_unless_armed(self) -> None:
+        health = self._health
+        if health is not None and health.state != "armed":
+            self._until_not("stopping")
+            raise RobotError(f"robot {self.spec.name}: {self.health().state}; {health.reason}")
+
+    def _until_not(self, state: str) -> None:
+        """Ask until the arm is not in that state any more."""
+        end = time.monotonic() + self.patience
+        while self.health().state == state and time.monotonic() < end:
+            time.sleep(0.01)
+
+
+class Watcher(Connection):
+    """Sees what a node's planner sees, and what is really sent; it never moves the arm."""
+
+    def __enter__(self) -> Self:
+        """Connect to the node."""
+        self._connect("watch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self._hang_up()
+
+    @property
+    def sent(self) -> Array:
+        """Return the action (A,) that was sent in the period before the last observation."""
+        return self._newest.arrays["sent"].astype(np.float32)
+
+    @property
+    def number(self) -> int:
+        """Return the last observation's number; a gap is what this watcher was too slow for."""
+        return self._number
+
+    @property
+    def state(self) -> str:
+        """Return how the arm was at the last observation: armed, hold, ..."""
+        return "" if self._health is None else self._health.state
+
+
+def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
+    """Stop the arm behind a node, whatever its planner does; it stays stopped until `reset`.
+
+    Software alone: it is no substitute for the arm's own emergency stop. RobotError where no node
+    answers within a second.
+    """
+    channel = _connect(address, 1.0)
+    try:
+        channel.tell(Message("trip", {"id": 0, "reason": reason}))
+        if not select.select([channel.socket], [], [], 1.0)[0]:
+            raise RobotError(f"node {address[0]}:{address[1]}: no answer; use the arm's own button")
+    finally:
+        channel.close()
+
+
+def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
+    """Return how the arm behind a node is, after a guest asked for `trip`, `stop` or `reset`.
+
+    `health` asks for nothing. RobotError where it is refused, or no node answers within a second.
+    """
+    guest = RemoteRobot(address, patience=1.0)
+    guest._channel = _connect(address, guest.patience)
+    try:
+        guest._ask(kind, reason=reason)
+    finally:
+        guest._channel.close()
+    assert guest._health is not None
+    return guest._health
+
+
+def _connect(address: tuple[str, int], patience: float) -> Channel:
+    try:
+        return Channel(socket.create_connection(address, timeout=patience))
+    except OSError as e:
+        raise RobotError(
+            f"node {address[0]}:{address[1]}: does not answer ({e.strerror or e}); start it first"
+        ) from None

@@ -1,0 +1,1 @@
+"""The control loop: node, supervisor, safety filter, local robot."""

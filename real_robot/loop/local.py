@@ -1,0 +1,182 @@
+"""An arm whose control loop runs in the caller's process: for simulation, tests and replay."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from latentplan.errors import ConfigError, RobotError, check_range
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.loop.supervisor import State, Supervisor
+from latentplan.real_robot.robot import Command, Driver, Health, RobotSpec
+from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Observation, Spec
+
+MEANINGS = {
+    "joint_velocity": "joint velocities, rad/s",
+    "joint_position": "joint positions, rad",
+    "joint_delta": "joint positions from here, rad",
+}
+
+
+class LocalRobot:
+    """A `Robot` of a driver and a supervisor; nothing moves between two calls of `send`.
+
+    So a planner that thinks for long stops the arm of a real driver: its ticks come too late. For
+    such arms the loop runs in a process of its own. A simulated clock waits for the planner.
+    """
+
+    def __init__(
+        self, driver: Driver, supervisor: Supervisor, *, period: float = 0.1, patience: float = 5.0
+    ) -> None:
+        """Take the transport and who decides; `period` s an action holds.
+
+        `patience` is how long `__enter__` waits for sensors, s.
+        """
+        check_range("LocalRobot.patience", patience, 0, 3600)
+        self._dt = supervisor.safety.config.dt
+        self._ticks = round(period / self._dt)
+        if self._ticks < 1 or abs(self._ticks * self._dt - period) > 1e-9:
+            raise ConfigError(f"LocalRobot.period: {period} s is not a multiple of {self._dt} s")
+        self.driver, self.supervisor = driver, supervisor
+        self.period, self.patience = period, patience
+        self._sequence, self._due = 0, 0.0
+        self._spec: RobotSpec | None = None
+
+    @property
+    def spec(self) -> RobotSpec:
+        """Return names, units, limits and rates; RobotError before it is connected."""
+        if self._spec is None:
+            raise RobotError("robot: not connected; use it in a with block")
+        return self._spec
+
+    def __enter__(self) -> Self:
+        """Connect, wait until every sensor is heard, and arm at what the sensors measure."""
+        self.driver.open()
+        try:
+            self._due = self.driver.now()
+            for _ in range(int(self.patience / self._dt) + 1):
+                self._tick(None)
+                if self.supervisor.state is not State.DISCONNECTED:
+                    break
+            self.supervisor.arm(now=self.driver.now())
+        except BaseException:
+            self.driver.close()
+            raise
+        pictures = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
+        self._spec = describe(self.supervisor.safety, pictures=pictures, period=self.period)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the arm, wait until it rests, and disconnect."""
+        try:
+            self.stop("the robot was left")
+            self.supervisor.close()
+        finally:
+            self.driver.close()
+
+    def observe(self) -> Observation:
+        """Return what the sensors say now."""
+        self._hear()
+        reading = self.supervisor.reading
+        if reading is None:
+            raise RobotError("observe: nothing was heard; use the robot in a with block")
+        seen = {"q": reading.q, "dq": reading.dq, "gripper": [reading.gripper]}
+        observation = {name: np.asarray(value, np.float32) for name, value in seen.items()}
+        pictures = self.driver.pictures()
+        return observation | {name: pictures[name].pixels for name in self.driver.cameras}
+
+    def send(self, action: Array) -> Array:
+        """Return the action (A,) that was really sent, `period` s later."""
+        self._refuse_unless_armed()
+        safety = self.supervisor.safety
+        before = safety.q
+        self._sequence += 1
+        command = Command(action, self._sequence, self.driver.now())
+        for _ in range(self._ticks):
+            self._tick(command)
+            if self.supervisor.state is not State.ARMED:
+                self._come_to_rest()
+                self._refuse_unless_armed()
+        sent = {
+            "joint_velocity": (safety.q - before) / self.period,
+            "joint_position": safety.q,
+            "joint_delta": safety.q - before,
+        }[safety.config.control]
+        width = safety.gripper / safety.arm.gripper.width
+        return np.append(sent, width).astype(np.float32)
+
+    def stop(self, reason: str) -> None:
+        """Bring the arm to rest; `reset` comes before the next `send`."""
+        self.supervisor.stop(reason)
+        self._come_to_rest()
+
+    def reset(self) -> None:
+        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        self._due = self.driver.now()
+        self._tick(None)
+        self.supervisor.reset(now=self.driver.now())
+        self.supervisor.arm(now=self.driver.now())
+
+    def health(self) -> Health:
+        """Return how the arm is."""
+        return self.supervisor.health(now=self.driver.now())
+
+    def _tick(self, command: Command | None) -> None:
+        """Do one control tick and wait for the next."""
+        self._hear()
+        self.supervisor.steer(self.driver, command, now=self.driver.now())
+        self._due = max(self._due + self._dt, self.driver.now())
+        self.driver.wait(self._due)
+
+    def _hear(self) -> None:
+        self.supervisor.listen(self.driver)
+
+    def _come_to_rest(self) -> None:
+        while self.supervisor.state is State.STOPPING:
+            self._tick(None)
+
+    def _refuse_unless_armed(self) -> None:
+        supervisor = self.supervisor
+        if supervisor.state is not State.ARMED:
+            why = supervisor.reason or "it was never armed"
+            raise RobotError(f"robot {supervisor.safety.arm.name}: {supervisor.state}; {why}")
+
+
+def describe(
+    safety: SafetyFilter, *, pictures: dict[str, tuple[int, ...]], period: float
+) -> RobotSpec:
+    """Return what an arm behind `safety` is, with `pictures` of these shapes (h, w, 3) by name."""
+    arm, limits, control = safety.arm, safety.limits, safety.config.control
+    joints, velocity = len(arm.joints), limits.velocity
+    low, high = {
+        "joint_velocity": (-velocity, velocity),
+        "joint_position": (safety.low, safety.high),
+        "joint_delta": (-velocity * period, velocity * period),
+    }[control]
+    observation = {
+        "q": ArraySpec((joints,), "float32", "joint positions, rad"),
+        "dq": ArraySpec((joints,), "float32", "joint velocities, rad/s"),
+        "gripper": ArraySpec((1,), "float32", "width between the fingers, m"),
+    } | {name: ArraySpec(shape, "uint8", "picture") for name, shape in pictures.items()}
+    meaning = f"{MEANINGS[control]}; gripper, 0 closed to 1 open"
+    convention = Convention(control, gripper="open_is_1")
+    action = ActionSpec((*low.tolist(), 0.0), (*high.tolist(), 1.0), meaning, convention)
+    return RobotSpec(
+        name=arm.name,
+        joints=tuple(joint.name for joint in arm.joints),
+        low=tuple(safety.low.tolist()),
+        high=tuple(safety.high.tolist()),
+        velocity=tuple(velocity.tolist()),
+        acceleration=tuple(limits.acceleration.tolist()),
+        jerk=tuple(limits.jerk.tolist()),
+        dt=safety.config.dt,
+        period=period,
+        data=Spec(observation, action, dt=period),
+    )

@@ -1,0 +1,295 @@
+"""The control loop of an arm, in a process of its own: numpy alone, never held up by a planner.
+
+At every tick it hears sensors and the planner's messages, and sends what the supervisor lets
+through. A planner may be slow, hang, die and come again; the arm is then stopped, not the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import RobotError
+from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.real_robot.loop.local import describe
+from latentplan.real_robot.loop.realtime import real_time
+from latentplan.real_robot.loop.supervisor import State, Supervisor
+from latentplan.real_robot.robot import Command, Driver
+from latentplan.types import Array, Observation
+
+REMEMBERED = 256  # observations that a command may still answer
+GUESTS = 8  # connections beside the planner's
+INTERVALS = 3000  # ticks whose times are kept: a minute
+
+
+class Node:
+    """Drives one arm for one planner at a time, over a socket on this machine.
+
+    Observations go out every `period` s with a number; a command names the observation that it
+    answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
+    trip. A second planner is sent away; whoever else connects may watch, ask how the arm is, stop
+    it, trip it (`emergency_stop`) and reset it, whatever the planner does.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        supervisor: Supervisor,
+        *,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        period: float = 0.1,
+    ) -> None:
+        """Listen at `address`; port 0 takes a free one. RobotError where it is in use."""
+        self.driver, self.supervisor, self.period = driver, supervisor, period
+        self.dt = supervisor.safety.config.dt
+        self.intervals: deque[float] = deque(maxlen=INTERVALS)  # s between ticks
+        self._every = max(1, round(period / self.dt))  # ticks between observations
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._listener.bind(address)
+        except OSError as e:
+            self._listener.close()
+            raise RobotError(
+                f"node.address: {address[0]}:{address[1]} cannot be had ({e.strerror}); "
+                "does another node drive this arm?"
+            ) from None
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self.preview: Array | None = None  # (H, 3) m, where the planner means to go
+        self._planner: Channel | None = None
+        self._guests: list[Channel] = []  # everyone else, the oldest first
+        self._watchers: list[Channel] = []  # the guests that get observations, too
+        self._command: Command | None = None
+        self._stamps: dict[int, float] = {}  # of the observations sent, by number
+        self._number = 0
+        self._before = supervisor.safety.q  # the reference when the last observation went out
+        self._leaving = False
+        self._goal: Message | None = None  # what is wanted, until another is
+        self._goal_told = False  # to the planner that is there
+
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect.
+
+        `ready` is called when the driver is connected. Ticks go before other work of the machine
+        where the system allows it.
+        """
+        with self._signals(), real_time():
+            self.driver.open()
+            try:
+                if ready is not None:
+                    ready()
+                due = last = self.driver.now()
+                while not (self._leaving and self._at_rest()):
+                    now = self.driver.now()
+                    self.intervals.append(now - last)
+                    last = now
+                    self._tick(now)
+                    due += self.dt
+                    if due < now:  # too late to catch up: two setpoints at once would be a jerk
+                        due = now + self.dt
+                    self.driver.wait(due)
+            finally:
+                for channel in self._channels():
+                    channel.close()
+                self._listener.close()
+                self.driver.close()
+
+    def leave(self) -> None:
+        """Let `run` stop the arm and return; safe from another thread."""
+        self._leaving = True
+
+    def aim(self, goal: Observation | str) -> None:
+        """Tell the planner, and each that comes later, what is wanted; safe from another thread.
+
+        `goal` are pictures (h, w, 3) uint8 by camera, or words.
+        """
+        text = goal if isinstance(goal, str) else ""
+        arrays = {} if isinstance(goal, str) else {name: p.copy() for name, p in goal.items()}
+        self._goal, self._goal_told = Message("goal", {"text": text}, arrays), False
+
+    def _tick(self, now: float) -> None:
+        self._serve(now)
+        self._tell_goal()
+        supervisor = self.supervisor
+        if self._leaving:
+            supervisor.stop("the node is leaving")
+        supervisor.listen(self.driver)
+        supervisor.steer(self.driver, self._command, now=now)
+        if supervisor.ticks % self._every == 0:
+            self._publish(now)
+
+    def _at_rest(self) -> bool:
+        return self.supervisor.state not in (State.ARMED, State.STOPPING)
+
+    def _serve(self, now: float) -> None:
+        """Take in who connects, and then what is said: an emergency stop must not wait a tick."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._guests.append(Channel(connection))
+                if len(self._guests) > GUESTS:
+                    self._guests.pop(0).close()
+        for channel in self._channels():
+            try:
+                for message in channel.heard():
+                    self._obey(message, channel, now=now)
+                channel.flush()
+            except RobotError as e:
+                self._lose(channel, str(e))
+
+    def _channels(self) -> list[Channel]:
+        return [*self._guests, *([] if self._planner is None else [self._planner])]
+
+    def _lose(self, channel: Channel, why: str) -> None:
+        """Hang up; where that was the planner, the arm stops if it moves."""
+        channel.close()
+        if channel is not self._planner:
+            self._guests = [guest for guest in self._guests if guest is not channel]
+            self._watchers = [guest for guest in self._watchers if guest is not channel]
+            return
+        self._planner = self._command = None
+        if self.supervisor.state is State.ARMED:
+            self.supervisor.trip(f"planner: {why}")
+
+    def _obey(self, message: Message, channel: Channel, *, now: float) -> None:
+        values = message.values
+        if message.kind == "command":
+            self._take(message, channel)
+            return
+        if message.kind == "preview" and channel is self._planner:
+            self._show(message)
+            return
+        error = ""
+        try:
+            self._ask(message.kind, values, channel=channel, now=now)
+        except RobotError as e:
+            error = str(e)
+        reply = self._health(now) | {"to": values.get("id"), "error": error}
+        channel.tell(Message("reply", reply))
+
+    def _take(self, message: Message, channel: Channel) -> None:
+        """Let the planner's command be the one for the next ticks."""
+        if channel is not self._planner:
+            raise RobotError("connection: a command from one who is not the planner")
+        answers, sequence = message.values.get("observation"), message.values.get("sequence")
+        if not isinstance(answers, int) or not isinstance(sequence, int):
+            self.supervisor.trip("planner: a command without numbers of its own")
+        elif answers not in self._stamps:
+            self.supervisor.safety.interventions["late"] += 1
+        else:
+            action = message.arrays.get("action", np.empty(0))
+            self._command = Command(action, sequence, self._stamps[answers])
+
+    def _show(self, message: Message) -> None:
+        """Keep where the planner means to go; nothing is judged by it."""
+        path = message.arrays.get("path", np.empty(0))
+        if path.ndim != 2 or path.shape[1] != 3 or not np.isfinite(path).all():
+            raise RobotError(f"preview: found shape {path.shape}, need finite (H, 3)")
+        self.preview = path
+
+    def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
+        """Do what is asked for; RobotError where it is refused."""
+        supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
+        if kind == "plan":
+            self._welcome(channel)
+        elif kind == "watch":
+            self._watchers.append(channel)
+            channel.tell(self._description())
+        elif kind == "arm" and channel is self._planner:
+            supervisor.arm(now=now)
+            self._command, self._before = None, supervisor.safety.q
+        elif kind == "reset":
+            supervisor.reset(now=now)
+        elif kind == "stop":
+            supervisor.stop(reason)
+        elif kind == "trip":
+            supervisor.trip(reason)
+        elif kind != "health":
+            known = "plan, watch, arm, reset, stop, trip, health"
+            raise RobotError(f"node: {kind!r} is none of {known}")
+
+    def _welcome(self, channel: Channel) -> None:
+        """Let a guest be the planner; RobotError where there is one."""
+        if self._planner is not None:
+            raise RobotError("node: another planner drives this arm")
+        self._guests = [guest for guest in self._guests if guest is not channel]
+        self._planner, self._command, self._stamps = channel, None, {}
+        self._goal_told = False
+        channel.tell(self._description())
+
+    def _description(self) -> Message:
+        shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
+        spec = describe(self.supervisor.safety, pictures=shapes, period=self.period)
+        return Message("spec", spec.to_json())
+
+    def _publish(self, now: float) -> None:
+        """Send what is seen now to all but those who have not even taken what was seen before."""
+        reading = self.supervisor.reading
+        safety = self.supervisor.safety
+        moved, self._before = safety.q - self._before, safety.q
+        told = [*self._watchers, *([] if self._planner is None else [self._planner])]
+        told = [channel for channel in told if channel.idle]
+        if reading is None or not told:
+            return
+        self._number += 1
+        self._stamps[self._number] = now
+        self._stamps.pop(self._number - REMEMBERED, None)
+        arrays = {
+            "q": reading.q.astype(np.float32),
+            "dq": reading.dq.astype(np.float32),
+            "gripper": np.array([reading.gripper], np.float32),
+            "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
+        } | {name: p.pixels for name, p in self.driver.pictures().items()}
+        message = Message("observation", self._health(now) | {"number": self._number}, arrays)
+        for channel in told:
+            try:
+                channel.tell(message)
+            except RobotError as e:
+                self._lose(channel, str(e))
+
+    def _tell_goal(self) -> None:
+        """Tell the planner what is wanted, where it has not heard."""
+        goal, planner = self._goal, self._planner
+        if goal is None or planner is None or self._goal_told:
+            return
+        self._goal_told = True
+        try:
+            planner.tell(goal)
+        except RobotError as e:
+            self._lose(planner, str(e))
+
+    def _sent(self, moved: Any) -> Any:
+        """Return what the motors were told in this period, in the numbers of an action (J,)."""
+        control = self.supervisor.safety.config.control
+        if control == "joint_velocity":
+            return moved / (self._every * self.dt)
+        return moved if control == "joint_delta" else self.supervisor.safety.q
+
+    def _health(self, now: float) -> dict[str, Any]:
+        health = asdict(self.supervisor.health(now=now))
+        health["ages"] = {k: None if np.isinf(v) else v for k, v in health["ages"].items()}
+        return {"health": health}
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Leave at SIGTERM and SIGINT, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(name, lambda *_: self.leave()) for name in names]
+        try:
+            yield
+        finally:
+            for name, handler in zip(names, before, strict=True):
+                signal.signal(name, handler)

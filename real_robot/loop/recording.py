@@ -1,0 +1,99 @@
+"""What an arm does, written down: observations, and the actions that were really sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from latentplan.errors import RobotError
+from latentplan.real_robot.link.remote import Watcher
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.types import Array, Episode, Observation
+
+
+class Log:
+    """The rows of one episode, in the order in which they come."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._seen: list[Observation] = []
+        self._sent: list[Array] = []
+
+    def __len__(self) -> int:
+        """Return the number of actions so far."""
+        return len(self._sent)
+
+    def see(self, observation: Observation) -> None:
+        """Take what is seen before the first action, or after the last one taken."""
+        self._seen.append({key: np.array(value) for key, value in observation.items()})
+
+    def send(self, action: Array) -> None:
+        """Take the action (A,) that was sent after what was seen last."""
+        self._sent.append(np.asarray(action, np.float32))
+
+    def episode(self, *, info: Mapping[str, float] | None = None) -> Episode:
+        """Return the episode; ShapeError unless something is seen after every action."""
+        return Episode(
+            observations={key: np.stack([o[key] for o in self._seen]) for key in self._seen[0]},
+            actions=np.stack(self._sent),
+            rewards=np.zeros(len(self._sent), np.float32),
+            truncated=True,
+            info=info or {},
+        )
+
+
+class RecordedRobot(LocalRobot):
+    """An arm in this process that remembers what it saw and sent since `begin`."""
+
+    _log: Log | None = None
+
+    def begin(self) -> None:
+        """Start an episode here."""
+        self._log = Log()
+        self._log.see(self.observe())
+
+    def episode(self, *, info: Mapping[str, float] | None = None) -> Episode:
+        """Return what happened since `begin`; RobotError where nothing was sent."""
+        if self._log is None or not len(self._log):
+            raise RobotError("record: no action was sent, so there is no episode")
+        log, self._log = self._log, None
+        return log.episode(info=info)
+
+    def send(self, action: Array) -> Array:
+        """Send, and write down what was really sent and what is seen then."""
+        sent = super().send(action)
+        if self._log is not None:
+            self._log.send(sent)
+            self._log.see(self.observe())
+        return sent
+
+
+def watch(watcher: Watcher, *, steps: int) -> Iterator[Episode]:
+    """Yield an episode for each stretch in which a node's arm is armed, of `steps` at most.
+
+    It begins with the first observation of an armed arm, and ends where the arm is stopped, or
+    where an observation is missing because this watcher was too slow. Raises RobotError where the
+    node is gone or silent; a begun episode is given before that.
+    """
+    log, number = Log(), -1
+    while True:
+        try:
+            seen = watcher.observe()
+        except RobotError:
+            if len(log):
+                yield log.episode()
+            raise
+        going = watcher.state == "armed"
+        if number >= 0 and going and watcher.number == number + 1:
+            log.send(watcher.sent)
+            log.see(seen)
+            number = watcher.number
+            if len(log) < steps:
+                continue
+        if len(log):
+            yield log.episode()
+        log, number = Log(), -1
+        if going:
+            log.see(seen)
+            number = watcher.number

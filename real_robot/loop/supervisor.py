@@ -1,0 +1,333 @@
+"""Whether an arm may move: a state machine that trips at once and forgets nothing by itself.
+
+Pure: every time comes in as `now`, s on the robot's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from latentplan.errors import RobotError, check_range
+from latentplan.real_robot.loop.safety import SafetyFilter
+from latentplan.real_robot.robot import Command, Driver, Health, Picture, Reading, Setpoint
+
+
+class State(StrEnum):
+    """How an arm is; only the two in the middle send setpoints."""
+
+    DISCONNECTED = "disconnected"  # a sensor is not heard
+    READY = "ready"  # every sensor is heard, the motors are left alone
+    ARMED = "armed"  # commands go through the filter to the motors
+    STOPPING = "stopping"  # the reference slows down within its limits
+    HOLD = "hold"  # stopped because somebody asked for it
+    FAULT = "fault"  # stopped because something was wrong
+
+
+class Event(StrEnum):
+    """What happens to an arm."""
+
+    HEARD = "heard"  # every sensor is fresh
+    LOST = "lost"  # one is not
+    ARM = "arm"  # somebody asks to move
+    STOP = "stop"  # somebody asks to stop
+    TRIP = "trip"  # a check failed, or the emergency stop was pressed
+    REST = "rest"  # the stop is over
+    RESET = "reset"  # somebody looked, and says that it may go on
+    CLOSE = "close"  # the connection is given up
+
+
+_RESTING = (State.DISCONNECTED, State.READY, State.HOLD, State.FAULT)
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
+    (State.DISCONNECTED, Event.HEARD): State.READY,
+    (State.READY, Event.LOST): State.DISCONNECTED,
+    (State.READY, Event.ARM): State.ARMED,
+    (State.READY, Event.STOP): State.HOLD,
+    (State.ARMED, Event.STOP): State.STOPPING,
+    (State.ARMED, Event.TRIP): State.STOPPING,
+    (State.ARMED, Event.LOST): State.STOPPING,
+    (State.STOPPING, Event.STOP): State.STOPPING,
+    (State.STOPPING, Event.TRIP): State.STOPPING,
+    (State.STOPPING, Event.LOST): State.STOPPING,
+    (State.STOPPING, Event.REST): State.HOLD,  # FAULT where it tripped
+    (State.HOLD, Event.STOP): State.HOLD,
+    (State.HOLD, Event.RESET): State.READY,
+    (State.FAULT, Event.STOP): State.FAULT,
+    (State.FAULT, Event.RESET): State.READY,
+    **{(state, Event.TRIP): State.FAULT for state in _RESTING},
+    **{(state, Event.CLOSE): State.DISCONNECTED for state in _RESTING},
+    (State.FAULT, Event.CLOSE): State.FAULT,  # until somebody resets it
+}
+
+
+class Supervisor:
+    """Decides at every tick what goes to the motors, if anything does.
+
+    Sensors are told to it with `hear`; `tick` then checks that each is fresh, that ticks come in
+    time and that the command holds, and returns a setpoint or None, which means silence. The first
+    trip is kept, with its reason, until `reset`; a stop never ends by itself in motion. After a
+    stop the reference is forgotten: `arm` begins where the joints are measured, never where they
+    were sent.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """How old and how odd a sensor may be."""
+
+        joints_age: float = 0.09  # s, nine readings at 100 Hz
+        picture_age: float = 0.2  # s, of each camera; 0.2 is six pictures at 30 fps
+        clock_jump: float = 0.5  # s that a sensor's clock may gain or lose between two readings
+        resting: float = 0.02  # rad/s, of any joint; to arm and to reset
+        overruns: int = 3  # late ticks in a row that are a trip
+        late: float = 1.5  # ticks, a longer one is late
+        last_points: int = 3  # setpoints at rest after a stop, before silence
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("Supervisor.joints_age", self.joints_age, 1e-3, 10)
+            check_range("Supervisor.picture_age", self.picture_age, 1e-3, 10)
+            check_range("Supervisor.clock_jump", self.clock_jump, 1e-2, 60)
+            check_range("Supervisor.resting", self.resting, 1e-4, 1)
+            check_range("Supervisor.overruns", self.overruns, 1, 100)
+            check_range("Supervisor.late", self.late, 1.1, 100)
+            check_range("Supervisor.last_points", self.last_points, 1, 100)
+
+    def __init__(
+        self,
+        safety: SafetyFilter,
+        config: Config | None = None,
+        *,
+        cameras: Sequence[str] = (),
+    ) -> None:
+        """Take the filter, and the names of the cameras without which nothing may move."""
+        self.safety = safety
+        self.config = config or self.Config()
+        self.state = State.DISCONNECTED
+        self.reason = ""  # of the stop, or of the trip
+        self.reading: Reading | None = None  # the newest
+        self.ticks = self.overruns = 0
+        self._cameras = dict.fromkeys(cameras, -np.inf)  # when each was heard last
+        self._stamps: dict[str, tuple[float, float]] = {}  # of each source: its clock and ours
+        self._tripped = False  # a stop that ends in FAULT
+        self._odd = ""  # what is wrong with the newest reading
+        self._last_tick: float | None = None
+        self._late = 0  # ticks in a row
+        self._rests = 0  # setpoints at rest so far
+
+    def hear(self, reading: Reading | None, pictures: Mapping[str, Picture]) -> None:
+        """Take the newest of each sensor; what was heard before, or measured before, is no news."""
+        if reading is not None and self._is_news("joints", reading):
+            self.reading = reading
+            self._odd = self._odd or self._judge(reading)
+        for name, picture in pictures.items():
+            if name in self._cameras and self._is_news(name, picture):
+                self._cameras[name] = picture.received
+
+    def listen(self, driver: Driver) -> None:
+        """Hear what a driver has to say; that it cannot, or what it found unsound, is a trip."""
+        try:
+            self.hear(driver.reading(), driver.pictures())
+        except RobotError as e:
+            self.trip(str(e))
+
+    def steer(self, driver: Driver, command: Command | None, *, now: float) -> None:
+        """Tick, and write what comes of it to a driver's motors; that it cannot is a trip."""
+        setpoint = self.tick(command, now=now)
+        if setpoint is not None:
+            try:
+                driver.write(setpoint)
+            except RobotError as e:
+                self.trip(str(e))
+
+    def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
+        """Return what goes to the motors at this tick, None where nothing does."""
+        self.ticks += 1
+        late = self._overrun(now)
+        silent = self._silent(now)
+        if self.state in (State.DISCONNECTED, State.READY):
+            self._follow_sensors(silent)
+            return None
+        if self.state is State.ARMED:
+            wrong = self._odd or late
+            if wrong:
+                self.trip(wrong)
+            elif silent:
+                self._lose(silent)
+            else:
+                assert self.reading is not None
+                setpoint = self.safety.step(command, measured=self.reading.q, now=now)
+                if setpoint.fault:
+                    self.trip(setpoint.fault)
+                return setpoint
+        if self.state is State.STOPPING:
+            return self._slow_down()
+        return None
+
+    def arm(self, *, now: float) -> None:
+        """Let commands through, from where the joints are measured.
+
+        Raises RobotError, and changes nothing, where a sensor is silent, the arm moves or stands
+        outside of its limits, or the state is not `ready`.
+        """
+        if self.state is State.DISCONNECTED:
+            raise RobotError(f"arm: {self._silent(now) or 'no tick came so far'}; nothing moves")
+        self._allowed(Event.ARM)
+        reading = self._steady(Event.ARM, now)
+        self.safety.reset(reading.q, gripper=reading.gripper, now=now)
+        self._late = self._rests = 0
+        self._go(Event.ARM)
+
+    def reset(self, *, now: float) -> None:
+        """Forget why the arm stopped; it may be armed again. Raises RobotError as `arm` does."""
+        self._allowed(Event.RESET)
+        self._steady(Event.RESET, now)
+        self.reason, self._odd, self._tripped = "", "", False
+        self._go(Event.RESET)
+
+    def stop(self, reason: str) -> None:
+        """Slow down from the next tick on, because somebody wants it; nothing where none moves."""
+        if (self.state, Event.STOP) in TRANSITIONS:
+            self.reason = self.reason or reason
+            self._go(Event.STOP)
+
+    def trip(self, reason: str) -> None:
+        """Slow down from the next tick on, because something is wrong; from any state."""
+        if not self._tripped:
+            self.reason, self._tripped = reason, True
+        self._go(Event.TRIP)
+
+    def close(self) -> None:
+        """Give the connection up; only an arm that rests may be left. Raises RobotError."""
+        self._go(Event.CLOSE)
+        if not self._tripped:
+            self.reason = ""
+        self._cameras = dict.fromkeys(self._cameras, -np.inf)
+        self._stamps, self.reading, self._last_tick = {}, None, None
+
+    def health(self, *, now: float) -> Health:
+        """Return how the arm is."""
+        heard = {"joints": -np.inf if self.reading is None else self.reading.received}
+        ages = {name: float(now - at) for name, at in (heard | self._cameras).items()}
+        counts = dict(self.safety.interventions)
+        return Health(str(self.state), self.reason, ages, counts, self.ticks, self.overruns)
+
+    def _go(self, event: Event) -> None:
+        after = self._allowed(event)
+        if event is Event.REST and self._tripped:
+            after = State.FAULT
+        self.state = after
+
+    def _allowed(self, event: Event) -> State:
+        """Return the state after `event`; RobotError where the state knows no such event."""
+        after = TRANSITIONS.get((self.state, event))
+        if after is None:
+            states = ", ".join(state for state, known in TRANSITIONS if known is event)
+            why = f" ({self.reason})" if self.reason else ""
+            raise RobotError(f"{event}: the arm is {self.state}{why}, allowed from: {states}")
+        return after
+
+    def _follow_sensors(self, silent: str) -> None:
+        if self._odd:
+            self.trip(self._odd)
+        elif self.state is State.READY and silent:
+            self._go(Event.LOST)
+        elif self.state is State.DISCONNECTED and not silent:
+            self._go(Event.HEARD)
+
+    def _lose(self, silent: str) -> None:
+        self.reason, self._tripped = silent, True
+        self._go(Event.LOST)
+
+    def _slow_down(self) -> Setpoint | None:
+        setpoint = self.safety.brake()
+        if self.safety.at_rest:
+            self._rests += 1
+            if self._rests >= self.config.last_points:
+                self._go(Event.REST)
+        return setpoint
+
+    def _judge(self, reading: Reading) -> str:
+        """Return what is wrong with the numbers of a reading, empty where nothing is."""
+        joints = (len(self.safety.arm.joints),)
+        if reading.q.shape != joints or reading.dq.shape != joints:
+            return f"joints: found shape {reading.q.shape}, need (J={joints[0]},)"
+        if not np.isfinite([*reading.q, *reading.dq, reading.gripper]).all():
+            return f"joints: measured {reading.q.tolist()}, {reading.dq.tolist()}, not all finite"
+        return ""
+
+    def _is_news(self, source: str, heard: Reading | Picture) -> bool:
+        """Return whether a source's clock went on; a jump of it is a trip."""
+        before = self._stamps.get(source)
+        if before is not None:
+            gone, arrived = heard.stamp - before[0], heard.received - before[1]
+            if arrived <= 0 and gone == 0:
+                return False  # the same again
+            if abs(gone - arrived) > self.config.clock_jump:
+                self._odd = (
+                    f"{source}: its clock went {gone:.2f} s while {arrived:.2f} s passed, "
+                    f"{self.config.clock_jump} s apart is allowed; set the clocks alike"
+                )
+            elif gone <= 0:
+                return False  # out of order, or frozen: it counts as silent
+        self._stamps[source] = heard.stamp, heard.received
+        return True
+
+    def _silent(self, now: float) -> str:
+        """Return which source was not heard lately, empty where all were."""
+        config, reading = self.config, self.reading
+        ages = [("joints", config.joints_age, -np.inf if reading is None else reading.received)]
+        ages += [(name, config.picture_age, at) for name, at in self._cameras.items()]
+        for name, allowed, at in ages:
+            age = now - at
+            if not age <= allowed:
+                found = "never heard" if np.isinf(age) else f"silent for {age:.3f} s"
+                return f"{name}: {found}, {allowed} s is allowed; see whether its driver runs"
+        return ""
+
+    def _overrun(self, now: float) -> str:
+        """Return what is wrong with the times of the ticks, empty where nothing is."""
+        before, self._last_tick = self._last_tick, now
+        dt = self.safety.config.dt
+        late = before is not None and now - before > self.config.late * dt
+        self.overruns += late
+        self._late = self._late + 1 if late else 0
+        if self._late < self.config.overruns:
+            return ""
+        return (
+            f"tick: {self._late} in a row came later than {self.config.late * dt:.3f} s after the "
+            "one before; the machine is too busy"
+        )
+
+    def _steady(self, event: Event, now: float) -> Reading:
+        """Return the newest reading of an arm that rests; RobotError where there is none."""
+        wrong = self._silent(now)
+        if not wrong and self.reading is not None:
+            wrong = self._judge(self.reading)
+        if wrong or self.reading is None:
+            raise RobotError(f"{event}: refused; {wrong}")
+        speeds = np.abs(self.reading.dq)
+        if not speeds.max() <= self.config.resting:
+            name = self.safety.arm.joints[int(speeds.argmax())].name
+            raise RobotError(
+                f"{event}: refused; {name} moves at {speeds.max():.3f} rad/s, "
+                f"{self.config.resting} is allowed; wait until the arm rests"
+            )
+        return self.reading
+
+
+def table() -> str:
+    """Return the state machine as a table in Markdown: a row a state, a column an event."""
+    events = list(Event)
+    lines = [
+        "| | " + " | ".join(events) + " |",
+        "|---" * (len(events) + 1) + "|",
+    ]
+    for state in State:
+        cells = [TRANSITIONS.get((state, event), "") for event in events]
+        if state is State.STOPPING:
+            cells[events.index(Event.REST)] = f"{State.HOLD} or {State.FAULT}"
+        lines.append(f"| **{state}** | " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)

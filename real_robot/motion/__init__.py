@@ -1,0 +1,1 @@
+"""Motions that a robot executes: reaching, tracking, picking, replay."""

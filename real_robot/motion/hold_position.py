@@ -1,0 +1,38 @@
+"""An arm that stands still while its planner thinks for longer than a command holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from latentplan.real_robot.loop.local import LocalRobot
+from latentplan.real_robot.robot import Robot
+
+T = TypeVar("T")
+
+
+def meanwhile(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> T:
+    """Return what `think` gives; at every period until then the arm is told to stand still.
+
+    `opening` is the gripper's, 0 closed to 1 open. A node whose planner is silent would stop its
+    arm; the clock of a robot in this process waits by itself. `think` must not use the robot.
+    Raises what `think` raises, and RobotError where the arm stops; it then ends before that.
+    """
+    if isinstance(robot, LocalRobot):
+        return think()
+    with ThreadPoolExecutor(1) as pool:
+        thought = pool.submit(think)
+        while not thought.done():
+            stand(robot, opening=opening)
+        return thought.result()
+
+
+def stand(robot: Robot, *, opening: float = 1.0) -> None:
+    """Stand still for one period."""
+    convention = robot.spec.data.action.convention
+    q = robot.observe()["q"]
+    there = convention is not None and convention.control == "joint_position"
+    robot.send(np.append(q if there else np.zeros_like(q), opening))

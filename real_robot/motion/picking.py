@@ -1,0 +1,165 @@
+"""A planner's picks on a real table: points of a picture become motions of an arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentplan.data.images import action_to_pixel
+from latentplan.errors import ShapeError, check_range
+from latentplan.real_robot.link.remote import RemoteRobot
+from latentplan.real_robot.motion.hold_position import meanwhile
+from latentplan.real_robot.motion.tracking import Tracked, Tracking
+from latentplan.real_robot.robot import Robot, View
+from latentplan.robots.camera import CalibratedCamera
+from latentplan.robots.description import Arm
+from latentplan.robots.kinematics import Unreachable
+from latentplan.robots.pick_and_place import Motion, PickAndPlace
+from latentplan.robots.trajectory import Limits
+from latentplan.shapes import check, check_finite
+from latentplan.types import Array
+
+LIFT = (0.0, 0.15)  # m, height of a drag's middle with a fifth number of -1 and of 1
+SHOWN = 50  # points of a motion's preview
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What became of one action."""
+
+    pick: tuple[float, float]  # m on the table
+    place: tuple[float, float]  # m on the table
+    refused: str = ""  # why nothing moved; empty where it did
+    tracked: Tracked | None = None  # how well the arm followed
+
+
+class Picking:
+    """Does what an action of a `PickSpec` says, with a `Robot`: approach, grasp, drag, let go.
+
+    An action is (x, y) of the picture, +-1 at its edges, then the drag in units of `drag` metres
+    along the picture's right and up, then, if there is a fifth, the lift; as the envs `rope` and
+    `cloth` have it. The camera says which point of the table a pixel sees. A motion is planned from
+    where the joints are measured, within shares of the limits that the arm's filter keeps, so that
+    the filter has nothing to change; it ends at home, out of the camera's way.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Where things are on the table, and how fast they are moved."""
+
+        drag: float = 0.1  # m that a drag of 1 is long
+        workspace: float = 0.25  # |x|, |y| of where a drag ends at most, m
+        surface: float = 0.009  # m above the table: the height that the picture is measured at
+        height: float = 0.016  # m above the table of the end effector when it grasps
+        lift: float = 0.03  # m, of a drag's middle, where an action does not say
+        velocity: float = 0.8  # share of the filter's limit; so are the next two
+        acceleration: float = 0.5
+        jerk: float = 0.5
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("Picking.drag", self.drag, 1e-3, 1)
+            check_range("Picking.workspace", self.workspace, 1e-2, 2)
+            check_range("Picking.surface", self.surface, 0, 0.5)
+            check_range("Picking.height", self.height, 0, 0.5)
+            check_range("Picking.lift", self.lift, 0, 0.5)
+            for name in ("velocity", "acceleration", "jerk"):
+                check_range(f"Picking.{name}", getattr(self, name), 0.05, 0.95)
+
+    def __init__(
+        self,
+        robot: Robot,
+        arm: Arm,
+        *,
+        camera: View,
+        config: Config | None = None,
+        tracking: Tracking.Config | None = None,
+    ) -> None:
+        """Take a connected robot, its description, and the camera whose picture is picked from."""
+        self.robot, self.arm, self.camera = robot, arm, camera
+        self.config = c = config or self.Config()
+        spec = robot.spec
+        limits = Limits(
+            c.velocity * np.array(spec.velocity),
+            c.acceleration * np.array(spec.acceleration),
+            c.jerk * np.array(spec.jerk),
+        )
+        self._planner = PickAndPlace(arm, limits=limits)
+        self._tracking = Tracking(robot, tracking, width=arm.gripper.width)
+
+    def act(self, action: Array) -> Picked:
+        """Return what became of an action (4,) or (5,); out of reach, it is refused: nothing moves.
+
+        Raises ShapeError where it is no action, RobotError where the arm stops.
+        """
+        action = np.asarray(action, np.float64)
+        check("Picking.action", action, "A", A=5 if len(action) == 5 else 4)
+        check_finite("Picking.action", action)
+        if np.abs(action).max() > 1 + 1e-6:
+            raise ShapeError(f"Picking.action: {action.tolist()} is not within [-1, 1]")
+        pick, place = self.points(action)
+        lift = self.config.lift if len(action) == 4 else np.interp(action[4], (-1, 1), LIFT)
+        known = (float(pick[0]), float(pick[1])), (float(place[0]), float(place[1]))
+        q = self.robot.observe()["q"].astype(np.float64)
+        height = self.config.height
+        ends = np.append(pick, height), np.append(place, height)
+        try:
+            motion = meanwhile(
+                self.robot, lambda: self._planner.plan(*ends, lift=float(lift), start=q)
+            )
+        except Unreachable as e:
+            return Picked(*known, refused=str(e))
+        return Picked(*known, tracked=self._follow(motion))
+
+    def home(self) -> Tracked:
+        """Bring the arm home, straight in joints, with the gripper open. Raises Unreachable."""
+        q = self.robot.observe()["q"].astype(np.float64)
+        home = self._planner.kinematics.home
+        return self._follow(meanwhile(self.robot, lambda: self._planner.straight(q, home)))
+
+    def points(self, action: Array) -> tuple[Array, Array]:
+        """Return where an action picks and where it lets go, each (2,) m on the table."""
+        c, camera = self.config, self.camera
+        row, column = action_to_pixel(
+            action[0], action[1], height=camera.height, width=camera.width
+        )
+        pick = on_table(camera, np.array([column, row]), height=c.surface)
+        right, down = camera.extrinsics()[:2, :3]
+        along = action[2] * _level(right) - action[3] * _level(down)
+        return pick, np.clip(pick + c.drag * along, -c.workspace, c.workspace)
+
+    def _follow(self, motion: Motion) -> Tracked:
+        """Say where the arm is going, and go there."""
+        if isinstance(self.robot, RemoteRobot):
+            self.robot.preview(motion.ee[:: max(1, len(motion) // SHOWN), :3])
+        return self._tracking.follow(motion)
+
+
+def on_table(camera: View, pixel: Array, *, height: float) -> Array:
+    """Return the point (2,), m, at `height` m above the table that a pixel (u, v) sees.
+
+    Raises ShapeError where the pixel looks past the table.
+    """
+    if isinstance(camera, CalibratedCamera):  # undoes its lens, too
+        seen: Array = camera.on_plane(pixel, np.array([0.0, 0.0, 1.0, -height]))[:2]
+        if not np.isfinite(seen).all():
+            raise _past(camera, pixel)
+        return seen
+    extrinsics = camera.extrinsics()
+    ray = extrinsics[:3, :3].T @ np.linalg.solve(camera.intrinsics(), [*pixel, 1.0])
+    eye = -extrinsics[:3, :3].T @ extrinsics[:3, 3]
+    if ray[2] > -1e-6:
+        raise _past(camera, pixel)
+    point: Array = eye[:2] + (height - eye[2]) / ray[2] * ray[:2]
+    return point
+
+
+def _past(camera: View, pixel: Array) -> ShapeError:
+    return ShapeError(f"camera {camera.name}: pixel {pixel.tolist()} does not see the table")
+
+
+def _level(axis: Array) -> Array:
+    """Return the direction (2,) of an axis (3,) of the picture on the table."""
+    flat: Array = axis[:2] / np.linalg.norm(axis[:2])
+    return flat

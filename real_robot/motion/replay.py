@@ -1,0 +1,126 @@
+"""A recorded episode, played back to an arm: its actions, through the filter as any others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentplan.errors import ConfigError, StoreError, check_range
+from latentplan.real_robot.motion.hold_position import meanwhile
+from latentplan.real_robot.motion.tracking import Tracking
+from latentplan.real_robot.robot import Robot
+from latentplan.robots.description import Arm
+from latentplan.robots.pick_and_place import PickAndPlace
+from latentplan.robots.trajectory import Limits
+from latentplan.types import Array, Episode, Spec
+
+
+@dataclass(frozen=True)
+class Played:
+    """How near the arm came to what it did before."""
+
+    error: Array  # (L + 1, J) rad, measured now less measured then
+    actions: int
+
+    @property
+    def worst(self) -> float:
+        """Return the largest error of a joint, rad."""
+        return float(np.abs(self.error).max())
+
+    @property
+    def mean(self) -> float:
+        """Return the mean error over joints and time, rad."""
+        return float(np.abs(self.error).mean())
+
+
+class Playing:
+    """Brings an arm to where an episode began, and sends the episode's actions at their rate."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """How it is played."""
+
+        gain: float = 0.0  # share of the distance to the recorded joints made up in a period
+        near: float = 0.02  # rad of any joint from where it began, else the arm goes there first
+        share: float = 0.5  # of the filter's limits, on the way there
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("Playing.gain", self.gain, 0, 1)
+            check_range("Playing.near", self.near, 1e-3, 0.5)
+            check_range("Playing.share", self.share, 0.01, 0.9)
+
+    def __init__(self, robot: Robot, arm: Arm, config: Config | None = None) -> None:
+        """Take a connected robot and its description."""
+        self.robot, self.arm, self.config = robot, arm, config or self.Config()
+        self._control = _control(robot.spec.data)
+        if self.config.gain and self._control != "joint_velocity":
+            raise ConfigError(
+                f"Playing.gain: found {self.config.gain} under {self._control}; feedback is for "
+                "joint_velocity"
+            )
+
+    def play(self, episode: Episode, *, spec: Spec) -> Played:
+        """Return how near the arm came to `episode`, whose numbers mean what `spec` says.
+
+        Raises StoreError, and nothing moves, where the episode is of another arm or control;
+        Unreachable where there is no free way to its start; RobotError where the arm stops.
+        """
+        self._check(spec)
+        recorded = episode.observations["q"].astype(np.float64)
+        self._go(recorded[0])
+        gain, period = self.config.gain, self.robot.spec.period
+        error, fastest = [], 0.999 * np.array(self.robot.spec.velocity)
+        for action, there in zip(episode.actions, recorded, strict=False):
+            error.append(self.robot.observe()["q"] - there)
+            wanted = action.astype(np.float64)
+            if gain:
+                wanted[:-1] -= gain * error[-1] / period
+                wanted[:-1] /= max(1.0, float((np.abs(wanted[:-1]) / fastest).max()))
+            self.robot.send(wanted)
+        error.append(self.robot.observe()["q"] - recorded[-1])
+        return Played(np.stack(error), len(episode.actions))
+
+    def _check(self, spec: Spec) -> None:
+        here = self.robot.spec
+        wrong = []
+        if "q" not in spec.observation:
+            wrong.append("it has no joint positions q")
+        elif spec.observation["q"].shape != (len(here.joints),):
+            joints = spec.observation["q"].shape
+            wrong.append(f"its joints are {joints}, the arm's ({len(here.joints)},)")
+        size, need = spec.action.size, here.data.action.size
+        if size != need:
+            wrong.append(f"its actions have {size} numbers, here {need}")
+        if _control(spec) != self._control:
+            wrong.append(f"its control is {_control(spec) or 'unknown'}, here {self._control}")
+        if spec.dt is None or abs(spec.dt - here.period) > 1e-9:
+            wrong.append(f"an action holds {spec.dt} s, here {here.period} s")
+        if wrong:
+            raise StoreError(
+                f"episode: does not fit the arm {here.name}: {'; '.join(wrong)}; replay it on the "
+                "arm and with the settings that it was recorded with"
+            )
+
+    def _go(self, start: Array) -> None:
+        """Bring the arm to `start` (J,) rad, straight in joints."""
+        spec, c = self.robot.spec, self.config
+        q = self.robot.observe()["q"].astype(np.float64)
+        if np.abs(start - q).max() <= c.near:
+            return
+        if self._control != "joint_velocity":
+            raise StoreError(
+                f"episode: begins {np.abs(start - q).max():.2f} rad from where the arm is; bring "
+                f"it there first, which {self._control} cannot do by itself"
+            )
+        shares = (np.array(v) * c.share for v in (spec.velocity, spec.acceleration, spec.jerk))
+        limits = Limits(*shares)
+        motion = meanwhile(
+            self.robot, lambda: PickAndPlace(self.arm, limits=limits).straight(q, start)
+        )
+        Tracking(self.robot, width=self.arm.gripper.width).follow(motion)
+
+
+def _control(spec: Spec) -> str:
+    return "" if spec.action.convention is None else spec.action.convention.control

@@ -1,0 +1,1 @@
+"""What cameras give a real arm: calibration, segmentation, grasps."""

@@ -1,0 +1,200 @@
+"""Where a camera is, from pictures of a board and the joint positions at which they were taken.
+
+Either the camera stands at the table and the arm carries the board, or the arm carries the camera
+and the board lies still. What is measured are corners in the pictures and joints, each with its
+error. OpenCV finds the board and starts the lens; `hand_eye` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from latentplan.errors import ConfigError, RobotError, check_range, unknown
+from latentplan.real_robot.perception.calibration_target import Corners, library
+from latentplan.real_robot.perception.hand_eye import LENS, Fit, X, closed_form
+from latentplan.robots.camera import MOUNTS, CalibratedCamera
+from latentplan.robots.chain import flange
+from latentplan.robots.description import Arm
+from latentplan.types import Array
+
+
+@dataclass(frozen=True)
+class Config:
+    """What counts as enough to calibrate from."""
+
+    pictures: int = 6  # that show the board at least
+    corners: int = 8  # of the board that a picture shows at least
+    turn: float = 5.0  # degrees that the hand turns about each of two axes, root mean square
+    lens: int = 4  # numbers of distortion to find: 0, 4 (k1, k2, p1, p2) or 5 (and k3)
+    focal: float = 0.02  # share of the focal length that its std may be
+    pixel_std: float = 0.2  # pixels that a corner is off, by itself
+    joint_std: float = 0.05  # degrees that a joint is off; with the former it sets the weights
+    robust: float = 3.0  # times the arm's error, at which a picture counts half
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of its range."""
+        check_range("calibration.pictures", self.pictures, 4, 1000)
+        check_range("calibration.corners", self.corners, 4, 1000)
+        check_range("calibration.turn", self.turn, 0.1, 90)
+        check_range("calibration.focal", self.focal, 1e-6, 1)
+        check_range("calibration.pixel_std", self.pixel_std, 1e-3, 100)
+        check_range("calibration.joint_std", self.joint_std, 0, 10)
+        check_range("calibration.robust", self.robust, 0.1, 1000)
+        if self.lens not in (0, 4, 5):
+            raise ConfigError(f"calibration.lens: found {self.lens}, allowed are 0, 4 and 5")
+
+
+class Result(NamedTuple):
+    """A calibrated camera, and how well everything fits."""
+
+    camera: CalibratedCamera
+    board: Array  # (4, 4) board -> what carries it: the flange, or the world
+    figures: dict[str, float]  # by name, which ends with the unit
+    errors: Array  # (P,) px, root mean square of each picture; NaN where it was not used
+
+
+def calibrate(
+    seen: Sequence[Corners | None],
+    q: Array,
+    *,
+    arm: Arm,
+    camera: CalibratedCamera,
+    mount: str,
+    lens_known: bool = False,
+    config: Config | None = None,
+) -> Result:
+    """Return the camera, calibrated from P pictures taken with the arm's joints at q (P, J) rad.
+
+    `camera` gives name and size of the pictures, and the lens where `lens_known`. The arm carries
+    the board for a camera on the table; it lies still for one on the flange. Raises RobotError
+    where the pictures are too few, or do not determine what is asked for.
+    """
+    c = config or Config()
+    if mount not in MOUNTS:
+        raise ConfigError(f"calibration.mount: {unknown('mount', mount, MOUNTS)}")
+    enough = [i for i, found in enumerate(seen) if found and len(found.pixels) >= c.corners]
+    if len(enough) < c.pictures:
+        raise RobotError(
+            f"calibration.pictures: {len(enough)} of {len(seen)} show {c.corners} corners of the "
+            f"board, needed are {c.pictures}; take more, or check that the board is the one told"
+        )
+    corners = [found for found in seen if found and len(found.pixels) >= c.corners]
+    q = np.asarray(q, np.float64)[enough]
+    between = _between(arm, q, mount)
+    _check_turns(between, c.turn)
+    if not lens_known:
+        camera = _lens(corners, camera, c.lens)
+    boards = np.stack([_pose(each, camera) for each in corners])
+    moved = np.radians(c.joint_std) * np.eye(q.shape[1])
+    off = np.stack([_between(arm, q + each, mount) for each in moved])
+    fit = Fit(corners, between, off=off, pixel=c.pixel_std, lens=_numbers(camera))
+    fit.solve(*closed_form(boards, between), lens_free=not lens_known, robust=c.robust)
+    std = fit.spread()
+    if not lens_known:
+        share = std[LENS][0] / fit.lens[0]
+        if not share < c.focal:
+            raise RobotError(
+                f"calibration.lens: the focal length is known to {100 * share:.1f} %, needed are "
+                f"{100 * c.focal:g} %; tilt the board by 20 to 40 degrees, or give a known lens"
+            )
+        camera = _with(camera, fit.lens)
+        boards = np.stack([_pose(each, camera) for each in corners])
+    errors = np.full(len(seen), np.nan)
+    errors[enough] = fit.gaps()
+    figures = _figures(fit, corners, boards, std)
+    return Result(camera.mounted(mount, fit.x), fit.y, figures, errors)
+
+
+def _between(arm: Arm, q: Array, mount: str) -> Array:
+    """Return M (P, 4, 4): what carries the board -> what carries the camera."""
+    poses = flange(arm, q)
+    return poses if mount == "table" else np.asarray(np.linalg.inv(poses))
+
+
+def _check_turns(between: Array, needed: float) -> None:
+    """Raise RobotError unless the arm turned about two axes, by `needed` degrees or more each."""
+    from scipy.spatial.transform import Rotation
+
+    turns = Rotation.from_matrix(between[:, :3, :3])
+    vectors = np.degrees((turns * turns.mean().inv()).as_rotvec())  # (P, 3) from the middle one
+    _, second, first = np.linalg.svd(vectors / np.sqrt(len(vectors)))[1][::-1]
+    if second < needed:
+        raise RobotError(
+            f"calibration.turn: the hand turns by {first:.1f} degrees about one axis and by "
+            f"{second:.1f} about any other, needed are {needed:g} about two; tilt the wrist both "
+            "ways"
+        )
+
+
+def _lens(corners: Sequence[Corners], camera: CalibratedCamera, count: int) -> CalibratedCamera:
+    """Return the camera with a lens from the pictures alone (Zhang 2000, by OpenCV)."""
+    cv2 = library()
+    flags = {
+        0: cv2.CALIB_FIX_K1 | cv2.CALIB_FIX_K2 | cv2.CALIB_FIX_K3 | cv2.CALIB_ZERO_TANGENT_DIST,
+        4: cv2.CALIB_FIX_K3,
+        5: 0,
+    }[count]
+    points = [each.points.astype(np.float32) for each in corners]
+    pixels = [each.pixels.astype(np.float32) for each in corners]
+    size = (camera.width, camera.height)
+    _, k, lens, _, _ = cv2.calibrateCamera(points, pixels, size, None, None, flags=flags)
+    numbers = [k[0, 0], k[1, 1], k[0, 2], k[1, 2], *lens.ravel()[:count]]
+    return _with(camera, np.array(numbers))
+
+
+def _with(camera: CalibratedCamera, lens: Array) -> CalibratedCamera:
+    """Return the camera with a lens (4 or more,); RobotError where it is none."""
+    fx, fy, cx, cy, *distortion = lens.tolist()
+    try:
+        return replace(camera, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(distortion))
+    except ConfigError as e:
+        raise RobotError(
+            f"calibration.lens: the pictures do not determine it ({e}); take more, tilted by 20 to "
+            "40 degrees and up to the picture's edges, or give a known lens"
+        ) from None
+
+
+def _numbers(camera: CalibratedCamera) -> Array:
+    return np.array([camera.fx, camera.fy, camera.cx, camera.cy, *camera.distortion])
+
+
+def _pose(corners: Corners, camera: CalibratedCamera) -> Array:
+    """Return (4, 4) board -> camera from one picture alone."""
+    cv2 = library()
+    flat = np.ascontiguousarray(camera.rays(corners.pixels)[:, :2])
+    eye, points = np.eye(3), np.ascontiguousarray(corners.points)
+    # Of the two poses in which a flat board looks nearly the same, the one that fits better.
+    _, turn, shift = cv2.solvePnP(points, flat, eye, None, flags=cv2.SOLVEPNP_IPPE)
+    turn, shift = cv2.solvePnPRefineLM(points, flat, eye, None, turn, shift)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift.ravel()
+    return pose
+
+
+def _figures(
+    fit: Fit, corners: Sequence[Corners], boards: Array, std: Array
+) -> dict[str, float]:
+    """Return how well everything fits: pixels, and the board as seen against as the arm says."""
+    from scipy.spatial.transform import Rotation
+
+    middle = np.append(np.mean([each.points.mean(0) for each in corners], 0), 1)
+    told = fit.boards()
+    gap = ((told - boards) @ middle)[:, :3]
+    turn = Rotation.from_matrix(told[:, :3, :3].transpose(0, 2, 1) @ boards[:, :3, :3])
+    std_turn, std_shift = std[X][:3], std[X][3:]
+    return {
+        "pictures": float(len(corners)),
+        "reprojection_px": _rms(fit.gaps()),
+        "hand_eye_mm": 1e3 * _rms(np.linalg.norm(gap, axis=1)),
+        "hand_eye_deg": float(np.degrees(_rms(turn.magnitude()))),
+        "position_std_mm": 1e3 * float(np.linalg.norm(std_shift)),
+        "rotation_std_deg": float(np.degrees(np.linalg.norm(std_turn))),
+    }
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))

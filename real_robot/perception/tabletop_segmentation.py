@@ -1,0 +1,182 @@
+"""What stands on a table, from a depth picture: the plane, the objects, their masks; by Open3D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from latentplan.errors import ConfigError, RobotError, ShapeError, check_range
+from latentplan.real_robot.robot import View
+from latentplan.shapes import check
+from latentplan.sim.rendering import clouds
+from latentplan.types import Array
+
+UP = np.array([0.0, 0.0, 1.0])
+THIN = 20_000  # points that a plane is looked for in, at most
+
+
+class DepthCamera(View, Protocol):
+    """A camera that makes points of depth: `CalibratedCamera`, or the simulation's `Camera`."""
+
+    def unproject(self, depth: Array) -> Array:
+        """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) shows."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A table as one depth picture shows it."""
+
+    plane: Array  # (4,) a x + b y + c z + d = 0, m, in the world; the normal points up
+    points: Array  # (h, w, 3) m, in the world; NaN without depth
+    labels: Array  # (h, w) int: 0 no object, then objects 1, 2, ..., the largest first
+    cells: tuple[Array, ...]  # of each object (V, 3) m: what is seen of it, a point a voxel
+
+    @property
+    def mask(self) -> Array:
+        """Return where (h, w) bool objects are."""
+        return np.asarray(self.labels > 0)
+
+    def heights(self, points: Array) -> Array:
+        """Return how far (...) above the table points (..., 3) are, m."""
+        return np.asarray(points @ self.plane[:3] + self.plane[3])
+
+
+class Table:
+    """Finds the table and what stands on it in depth pictures of a calibrated camera.
+
+    The table is the plane with most points (RANSAC); it must be about where the arm's file has it,
+    at z = 0 of the world. Objects are what lies above it, joined where gaps are small (DBSCAN,
+    Ester et al. 1996): two that touch are one. A single picture shows one side of things.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Where and how objects are looked for; lengths in metres."""
+
+        low: tuple[float, float, float] = (-0.3, -0.3, -0.1)  # the box of the world that is used
+        high: tuple[float, float, float] = (0.3, 0.3, 0.4)
+        tolerance: float = 0.006  # from the plane, of a point on the table; above the depth's noise
+        share: float = 0.2  # of the points that lie on the plane at least
+        tilt: float = 10.0  # degrees, of the plane against the world's z at most
+        off: float = 0.05  # between the plane and the world's origin at most
+        gap: float = 0.006  # above the plane, from which on a point is an object's
+        voxel: float = 0.004  # side of the cubes in which points are averaged
+        join: float = 0.012  # between points of one object at most
+        least: int = 12  # voxels of an object at least; what is smaller is noise
+        near: float = 0.1  # from the camera, depth that is trusted
+        far: float = 3.0
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError where a field is out of its range."""
+            check_range("Table.tolerance", self.tolerance, 1e-4, 0.1)
+            check_range("Table.share", self.share, 0.01, 1)
+            check_range("Table.tilt", self.tilt, 0.1, 60)
+            check_range("Table.off", self.off, 1e-3, 2)
+            check_range("Table.gap", self.gap, 1e-4, 0.5)
+            check_range("Table.voxel", self.voxel, 5e-4, 0.1)
+            check_range("Table.join", self.join, self.voxel, 0.5)
+            check_range("Table.least", self.least, 1, 100_000)
+            check_range("Table.near", self.near, 1e-3, 10)
+            check_range("Table.far", self.far, self.near, 100)
+            if not np.less(self.low, self.high).all():
+                raise ConfigError(
+                    f"Table.low: {list(self.low)} is not below Table.high, {list(self.high)}, "
+                    "along each axis"
+                )
+
+    def __init__(self, config: Config | None = None) -> None:
+        """Take the settings; MissingDependency without Open3D."""
+        self.config = config or self.Config()
+        clouds.library()
+
+    def look(self, depth: Array, camera: DepthCamera, *, hide: Array | None = None) -> Scene:
+        """Return what a depth picture (h, w), m, shows; 0 and NaN are pixels without depth.
+
+        `hide` (h, w) bool are pixels to leave out, such as the arm's own. An empty table is a scene
+        without objects. Raises ShapeError where the picture is not the camera's, RobotError where
+        it shows no table.
+        """
+        c, name = self.config, camera.name
+        check(f"camera {name}: depth", depth, "h w", h=camera.height, w=camera.width)
+        depth = np.asarray(depth, np.float64)
+        known = (depth > c.near) & (depth < c.far)
+        if hide is not None:
+            check(f"camera {name}: hide", hide, "h w", h=camera.height, w=camera.width)
+            known &= ~hide
+        points = camera.unproject(np.where(known, depth, np.nan))
+        with np.errstate(invalid="ignore"):
+            inside = clouds.inside(points, c.low, high=c.high)
+        if inside.sum() < max(c.least, 100):
+            raise RobotError(_nothing(name, depth, known, inside, c))
+        plane = self._plane(points[inside], name)
+        with np.errstate(invalid="ignore"):
+            above = inside & clouds.above(points, plane, gap=c.gap)
+        labels = np.zeros(depth.shape, np.int64)
+        labels[above], cells = self._objects(points[above])
+        return Scene(plane, points, labels, cells)
+
+    def _plane(self, points: Array, name: str) -> Array:
+        """Return the table's plane (4,); RobotError where there is none, or elsewhere."""
+        c = self.config
+        some = points[:: 1 + len(points) // THIN]
+        try:
+            plane = clouds.plane(some, tolerance=c.tolerance)
+        except ShapeError as e:
+            raise RobotError(f"camera {name}: no table in the depth picture ({e})") from None
+        if plane[:3] @ UP < 0:
+            plane = -plane
+        near = float(np.mean(np.abs(some @ plane[:3] + plane[3]) < c.tolerance))
+        if near < c.share:
+            raise RobotError(
+                f"camera {name}: no table in the depth picture, the best plane has {100 * near:.0f}"
+                f" % of the points, needed are {100 * c.share:.0f} %; clear the table, or set "
+                "Table.low and Table.high around it"
+            )
+        tilt = float(np.degrees(np.arccos(np.clip(plane[:3] @ UP, -1, 1))))
+        if tilt > c.tilt or abs(plane[3]) > c.off:
+            raise RobotError(
+                f"camera {name}: the plane is tilted by {tilt:.1f} degrees and {-plane[3]:.3f} m "
+                f"above the origin, allowed are {c.tilt:g} and {c.off:g}; calibrate the camera, or "
+                "correct the arm's position"
+            )
+        return plane
+
+    def _objects(self, points: Array) -> tuple[Array, tuple[Array, ...]]:
+        """Return the object (P,) of each point, 0 where it is none, and each one's voxels."""
+        c = self.config
+        labels = np.zeros(len(points), np.int64)
+        if len(points) == 0:
+            return labels, ()
+        cells, owner, count = np.unique(
+            np.floor(points / c.voxel).astype(np.int64), axis=0, return_inverse=True,
+            return_counts=True,
+        )
+        owner = owner.ravel()
+        sums = np.stack([np.bincount(owner, axis, len(cells)) for axis in points.T], 1)
+        means = np.asarray(sums / count[:, None], np.float64)
+        o3d = clouds.library()
+        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(means))
+        found = np.asarray(cloud.cluster_dbscan(c.join, min_points=4))
+        sizes = np.bincount(found[found >= 0], minlength=1)
+        order = np.argsort(-sizes, kind="stable")
+        order = order[sizes[order] >= c.least]
+        number = np.zeros(len(sizes) + 1, np.int64)  # the last is DBSCAN's -1: noise
+        number[order] = np.arange(1, len(order) + 1)
+        return number[found][owner], tuple(means[found == cluster] for cluster in order)
+
+
+def _nothing(name: str, depth: Array, known: Array, inside: Array, c: Table.Config) -> str:
+    """Return why hardly a point of a picture is of use."""
+    finite = depth[np.isfinite(depth) & (depth > 0)]
+    if len(finite) and np.median(finite) > 50:
+        return (
+            f"camera {name}: depth is {np.median(finite):.0f} in the middle, need metres; divide "
+            "millimetres by 1000"
+        )
+    return (
+        f"camera {name}: {known.sum()} of {depth.size} pixels have a depth of {c.near:g} to "
+        f"{c.far:g} m, {inside.sum()} of them in the box {list(c.low)} to {list(c.high)}; turn the "
+        "camera to the table, calibrate it, or set Table.low and Table.high"
+    )

@@ -1,1 +1,0 @@
-"""The PyBullet engines of the tasks."""

@@ -1,0 +1,1 @@
+"""Rope and cloth: deformable objects on a table, moved by one gripper."""

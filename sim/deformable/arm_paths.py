@@ -1,0 +1,43 @@
+"""Pick-and-drag by a simulated arm: where the gripper really is while it carries something."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan.robots.description import load
+from latentplan.robots.pick_and_place import PickAndPlace
+from latentplan.robots.simulated_arm import SimulatedArm
+from latentplan.types import Array
+
+
+class ArmPaths:
+    """Paths of a gripper on an arm, in place of `engine.arc`.
+
+    The arm approaches, grasps, lifts, moves, lowers, releases and goes home; all of it is planned
+    within its limits and checked for collisions. What happens between grasp and release is
+    simulated with the arm's dynamics; the rest happens while the object lies still, and the arm is
+    out of the picture when one is taken. The object does not push back: it weighs 1 % of the arm.
+    """
+
+    def __init__(self, name: str, *, timestep: float) -> None:
+        """Load the arm `name` (or a file, see `robots.description.load`)."""
+        arm = load(name)
+        self._timestep = timestep
+        self._planner = PickAndPlace(arm)
+        self._arm = SimulatedArm(arm)
+
+    def path(self, start: Array, end: Array, *, lift: float) -> Array:
+        """Return where the gripper is (S, 3), a point a timestep, from `start` (3,) to `end` (2,).
+
+        Raises Unreachable where the arm cannot do it; nothing moved then.
+        """
+        goal = np.append(end[:2], start[2])
+        motion = self._planner.plan(start, goal, lift=lift, dt=self._timestep)
+        held = motion.carrying
+        first = held.start - 1  # the end of the grasp, where the arm stands still
+        carried = motion.part(slice(first, held.stop))
+        self._arm.reset(carried)
+        positions = self._arm.execute(carried).ee[:, :3]
+        # The object is held where it was grasped, which may be lower than the finger tips can go.
+        path: Array = start + positions[1:] - positions[0]
+        return path

@@ -1,0 +1,1 @@
+"""The MuJoCo and PyBullet engines of rope and cloth."""

@@ -1,0 +1,349 @@
+"""What the PyBullet engines share: the world, the gripper, the state, the pictures."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import MissingDependency, UnstablePhysics
+from latentplan.shapes import check
+from latentplan.sim.deformable.engines.engine import Kind
+from latentplan.sim.rendering.appearance import TILE, Appearance, Colour
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.types import Array
+
+NEAR, FAR = 0.05, 50.0  # m from the camera, what a picture shows
+ERP = 0.8  # share of a joint's error that is corrected in a timestep
+NO_TIME = 1e-15  # s; Bullet skips a step that takes less than its epsilon
+TEXEL = 0.5 / TILE  # m, of the table's pattern
+FARTHEST = 10.0  # m from the middle of the table; what is farther has diverged
+TABLE, OBJECT = 1, 2  # collision groups
+TABLE_RGB = (0.18, 0.45, 0.34)
+STATE = 13  # numbers of a body: position, quaternion, velocity, angular velocity
+
+
+class BulletEngine(ABC):
+    """An object made of rigid bodies that joints hold together, in a PyBullet world of its own.
+
+    All bodies are single ones (`useMaximalCoordinates`), joined by ball joints. The first `grips`
+    of them are what the gripper can hold. It is a body without shape or mass that a ball joint
+    ties to the one that it holds.
+
+    Bullet keeps contacts and their order from one step to the next, and `saveState` does not give
+    all of them back. So a state here is numbers, and to take one is to put it back: the bodies get
+    new entries in the broad phase, in the same order, and what follows depends on the numbers only.
+    """
+
+    _touches = TABLE  # what the bodies collide with
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        rgb: Colour,
+        cameras: Mapping[str, Camera],
+        timestep: float,
+        iterations: int,
+    ) -> None:
+        """Make the world; `rgb` is the object's own colour, `iterations` are of the solver."""
+        self._p: Any = _bullet()
+        self._name = name
+        self._rgb = rgb
+        self._cameras = dict(cameras)
+        self._appearance = Appearance()
+        self._iterations = iterations
+        self.timestep = timestep
+        self.held = -1
+        # Poses and velocities that the bodies were given, where nothing was stepped since.
+        self._as_put: tuple[Array, Array] | None = None
+        self._client = self._p.connect(self._p.DIRECT)
+        self._free = weakref.finalize(self, self._p.disconnect, self._client)
+        self._make()
+
+    @abstractmethod
+    def _build(self) -> list[int]:
+        """Put the object's bodies into the empty world and return them, the grips first."""
+
+    def _draw(self) -> None:  # noqa: B027, a hook: most bodies move by themselves
+        """Bring what pictures show, `self._drawn`, up to date: bodies move by themselves."""
+
+    def points(self) -> Array:
+        """Return the keypoints (P, 3): here the grips."""
+        return self.grips()
+
+    def grips(self) -> Array:
+        """Return the centres of the bodies, (G, 3)."""
+        return self._poses()[:, :3]
+
+    def grasp(self, grip: int) -> None:
+        """Tie a body to the gripper, which goes there."""
+        self._hold(grip, self.grips()[grip])
+
+    def release(self) -> None:
+        """Cut the tie."""
+        if self.held >= 0:
+            self._p.removeConstraint(self._tie, physicsClientId=self._client)
+        self.held = -1
+
+    def place_gripper(self, position: Array) -> None:
+        """Put the empty gripper somewhere, (3,)."""
+        self._position = np.array(position, np.float64)
+        self._p.resetBasePositionAndOrientation(
+            self._gripper, self._position, (0, 0, 0, 1), physicsClientId=self._client
+        )
+
+    def follow(self, path: Array) -> None:
+        """Move the gripper along a path (S, 3), one timestep a point."""
+        self._as_put = None
+        for point in path:
+            self.place_gripper(point)
+            self._p.stepSimulation(physicsClientId=self._client)
+
+    def wait(self, steps: int) -> None:
+        """Step the physics."""
+        self._as_put = None
+        for _ in range(steps):
+            self._p.stepSimulation(physicsClientId=self._client)
+
+    def rest(self) -> None:
+        """Stop what still moves, so that the next state depends on the points alone."""
+        self._put(self._poses(), np.zeros((len(self._bodies), 6)))
+
+    def check(self) -> None:
+        """Raise UnstablePhysics where a body is far away or nowhere."""
+        if not np.abs(self._poses()[:, :3]).max() < FARTHEST:  # a NaN is not
+            self._diverged = True
+            raise UnstablePhysics(
+                f"{self._name}: the simulation diverged; reset and drop the episode"
+            )
+
+    def gripper(self) -> Array:
+        """Return where the gripper is, (3,)."""
+        return self._position.copy()
+
+    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+        """Return what a camera sees; see `Engine.picture`."""
+        self._draw()
+        p, view, seen = self._p, self._cameras[camera], self._appearance
+        light = seen.toward_light()
+        # TinyRenderer takes the corner of a pixel for its middle: look half a pixel aside.
+        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # of a pixel, at NEAR
+        left, right = (1 - view.width) * half, (1 + view.width) * half
+        low, high = (1 - view.height) * half, (1 + view.height) * half
+        _, _, rgb, depth, bodies = p.getCameraImage(
+            view.width,
+            view.height,
+            p.computeViewMatrix(view.position, view.target, view.up),
+            p.computeProjectionMatrix(left, right, low, high, NEAR, FAR),
+            lightDirection=-view.axes()[2] if light is None else light,
+            lightColor=(1, 1, 1),
+            lightAmbientCoeff=0.4 * seen.brightness,
+            lightDiffuseCoeff=0.6 * seen.brightness,
+            lightSpecularCoeff=0,
+            shadow=0,
+            flags=p.ER_NO_SEGMENTATION_MASK if kind == "depth" else 0,
+            renderer=p.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )
+        shape = (view.height, view.width)
+        if kind == "segmentation":
+            return np.isin(np.reshape(bodies, shape), self._drawn).astype(np.uint8)
+        buffer = np.reshape(depth, shape).astype(np.float64)
+        metres: Array = FAR * NEAR / (FAR - (FAR - NEAR) * buffer)
+        if kind == "depth":
+            return metres.astype(np.float32)
+        nothing = metres > 0.9 * FAR  # black, as in MuJoCo
+        shade = np.where(nothing, 0.0, 1.0)
+        if seen.contrast > 0:
+            # Not a texture: TinyRenderer keeps every one that it was ever given.
+            texels = np.floor(view.unproject(metres)[..., :2] / TEXEL).astype(int) % TILE
+            table = ~nothing & (np.reshape(bodies, shape) == self._table)
+            shade[table] = self._tile[texels[table, 1], texels[table, 0]]
+        colours: Array = np.reshape(rgb, (*shape, 4))[..., :3] * shade[..., None]
+        return colours.astype(np.uint8)
+
+    def place_camera(self, camera: Camera) -> None:
+        """Put the camera of this name where it says; its pictures keep their size."""
+        self._cameras[camera.name] = camera
+
+    def paint(self, appearance: Appearance) -> None:
+        """Show the scene like this from now on."""
+        self._appearance = appearance
+        if appearance.contrast > 0:
+            self._tile = appearance.tile()
+        self._colour(self._table, appearance.table or TABLE_RGB)
+        for body in self._drawn:
+            self._colour(body, appearance.object or self._rgb)
+
+    def snapshot(self) -> Array:
+        """Return the state of all bodies and of the gripper as a vector."""
+        # Bullet changes the last bit of a quaternion that it is given: tell what it was given.
+        poses, velocities = self._as_put or (self._poses(), self._velocities())
+        self._put(poses, velocities)  # so that what follows is what follows after a `restore`
+        bodies = np.concatenate([poses, velocities], 1)
+        return np.concatenate([bodies.ravel(), self._position, [self.held]])
+
+    def restore(self, state: Array) -> None:
+        """Go back to a `snapshot`."""
+        size = STATE * len(self._bodies)
+        check(f"{self._name}.restore", state, "n", n=size + 4)
+        self._clear()
+        bodies = state[:size].reshape(-1, STATE)
+        self._put(bodies[:, :7], bodies[:, 7:])
+        if state[-1] >= 0:
+            self._hold(int(state[-1]), state[size : size + 3])
+        else:
+            self.place_gripper(state[size : size + 3])
+
+    def close(self) -> None:
+        """Leave the world; the engine is of no use then."""
+        self._free()
+
+    def _make(self) -> None:
+        """Make the world from nothing."""
+        p, client = self._p, self._client
+        p.resetSimulation(physicsClientId=client)
+        p.setGravity(0, 0, -9.81, physicsClientId=client)
+        p.setPhysicsEngineParameter(
+            numSubSteps=0,
+            numSolverIterations=self._iterations,
+            deterministicOverlappingPairs=1,
+            warmStartingFactor=0,
+            physicsClientId=client,
+        )
+        self._time(self.timestep, erp=ERP)
+        # Without a visual shape Bullet would draw the one that collides: have it below the table.
+        below = np.array([(0, 0, -1), (1, 0, -1), (0, 1, -1)]) * 0.001 - [0, 0, 1]
+        self._unseen = self._mesh(below, np.array([(0, 1, 2)]), normals=np.tile((0, 0, 1), (3, 1)))
+        self._gripper = self._body(0, -1, self._unseen)
+        self.held, self._diverged = -1, False
+        self._as_put = None
+        self.place_gripper(np.zeros(3))
+        self._bodies = self._build()
+        self._drawn = list(self._bodies)
+        self.paint(self._appearance)
+
+    def _body(self, mass: float, shape: int, visual: int) -> int:
+        """Return a new single body at the origin; shape and visual may be -1 for none."""
+        body: int = self._p.createMultiBody(
+            mass, shape, visual, useMaximalCoordinates=1, physicsClientId=self._client
+        )
+        return body
+
+    def _lay_table(self, *, friction: float) -> None:
+        """Add the table, z = 0."""
+        corners = np.array([(-2, -2, 0), (2, -2, 0), (2, 2, 0), (-2, 2, 0)])
+        up = np.tile((0, 0, 1), (4, 1))
+        top = self._mesh(corners, np.array([(0, 1, 2), (0, 2, 3)]), normals=up)
+        self._table = self._plane(top, friction=friction)
+
+    def _put_walls(self, edge: float) -> None:
+        """Add four upright planes that no camera sees, at +-edge metres: they keep things in."""
+        for angle in np.arange(4) * np.pi / 2:
+            wall = self._plane(self._unseen, friction=0.1)
+            inwards = self._p.getQuaternionFromEuler((0, -np.pi / 2, angle))  # its normal
+            at = (edge * np.cos(angle), edge * np.sin(angle), 0)
+            self._p.resetBasePositionAndOrientation(wall, at, inwards, self._client)
+
+    def _plane(self, visual: int, *, friction: float) -> int:
+        """Add a plane z = 0 that the object touches, and return it."""
+        p, client = self._p, self._client
+        plane = self._body(0, p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client), visual)
+        p.changeDynamics(plane, -1, lateralFriction=friction, physicsClientId=client)
+        p.setCollisionFilterGroupMask(plane, -1, TABLE, OBJECT, physicsClientId=client)
+        return plane
+
+    def _mesh(self, vertices: Array, triangles: Array, *, normals: Array) -> int:
+        """Return a visual shape: vertices and normals (V, 3), triangles (T, 3) anticlockwise."""
+        visual: int = self._p.createVisualShape(
+            self._p.GEOM_MESH,
+            vertices=vertices.tolist(),
+            indices=triangles.ravel().tolist(),
+            normals=normals.tolist(),
+            physicsClientId=self._client,
+        )
+        return visual
+
+    def _colour(self, body: int, rgb: Colour) -> None:
+        rgba = (*(np.array(rgb) + 0.5 / 255), 1)  # TinyRenderer cuts off what others round
+        self._p.changeVisualShape(body, -1, rgbaColor=rgba, physicsClientId=self._client)
+
+    def _ball_joint(self, a: int, b: int, *, at: tuple[Array, Array]) -> int:
+        """Join two bodies at a point, given in the frame of each, and return the joint."""
+        joint: int = self._p.createConstraint(
+            a,
+            -1,
+            b,
+            -1,
+            self._p.JOINT_POINT2POINT,
+            (0, 0, 0),
+            at[0],
+            at[1],
+            physicsClientId=self._client,
+        )
+        return joint
+
+    def _hold(self, grip: int, position: Array) -> None:
+        """Tie a body to the gripper at `position`."""
+        self.release()
+        self.place_gripper(position)
+        origin = np.zeros(3)
+        self._tie = self._ball_joint(self._gripper, self._bodies[grip], at=(origin, origin))
+        self.held = grip
+
+    def _clear(self) -> None:
+        """Forget what the gripper holds, and a world that has diverged."""
+        if self._diverged:
+            self._make()
+        self.release()
+
+    def _poses(self) -> Array:
+        """Return position and quaternion of every body, (bodies, 7)."""
+        get, client = self._p.getBasePositionAndOrientation, self._client
+        return np.array([(*x, *q) for x, q in (get(b, client) for b in self._bodies)])
+
+    def _velocities(self) -> Array:
+        """Return velocity and angular velocity of every body, (bodies, 6)."""
+        get, client = self._p.getBaseVelocity, self._client
+        return np.array([(*v, *w) for v, w in (get(b, client) for b in self._bodies)])
+
+    def _put(self, poses: Array, velocities: Array) -> None:
+        """Put all bodies somewhere, with no memory of contacts or of how they were turned.
+
+        Bullet turns a body's inertia with it at the end of a step only: hence a step that takes no
+        time, in which nothing touches and no joint pulls.
+        """
+        self._set(poses, np.zeros_like(velocities), touches=0)
+        self._time(NO_TIME, erp=0)
+        self._p.stepSimulation(physicsClientId=self._client)
+        self._time(self.timestep, erp=ERP)
+        self._set(poses, velocities, touches=self._touches)
+        self._as_put = poses.copy(), velocities.copy()
+
+    def _set(self, poses: Array, velocities: Array, *, touches: int) -> None:
+        p, client = self._p, self._client
+        for body, pose, velocity in zip(
+            self._bodies, poses.tolist(), velocities.tolist(), strict=True
+        ):
+            p.resetBasePositionAndOrientation(body, pose[:3], pose[3:], client)
+            p.resetBaseVelocity(body, velocity[:3], velocity[3:], client)
+            p.setCollisionFilterGroupMask(body, -1, OBJECT, touches, client)
+
+    def _time(self, step: float, *, erp: float) -> None:
+        """Set what a step takes, s, and the share of a joint's error that it corrects."""
+        self._p.setPhysicsEngineParameter(
+            fixedTimeStep=step, erp=erp, physicsClientId=self._client
+        )
+
+
+def _bullet() -> Any:
+    """Return the module pybullet; MissingDependency where it is not installed."""
+    try:
+        import pybullet
+    except ImportError:
+        raise MissingDependency('engine=pybullet needs: pip install "latentplan[bullet]"') from None
+    return pybullet

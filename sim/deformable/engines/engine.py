@@ -1,0 +1,145 @@
+"""The seam between a task and a physics engine: an object on a table, and one gripper point.
+
+A task (`rope.py`, `cloth.py`) defines the object, what an action means and what counts as success.
+An engine (`engines/mujoco.py`, ...) simulates the object and renders it.
+To add an engine for a task: one class that keeps this protocol, and one line below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from latentplan.errors import unknown
+from latentplan.sim.rendering.appearance import Appearance
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.types import Array
+
+Kind = Literal["rgb", "depth", "segmentation"]
+Pose = TypeVar("Pose", contravariant=True)
+
+ENGINES = {
+    "rope": {
+        "mujoco": "latentplan.sim.deformable.engines.mujoco_rope:MujocoRope",
+        "pybullet": "latentplan.sim.deformable.engines.bullet_rope:BulletRope",
+    },
+    "cloth": {
+        "mujoco": "latentplan.sim.deformable.engines.mujoco_cloth:MujocoCloth",
+        "pybullet": "latentplan.sim.deformable.engines.bullet_cloth:BulletCloth",
+    },
+}
+
+
+class Engine(Protocol[Pose]):
+    """One deformable object on a table in one physics engine. Metres, seconds; z is up.
+
+    Pose is what describes the object when it is laid down: a `Curve` for a rope, the grid points
+    (P, 3) for a cloth. Whatever diverges raises UnstablePhysics from `check`; after `lay` the
+    engine is well again. All else is deterministic: the same calls after the same `lay` or
+    `restore` give bit-equal points and pictures.
+    """
+
+    timestep: float  # s, one point of a path
+    held: int  # which grip the gripper holds, -1 none
+
+    def lay(self, pose: Pose) -> None:
+        """Put the object down in this pose, at rest; the gripper holds nothing."""
+
+    def points(self) -> Array:
+        """Return the keypoints (P, 3)."""
+
+    def grips(self) -> Array:
+        """Return where the gripper can hold the object, (G, 3)."""
+
+    def grasp(self, grip: int) -> None:
+        """Close the gripper on one of the grips; `follow` carries it from there."""
+
+    def release(self) -> None:
+        """Open the gripper."""
+
+    def place_gripper(self, position: Array) -> None:
+        """Put the empty gripper somewhere, (3,)."""
+
+    def follow(self, path: Array) -> None:
+        """Move the gripper along a path (S, 3), one timestep a point, with what it holds."""
+
+    def wait(self, steps: int) -> None:
+        """Let the physics go on for so many timesteps, or until all is at rest."""
+
+    def rest(self) -> None:
+        """Stop what still moves, so that the next state depends on the points alone."""
+
+    def check(self) -> None:
+        """Raise UnstablePhysics where the simulation diverged since `lay` or `restore`."""
+
+    def gripper(self) -> Array:
+        """Return where the gripper is, (3,)."""
+
+    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+        """Return what a camera sees, top row first.
+
+        `rgb` is (h, w, 3) uint8; `depth` (h, w) float32, metres along the camera's axis;
+        `segmentation` (h, w) uint8: 0 the table, 1 the object, 2 the gripper. Cameras are those of
+        `cameras.of(config)`, until `place_camera` says otherwise.
+        """
+
+    def place_camera(self, camera: Camera) -> None:
+        """Put the camera of this name where it says; its pictures keep their size."""
+
+    def paint(self, appearance: Appearance) -> None:
+        """Show the scene like this from now on, until the next call."""
+
+    def snapshot(self) -> Any:
+        """Return the whole state, what the gripper holds included."""
+
+    def restore(self, state: Any) -> None:
+        """Go back to a `snapshot` of this engine."""
+
+    def close(self) -> None:
+        """Free what the pictures need."""
+
+
+def make(task: str, name: str, *, config: Any) -> Any:
+    """Return the engine `name` for a task, built for the task's config.
+
+    Raises UnknownName where there is no such engine, MissingDependency where its package is not
+    installed.
+    """
+    known = ENGINES[task]
+    if name not in known:
+        raise unknown(f"engine for {task}", name, known)
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)(config)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A rope at rest on the table: rigid links from one end to the other."""
+
+    start: Array  # (2,) m, the first end
+    heading: float  # rad, of the first link
+    bends: Array  # (links - 1,) rad, each link against the one before
+    step: float  # m, length of a link
+
+    def points(self) -> Array:
+        """Return the links' ends (links + 1, 2) in metres."""
+        angles = self.heading + np.concatenate([[0], np.cumsum(self.bends)])
+        ways = self.step * np.stack([np.cos(angles), np.sin(angles)], 1)
+        points: Array = self.start + np.concatenate([np.zeros((1, 2)), np.cumsum(ways, axis=0)])
+        return points
+
+
+def arc(start: Array, end: Array, *, lift: float, steps: int) -> Array:
+    """Return a path (steps, 3) of a carrying gripper: up from `start` (3,), down at `end` (2,).
+
+    It starts and ends slowly; the last quarter of the time is left for arriving.
+    """
+    way = np.minimum(np.arange(1, steps + 1) / (0.75 * steps), 1.0)
+    way = way * way * (3 - 2 * way)
+    path = np.empty((steps, 3))
+    path[:, :2] = start[:2] + way[:, None] * (end - start[:2])
+    path[:, 2] = start[2] + lift * np.sin(np.pi * way)
+    return path

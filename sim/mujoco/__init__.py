@@ -1,1 +1,0 @@
-"""The MuJoCo engines of the tasks; `import mujoco` is the simulator all the same."""

@@ -1,0 +1,97 @@
+"""What the cameras of an env give at one instant: pictures, depth, segmentation, a point cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentplan.errors import ConfigError, unknown
+from latentplan.sim.deformable.engines.engine import Engine
+from latentplan.sim.randomisation import Conditions
+from latentplan.sim.rendering import cameras, clouds
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.types import Array, ArraySpec
+
+KINDS = ("rgb", "depth", "segmentation", "cloud")
+
+
+def check(where: str, config: Any) -> None:
+    """Raise ConfigError unless `config.cameras` and `config.observe` name what there is."""
+    cameras.check_names(f"{where}.cameras", config.cameras)
+    for kind in config.observe:
+        if kind not in KINDS:
+            raise ConfigError(f"{where}.observe: {unknown('kind', kind, KINDS)}")
+    cameras.of(config)  # says what is wrong with a custom one
+
+
+class Sensors:
+    """The observations that a config asks for, by key.
+
+    `rgb` is the camera `top`, always there because picks point into it. Others are called
+    `<kind>_<camera>`, with `cameras` and `observe` of the config; `cloud` is one for all of them.
+    """
+
+    def __init__(self, config: Any) -> None:
+        """Take the cameras of an env's config; MissingDependency where clouds need open3d."""
+        self._pictures = {"rgb": ("top", "rgb")}  # by key: camera and kind
+        for camera in config.cameras:
+            for kind in ("rgb", "depth", "segmentation"):
+                if kind in config.observe and (camera, kind) != ("top", "rgb"):
+                    self._pictures[f"{kind}_{camera}"] = (camera, kind)
+        self._numbers = {camera: number for number, camera in enumerate(cameras.NAMES)}
+        self._size = config.image
+        self._from: tuple[str, ...] = config.cameras if "cloud" in config.observe else ()
+        self._cloud = config.cloud
+        used = {camera for camera, _ in self._pictures.values()} | set(self._from)
+        self.cameras = [name for name in cameras.NAMES if name in used]
+        if self._from:
+            clouds.library()
+
+    def specs(self) -> dict[str, ArraySpec]:
+        """Return what the observations are."""
+        side = (self._size, self._size)
+        specs = {}
+        for key, (camera, kind) in self._pictures.items():
+            specs[key] = {
+                "rgb": ArraySpec((*side, 3), "uint8", f"camera {camera}"),
+                "depth": ArraySpec(side, "float32", f"camera {camera}, m along its axis"),
+                "segmentation": ArraySpec(
+                    side, "uint8", f"camera {camera}: 0 table, 1 object, 2 gripper"
+                ),
+            }[kind]
+        specs["rgb"] = ArraySpec((*side, 3), "uint8", "camera above the table")
+        if self._from:
+            specs["cloud"] = self._cloud.spec()
+        return specs
+
+    def views(self) -> dict[str, str]:
+        """Return which camera takes each of the pictures in colour, by their keys."""
+        return {key: camera for key, (camera, kind) in self._pictures.items() if kind == "rgb"}
+
+    def read(
+        self, engine: Engine[Any], placed: Mapping[str, Camera], conditions: Conditions | None
+    ) -> dict[str, Array]:
+        """Return what is seen now by cameras that are where `placed` says."""
+        seen = {}
+        for key, (camera, kind) in self._pictures.items():
+            seen[key] = self._take(engine, camera, kind, conditions)
+        if self._from:
+            depths = [
+                seen[f"depth_{camera}"]
+                if f"depth_{camera}" in seen
+                else self._take(engine, camera, "depth", conditions)
+                for camera in self._from
+            ]
+            seen["cloud"] = clouds.fuse(
+                depths, [placed[camera] for camera in self._from], self._cloud
+            )
+        return seen
+
+    def _take(
+        self, engine: Engine[Any], camera: str, kind: Any, conditions: Conditions | None
+    ) -> Array:
+        picture = engine.picture(camera, kind)
+        if conditions is None or kind == "segmentation":
+            return picture
+        number = 2 * self._numbers[camera] + (kind == "depth")
+        return conditions.noisy(kind, picture, number=number)

@@ -1,0 +1,110 @@
+"""Pictures of a MuJoCo model that somebody else made, by the cameras that it comes with.
+
+Drawn by `sim.render` in the process's one GL context; robosuite's own renderer, whose context goes
+with each hard reset and takes the next one's textures along, is never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from latentplan.sim.rendering import mujoco_renderer
+from latentplan.sim.rendering.cameras import Camera
+from latentplan.types import Array
+
+COLLISION = 0  # robosuite's group of geoms that are not to be seen
+HIDDEN = 5  # a group that is never drawn
+SMOOTH = 4  # samples a pixel of a picture, as robosuite has
+
+
+class Pictures:
+    """Pictures (h, w) by the model's cameras, without shadows and reflections.
+
+    What lies outside a camera's field of view is not sent to OpenGL: on a software GL the 170,000
+    triangles of an arm are nearly the whole cost.
+    """
+
+    def __init__(self, model: Any, *, cameras: dict[str, str], size: int) -> None:
+        """Take cameras by name, each with the model's name for it; pictures are `size` a side."""
+        mujoco_renderer.self_test()
+        mujoco = mujoco_renderer.mujoco
+        model.vis.quality.shadowsize = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._model, self._size = model, size
+        kind = mujoco.mjtObj.mjOBJ_CAMERA
+        self._ids = {k: mujoco.mj_name2id(model, kind, name) for k, name in cameras.items()}
+        self._groups = model.geom_group.copy()
+        self._renderers: dict[int, _Visual] = {}  # by samples a pixel
+
+    def camera(self, data: Any, name: str) -> Camera:
+        """Return a camera where it is now."""
+        number = self._ids[name]
+        position, axes = data.cam_xpos[number], data.cam_xmat[number].reshape(3, 3)
+        return Camera(
+            name,
+            tuple(position.tolist()),
+            target=tuple((position - axes[:, 2]).tolist()),
+            up=tuple(axes[:, 1].tolist()),
+            fovy=float(self._model.cam_fovy[number]),
+            width=self._size,
+            height=self._size,
+        )
+
+    def picture(self, data: Any, name: str) -> Array:
+        """Return what a camera sees, (h, w, 3) uint8."""
+        renderer = self._renderer(name, data, samples=SMOOTH)
+        with self._culled(renderer.camera, data):
+            return renderer.picture(data)
+
+    def depth(self, data: Any, name: str) -> Array:
+        """Return (h, w) float32: metres from a camera, along its axis, in the pixels' middles."""
+        renderer = self._renderer(name, data, samples=0)  # one of several would lie beside it
+        with self._culled(renderer.camera, data):
+            return renderer.depth(data)
+
+    def close(self) -> None:
+        """Free the model's textures."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}
+
+    def _renderer(self, name: str, data: Any, *, samples: int) -> _Visual:
+        """Return the renderer with so many samples a pixel, where the camera is now."""
+        camera = self.camera(data, name)
+        if samples not in self._renderers:
+            self._model.vis.quality.offsamples = samples
+            self._renderers[samples] = _Visual(self._model, camera)
+        renderer = self._renderers[samples]
+        renderer.camera = camera
+        return renderer
+
+    @contextmanager
+    def _culled(self, camera: Camera, data: Any) -> Iterator[None]:
+        """Put geoms that the camera does not see into a group that is not drawn."""
+        self._model.geom_group[outside(camera, data.geom_xpos, self._model)] = HIDDEN
+        try:
+            yield
+        finally:
+            self._model.geom_group[:] = self._groups
+
+
+class _Visual(mujoco_renderer.Renderer):
+    """A renderer that shows what is meant to be seen, and not what collides."""
+
+    def __init__(self, model: Any, camera: Camera) -> None:
+        super().__init__(model, camera)
+        self._options.geomgroup[[COLLISION, HIDDEN]] = 0
+
+
+def outside(camera: Camera, positions: Array, model: Any) -> Array:
+    """Return (geoms,) bool: whether the sphere around a geom lies outside the field of view."""
+    right, down, forward = ((positions - np.asarray(camera.position)) @ camera.axes().T).T
+    radius = model.geom_rbound  # 0 for planes, which are everywhere
+    angle = np.radians(camera.fovy) / 2  # pictures are square
+    sideways = np.maximum(np.abs(right), np.abs(down)) * np.cos(angle) - forward * np.sin(angle)
+    hidden: Array = (radius > 0) & ((sideways > radius) | (forward < -radius))
+    return hidden
