@@ -48,7 +48,8 @@ def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str,
             probes[name]["position"] = scored(error[:, :3], spread[:, :3], groups["test"])
         print(f"  {name:36s} R2 {probes[name]['r2']:.3f} {probes[name]['interval']}", flush=True)
     places = {
-        f"code {h}": used(each, model.ldm.vocabulary) for h, each in enumerate(seen["test"].codes.T, 1)
+        f"code {h}": used(each, model.ldm.vocabulary)
+        for h, each in enumerate(seen["test"].codes.T, 1)
     }
     return {
         "probes": probes,

@@ -213,6 +213,7 @@ class Learner(Protocol):
     """
 
     spec: Spec  # the observations that it reads, none of them privileged
+    config: Any  # the Config that it was built from
     window: int  # observations in a training window, at least
     targets: tuple[str, ...]  # privileged observations that its loss reads
     reads: tuple[str, ...]  # optional fields of Batch that its loss reads: rewards, task, segments
@@ -338,6 +339,7 @@ class Tokenizer(Protocol):
     """
 
     spec: Spec
+    config: Any  # the Config that it was built from
     stride: int  # observations that are one token frame
     tokens: int  # K, of one token frame
     vocabulary: int  # ids are below it

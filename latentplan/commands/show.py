@@ -103,7 +103,7 @@ def _show_run(what: str, out: Path | None, data: str | None) -> None:
     file = checkpoint.find(what)
     weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
     numbers = sum(w.numel() for w in weights.values())
-    print(f"{file}: {header["name"]}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB")
+    print(f"{file}: {header['name']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB")
     print(f"step         {header['step']}")
     _print_mapping("held out", header["metrics"])
     _print_mapping("config", header["config"])

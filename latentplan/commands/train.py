@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from latentplan.errors import Interrupted
 
@@ -20,7 +21,7 @@ def run(
     cache: str | Path | None = None,
 ) -> None:
     """Train `model` and print its held-out figures; see `latentplan.train`."""
-    from latentplan.api.train import train
+    from latentplan.api.train import Run, train
     from latentplan.commands.progress import Bars
 
     try:
@@ -37,7 +38,8 @@ def run(
                 on_progress=bars,
             )
     except Interrupted as e:
-        at = f" at step {e.result.step}" if e.result.step else ""
+        step = cast(Run, e.result).step
+        at = f" at step {step}" if step else ""
         print(f"{run}: stopped{at}; --resume continues")
         raise
     if found.steps == 0:

@@ -142,10 +142,11 @@ def _held_out(store: ZarrStore, learner: Any, training: Training, tasks: Sequenc
         count = min(-(-HELD_OUT // windows.batch), len(windows) // windows.batch)
         return [windows[index] for index in range(count)]
 
+    declared = learner.targets
     if not isinstance(learner, Dynamics):
         return HeldOut(batches())
     keypoints = KEYPOINTS if KEYPOINTS in store.spec.privileged else None
-    targets = {*learner.targets, *([keypoints] if keypoints else [])}
+    targets = {*declared, *([keypoints] if keypoints else [])}
     transitions = batches(length=learner.context + 1, batch=RETRIEVED, targets=sorted(targets))
     if sum(len(batch.actions) for batch in transitions) < 2:
         raise StoreError(f"{store.path}: holds out 1 transition alone, need 2; collect more")

@@ -51,7 +51,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(EPISODES):
             rng = np.random.default_rng(number)
             actions = rng.uniform(-1, 1, (LENGTH - 1, 4)).astype(np.float32)
-            places = np.clip(np.cumsum(np.r_[[[24, 24]], 12 * actions[:, :2]], 0), 0, 48).astype(int)
+            moved = np.cumsum(np.r_[[[24, 24]], 12 * actions[:, :2]], axis=0)
+            places = np.clip(moved, 0, 48).astype(int)
             images = np.full((LENGTH, 64, 64, 3), 30 + 10 * number, np.uint8)
             for image, (x, y) in zip(images, places, strict=True):
                 image[y : y + 16, x : x + 16] = rng.integers(100, 256, 3)
@@ -184,7 +185,8 @@ class Reader(torch.nn.Module):
 
     def __init__(self, spec: Spec, *, targets: tuple[str, ...], reads: tuple[str, ...]) -> None:
         super().__init__()
-        self.spec, self.targets, self.reads = spec, targets, reads
+        self.spec, self.config = spec, None
+        self.targets, self.reads = targets, reads
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def loss(self, batch: Batch) -> Loss:

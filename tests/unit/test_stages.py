@@ -84,7 +84,7 @@ def test_cameras_that_the_data_lack_are_named(cameras, said, tmp_path):
 def test_data_without_pictures_are_refused(tmp_path):
     spec = replace(SPEC, observation={"state": ArraySpec((2,))})
     data = stored(tmp_path / "blind.zarr", spec=spec)
-    with pytest.raises(ConfigError, match="VideoWorld.images: the data have no images, only: state"):
+    with pytest.raises(ConfigError, match="VideoWorld.images: .* no images, only: state"):
         trained(data, tmp_path / "run")
 
 
@@ -119,7 +119,7 @@ def test_a_stage_of_other_data_or_settings_is_refused(tmp_path, capsys):
     own = (tokenizer / "best.safetensors").read_bytes()
     other = next(stages.glob("ldm-*")) / "best.safetensors"
     (tokenizer / "best.safetensors").write_bytes(other.read_bytes())
-    with pytest.raises(CheckpointError, match="best.safetensors: its kind is not that of tokenizer"):
+    with pytest.raises(CheckpointError, match="best.safetensors: its kind is not that of tok"):
         trained(data, tmp_path / "run", resume=True)
     (tokenizer / "best.safetensors").write_bytes(own)
 

@@ -287,7 +287,7 @@ def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
         (empty.path, [], StoreError, "is empty"),
         (short, ["window=4"], StoreError, "has 4 observations in a row"),
         (broken, [], StoreError, "is not an episode store"),
-        (data, ["window=1"], ConfigError, "training.window: 1 is fewer than the 2 observations that"),
+        (data, ["window=1"], ConfigError, "training.window: 1 is fewer than the 2 observ"),
         (data, ["steps=x"], ConfigError, "Training.steps: found 'x'"),
         (data, ["step=3"], ConfigError, "did you mean 'steps'"),
         (data, ["precision=float16"], ConfigError, "need float32 or bfloat16"),

@@ -20,7 +20,7 @@ from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.sim.tabletop.env import Tabletop
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.training import checkpoint
-from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Part, Spec
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import videoworld_ablations as ablations  # noqa: E402
@@ -37,7 +37,7 @@ SPEC = Spec(
 )
 TASKS = ("close_drawer", "open_drawer")
 CONFIG = VideoWorld.Config(
-    tokenizer=VQVAE.Config(channels=(8, 16), levels=(4, 3, 3)),
+    tokenizer=Part("tokenizer", "vqvae", VQVAE.Config(channels=(8, 16), levels=(4, 3, 3))),
     ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
     generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=replace(VideoWorld.Config().inverse, chunk=3, width=16),

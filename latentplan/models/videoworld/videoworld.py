@@ -92,7 +92,7 @@ class VideoWorld(nn.Module):
                     f"VideoWorld.tokenizer: {self.tokenizer.name} takes {tokenizer.stride} "
                     "observations a token frame, need 1"
                 )
-            of_tokens = {"levels": tokenizer.levels, "views": len(images)}
+            of_tokens: dict[str, Any] = {"levels": tokenizer.levels, "views": len(images)}
             return replace(
                 self,
                 images=images,
