@@ -45,10 +45,10 @@ $(DEMO)/report/.$(GOALS)-goals: $(DEMO)/run/best.safetensors
 # A file's tests run in one process, so that they share what they made.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-test: gl
+test: gl open3d
 	@$(PYTEST) -m "not slow"
 
-test-slow: gl open3d
+test-slow: gl
 	@$(PYTEST) -m slow
 
 test-all:

@@ -1,4 +1,4 @@
-"""Refuse the words of .ci/words.txt in what git tracks: `file:line: 'anew': write again`."""
+"""Refuse the words of .ci/words.txt in what git tracks: `file:line: 'WORD': write ADVICE`."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What faults come to: how soon an arm slows down, when it rests, and whether it stays so.
+"""Faults of the robot stack: how soon an arm slows down, rests, and whether it stays at rest.
 
     python benchmarks/faults.py sim                   # each backend by the python that has it
     .venv-ros2/bin/python benchmarks/faults.py ros2 --trials 5
@@ -19,6 +19,7 @@ import json
 import signal
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from latentplan.evaluation.provenance import provenance  # noqa: E402
 from latentplan.files import replacing  # noqa: E402
 
 JSON, PAGE = (ROOT / "docs" / "results" / f"faults.{suffix}" for suffix in ("json", "md"))
+BACKENDS = ("sim", "ros2", "ros1", "rosbridge")
 ENDS = {"node told to end": signal.SIGTERM, "node killed": signal.SIGKILL}
 REST = 600.0  # ms from the trip until it rests, at most
 MOST = 1.01  # of a limit
@@ -99,9 +101,9 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         "backend": trials[0].backend,
         "fault": trials[0].fault,
         "trip_ms": trip,
-        "trip_median_ms": None if trip is None else sorted(r.trip_ms or 0 for r in trials)[
-            len(trials) // 2
-        ],
+        "trip_median_ms": None
+        if trip is None
+        else sorted(r.trip_ms or 0 for r in trials)[len(trials) // 2],
         "limit_ms": limit,
         "rest_ms": rest,
         "held": all(row.held for row in trials),
@@ -129,53 +131,78 @@ def _merge(rows: list[dict[str, Any]]) -> None:
     kept = {(row["backend"], row["fault"]): row for row in known["rows"]}
     kept |= {(row["backend"], row["fault"]): row for row in rows}
     order = [*FAULTS, *LAST, *ENDS]
-    backends = ["sim", "ros2", "ros1", "rosbridge"]
     rows = sorted(
-        kept.values(), key=lambda r: (backends.index(r["backend"]), order.index(r["fault"]))
+        kept.values(), key=lambda r: (BACKENDS.index(r["backend"]), order.index(r["fault"]))
     )
     with replacing(JSON) as partial:
         partial.write_text(json.dumps({"rows": rows} | provenance(), indent=1) + "\n")
 
 
 def page() -> str:
-    """Return the page that shows what was measured."""
+    """Return the page of what was measured: the table and the finding, then the method."""
     known = json.loads(JSON.read_text())
+    rows = known["rows"]
+    backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
     lines = [
-        "# What faults come to",
+        "# Results: faults of the robot stack",
         "",
-        "Arm, camera, node, planner and recorder are processes of their own. The first joint of a",
-        "simulated Panda turns at 0.5 rad/s when a fault is injected, at a random moment; the",
-        "planner goes on sending throughout. Times are the worst of the trials, from the fault to",
-        "the first recorded command that slows down (median in brackets) and until no joint moves",
-        "faster than 0.005 rad/s. *Held*: the fault is over, the planner sends, and the arm stays",
-        "at rest until somebody resets it. Speed and acceleration are the largest of all recorded",
-        "commands, as a share of their limits. A tick is 20 ms. Measured on",
-        f"{known['machine']['cores']} cores by `python benchmarks/faults.py BACKEND`; all figures",
-        "are in [faults.json](faults.json).",
-        "",
-        "| backend | fault | trips, ms | allowed | rests, ms | held | speed | acceleration |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fault | allowed, ms | " + " | ".join(backends) + " |",
+        "|---" * (2 + len(backends)) + "|",
     ]
-    for row in known["rows"]:
-        trip = "goes on" if row["rest_ms"] is None else "-"
-        if row["trip_ms"] is not None:
-            trip = f"{row['trip_ms']:.0f} ({row['trip_median_ms']:.0f})"
-        rest = "" if row["rest_ms"] is None else f"{row['rest_ms']:.0f}"
-        held = "" if row["rest_ms"] is None else ("yes" if row["held"] else "no")
-        allowed = "" if row["limit_ms"] is None else f"{row['limit_ms']:.0f}"
-        allowed += "" if row["ok"] else " **missed**"
-        shares = f"{row['velocity']:.3f} | {row['acceleration']:.3f}"
-        cells = [row["backend"], row["fault"], trip, allowed, rest, held, shares]
-        lines.append(f"| {' | '.join(cells)} |")
-    count = sum(row["non_finite"] for row in known["rows"])
-    lines += ["", f"Commands that were not finite: {count}."]
-    return "\n".join(lines) + "\n"
+    for fault in dict.fromkeys(row["fault"] for row in rows):
+        of = {row["backend"]: row for row in rows if row["fault"] == fault}
+        limits = sorted({row["limit_ms"] for row in of.values()} - {None})
+        allowed = " to ".join(f"{limit:.0f}" for limit in dict.fromkeys(limits[:1] + limits[-1:]))
+        cells = [_cell(of[name]) if name in of else "" for name in backends]
+        lines.append(f"| {fault} | {allowed} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_finding(rows), "", *_method(known)]) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """Return the reaction time and the time to rest of a fault behind a backend, in ms."""
+    if row["rest_ms"] is None:
+        return "continues"
+    reaction = "-" if row["trip_ms"] is None else f"{row['trip_ms']:.0f}"
+    missed = "" if row["ok"] else " **missed**"
+    return f"{reaction} / {row['rest_ms']:.0f}{missed}"
+
+
+def _finding(rows: list[dict[str, Any]]) -> list[str]:
+    stops = [row for row in rows if row["rest_ms"] is not None]
+    missed = sum(not row["ok"] for row in rows)
+    in_time = "within the allowed time" if not missed else f"late in {missed} of them"
+    held = "in every one" if all(row["held"] for row in stops) else "not in every one"
+    velocity = max(row["velocity"] for row in rows)
+    acceleration = max(row["acceleration"] for row in rows)
+    broken = sum(row["non_finite"] for row in rows)
+    text = (
+        "Cells are the reaction time, until the first command that slows the arm down, and the "
+        f"time until the arm is at rest, in ms. The arm stops after {len(stops)} of {len(rows)} "
+        f"faults, {in_time}, and {held} stays at rest until somebody resets it; the other "
+        f"{len(rows) - len(stops)} are harmless, and it continues. No command exceeds "
+        f"{velocity:.3f} of a velocity limit or {acceleration:.3f} of an acceleration limit, and "
+        f"{broken} commands are not finite."
+    )
+    return textwrap.wrap(text, 100)
+
+
+def _method(known: dict[str, Any]) -> list[str]:
+    text = (
+        "Arm, camera, node, planner and recorder are separate processes. The first joint of a "
+        "simulated Panda turns at 0.5 rad/s when a fault is injected at a random moment; the "
+        "planner keeps sending. Times are the worst of the trials, measured in the recorded "
+        "topics; the arm is at rest when no joint moves faster than 0.005 rad/s. A tick is 20 ms. "
+        f"`python benchmarks/faults.py BACKEND` measures a backend, here on "
+        f"{known['machine']['cores']} cores. All figures, with medians and the reason of each "
+        "stop, are in [faults.json](faults.json). [Safety](../safety.md) describes the checks."
+    )
+    return ["## Method", *textwrap.wrap(text, 100)]
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("backend", choices=["sim", "ros2", "ros1", "rosbridge", "page"])
+    parser.add_argument("backend", choices=[*BACKENDS, "page"])
     every = ",".join([*FAULTS, *ENDS, *LAST])
     parser.add_argument("--faults", default=every, help="names with commas")
     parser.add_argument("--trials", type=int, default=3)

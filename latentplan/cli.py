@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from latentplan import __version__
+from latentplan.commands import check, config
 from latentplan.errors import LatentplanError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -581,6 +582,10 @@ def doctor(
     from latentplan.commands import doctor as command
 
     raise typer.Exit(0 if command.run(json=json) else 2)
+
+
+app.command(name="config", epilog=f"Example: {config.EXAMPLE}")(config.command)
+app.command(name="check", epilog=f"Example: {check.EXAMPLE}")(check.command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

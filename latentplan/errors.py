@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -75,6 +76,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     return UnknownName(f"no {kind} named {name!r};{hint} known: {', '.join(names)}")
 
 
+_records: list[dict[str, tuple[float | None, float | None]]] = []
+
+
+@contextmanager
+def ranges() -> Iterator[dict[str, tuple[float | None, float | None]]]:
+    """Give the bounds that `check_range` compares with inside the block, by the field's name."""
+    record: dict[str, tuple[float | None, float | None]] = {}
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
+
+
 def check_range(
     where: str, value: float, low: float | None = None, high: float | None = None
 ) -> None:
@@ -82,6 +97,8 @@ def check_range(
 
     `where` names the field (`CEM.elites`); a bound of None is open.
     """
+    for record in _records:
+        record[where.rpartition(".")[2]] = (low, high)
     if (low is None or value >= low) and (high is None or value <= high) and value == value:
         return
     if low is not None and high is not None:

@@ -46,13 +46,13 @@ class Randomisation:
     """
 
     per: str = "episode"  # when all else is drawn: once an episode, or before every step
-    friction: Range = ()  # of the env's setting of the same name, in its unit; so are the next six
-    mass: Range = ()
-    stiffness: Range = ()
-    damping: Range = ()
-    length: Range = ()
-    radius: Range = ()
-    size: Range = ()
+    friction: Range = ()  # of the env's setting of the same name
+    mass: Range = ()  # kg, as the env's setting
+    stiffness: Range = ()  # in the unit of the env's setting
+    damping: Range = ()  # in the unit of the env's setting
+    length: Range = ()  # m, of a rope
+    radius: Range = ()  # m, of a rope
+    size: Range = ()  # m, of a cloth's side
     object_colour: Range = ()  # red, green and blue, each 0 to 1
     table_colour: Range = ()  # red, green and blue, each 0 to 1
     texture: Range = ()  # contrast of a random pattern on the table, 0 to 1

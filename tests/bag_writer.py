@@ -37,7 +37,7 @@ def joint(name: str, seconds: float) -> float:
 
 
 def picture(number: int, *, height: int = 18, width: int = 20) -> np.ndarray:
-    """The picture (h, w, 3) of a number."""
+    """Return the image (h, w, 3) of a number."""
     return np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
@@ -139,7 +139,7 @@ def header(types: Any, ros1: bool, stamp: int) -> Any:
 
 
 def recording(seconds: float = 1.0, *, seed: int = 0) -> list[Said]:
-    """A camera at 20 Hz, a compressed one at 10, joints at 100."""
+    """Write a camera at 20 Hz, a compressed one at 10, joints at 100."""
     frames = range(int(seconds * 20))
     return [
         *(joints(0.01 * i) for i in range(int(seconds * 100))),

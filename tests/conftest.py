@@ -35,6 +35,15 @@ settings.load_profile("default")
 providers._get_local_constants = lambda: providers._local_constants
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is so with some parameters only: `@pytest.mark.slow_with(*ids)`."""
+    for item in items:
+        slow = [name for mark in item.iter_markers("slow_with") for name in mark.args]
+        if isinstance(item, pytest.Function) and slow and item.callspec.id in slow:
+            item.add_marker("slow")
+
+
 def seed() -> None:
     """Seed the global generators, so that a test does not depend on those that ran before."""
     random.seed(0)

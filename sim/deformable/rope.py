@@ -45,9 +45,9 @@ class Rope(Deformable):
 
         task: str = "goal"  # or straighten, shape
         shape: str = "U"  # of the goal, task=shape; one of curves.SHAPES
-        links: int = 20
-        length: float = 0.4
-        radius: float = 0.009
+        links: int = 20  # rigid links of the rope
+        length: float = 0.4  # m, of the whole rope
+        radius: float = 0.009  # m, of the rope
         mass: float = 0.04  # of the whole rope
         friction: float = 1.0  # sliding, rope on table
         stiffness: float = 0.0  # N m/rad at every joint

@@ -43,7 +43,7 @@ class Cloud:
 
     points: int = 512  # rows of the observation
     low: Corner = (-0.3, -0.3, 0.003)  # the box that is kept: from 3 mm above the table
-    high: Corner = (0.3, 0.3, 0.3)
+    high: Corner = (0.3, 0.3, 0.3)  # m, the upper corner of that box
     voxel: float = 0.0  # side of the cubes in which points are averaged first; 0 not at all
     normals: bool = False  # three more numbers a point: the unit normal, towards a camera
 

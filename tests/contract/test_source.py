@@ -37,7 +37,7 @@ OPEN = ("Lerobot", "Minari")  # formats that do not record what an action's numb
 
 @pytest.fixture(scope="module", params=sorted(SAMPLES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The class of a source and the folder of its sample."""
+    """Return the class of a source and the folder of its sample."""
     folder = tmp_path_factory.mktemp(request.param) / "sample"
     return registry.get("source", request.param), SAMPLES[request.param](folder)
 

@@ -37,6 +37,9 @@ SPEC = Spec(
     action=ActionSpec((-1.0,) * 3, (1.0,) * 3),
 )
 
+# Crash at each step of the disk, or at some.
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,14 +274,15 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Path, "replace", replace_)
 
 
+@EVERY
 def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     total = 3  # two fill a shard, the third is written on closing
     undisturbed = arrays(filled(tmp_path / "whole.zarr", total))
     empty = filled(tmp_path / "empty.zarr", 0)
     crashes = 0
-    for steps in range(1000):
+    for steps in range(0, 1000, every):
         path = tmp_path / f"{steps}.zarr"
         shutil.copytree(empty, path)
         store = ZarrStore.open(path, "a")
@@ -307,7 +311,7 @@ def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
                 store.append(episode(number))
         assert_equal_arrays(path, undisturbed)
         assert not list(path.rglob("*.partial")) and not list(path.rglob("*.npz"))
-    assert crashes > 30  # the steps of appending, of writing shards and of cleaning up
+    assert crashes > 30 // every  # the steps of appending, of writing shards and of cleaning up
 
 
 def test_ctrl_c_amid_an_episode_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,7 +460,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     memory = fsspec.filesystem("memory")
-    root = f"/{request.node.name}"
+    root = f"/{request.node.originalname}"
     yield f"memory:/{root}/data.zarr"
     if memory.exists(root):
         memory.rm(root, recursive=True)
@@ -479,10 +483,13 @@ def test_a_store_at_a_url_holds_what_one_in_a_folder_holds(tmp_path: Path, url: 
         ZarrStore.create(url, SPEC)
 
 
-def test_a_kill_at_a_url_loses_nothing_either(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@EVERY
+def test_a_kill_at_a_url_loses_nothing_either(
+    url: str, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
     memory, total, crashes = type(fsspec.filesystem("memory")), 3, 0
     put, remove, write = memory.pipe_file, memory.rm_file, FsspecStore.set
-    for steps in range(1000):
+    for steps in range(0, 1000, every):
         place = url.replace("data", str(steps))
         store = ZarrStore.create(place, SPEC)
         left = [steps]
@@ -516,7 +523,7 @@ def test_a_kill_at_a_url_loses_nothing_either(url: str, monkeypatch: pytest.Monk
             for number in range(total):
                 assert_same(store.episode(number), episode(number))
             assert not store._location.sizes(pending.FOLDER)
-    assert crashes > 20
+    assert crashes > 20 // every
 
 
 def test_two_writers_at_a_url_notice_each_other(url: str) -> None:

@@ -97,6 +97,7 @@ def test_a_run_is_embedded_in_a_loop(loop: Path) -> None:
         planner.goal({"rgb": goal["rgb"][::2, ::2]})
 
 
+@pytest.mark.slow
 def test_kill_9_while_collecting_then_again_gives_the_same_data(loop: Path, tmp_path: Path) -> None:
     out = tmp_path / "rope.zarr"
     nth = int(np.random.default_rng().integers(0, 12))
@@ -114,6 +115,7 @@ def test_kill_9_while_collecting_then_again_gives_the_same_data(loop: Path, tmp_
         np.testing.assert_array_equal(found[name][:], wanted[name][:], strict=True, err_msg=name)
 
 
+@pytest.mark.slow
 def test_kill_9_while_training_then_resume_gives_the_same_run(loop: Path, tmp_path: Path) -> None:
     (tmp_path / "rope.zarr").symlink_to(loop / "rope.zarr")
     run = tmp_path / "run"

@@ -126,6 +126,7 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         np.testing.assert_allclose(moved, 0.1 * watched.actions[:, :-1], atol=0.06)
 
 
+@pytest.mark.slow
 def test_an_arm_stands_still_while_its_planner_thinks() -> None:
     overrides = [*PATIENT[:-1], "safety.age=3.0"]
     command = node_process.argv("sim", address=("127.0.0.1", 0), overrides=overrides)
@@ -173,6 +174,7 @@ def test_a_node_needs_no_torch_and_stops_its_arm_when_it_is_told_to_end() -> Non
         node.wait()
 
 
+@pytest.mark.slow_with("15-143")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_arm_before_the_planner_ends(
     tmp_path: Path, number: signal.Signals, code: int

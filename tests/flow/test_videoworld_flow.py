@@ -41,6 +41,7 @@ def files(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_killed_between_stages_it_goes_on_and_plans(
     loop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,7 @@ def begins_where_measured(rig: Rig) -> None:
 
 
 def rested(rig: Rig) -> None:
-    """The arm was slowed down within its limits, not cut off, and stands."""
+    """Check that the arm stopped within its limits, was not cut off, and stands."""
     commands, joints = rig.record(rig.begun)
     assert np.abs(commands.speeds[-1]).max() < 1e-3
     steps = np.abs(np.diff(commands.speeds, axis=0)) / DT
@@ -51,7 +51,7 @@ def rested(rig: Rig) -> None:
 
 
 def killed(rig: Rig, *, within: float) -> None:
-    """A node that is killed sends nothing more, and the arm stands where it was sent last."""
+    """Check that a killed node sends nothing more and the arm holds the last command."""
     rig.cruise()
     at = rig.processes["node"].signal(signal.SIGKILL)
     time.sleep(0.8)

@@ -40,6 +40,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["camera hangs", "joint not finite", "nan action", "emergency stop"]
 )
@@ -50,6 +51,7 @@ def test_a_fault_stops_the_arm(rig: Rig, name: str) -> None:
     assert row.held, row
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_stops_the_arm_and_gets_nothing_later(rig: Rig) -> None:
     rig.cruise()
     begin = rig.processes["before0"].signal(signal.SIGKILL)

@@ -31,7 +31,7 @@ def lay(root, files):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package that wants of its surroundings what calvin_env wants."""
+    """Return a package that imports what calvin_env imports."""
     for name in [n for n in sys.modules if n.split(".")[0] in ("calvin_env", "gym")]:
         monkeypatch.delitem(sys.modules, name)
     lay(

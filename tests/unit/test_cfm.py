@@ -35,7 +35,7 @@ def test_the_paper_preset_is_the_paper():
 
 
 def pixel(x, y, size=64):
-    """A dark picture with a bright pixel at action coordinates (x, y)."""
+    """Return a dark image with a bright pixel at action coordinates (x, y)."""
     picture = torch.zeros(size, size, 3, dtype=torch.uint8)
     picture[round((1 - y) / 2 * size - 0.5), round((x + 1) / 2 * size - 0.5)] = 255
     return picture

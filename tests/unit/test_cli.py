@@ -106,6 +106,7 @@ def test_the_exit_code_reaches_the_shell() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_keeps_what_was_done(tmp_path: Path) -> None:
     out = tmp_path / "data.zarr"
     argv = ["collect", "rope", "--episodes", "100000", "--out", str(out), "--workers", "1"]

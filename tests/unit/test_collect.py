@@ -332,6 +332,7 @@ def assert_session_ends(session: int) -> None:
     raise AssertionError("worker processes are left")
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_then_resume_gives_the_same_data(toy: None, tmp_path: Path) -> None:
     run("toy", episodes=400, out=tmp_path / "whole.zarr", workers=0, overrides=["length=7"])
     out = tmp_path / "killed.zarr"

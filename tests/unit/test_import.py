@@ -305,6 +305,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stop_at_any_moment_keeps_what_was_done(tmp_path: Path, how: signal.Signals) -> None:
     segment = (1000, 1240)

@@ -170,6 +170,7 @@ def test_what_is_no_message_harms_nobody(shared: Process, junk: bytes) -> None:
         assert robot.health().state == "armed"
 
 
+@pytest.mark.slow
 def test_a_planner_that_hangs_stops_the_arm_not_the_node() -> None:
     with node(age=1.0) as process:
         with planner(process) as robot:
@@ -196,6 +197,7 @@ with RemoteRobot(("127.0.0.1", int(sys.argv[1])), patience=20) as robot:
 """
 
 
+@pytest.mark.slow
 def test_a_planner_that_is_killed_is_replaced() -> None:
     with node() as process:
         port = str(process.address[1])

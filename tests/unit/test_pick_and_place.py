@@ -23,6 +23,7 @@ def planners() -> dict[str, PickAndPlace]:
     return {name: PickAndPlace(description.load(name)) for name in ARMS}
 
 
+@pytest.mark.slow_with("ur5e")
 @pytest.mark.parametrize("name", ARMS)
 def test_a_hundred_motions_keep_to_every_limit(planners, name) -> None:
     planner, rng = planners[name], np.random.default_rng(2)

@@ -21,7 +21,7 @@ SAMPLES = Path(__file__).parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A task with one demo of six observations, and what was drawn for it."""
+    """Return a task with one demo of six observations, and the arrays written to it."""
     root = tmp_path_factory.mktemp("rlbench")
     drawn = writer.write_demo(root / "reach_target" / "variation3" / "episodes" / "episode0")
     texts = ["reach the ball", "touch it"]
@@ -31,7 +31,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def copy(written, tmp_path):
-    """The same, to be damaged; the folder of its episode."""
+    """Copy the task, to be damaged; return the folder of its episode."""
     shutil.copytree(written[0], tmp_path / "set")
     return tmp_path / "set" / "reach_target" / "variation3" / "episodes" / "episode0"
 

@@ -21,7 +21,7 @@ PANDA = Path(str(files("latentplan"))) / "configs" / "robot" / "panda.yaml"
 
 @pytest.fixture
 def far(tmp_path: Path) -> str:
-    """An arm that stands too far away from half of the table."""
+    """Return an arm that stands too far away from half of the table."""
     file = tmp_path / "far.yaml"
     text = PANDA.read_text()
     assert "position: [-0.5," in text

@@ -140,6 +140,7 @@ def driven(data: Path, run: Path, moments: str, *overrides: str) -> list[tuple[s
     return [(moment, int(code), int(step)) for moment, code, step in lines if ":" in moment]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_path: Path) -> None:
     settings = ("steps=60", "training.ema=0.9")
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -170,7 +170,7 @@ def test_dynamics_of_patches_keep_every_token_in_its_place():
 
 
 def token_spec(spec, *, side):
-    """The spec of a store of tokens of two cameras."""
+    """Return the spec of a store of tokens of two cameras."""
     tokens = ArraySpec((2 * side**2,), "int32")
     return replace(spec, observation={"tokens": tokens}, privileged=())
 
@@ -210,7 +210,7 @@ def test_code_h_sees_frames_up_to_h_alone(model):
 
 
 def _asked(ldm, maps):
-    """What the queries have seen before it is made a code: a code may stay where that changes."""
+    """Return the features before quantization, which may change while the code does not."""
     seen = []
     handle = ldm.quantizer.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
     ldm._quantize(maps)
@@ -360,6 +360,7 @@ def learn(network, batch):
     return loss
 
 
+@pytest.mark.slow_with("fine-ldm")
 @pytest.mark.parametrize("part", ["tokenizer", "ldm"])
 def test_parts_learn_one_batch(model, part):
     network = getattr(model, part).train()
@@ -369,6 +370,7 @@ def test_parts_learn_one_batch(model, part):
     assert {"usage", "perplexity", "psnr"} <= loss.parts.keys()
 
 
+@pytest.mark.slow_with("fine-dynamics", "fine-generator")
 @pytest.mark.parametrize("part", ["generator", "inverse", "dynamics"])
 def test_parts_learn_tokens(model, part):
     network = getattr(model, part).train()

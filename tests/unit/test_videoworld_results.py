@@ -47,7 +47,7 @@ LENGTH, MOVED = 12, 5  # actions of an episode; observation from which on its pi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of random weights, and the data that it says it was trained on."""
+    """Return a run of random weights, and the data in its header."""
     torch.manual_seed(0)
     model = VideoWorld(SPEC, CONFIG.fitted(SPEC, tasks=TASKS)).eval()
     for weight in model.parameters():  # nothing is almost zero, so that all that is seen matters

@@ -1,0 +1,153 @@
+"""The checks of a kind, run one after the other over one class and its settings."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from latentplan import config, contracts, registry
+from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
+from latentplan.types import Array, Spec
+
+KINDS = ("env", "model", "tokenizer", "planner", "policy", "objective")
+
+
+class Broken(Exception):
+    """A promise is not kept; the text says what was found."""
+
+
+class NotApplicable(Exception):
+    """A check is of something optional that is not offered; the text says of what."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class under test, with its settings."""
+
+    kind: str
+    name: str  # in the registry, or MODULE:CLASS
+    make: Any  # the class
+    config: Any = None  # of its Config; None if it has none
+    spec: Spec | None = None  # of the data that a model is built for; None: the suite's own
+
+    def build(self, *before: Any) -> Any:
+        """Return a new object, made of the arguments `before` and the settings.
+
+        Raises ContractError if the object lacks what its kind must offer.
+        """
+        made = self.make(*before) if self.config is None else self.make(*before, self.config)
+        contracts.check_object(self.kind, self.name, made)
+        return made
+
+
+Check: TypeAlias = Callable[[Subject], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a check."""
+
+    promise: str
+    status: str  # ok, FAILED or skipped
+    found: str = ""  # why it failed or was skipped
+
+
+def subject(
+    kind: str, name: str, *, overrides: Sequence[str] = (), spec: Spec | None = None
+) -> Subject:
+    """Return the subject that a registered name, a preset or `MODULE:CLASS` stands for.
+
+    Raises UnknownName if there is none, ContractError if it lacks what its kind must offer,
+    ConfigError if an override is not one of its settings.
+    """
+    if kind not in KINDS:
+        raise unknown("kind to check", kind, KINDS)
+    values: Mapping[str, Any] = {}
+    if ":" in name:
+        make = registry.load(kind, name)
+    else:
+        preset = config.resolve(kind, name)
+        name, values = preset.base, preset.values
+        make = registry.get(kind, name)
+    if not hasattr(make, "Config"):
+        if overrides:
+            raise ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
+        return Subject(kind, name, make, spec=spec)
+    # A preset may set other sections as well, which other kinds read.
+    sections = {kind: make.Config}
+    own = {kind: values[kind]} if kind in values else values
+    filled = config.load(sections, preset=own, overrides=overrides)[kind]
+    return Subject(kind, name, make, filled, spec)
+
+
+def checks(kind: str) -> dict[str, Check]:
+    """Return the checks of a kind by name, in their order."""
+    module = import_module(f"latentplan.conformance.{kind}")
+    return {
+        name.removeprefix("check_"): function
+        for name, function in vars(module).items()
+        if name.startswith("check_") and function.__module__ == module.__name__
+    }
+
+
+def run(tested: Subject) -> Iterator[Result]:
+    """Run every check of the subject's kind, and yield what became of each.
+
+    Raises MissingDependency if the subject cannot be built here.
+    """
+    for check in checks(tested.kind).values():
+        promise = first_line(check)
+        try:
+            check(tested)
+        except NotApplicable as e:
+            yield Result(promise, "skipped", str(e))
+        except MissingDependency:
+            raise
+        except (Broken, LatentplanError) as e:
+            yield Result(promise, "FAILED", str(e))
+        except Exception as e:  # of the class under test: it says where
+            yield Result(promise, "FAILED", f"{type(e).__name__}: {e} ({_place(e.__traceback__)})")
+        else:
+            yield Result(promise, "ok")
+
+
+def first_line(check: Check) -> str:
+    """Return what a check says of itself, without `Check that`."""
+    line = (check.__doc__ or check.__name__).splitlines()[0]
+    return line.removeprefix("Check that ").removesuffix(".")
+
+
+def require(kept: bool, found: str) -> None:
+    """Raise Broken with what was found unless `kept`."""
+    if not kept:
+        raise Broken(found)
+
+
+def refuses(where: str, error: type[Exception], called: Callable[[], Any]) -> None:
+    """Raise Broken unless a call raises this error."""
+    try:
+        called()
+    except error:
+        return
+    except Exception as e:
+        raise Broken(f"{where} raises {type(e).__name__}, need {error.__name__}") from None
+    raise Broken(f"{where} is accepted, need {error.__name__}")
+
+
+def difference(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> str:
+    """Return which of two observations' arrays differ, by name; "" if none does."""
+    if found.keys() != wanted.keys():
+        return f"keys {sorted(found)} and {sorted(wanted)}"
+    return ", ".join(key for key in wanted if not np.array_equal(found[key], wanted[key]))
+
+
+def _place(trace: TracebackType | None) -> str:
+    last = traceback.extract_tb(trace)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
