@@ -18,7 +18,7 @@ import numpy as np
 
 from latentplan.data.sources.calvin import Calvin as Source
 from latentplan.evaluation.calvin import chains, rollouts
-from latentplan.evaluation.calvin.controls import Noop, Presser, Random
+from latentplan.evaluation.calvin.baselines import Noop, Presser, Random
 from latentplan.evaluation.calvin.tasks import TASKS, achieved
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing

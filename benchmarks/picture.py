@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import latentplan
 from latentplan.data.images import segment
-from latentplan.evaluation.protocol import Attempt, Evaluation, Trial
+from latentplan.evaluation.goals import Attempt, Goals, Trial
 from latentplan.sim.deformable.rope import Rope
 from latentplan.types import Array
 
@@ -28,9 +28,9 @@ INK, GOAL = "#57606a", "#ffd33d"  # INK is legible on light and on dark pages
 def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> None:
     """Run the trials and draw them, with the goal as an outline and the distance to it in cm."""
     env = Rope()
-    config = Evaluation.Config(length=STEPS[-1], states=0)
-    evaluation = Evaluation(latentplan.load(run, planner=planner), env, config=config)
-    trials = chosen(evaluation.trials(episodes=EPISODES, seed=0))
+    agent = latentplan.load(run, planner=planner)
+    evaluation = Goals(Goals.Config(length=STEPS[-1], states=0))
+    trials = chosen(evaluation.trials(agent, env, episodes=EPISODES, seed=0))
     figure = Figure(figsize=(7.6, 1.42 * len(trials)), layout="constrained")
     rows = figure.subplots(len(trials), len(STEPS) + 1)
     for cells, (number, trial) in zip(rows, trials, strict=True):
@@ -65,7 +65,7 @@ def chosen(trials: Iterator[Trial]) -> list[tuple[int, Trial]]:
 
 def draw(cell: Axes, attempt: Attempt, step: int, mask: Array) -> None:
     """Show the image after `step` actions under the outline of the goal's mask (h, w)."""
-    cell.imshow(attempt.pictures[step], interpolation="lanczos")
+    cell.imshow(attempt.images[step], interpolation="lanczos")
     cell.contour(np.asarray(mask, float), levels=[0.5], colors=GOAL, linewidths=0.7)
     cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")
 

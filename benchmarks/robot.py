@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentplan.commands import connect, robot_episodes
+from latentplan.api import robot_choice
+from latentplan.api.connection import connection
+from latentplan.evaluation.goals import EVALUATION
 from latentplan.evaluation.metrics import bootstrap, wilson
-from latentplan.evaluation.protocol import EVALUATION
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 
@@ -30,8 +31,8 @@ SUCCESS = 0.03  # m, of the rope's task `goal`
 
 def choose(run: str | None, arm: str) -> Any:
     """Return a task of `latentplan robot` on a simulated arm."""
-    return robot_episodes.choose(
-        connect.way(backend="sim", robot=arm, address=None),
+    return robot_choice.choose(
+        connection("sim", robot=arm),
         run=run,
         steps=None,
         goal=None,
@@ -53,7 +54,7 @@ def in_env(task: Any, index: int) -> dict[str, Any]:
     agent.reset(seed=plan)
     agent.goal({"rgb": goal["rgb"]})
     begin = env.distance(observation, goal)
-    for _ in range(robot_episodes.PICKS):
+    for _ in range(robot_choice.PICKS):
         observation = env.step(agent.act({"rgb": observation["rgb"]})).observation
     return {"start": begin, "final": env.distance(observation, goal)}
 
@@ -106,7 +107,7 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
                 "worst_m": float(max(r["final"] for r in done)),
                 "actions": float(np.mean([r["actions"] for r in done])),
                 "interventions": sum(sum(r["interventions"].values()) for r in done),
-                "trips": sum(bool(r["trip"]) for r in done),
+                "faults": sum(bool(r["fault"]) for r in done),
             }
     done = rows["rope"]
     for who in ("env", "arm") if done else ():
@@ -126,7 +127,7 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             "picks": sum(r["arm"]["actions"] for r in done),
             "refused": sum(r["arm"]["refused"] for r in done),
             "interventions": sum(sum(r["arm"]["interventions"].values()) for r in done),
-            "trips": sum(bool(r["arm"]["trip"]) for r in done),
+            "faults": sum(bool(r["arm"]["fault"]) for r in done),
             "worst_tracking_rad": max(r["arm"]["error"] for r in done),
             "simulated_s_a_pick": float(
                 sum(r["simulated_s"] for r in done) / sum(r["arm"]["actions"] for r in done)

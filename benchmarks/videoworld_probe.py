@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.commands import show_videoworld
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import is_test
 from latentplan.evaluation.metrics import bootstrap
+from latentplan.models.videoworld import figures as show_videoworld
 from latentplan.models.videoworld.videoworld import VideoWorld
 
 TRAINED = 400  # episodes that probes are fitted to, of those that the model was trained on

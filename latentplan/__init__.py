@@ -1,28 +1,49 @@
 """latentplan: learn a latent dynamics model from robot experience and plan with it.
 
-`latentplan.load(run)` gives a planner to embed in a control loop: `goal()`, `act()`, `reset()`.
-Importing it also makes the tasks known to Gymnasium: `gymnasium.make("latentplan/Rope-v0")`.
+    data = latentplan.collect("rope", out="rope.zarr", episodes=500)
+    run = latentplan.train("cfm", data="rope.zarr", run="runs/rope")
+    found = latentplan.evaluate("runs/rope", episodes=8)
+
+`latentplan.load(run)` returns a planner for a control loop: `goal()`, `act()`, `reset()`;
+`latentplan.connect()` an arm. Importing the package also registers its tasks with Gymnasium:
+`gymnasium.make("latentplan/Rope-v0")`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from latentplan.sim import gymnasium_ids
 
 if TYPE_CHECKING:
-    from latentplan.commands.load import load
+    from latentplan.api.collect import collect
+    from latentplan.api.evaluate import evaluate
+    from latentplan.api.load import load
+    from latentplan.api.robot import connect
+    from latentplan.api.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "collect", "connect", "evaluate", "load", "train"]
+
+MODULES = {  # of api, imported when first asked for: they need numpy or torch
+    "collect": "collect",
+    "connect": "robot",
+    "evaluate": "evaluate",
+    "load": "load",
+    "train": "train",
+}
 
 gymnasium_ids.announce()
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` when it is first asked for: it needs torch, `import latentplan` must not."""
-    if name == "load":
-        from latentplan.commands.load import load
+    """Import a function of the library when it is first asked for."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"latentplan.api.{MODULES[name]}"), name)
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """Return all names, those that are not imported yet included."""
+    return sorted({*globals(), *MODULES})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 
 class LatentplanError(Exception):
@@ -62,7 +63,7 @@ class UnstablePhysics(LatentplanError):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in a long call that keeps what it has done; `result` is what the call returns."""
 
-    def __init__(self, result: object) -> None:
+    def __init__(self, result: Any) -> None:
         """Take what has been done so far."""
         super().__init__()
         self.result = result

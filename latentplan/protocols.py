@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentplan.types import (
@@ -431,6 +431,46 @@ class Planner(Protocol):
         ShapeError where shapes do not fit; PlanningError where no cost is finite, a part raises,
         or the deadline is shorter than one iteration.
         """
+
+
+class Evaluation(Protocol):
+    """A measurement of a policy in an env: trials, and their figures. Made from its Config."""
+
+    def count(self, episodes: int | None) -> int:
+        """Return the number of trials; None asks for the default number."""
+
+    def trials(
+        self, policy: Any, env: Env, *, episodes: int | None = None, seed: int = 0
+    ) -> Iterator[Any]:
+        """Yield trials, each as soon as it is done; the same seed gives the same ones."""
+
+    def figures(self, trial: Any) -> dict[str, str]:
+        """Return what is shown of a trial as soon as it is done."""
+
+    def metrics(self, trials: Sequence[Any], *, seed: int) -> Any:
+        """Return the figures of at least one trial: an object with `to_json()` and `table()`."""
+
+    def records(self, trials: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return JSON values of each trial, which the figures can be checked with."""
+
+
+@runtime_checkable
+class IllustratedEvaluation(Protocol):
+    """An evaluation that also writes a page and a video."""
+
+    def report(
+        self,
+        trials: Sequence[Any],
+        metrics: Any,
+        *,
+        title: str,
+        config: str,
+        provenance: Mapping[str, Any],
+    ) -> str:
+        """Return an HTML page with everything in it; `config` is YAML."""
+
+    def video(self, trials: Sequence[Any], file: Path) -> bool:
+        """Write an mp4 of the trials; return False, and write nothing, if there are no images."""
 
 
 class Windows(Protocol):

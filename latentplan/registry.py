@@ -57,6 +57,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "goal": "latentplan.objectives.goal:GoalDistance",
         "pessimistic": "latentplan.objectives.ensemble:Pessimistic",
     },
+    "evaluation": {
+        "goals": "latentplan.evaluation.goals:Goals",
+        "calvin-mtlc": "latentplan.evaluation.calvin.evaluations:SingleTasks",
+        "calvin-lh": "latentplan.evaluation.calvin.evaluations:Chains",
+    },
     "explorer": {
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
+import os
+from typing import TYPE_CHECKING, Annotated, cast
 
+import typer
+
+from latentplan.commands.options import Device, Overrides, Seed
 from latentplan.errors import Interrupted
 
+if TYPE_CHECKING:
+    from latentplan.api.train import Run
 
-def run(
-    model: str,
-    *,
-    data: str | Path,
-    run: str | Path,
-    resume: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
-    overrides: Sequence[str] = (),
-    cache: str | Path | None = None,
+EXAMPLE = "latentplan train cfm --data rope.zarr --run runs/rope batch=256"
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model, tokenizer or a preset of one; see latentplan list."
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="Episode store to learn from.")],
+    run: Annotated[str, typer.Option(help="Run folder to write: checkpoints, curves, config.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the run stopped.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Folder of a model's stages, shared by runs. Default: RUN/stages."),
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Train `model` and print its held-out figures; see `latentplan.train`."""
-    from latentplan.api.train import Run, train
+    """Train a model or a tokenizer on a store."""
+    # Threads that wait for each other are not to spin: beside other work that took half the speed
+    # and more, alone it gains nothing. Before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from latentplan.api.train import train
     from latentplan.commands.progress import Bars
 
     try:
@@ -33,22 +52,27 @@ def run(
                 resume=resume,
                 seed=seed,
                 device=device,
-                overrides=overrides,
+                overrides=overrides or (),
                 cache=cache,
                 on_progress=bars,
             )
     except Interrupted as e:
-        step = cast(Run, e.result).step
-        at = f" at step {step}" if step else ""
-        print(f"{run}: stopped{at}; --resume continues")
+        step = cast("Run", e.result).step
+        print(f"{run}: stopped{f' at step {step}' if step else ''}; --resume continues")
         raise
     if found.steps == 0:
         print(f"{run}: has done its {found.step} steps; raise training.steps to continue")
-    groups: dict[str, list[str]] = {}
+    for line in summary(found):
+        print(line)
+
+
+def summary(found: Run) -> list[str]:
+    """Return the held-out figures, a line for each stage, and the checkpoint."""
+    stages: dict[str, list[str]] = {}
     for key, value in found.figures.items():
         stage, _, name = key.rpartition(".")
-        groups.setdefault(stage, []).append(f"{name} {value:.4g}")
-    for stage, figures in groups.items():
-        if stage:
-            print(f"{stage}: {', '.join(figures)}")
-    print(f"{found.checkpoint}: step {found.step}; held out: {', '.join(groups.get('', []))}")
+        stages.setdefault(stage, []).append(f"{name} {value:.4g}")
+    whole = stages.pop("", [])
+    last = f"held out: {', '.join(whole)}" if whole else "all stages done"
+    lines = [f"{stage}: {', '.join(figures)}" for stage, figures in stages.items()]
+    return [*lines, f"{found.checkpoint}: step {found.step}; {last}"]

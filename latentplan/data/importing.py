@@ -81,7 +81,7 @@ def add(
                     episode, reason = None, f"{opening.path}: episode {index}: {e}"
             if episode is None:
                 if not skip_bad:
-                    raise SourceError(f"{reason}; --skip-bad leaves such episodes out")
+                    raise SourceError(f"{reason}; skip_bad leaves such episodes out")
                 kept = (*progress.reasons, reason)[:REASONS]
                 progress = progress._replace(skipped=progress.skipped + 1, reasons=kept)
             else:

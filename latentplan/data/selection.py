@@ -46,15 +46,15 @@ class Selection:
     ) -> None:
         """Take a source; ConfigError where it has no such observation."""
         if size is not None:
-            check_range("--image-size", size, 1)
+            check_range("import.image_size", size, 1)
         spec = source.spec
         for key in keys or ():
             if key not in spec.observation:
                 known = ", ".join(spec.observation)
-                raise ConfigError(f"--keys: no observation {key!r}; the data set has: {known}")
+                raise ConfigError(f"import.keys: no observation {key!r}; the data set has: {known}")
         self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
         if not self.keys:
-            raise ConfigError("--keys: none is given; leave it out to take all")
+            raise ConfigError("import.keys: none is given; leave it out to take all")
         if isinstance(source, Choosing):
             source.choose(self.keys)
         self.notes = tuple(source.notes) if isinstance(source, Noting) else ()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy import stats
 
-from latentplan.evaluation.protocol import Attempt, Trial
+from latentplan.evaluation.goals import Attempt, Trial
+from latentplan.evaluation.table import Table
 from latentplan.types import Array
 
 RESAMPLES = 10_000  # of the bootstrap
@@ -26,24 +28,24 @@ class Metrics:
 
     episodes: int  # trials, each with its own start and goal
     seed: int  # of the starts and goals
-    dropped: int  # trials begun anew because the simulator diverged
-    start: float  # m, the same for all contenders
+    dropped: int  # trials begun again because the simulator diverged
+    start: float  # m, the same for all policies
     final: float  # m, the planner's
     final_ci95: Interval  # m, bootstrap over trials
     best: float  # m, the planner's
-    random_final: float  # m, control: random actions
+    random_final: float  # m, baseline: random actions
     random_best: float
-    noop_final: float  # m, control: nobody acts
+    noop_final: float  # m, baseline: no action
     noop_best: float
-    oracle_final: float  # m, control: the scripted expert with the simulator's truth
+    oracle_final: float  # m, baseline: the scripted expert, which reads the simulator's state
     oracle_best: float
     progress: float  # (random_final - final) / (random_final - oracle_final); 1 is the oracle
-    progress_ci95: Interval  # bootstrap over trials, contenders of a trial kept together
+    progress_ci95: Interval  # bootstrap over trials, policies of a trial kept together
     spearman: float  # rank correlation, over all steps: predicted cost, distance after the action
     spearman_candidates: float  # the same among candidates in one state, mean over states
     act_ms_p50: float  # ms, wall time of the planner's act(), encoding included
     act_ms_p90: float  # ms
-    success: float | None = None  # share of trials; None where the env has no success test
+    success: float | None = None  # share of trials; None if the env has no success test
     success_ci95: Interval | None = None  # Wilson
     random_success: float | None = None
     oracle_success: float | None = None
@@ -51,6 +53,29 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, with None for what is not finite."""
         return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
+
+    def table(self) -> Table:
+        """Return mean distances to the goal by policy, with progress and success below."""
+        rows = [
+            ("planner", self.final, self.best),
+            ("random", self.random_final, self.random_best),
+            ("noop", self.noop_final, self.noop_best),
+            ("oracle", self.oracle_final, self.oracle_best),
+        ]
+        low, high = self.progress_ci95
+        interval = f" (95 %: {low:.2f} to {high:.2f})" if self.episodes > 1 else ""
+        count = f"{self.episodes} trials" if self.episodes > 1 else "1 trial"
+        notes = [f"progress {self.progress:.2f}{interval} over {count}"]
+        if self.success is not None:
+            notes.append(f"success {self.success:.0%}, oracle {self.oracle_success:.0%}")
+        return Table(
+            ("mean distance to the goal, cm", "start", "final", "best"),
+            tuple(
+                (name, *(f"{100 * value:.1f}" for value in (self.start, final, best)))
+                for name, final, best in rows
+            ),
+            tuple(notes),
+        )
 
 
 def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
@@ -63,9 +88,9 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
         name: float(np.mean([t.attempts[name].distance.min() for t in trials])) for name in ends
     }
     planned = [t.attempts["planner"] for t in trials]
-    states = [s for t in trials for s in t.tried_out]
+    states = [s for t in trials for s in t.candidates]
     act_ms = np.concatenate([a.act_ms for a in planned])
-    contenders = (ends["planner"], ends["random"], ends["oracle"])
+    finals = (ends["planner"], ends["random"], ends["oracle"])
     reached = [bool(a.success) for a in planned]
     tested = planned[0].success is not None
     return Metrics(
@@ -82,13 +107,13 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
         noop_best=best["noop"],
         oracle_final=float(ends["oracle"].mean()),
         oracle_best=best["oracle"],
-        progress=float(progress(*contenders)),
-        progress_ci95=bootstrap(progress, *contenders, seed=seed),
-        spearman=spearman(
+        progress=float(progress(*finals)),
+        progress_ci95=bootstrap(progress, *finals, seed=seed),
+        spearman=_rank_correlation(
             np.concatenate([a.predicted for a in planned]),
             np.concatenate([a.distance[1:] for a in planned]),
         ),
-        spearman_candidates=_mean([spearman(s.predicted, s.realised) for s in states]),
+        spearman_candidates=_mean([_rank_correlation(s.predicted, s.realised) for s in states]),
         act_ms_p50=float(np.percentile(act_ms, 50)),
         act_ms_p90=float(np.percentile(act_ms, 90)),
         success=float(np.mean(reached)) if tested else None,
@@ -110,9 +135,9 @@ def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "actions": t.attempts["planner"].actions.tolist(),
             "predicted": _json(t.attempts["planner"].predicted.tolist()),
             "act_ms": t.attempts["planner"].act_ms.tolist(),
-            "tried_out": [
+            "candidates": [
                 {"predicted": _json(s.predicted.tolist()), "realised": s.realised.tolist()}
-                for s in t.tried_out
+                for s in t.candidates
             ],
         }
         for t in trials
@@ -122,8 +147,7 @@ def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 def progress(planner: Array, random: Array, oracle: Array) -> Array:
     """Return the share (...) of the way from random to oracle, of final distances (..., episodes).
 
-    The means are taken first. NaN where the oracle is no better than random actions: there is no
-    way to measure then.
+    The means are taken first. NaN if the oracle is no better than random actions.
     """
     way = random.mean(-1) - oracle.mean(-1)
     come = random.mean(-1) - planner.mean(-1)
@@ -135,16 +159,27 @@ def bootstrap(
 ) -> Interval:
     """Return the 95 % percentile interval of `statistic` over samples (N,) drawn together.
 
-    `statistic` maps arrays (resamples, N) to (resamples,). NaN for fewer than two samples: one
-    episode says nothing of its spread. (Efron, The Annals of Statistics 7, 1979.)
+    `statistic` maps arrays (..., N) to (...). NaN for fewer than two samples: one episode says
+    nothing about its spread. (Efron, The Annals of Statistics 7, 1979.)
     """
-    count = len(samples[0])
-    if count < 2:
+    if len(samples[0]) < 2:
         return math.nan, math.nan
-    rows = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    values = statistic(*(s[rows] for s in samples))
-    low, high = np.percentile(values, [2.5, 97.5])  # a NaN among the values makes both NaN
-    return float(low), float(high)
+
+    def of(*drawn: Array, axis: int = -1) -> Array:
+        return statistic(*drawn)
+
+    with warnings.catch_warnings():  # of a NaN among the values, which makes both bounds NaN
+        warnings.simplefilter("ignore")
+        found = stats.bootstrap(
+            samples,
+            of,
+            n_resamples=resamples,
+            method="percentile",
+            paired=True,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -152,21 +187,15 @@ def wilson(successes: int, trials: int) -> Interval:
 
     (Wilson, Journal of the American Statistical Association 22, 1927.)
     """
-    z = 1.959963984540054  # 97.5 % point of the normal distribution
-    rate, weight = successes / trials, z * z / trials
-    centre = (rate + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / trials + weight / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
-def spearman(x: Array, y: Array) -> float:
-    """Return the rank correlation of x (N,) and y (N,), ties sharing their mean rank.
-
-    NaN where one of them is constant or has fewer than two values.
-    """
-    if len(x) < 2 or (x == x[0]).all() or (y == y[0]).all():
-        return math.nan
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+def _rank_correlation(x: Array, y: Array) -> float:
+    """Return Spearman's correlation of x (N,) and y (N,); NaN if one is constant or too short."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.spearmanr(x, y).statistic)
 
 
 def _success_rate(attempts: Sequence[Attempt]) -> float | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.evaluation.goals import Trial
 from latentplan.evaluation.metrics import Metrics
-from latentplan.evaluation.protocol import Trial
 from latentplan.types import Array
 
 COLOURS = {"planner": "#2f7de1", "random": "#d9822b", "noop": "#8a9099", "oracle": "#2f9e5f"}
@@ -81,7 +81,7 @@ def _strip(trial: Trial) -> dict[str, Any]:
             caption = "start" if step == 0 else "last" if step == last else f"action {step}"
             pictures.append(
                 {
-                    "source": _png(planner.pictures[step]),
+                    "source": _png(planner.images[step]),
                     "caption": caption,
                     "distance": float(planner.distance[step]),
                 }
@@ -133,13 +133,13 @@ def _scatter(trials: Sequence[Trial]) -> str:
     """Return an SVG: what the model predicted against what then happened."""
     figure, axes = _axes()
     planned = [t.attempts["planner"] for t in trials]
-    states = [s for t in trials for s in t.tried_out]
+    states = [s for t in trials for s in t.candidates]
     if states:
         axes.scatter(
             np.concatenate([s.predicted for s in states]),
             100 * np.concatenate([s.realised for s in states]),
             color=COLOURS["noop"],
-            label="tried-out candidates",
+            label="executed candidates",
             s=14,
             alpha=0.55,
             linewidth=0,

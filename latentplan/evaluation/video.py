@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentplan.evaluation.protocol import Trial
+from latentplan.evaluation.goals import Trial
 from latentplan.files import replacing
 from latentplan.types import Array
 
@@ -62,7 +62,7 @@ def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
         planner, goal = trial.attempts["planner"], trial.goal
         assert goal is not None  # the caller shows only trials with pictures
         for step, (picture, distance) in enumerate(
-            zip(planner.pictures, planner.distance, strict=True)
+            zip(planner.images, planner.distance, strict=True)
         ):
             text = f"trial {index + 1} of {len(trials)}   action {step}   {distance * 100:.1f} cm"
             frame = side_by_side(picture, goal, text)

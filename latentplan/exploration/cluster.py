@@ -98,7 +98,7 @@ class _Actors:
         ready, _ = self._ray.wait([*self._starting, *self._making], timeout=limit)
         if not ready:
             raise LatentplanError(
-                f"--ray: the cluster gave no CPU for a worker within {START:g} s "
+                f"collect.ray: the cluster gave no CPU for a worker within {START:g} s "
                 f"(it has {self._ray.cluster_resources().get('CPU', 0):g}); wait until some "
                 "are free, or use another address"
             )
@@ -112,7 +112,7 @@ class _Actors:
             self._failed_starts += 1
             if self._failed_starts == DEATHS * self._workers:
                 reason = str(e).strip().splitlines()[-1]
-                raise LatentplanError(f"--ray: workers do not start ({reason})") from None
+                raise LatentplanError(f"collect.ray: workers do not start ({reason})") from None
             self._start()
         else:
             self._load[actor] = 0
@@ -162,7 +162,7 @@ def connected(address: str, *, workers: int) -> Iterator[None]:
     try:
         import ray
     except ImportError:
-        raise MissingDependency('--ray needs ray: pip install "latentplan[ray]"') from None
+        raise MissingDependency('collect.ray needs ray: pip install "latentplan[ray]"') from None
     if ray.is_initialized():
         yield
         return
@@ -191,24 +191,24 @@ def _check_answers(address: str) -> None:
     `ray.init` itself tries for minutes and cannot be interrupted, so another process tries it.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    what = "start one with ray start --head, or give --ray local"
+    what = "start one with `ray start --head`, or set ray=local"
     if address != "auto":
         if not (host and port.isdecimal()):
             raise LatentplanError(
-                f"--ray: found {address!r}, needs HOST:PORT, ray://HOST:PORT, auto or local"
+                f"collect.ray: found {address!r}, needs HOST:PORT, ray://HOST:PORT, auto or local"
             )
         try:
             socket.create_connection((host, int(port)), timeout=ANSWER).close()
         except (OSError, OverflowError) as e:
-            raise LatentplanError(f"--ray {address}: does not answer ({e}); {what}") from None
+            raise LatentplanError(f"collect.ray {address}: does not answer ({e}); {what}") from None
     try:
         probe = subprocess.run(
             [sys.executable, "-c", PROBE, address], capture_output=True, text=True, timeout=ANSWER
         )
     except subprocess.TimeoutExpired:
         raise LatentplanError(
-            f"--ray {address}: no Ray cluster answers there within {ANSWER:g} s; {what}"
+            f"collect.ray {address}: no Ray cluster answers there within {ANSWER:g} s; {what}"
         ) from None
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise LatentplanError(f"--ray {address}: cannot be used ({reason}); {what}")
+        raise LatentplanError(f"collect.ray {address}: cannot be used ({reason}); {what}")

@@ -42,13 +42,13 @@ def square(where: str, keys: Sequence[str], spec: Spec) -> int:
         if array.dtype != "uint8" or array.shape[2:] != (3,) or array.shape[0] != array.shape[1]:
             raise ConfigError(
                 f"{where}: {key!r} is {array.dtype} {array.shape}, need square uint8 pictures; "
-                "import or collect them so (--image-size)"
+                "import or collect them so (image_size)"
             )
         sizes.add(array.shape[0])
     if len(sizes) != 1:
         raise ConfigError(
             f"{where}: the pictures of {', '.join(keys)} have {sorted(sizes)} pixels a side, need "
-            "one size for all; import or collect them so (--image-size)"
+            "one size for all; import or collect them so (image_size)"
         )
     return int(sizes.pop())
 

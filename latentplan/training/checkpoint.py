@@ -194,7 +194,7 @@ def find(run: Path | str) -> Path:
                 return file
         raise CheckpointError(
             f"run {str(run)!r}: no checkpoint in this folder (best.safetensors, last.safetensors); "
-            "train a model into it"
+            "train a model into it: latentplan train"
         )
     shipped = {file.parent.name: file for file in SHIPPED.glob("*/best.safetensors")}
     if str(run) in shipped:

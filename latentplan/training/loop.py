@@ -158,7 +158,7 @@ def writing(run: Path) -> Iterator[None]:
     except OSError as e:
         raise CheckpointError(
             f"{run}: cannot be written ({e.strerror or e}); what was saved before is intact: "
-            "free some disk space, then resume"
+            "free some disk space, then resume the run"
         ) from e
 
 

@@ -343,8 +343,8 @@ def _rospy() -> Any:
     except ImportError as e:
         raise MissingDependency(
             f"backend 'ros1' needs ROS 1 in this python ({e}): source its setup.bash, or apt-get "
-            "install python3-rospy python3-sensor-msgs python3-trajectory-msgs; --python may name "
-            "the interpreter that has it"
+            "install python3-rospy python3-sensor-msgs python3-trajectory-msgs; or start the node "
+            "with the interpreter that has it (python=...)"
         ) from None
     return rospy
 

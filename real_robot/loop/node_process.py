@@ -42,8 +42,8 @@ def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT; ConfigError where it is none."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit():
-        raise ConfigError(f"--address: found {text!r}, need HOST:PORT such as 127.0.0.1:5757")
-    check_range("--address.port", int(port), 0, 65535)
+        raise ConfigError(f"robot.address: found {text!r}, need HOST:PORT such as 127.0.0.1:5757")
+    check_range("robot.address.port", int(port), 0, 65535)
     return host, int(port)
 
 
@@ -68,7 +68,8 @@ class NodeProcess:
                 start_new_session=True,
             )
         except OSError as e:
-            raise RobotError(f"--python {self._command[0]}: cannot be run ({e.strerror})") from None
+            found = f"robot.python {self._command[0]}: cannot be run"
+            raise RobotError(f"{found} ({e.strerror})") from None
         assert self._process.stdout is not None
         self._heard = threading.Event()
         self._reader = threading.Thread(target=self._read, args=[self._process.stdout], daemon=True)

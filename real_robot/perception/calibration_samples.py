@@ -50,7 +50,7 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[Snapshot]:
         pictures = [key for key, each in there.items() if len(each.shape) == 3]
         if camera not in pictures:
             raise SourceError(
-                f"{source}: no pictures of a camera {camera!r}; name one with --camera: "
+                f"{source}: no pictures of a camera {camera!r}; name one of: "
                 f"{', '.join(pictures) or 'it has none'}"
             )
         for key in ("q", "dq"):
@@ -58,7 +58,7 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[Snapshot]:
                 found = f"of shape {there[key].shape}" if key in there else "missing"
                 raise SourceError(
                     f"{source}: observation {key} is {found}, need ({joints},) of the {arm.name}; "
-                    "record it on the arm, or name another --robot"
+                    "record it on the arm, or name another robot"
                 )
         starts = [0, *(int(end) for end in store.ends)]
         taken: list[Array] = []

@@ -79,7 +79,7 @@ class Board:
         from PIL import Image
 
         if file.suffix not in FORMATS:
-            raise ConfigError(f"--out: {str(file)!r} must end with {' or '.join(FORMATS)}")
+            raise ConfigError(f"calibrate.out: {str(file)!r} must end with {' or '.join(FORMATS)}")
         drawn, scale = self.picture(dpi=dpi)
         true = scale * 0.0254
         # Of one bit a pixel, so that a PDF does not hold it as a JPEG.

@@ -205,6 +205,7 @@ def test_a_mistake_changes_nothing(
     assert contents(here) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(here)
     more = [*COLLECT[:3], "18", *COLLECT[4:], "--out", "rope.zarr"]
@@ -226,6 +227,7 @@ def test_a_full_disk_keeps_what_was_done(here: Path, capsys: pytest.CaptureFixtu
         assert len(store) == 18
 
 
+@pytest.mark.slow
 def test_no_opengl_is_told_before_anything_is_made(here: Path) -> None:
     before = contents(here)
     for argv in (

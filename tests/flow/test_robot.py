@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentplan.api.connection import connection
+from latentplan.api.robot_choice import choose
+from latentplan.api.robot_tasks import Planned
 from latentplan.cli import main
-from latentplan.commands import connect, robot_episodes
 from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError
 from latentplan.real_robot.link.remote import RemoteRobot
@@ -43,7 +45,7 @@ def test_a_run_plans_for_a_simulated_arm_in_one_command(
     command = ["robot", "--backend", "sim", "--run", "rope-cfm", "--episodes", "1"]
     assert main([*command, "--steps", "3", "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "episode 1: start " in told and "interventions 0, trips 0" in told
+    assert "episode 1: start " in told and "interventions 0, faults 0" in told
     metrics = json.loads((out / "metrics.json").read_text())
     (episode,) = metrics["each"]
     assert episode["actions"] + episode["refused"] == 3 and episode["actions"] > 0
@@ -107,7 +109,7 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         watcher.join(60)
         assert codes == [0]
         metrics = json.loads((tmp_path / "planned" / "metrics.json").read_text())
-        assert metrics["trips"] == 0
+        assert metrics["faults"] == 0
         assert metrics["each"][0]["final"] < metrics["each"][0]["start"]
         # The planner has stopped the arm: somebody has to say that it may go on.
         again = ["robot", *where, "--task", "reach", "--steps", "1", *out]
@@ -115,7 +117,7 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         assert "the arm is hold" in capsys.readouterr().err
         assert main([*again, "--reset"]) == 0
         assert main(["robot", *where, "--task", "reach", "--robot", "ur5e", "--reset"]) == 2
-        assert "--robot ur5e: its joints are shoulder_pan" in capsys.readouterr().err
+        assert "robot 'ur5e': its joints are shoulder_pan" in capsys.readouterr().err
         taken = node_process.argv("sim", address=node.address)
         with pytest.raises(Exception, match="cannot be had"), node_process.NodeProcess(taken):
             pass
@@ -210,10 +212,10 @@ def test_what_does_not_fit_is_refused_in_one_line(
     rope = ["--run", "rope-cfm"]
     for arguments, message in (
         (["--backend", "serial", *rope], "no backend named 'serial'"),
-        ([], "--run: nobody plans"),
+        ([], "--run: found neither a run nor a task"),
         (["--task", "dance"], "no task named 'dance'"),
-        (["--task", "reach", *rope], "one of them plans"),
-        (["--task", "reach", "--goal", "x.png"], "--goal: is for --run"),
+        (["--task", "reach", *rope], "found together with a run"),
+        (["--task", "reach", "--goal", "x.png"], "--goal: is for a run"),
         (["--task", "reach", "--robot", "arm7"], "no robot named 'arm7'"),
         (["--task", "reach", "--robot", str(limits)], "jerk missing; see the arm's data sheet"),
         (["--task", "reach", "--address", "here"], "--address: found 'here', need HOST:PORT"),
@@ -225,8 +227,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
         (["--address", f"127.0.0.1:{port}"], "--backend: none given"),
         ([*rope, "--goal", str(small)], "found 80 x 100 pixels, the model needs 64 x 64"),
         ([*rope, "--goal-text", "open"], "found the words 'open'; MPC.goal: needs an observation"),
-        ([*rope, "--goal-text", "open", "--goal", str(small)], "found together with --goal"),
-        ([*rope, "--goal", str(limits)], "not a picture that can be read"),
+        ([*rope, "--goal-text", "open", "--goal", str(small)], "--goal-text: found together with"),
+        ([*rope, "--goal", str(limits)], "not an image that can be read"),
         ([*rope, "backend.scene=rope_straighten", "speed=3"], "no key 'speed'"),
         ([*rope, "backend.scene=tabletop"], "no rope or cloth"),
     ):
@@ -242,8 +244,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 def test_a_camera_of_another_resolution_is_refused_before_anything_moves() -> None:
-    task = robot_episodes.choose(
-        connect.way(backend="sim", robot="panda", address=None),
+    task = choose(
+        connection("sim"),
         run="rope-cfm",
         steps=None,
         goal=None,
@@ -253,7 +255,7 @@ def test_a_camera_of_another_resolution_is_refused_before_anything_moves() -> No
         device="cpu",
         overrides=[],
     )
-    assert isinstance(task, robot_episodes.Planned)
+    assert isinstance(task, Planned)
     task.scene = Scene(Rope(Rope.Config(image=128)))
     told = r"observation 'rgb' is uint8 \(128, 128, 3\), need uint8 \(64, 64, 3\)"
     with pytest.raises(CheckpointError, match=told), task.connected():
@@ -272,5 +274,5 @@ def test_picks_go_through_a_node(tmp_path: Path) -> None:
     assert main([*command, *PATIENT, *fast]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     (episode,) = metrics["each"]
-    assert episode["actions"] + episode["refused"] == 1 and not episode["trip"]
+    assert episode["actions"] + episode["refused"] == 1 and not episode["fault"]
     assert (out / "video.mp4").exists()

@@ -1,15 +1,20 @@
 """CALVIN's evaluations: on a small table here, and in the real one where there is a checkout."""
 
+import json
+
 import numpy as np
 import pytest
+from toy import ToyEnv
 
+from latentplan.api.evaluate import evaluate
+from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, MissingDependency
-from latentplan.evaluation.calvin import chains
-from latentplan.evaluation.calvin.controls import Presser
+from latentplan.evaluation.calvin import chains, evaluations
+from latentplan.evaluation.calvin.baselines import Presser
+from latentplan.evaluation.calvin.evaluations import Chains, SingleTasks
 from latentplan.evaluation.calvin.rollouts import (
     ANNOTATIONS,
-    GoalPicture,
-    Instruction,
+    GoalImagePolicy,
     Trial,
     chain_rates,
     long,
@@ -20,10 +25,13 @@ from latentplan.evaluation.calvin.rollouts import (
 )
 from latentplan.evaluation.calvin.tasks import TASKS
 from latentplan.sim.calvin.env import Calvin
-from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Episode, Goal, Label, Spec
 
 SPEC = Spec(
-    observation={"robot_obs": ArraySpec((15,), "float64"), "scene_obs": ArraySpec((24,))},
+    observation={
+        "robot_obs": ArraySpec((15,), "float64"),
+        "scene_obs": ArraySpec((24,), "float64"),
+    },
     action=ActionSpec((-1.0,) * 7, (1.0,) * 7),
     env="lamps",
     privileged=("scene_obs",),
@@ -47,6 +55,21 @@ class Lamps:
             if action[number]:
                 self.scene[lamp] = action[number] > 0
         return self._seen(), 0.0, False, False, {}
+
+    def snapshot(self):
+        return self.scene.copy()
+
+    def restore(self, state):
+        self.scene = state.copy()
+        return self._seen()
+
+    def distance(self, observation, goal):
+        raise NotImplementedError
+
+    oracle = distance
+
+    def close(self):
+        pass
 
     def _seen(self):
         return {"robot_obs": np.full(15, float(self.steps)), "scene_obs": self.scene.copy()}
@@ -86,19 +109,23 @@ MOVES = {
 }
 
 
+TEXTS = {"pull!": "open_drawer", "press it": "turn_on_led", "off": "turn_off_led"}
+
+
 class Obedient:
-    """Does what it is told, for one move more than it needs to find out."""
+    """Follows its instruction, for one move more than it needs to find out."""
 
     def __init__(self):
-        self.told, self.seen = [], []
+        self.goals, self.seen = [], []
 
-    def reset(self, instruction):
-        self.told.append(instruction)
+    def reset(self, goal=None, *, seed=None):
+        self.goals.append(goal)
 
     def act(self, observation):
         self.seen.append(observation)
         action = np.zeros(7)
-        number, sign = MOVES.get(self.told[-1].task, (6, 1))
+        task = TEXTS.get(self.goals[-1].text, self.goals[-1].text.replace(" ", "_"))
+        number, sign = MOVES.get(task, (6, 1))
         action[number] = sign
         return action
 
@@ -115,7 +142,7 @@ def test_chains_go_on_from_where_the_last_task_ended():
     policy, env = Obedient(), Lamps()
     done = list(long(policy, env, chains=CHAINS[:2], texts={"open_drawer": "pull!"}, limit=40))
     assert done == [3, 0]
-    texts = [i.text for i in policy.told]
+    texts = [goal.text for goal in policy.goals]
     assert texts == ["move slider left", "pull!", "turn on led", "lift red block table"] + [
         "stack block"
     ]
@@ -162,10 +189,10 @@ class Data:
 
 def test_single_tasks_start_where_the_data_says():
     found = list(trials(Data(), texts={"turn_off_led": "off"}))
-    assert [t.instruction.text for t in found] == ["press it", "off", "turn"]
+    assert [t.goal.text for t in found] == ["press it", "off", "turn"]
     assert found[0].robot_obs[0] == 4 and found[0].scene_obs[5] == 0
     assert found[1].scene_obs[5] == 1
-    goals = [t.instruction.goal for t in found]
+    goals = [t.goal.observation for t in found]
     assert [g["robot_obs"][0] for g in goals] == [20, 25, 29]
     assert all("scene_obs" not in g for g in goals)
     lamps = found[:2] + [found[0]]
@@ -174,7 +201,7 @@ def test_single_tasks_start_where_the_data_says():
     assert result.rate == 1 and result.interval[0] < 0.5
 
 
-def test_a_planner_gets_the_goal_picture_and_no_chain():
+def test_a_planner_gets_the_goal_image_and_no_chain():
     class Agent:
         def reset(self, *, seed):
             self.seed = seed
@@ -187,10 +214,10 @@ def test_a_planner_gets_the_goal_picture_and_no_chain():
 
     agent = Agent()
     (found, *_) = trials(Data())
-    assert list(single(GoalPicture(agent), Lamps(), trials=[found])) == [("turn_on_led", True)]
+    assert list(single(GoalImagePolicy(agent), Lamps(), trials=[found])) == [("turn_on_led", True)]
     assert agent.at["robot_obs"][0] == 20
-    with pytest.raises(ConfigError, match="no goal picture"):
-        list(long(GoalPicture(agent), Lamps(), chains=CHAINS))
+    with pytest.raises(ConfigError, match="no goal observation"):
+        list(long(GoalImagePolicy(agent), Lamps(), chains=CHAINS))
 
 
 def test_sentences_are_read_from_the_users_checkout(tmp_path):
@@ -211,10 +238,50 @@ def test_a_button_is_pressed_on_the_real_table():
     except MissingDependency as e:
         pytest.skip(str(e))
     dark = STATE | {"led": 0, "pink_block": "slider_left", "blue_block": "slider_right"}
-    told = ("turn_on_led", "turn_off_led")
-    assert list(long(Presser(), env, chains=[chains.Chain(dark, told)])) == [2]  # comes again
+    asked = ("turn_on_led", "turn_off_led")
+    assert list(long(Presser(), env, chains=[chains.Chain(dark, asked)])) == [2]  # comes again
     robot, scene = chains.start(dark)
-    again = [Trial(robot, scene, Instruction(task, "")) for task in (*told, "open_drawer")]
+    again = [Trial(task, robot, scene, Goal(text="")) for task in (*asked, "open_drawer")]
     found = dict(single(Presser(), env, trials=again, limit=90))
     assert found == {"turn_on_led": True, "turn_off_led": False, "open_drawer": False}
     env.close()
+
+
+def test_both_evaluations_are_registered_and_stand_beside_baselines(tmp_path, monkeypatch):
+    store = ZarrStore.create(tmp_path / "lamps.zarr", SPEC)
+    with store:
+        store.append(Data().episode(0))
+    settings = {"evaluation": {"data": str(tmp_path / "lamps.zarr"), "limit": 3}}
+    out = tmp_path / "out"
+    found = evaluate(Obedient(), env=Lamps(), evaluation="calvin-mtlc", overrides=settings, out=out)
+    assert found.metrics.rates["policy"].tasks["turn_on_led"] == (1, 1)
+    assert found.metrics.rates["noop"].total == (0, 3) == (0, found.metrics.episodes)
+    values = json.loads((out / "metrics.json").read_text())
+    assert values["success"] == found.metrics.rates["policy"].rate > values["noop_success"] == 0
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "episodes.json", "metrics.json"}
+    assert json.loads((out / "episodes.json").read_text())[0]["task"] == "turn_on_led"
+
+    monkeypatch.setattr(evaluations, "chains", lambda count: CHAINS)
+    settings = {"evaluation": {"chains": 3, "limit": 40, "baselines": ["noop"]}}
+    found = evaluate(
+        Obedient(), env=Lamps(), evaluation="calvin-lh", episodes=2, overrides=settings
+    )
+    assert found.metrics.rates["policy"].done == (3, 0)
+    assert found.metrics.rates["noop"].done == (0, 0)
+    assert found.metrics.table().rows[0] == (
+        "policy", "50.0%", "50.0%", "50.0%", "0.0%", "0.0%", "1.50"
+    )  # fmt: skip
+    assert found.metrics.to_json()["mean_in_a_row"] == 1.5
+
+
+def test_calvins_evaluations_say_what_they_lack():
+    with pytest.raises(ConfigError, match="SingleTasks.data: is empty"):
+        evaluate(Obedient(), env=Lamps(), evaluation="calvin-mtlc")
+    with pytest.raises(ConfigError, match="Chains.baselines: 'idle' is not one of noop, "):
+        Chains.Config(baselines=("idle",))
+    with pytest.raises(ConfigError, match="SingleTasks.limit: 0 must be at least 1"):
+        SingleTasks.Config(limit=0)
+    with pytest.raises(ConfigError, match="env 'toy' has no task_info"):
+        evaluate(Obedient(), env=ToyEnv, evaluation="calvin-lh", episodes=1)
+    with pytest.raises(ConfigError, match="evaluate.goal_text: is for the evaluation goals"):
+        evaluate(Obedient(), env=Lamps(), evaluation="calvin-lh", goal_text="open it")

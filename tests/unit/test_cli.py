@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from toy import ToyEnv
 
-from latentplan import registry
+from latentplan import cli, registry
+from latentplan.api import doctor, names
 from latentplan.cli import main
-from latentplan.commands import doctor, progress
 from latentplan.commands import list as listing
+from latentplan.commands import progress
 from latentplan.training import checkpoint
 
-COMMANDS = ["collect", "train", "plan", "list", "show", "doctor"]
 
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"Example: latentplan {command}" in " ".join(capsys.readouterr().out.split())
@@ -32,7 +34,7 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f" {command} " in shown for command in COMMANDS)
+    assert all(f" {command} " in shown for command in cli.COMMANDS)
 
 
 COLLECT = ["--episodes", "1", "--workers", "0", "--out", "data.zarr"]
@@ -45,7 +47,7 @@ COLLECT = ["--episodes", "1", "--workers", "0", "--out", "data.zarr"]
         (["collect"], ["ENV"]),
         (["collect", "rope", "--episode", "3"], ["--episode", "--episodes"]),
         (["collect", "rpoe", *COLLECT], ["no env named 'rpoe'", "did you mean 'rope'", "known:"]),
-        (["collect", "rope", *COLLECT, "--explorer", "rand"], ["'rand'", "'random'"]),
+        (["collect", "rope", *COLLECT, "--policy", "rand"], ["'rand'", "'random'"]),
         (["collect", "rope", *COLLECT, "link=3"], ["no key 'link'", "'links'", "env.links"]),
         (["collect", "rope", *COLLECT, "links=a"], ["Rope.links", "found 'a'", "int"]),
         (["collect", "rope", *COLLECT, "links=1"], ["Rope.links", "1 ", "[2, "]),
@@ -58,7 +60,7 @@ COLLECT = ["--episodes", "1", "--workers", "0", "--out", "data.zarr"]
         (["plan", "--run", "absent", "--planner", "cme"], ["no planner named 'cme'", "'cem'"]),
         (["list", "modles"], ["no kind named 'modles'", "'models'"]),
         (["collect", "rope", *COLLECT, "--ray", "nowhere"], ["--ray", "'nowhere'", "HOST:PORT"]),
-        (["collect", "rope", *COLLECT, "--explorer", "box", "colour=9"], ["Box.colour", "[0.0, 3"]),
+        (["collect", "rope", *COLLECT, "--policy", "box", "colour=9"], ["Box.colour", "[0.0, 3"]),
         (["show", "absent.zarr"], ["absent.zarr"]),
         (["show", "absent"], ["absent"]),
     ],
@@ -79,11 +81,43 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_no_error_of_the_library_names_an_option() -> None:
+    """What a command calls a parameter is its own matter; `cli.as_options` translates."""
+    group = typer.main.get_command(cli.app)
+    options = {o for c in group.commands.values() for p in c.params for o in p.opts}  # type: ignore[attr-defined]
+    known = re.compile("|".join(rf"{re.escape(o)}(?![\w-])" for o in options if o[:2] == "--"))
+    package, found = Path(cli.__file__).parent, []
+    assert known.search("give --seed 1") and not known.search("ray start --head")
+    files = [Path(top, n) for top, _, names in os.walk(package, followlinks=True) for n in names]
+    for file in files:
+        if file.suffix != ".py" or "commands" in file.parts or file.name == "cli.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            checks = isinstance(node, ast.Call) and "check_range" in ast.unparse(node.func)
+            if isinstance(node, ast.Raise) or checks:
+                texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+                said = "".join(text for text in texts if isinstance(text, str))
+                if known.search(said):
+                    found.append(f"{file.relative_to(package)}:{node.lineno}: {said}")
+    assert not found
+
+
+def test_an_error_of_the_library_is_told_in_the_commands_words() -> None:
+    for message, command, told in (
+        ("collect.episodes: 0 must be", "collect", "--episodes: 0 must be"),
+        ("evaluate.goal_text: is for", "plan", "--goal-text: is for"),
+        ("robot.run: found neither", "record", "--run: found neither"),
+        ("Rope.links: 1 is", "collect", "Rope.links: 1 is"),
+        ("env.links: the store has 3", "collect", "env.links: the store has 3"),
+    ):
+        assert cli.as_options(message, command=command) == told
+
+
 def test_our_own_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(**_: object) -> None:
+    def broken(section: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(listing, "run", broken)
+    monkeypatch.setattr(names, "entries", broken)
     with pytest.raises(ZeroDivisionError):
         main(["list"])
 
@@ -91,17 +125,17 @@ def test_our_own_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_full_disk_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(**_: object) -> None:
+    def full(section: str) -> None:
         os.write(os.open("/dev/full", os.O_WRONLY), b"x")
 
-    monkeypatch.setattr(listing, "run", full)
+    monkeypatch.setattr(names, "entries", full)
     assert main(["list"]) == 2
     assert "No space left" in capsys.readouterr().err
 
 
 def test_the_exit_code_reaches_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "latentplan.cli", "list", "modles"], capture_output=True, text=True
+        [sys.executable, "-m", "latentplan", "list", "modles"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
@@ -154,6 +188,11 @@ def test_show_draws_the_curves_of_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     from PIL import Image
 
     assert np.asarray(Image.open(tmp_path / "curves.png"))[..., :3].std() > 1
+
+
+def test_the_help_of_list_names_all_kinds() -> None:
+    assert list(listing.KINDS) == names.sections()
+    assert set(names.KINDS.values()) == set(registry.BUILT_IN)
 
 
 @pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "explorers"])

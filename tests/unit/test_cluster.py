@@ -135,7 +135,7 @@ def test_a_cluster_without_a_free_cpu_is_told(
     taken = [ray.remote(num_cpus=1)(ours._Actor).remote(recipe()) for _ in range(3)]
     try:
         ray.get([actor.here.remote() for actor in taken])
-        with pytest.raises(LatentplanError, match="--ray: the cluster gave no CPU .*it has 3"):
+        with pytest.raises(LatentplanError, match="ray: the cluster gave no CPU.*it has 3"):
             collected(tmp_path / "a.zarr", recipe(), episodes=3, workers=2, ray="auto")
         assert ray.is_initialized()  # who connected, disconnects
     finally:
@@ -154,7 +154,7 @@ def test_an_address_that_does_not_answer_is_told(
     monkeypatch.setattr(ours, "ANSWER", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as listening:  # takes calls and says nothing
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(LatentplanError, match=f"--ray {address}: no Ray cluster answers"):
+        with pytest.raises(LatentplanError, match=f"collect.ray {address}: no Ray cluster answers"):
             collected(tmp_path / "a.zarr", recipe(), episodes=1, workers=1, ray=address)
-    with pytest.raises(LatentplanError, match=f"--ray {address}: does not answer .*refused"):
+    with pytest.raises(LatentplanError, match=f"collect.ray {address}: does not answer .*refused"):
         collected(tmp_path / "a.zarr", recipe(), episodes=1, workers=1, ray=address)

@@ -16,10 +16,17 @@ import pytest
 import zarr
 from toy import ToyEnv
 
-from latentplan import registry
-from latentplan.commands.collect import run
+from latentplan import registry, types
+from latentplan.api.collect import collect as run
+from latentplan.cli import main
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ConfigError, LatentplanError, StoreError, UnstablePhysics
+from latentplan.errors import (
+    ConfigError,
+    Interrupted,
+    LatentplanError,
+    StoreError,
+    UnstablePhysics,
+)
 from latentplan.exploration.collect import Progress, collect
 from latentplan.exploration.picks import RandomPick
 from latentplan.exploration.recorder import CollectConfig, Recipe, Recorder
@@ -173,7 +180,7 @@ def test_errors_of_an_env_reach_the_user(tmp_path: Path) -> None:
         )
 
 
-# --- the command -----------------------------------------------------------------------------
+# --- the function and the command ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -185,11 +192,12 @@ def test_command_collects_and_tells(
     toy: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.zarr"
-    run("toy", episodes=4, out=str(out), workers=0, overrides=["length=3", "env.discs=2"])
+    argv = ["collect", "toy", "--out", str(out), "--workers", "0", "length=3", "env.discs=2"]
+    assert main([*argv, "--episodes", "4"]) == 0
     told = capsys.readouterr().out
     assert told.count("\n") == 1
-    assert "4 episodes, 12 transitions" in told and "0 unstable" in told and "bytes a pic" in told
-    run("toy", episodes=6, out=out, workers=0, overrides=["length=3", "env.discs=2"])
+    assert "4 episodes, 12 transitions" in told and "0 unstable" in told and "bytes an im" in told
+    assert main([*argv, "--episodes", "6"]) == 0
     assert "6 episodes, 18 transitions; new 2 episodes, 6 trans" in capsys.readouterr().out
     with ZarrStore.open(out) as store:
         assert store.settings["env"] == {
@@ -204,31 +212,32 @@ def test_command_collects_and_tells(
 
 
 @pytest.mark.parametrize(
-    ("explorer", "overrides"),
+    ("policy", "overrides"),
     [
-        ("box", ["explorer.colour=1"]),
+        ("box", ["policy.colour=1"]),
         ("oracle", []),
-        ("noisy_oracle", ["explorer.noise=0.1"]),
-        ("mixture", ["explorer.share=0.7", "explorer.expert.noise=0.1"]),
+        ("noisy_oracle", {"policy": {"noise": 0.1}}),
+        ("mixture", {"policy.share": 0.7, "policy.expert.noise": 0.1}),
     ],
 )
-def test_command_takes_any_explorer(
-    toy: None, tmp_path: Path, explorer: str, overrides: list[str]
+def test_any_policy_collects(
+    toy: None, tmp_path: Path, policy: str, overrides: list[str] | dict[str, Any]
 ) -> None:
     for workers in (0, 2):
         out = tmp_path / f"{workers}.zarr"
-        run("toy", episodes=4, out=out, workers=workers, explorer=explorer, overrides=overrides)
+        run("toy", episodes=4, out=out, workers=workers, policy=policy, overrides=overrides)
     assert_equal_arrays(tmp_path / "2.zarr", tmp_path / "0.zarr")
     with ZarrStore.open(tmp_path / "0.zarr") as store:
-        assert store.settings["explorer"]["name"] == explorer
+        assert store.settings["policy"]["name"] == policy
         assert len(np.unique(arrays(store.path)["action"], axis=0)) > 10
 
 
-def test_command_collects_at_a_url(toy: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_may_be_a_url(toy: None) -> None:
     url = "memory://test_collect/a.zarr"
     run("toy", episodes=3, out=url, workers=0)
-    run("toy", episodes=5, out=url, workers=0)
-    assert f"{url}: 5 episodes, 100 transitions; new 2 epis" in capsys.readouterr().out
+    found = run("toy", episodes=5, out=url, workers=0)
+    assert (found.store, found.episodes, found.transitions) == (url, 5, 100)
+    assert (found.new_episodes, found.new_transitions) == (2, 40)
     with ZarrStore.open(url) as store:
         assert len(store) == 5
     fsspec.filesystem("memory").rm("/test_collect", recursive=True)
@@ -264,7 +273,7 @@ def test_a_goal_that_an_explorer_has_is_what_rewards_are_for(tmp_path: Path) -> 
     assert rewards[0] < -0.03 and rewards[-1] > -0.01
 
 
-def test_command_refuses_to_mix_settings(toy: None, tmp_path: Path) -> None:
+def test_settings_are_not_mixed(toy: None, tmp_path: Path) -> None:
     out = tmp_path / "a.zarr"
     run("toy", episodes=1, out=out, workers=0)
     for change, message in (
@@ -272,25 +281,27 @@ def test_command_refuses_to_mix_settings(toy: None, tmp_path: Path) -> None:
         ({"overrides": ["length=3"]}, "collect.length: the store has 20, asked for is 3"),
         ({"seed": 1}, "seed: the store has 0, asked for is 1"),
     ):
-        with pytest.raises(StoreError, match=f"{message}; .* another --out"):
+        with pytest.raises(StoreError, match=f"{message}; .* another store"):
             run("toy", **{"episodes": 2, "out": out, "workers": 0, **change})
     with ZarrStore.open(out) as store:
         assert len(store) == 1
 
 
-def test_command_checks_its_numbers(toy: None, tmp_path: Path) -> None:
+def test_numbers_are_checked(toy: None, tmp_path: Path) -> None:
     for wrong in ({"episodes": 0}, {"workers": -1}, {"seed": -1}):
-        with pytest.raises(ConfigError, match=f"--{next(iter(wrong))}: "):
+        with pytest.raises(ConfigError, match=rf"^collect\.{next(iter(wrong))}: "):
             run("toy", **{"episodes": 1, "out": tmp_path / "a.zarr", "workers": 0, **wrong})
     assert not (tmp_path / "a.zarr").exists()
 
 
 SCRIPT = """
+import sys
 from latentplan import registry
-from latentplan.commands.collect import run
+from latentplan.cli import main
 if __name__ == "__main__":
     registry.BUILT_IN["env"]["toy"] = "toy:ToyEnv"
-    run("toy", episodes=400, out={out!r}, workers=2, overrides=["length=7"])
+    argv = ["collect", "toy", "--episodes", "400", "--out", {out!r}, "--workers", "2", "length=7"]
+    sys.exit(main(argv))
 """
 
 
@@ -367,3 +378,58 @@ def test_ctrl_c_keeps_what_was_done(toy: None, tmp_path: Path) -> None:
         assert 5 <= len(store) < 400
         assert f"{len(store)} episodes" in told
     assert not list((out / ".pending").iterdir())
+
+
+# --- classes and objects, as in a notebook ------------------------------------------------------
+
+
+def test_a_class_and_an_object_are_collected_without_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mine(ToyEnv):
+        pass
+
+    seen: list[types.Progress] = []
+    found = run(
+        Mine,
+        out=tmp_path / "a.zarr",
+        episodes=2,
+        policy=RandomPick,
+        overrides={"collect": {"length": 3}, "env.discs": 2},
+        on_progress=seen.append,
+    )
+    assert (found.episodes, found.new_transitions) == (2, 6)
+    assert [(p.task.split()[0], p.done, p.total) for p in seen] == [
+        ("collect", 0, 2), ("collect", 1, 2), ("collect", 2, 2),
+    ]  # fmt: skip
+    with found.open() as store:
+        made = store.settings["env"]
+    assert made["name"].endswith("Mine") and made["discs"] == 2
+    env = ToyEnv(ToyEnv.Config(discs=2))
+    again = run(env, out=tmp_path / "b.zarr", episodes=2, overrides=["length=3"])
+    assert_equal_arrays(Path(again.store), tmp_path / "a.zarr")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_class_that_workers_cannot_import_is_told(tmp_path: Path) -> None:
+    class Mine(ToyEnv):
+        pass
+
+    with pytest.raises(ConfigError, match=r"collect.workers: env .*Mine cannot be imported by 2"):
+        run(Mine, out=tmp_path / "a.zarr", episodes=1, workers=2)
+    with pytest.raises(ConfigError, match="cannot be imported by the Ray cluster"):
+        run(Mine, out=tmp_path / "a.zarr", episodes=1, ray="local")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_a_call_keeps_what_was_done_and_says_it(tmp_path: Path) -> None:
+    def stop(progress: types.Progress) -> None:
+        if progress.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        run(ToyEnv, out=tmp_path / "a.zarr", episodes=9, workers=0, on_progress=stop)
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.result.episodes == caught.value.result.new_episodes == 3
+    with ZarrStore.open(tmp_path / "a.zarr") as store:
+        assert len(store) == 3

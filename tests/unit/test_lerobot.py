@@ -268,7 +268,7 @@ def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(tmp_path, store,
     odd = Spec({"rgb": ArraySpec((63, 64, 3), "uint8")}, SPEC.action)
     pictures = np.zeros((10, 63, 64, 3), np.uint8)
     small = Episode({"rgb": pictures}, episode(0).actions, episode(0).rewards)
-    with pytest.raises(ConfigError, match=r"63 x 64 \(sides must be even\); use --images"):
+    with pytest.raises(ConfigError, match=r"63 x 64 \(sides must be even\); export images"):
         with export.writing(out, odd, fps=10) as writer:
             writer.append(small)
     left = sorted(p.name for p in tmp_path.iterdir())

@@ -5,12 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sighted import Sighted
 from toy import ToyEnv
 
 from latentplan import registry
-from latentplan.commands.plan import check_fit, run
+from latentplan.api.evaluate import evaluate
+from latentplan.api.fit import check_fit
+from latentplan.cli import main
 from latentplan.config import read_yaml
-from latentplan.errors import CheckpointError, ConfigError, LatentplanError, UnknownName
+from latentplan.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    LatentplanError,
+    UnknownName,
+)
 from latentplan.types import ArraySpec, Convention
 
 QUICK = ["planner.candidates=16", "evaluation.length=4", "evaluation.states=2"]
@@ -29,7 +38,10 @@ def trained(untrained_run):
 
 def test_everything_is_written_and_says_where_it_comes_from(trained, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
-    metrics = run(trained, episodes=2, seed=3, out=out, overrides=QUICK)
+    found = evaluate(trained, episodes=2, seed=3, out=out, overrides=QUICK)
+    metrics = found.metrics
+    assert found.files == {name: out / name for name in FILES} and len(found.trials) == 2
+    assert capsys.readouterr() == ("", "")
     assert {p.name for p in out.iterdir()} == FILES
     assert all(p.stat().st_size > 0 for p in out.iterdir())
     values = json.loads((out / "metrics.json").read_text())
@@ -40,22 +52,31 @@ def test_everything_is_written_and_says_where_it_comes_from(trained, tmp_path, c
     assert read_yaml(out / "config.yaml")["config"] == values["config"]
     episodes = json.loads((out / "episodes.json").read_text())
     assert np.mean([e["distance"]["planner"][-1] for e in episodes]) == metrics.final
+
+
+def test_the_command_prints_the_figures_and_the_report(trained, tmp_path, capsys):
+    argv = ["plan", "--run", str(trained), "--episodes", "1", "--out", str(tmp_path / "out")]
+    assert main([*argv, *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert str(out / "report.html") in printed
-    assert "oracle" in printed
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in printed
+    assert "oracle" in printed and "progress" in printed and "over 1 trial" in printed
 
 
-def test_the_same_command_gives_the_same_figures(trained, tmp_path):
-    found = [run(trained, episodes=1, out=tmp_path / n, overrides=QUICK) for n in "ab"]
+def test_the_same_call_gives_the_same_figures_and_writes_nothing(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = [evaluate(trained, episodes=1, overrides=QUICK).metrics for _ in "ab"]
     timed = {"act_ms_p50": 0.0, "act_ms_p90": 0.0}
     one, other = (str(replace(m, **timed)) for m in found)  # as text: a NaN is not itself
     assert one == other
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_go_to_a_new_folder_by_default(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        run(trained, episodes=1, overrides=QUICK)
+        assert main(["plan", "--run", str(trained), "--episodes", "1", *QUICK]) == 0
     names = {p.name for p in (tmp_path / "runs").iterdir()}
     assert names == {f"plan-{trained.name}-1", f"plan-{trained.name}-2"}
 
@@ -70,8 +91,9 @@ def test_ctrl_c_reports_what_was_done(trained, tmp_path, monkeypatch):
         return reset(self, **options)
 
     monkeypatch.setattr(ToyEnv, "reset", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(trained, episodes=3, out=tmp_path, overrides=QUICK)
+    with pytest.raises(Interrupted) as caught:
+        evaluate(trained, episodes=3, out=tmp_path, overrides=QUICK)
+    assert caught.value.result.metrics.episodes == 1
     assert {p.name for p in tmp_path.iterdir()} == FILES
     assert json.loads((tmp_path / "metrics.json").read_text())["episodes"] == 1
 
@@ -82,7 +104,7 @@ def test_ctrl_c_before_the_first_trial_writes_nothing(trained, tmp_path, monkeyp
 
     monkeypatch.setattr(ToyEnv, "reset", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, episodes=3, out=tmp_path, overrides=QUICK)
+        evaluate(trained, episodes=3, out=tmp_path / "a" / "b", overrides=QUICK)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,22 +144,64 @@ def test_actions_of_another_convention_are_refused_by_what_differs():
 @pytest.mark.parametrize(
     ("wrong", "error", "text"),
     [
-        ({"episodes": 0}, ConfigError, "--episodes: 0 must be at least 1"),
-        ({"seed": -1}, ConfigError, "--seed: -1 must be at least 0"),
+        ({"episodes": 0}, ConfigError, "^evaluate.episodes: 0 must be at least 1"),
+        ({"seed": -1}, ConfigError, "^evaluate.seed: -1 must be at least 0"),
         ({"env": "toyy"}, UnknownName, "did you mean 'toy'"),
         ({"planner": "cen"}, UnknownName, "did you mean 'cem'"),
         ({"overrides": ["evaluation.lenght=3"]}, ConfigError, "did you mean 'length'"),
+        ({"overrides": {"evaluation": {"states": -1}}}, ConfigError, "Goals.states: -1 must be"),
+        ({"overrides": {"env.discs": ToyEnv}}, ConfigError, "overrides.env.discs: found <class"),
+        ({"evaluation": "goal"}, UnknownName, "did you mean 'goals'"),
         ({"run": "no-such-run"}, CheckpointError, "no-such-run"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(trained, tmp_path, wrong, error, text):
     with pytest.raises(error, match=text):
-        run(wrong.pop("run", trained), out=tmp_path / "out", **wrong)
+        evaluate(wrong.pop("run", trained), out=tmp_path / "out", **wrong)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_out_that_is_a_file_is_an_error(trained, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(LatentplanError, match="--out .*file: cannot be made"):
-        run(trained, out=tmp_path / "file", overrides=QUICK)
+    with pytest.raises(LatentplanError, match="file: the folder cannot be made"):
+        evaluate(trained, out=tmp_path / "file", overrides=QUICK)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+class Mine(ToyEnv):
+    """An env that is registered nowhere."""
+
+
+def test_an_object_is_evaluated_in_a_class_or_an_object(tmp_path, capsys):
+    seen = []
+    quick = {"evaluation": {"length": 4, "states": 2}}
+    found = evaluate(Sighted(), env=Mine, episodes=2, overrides=quick, on_progress=seen.append)
+    again = evaluate(Sighted(), env=Mine(), episodes=2, overrides=quick, out=tmp_path / "out")
+    assert found.metrics.final == again.metrics.final < found.metrics.random_final
+    assert found.settings["env"].endswith("Mine") and found.settings["planner"] == "Sighted"
+    assert [(p.done, p.total) for p in seen] == [(1, 2), (2, 2)]
+    assert "progress" in found.metrics.table().notes[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({}, "evaluate.env: found None"),
+        ({"env": ToyEnv, "planner": "cem"}, "evaluate.planner: an object has its planner"),
+    ],
+)
+def test_an_object_needs_an_env_and_has_its_planner(wrong, text):
+    with pytest.raises(ConfigError, match=text):
+        evaluate(Sighted(), **wrong)
+
+
+def test_an_env_that_breaks_leaves_no_folder(tmp_path):
+    class Broken(ToyEnv):
+        def reset(self, **options):
+            raise ConfigError("Broken.reset: no")
+
+    with pytest.raises(ConfigError, match="Broken.reset"):
+        evaluate(Sighted(), env=Broken, out=tmp_path / "runs" / "out")
+    assert not list(tmp_path.iterdir())

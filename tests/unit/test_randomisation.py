@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from latentplan.commands import collect, show
+from latentplan.api.collect import collect
+from latentplan.api.show import describe
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError
 from latentplan.sim.deformable.cloth import Cloth
@@ -358,10 +359,10 @@ def test_per_step_the_numbers_change_and_are_observed():
     env.close()
 
 
-def test_what_was_drawn_is_collected_and_shown(tmp_path, capsys):
+def test_what_was_drawn_is_collected_and_shown(tmp_path):
     out = tmp_path / "rope.zarr"
     overrides = ["randomise.friction=[0.5,1.5]", "randomise.light=[0.7,1.2]", "collect.length=2"]
-    collect.run("rope", episodes=3, out=out, workers=0, overrides=overrides)
+    collect("rope", episodes=3, out=out, workers=0, overrides=overrides)
     with ZarrStore.open(out) as store:
         env = rope(Randomisation(friction=(0.5, 1.5), light=(0.7, 1.2)))
         for index in range(3):
@@ -371,9 +372,7 @@ def test_what_was_drawn_is_collected_and_shown(tmp_path, capsys):
                 assert stored.info[f"randomised.{name}"] == value
         assert len({store.episode(i).info["randomised.friction"] for i in range(3)}) == 3
     env.close()
-    capsys.readouterr()
-    show.run(str(out), out=str(tmp_path / "rope.png"))
-    printed = capsys.readouterr().out
+    printed = "\n".join(describe(out, out=tmp_path / "rope.png"))
     assert "randomised.friction" in printed and "randomised.light" in printed
 
 

@@ -13,8 +13,8 @@ from sighted import Sighted
 from toy import ToyEnv
 
 from latentplan.evaluation import report, video
+from latentplan.evaluation.goals import Goals
 from latentplan.evaluation.metrics import summarise
-from latentplan.evaluation.protocol import Evaluation
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 
@@ -23,8 +23,8 @@ EPISODES, LENGTH = 3, 8
 
 @pytest.fixture(scope="module")
 def trials():
-    config = Evaluation.Config(length=LENGTH)
-    return list(Evaluation(Sighted(), ToyEnv(), config=config).trials(episodes=EPISODES, seed=0))
+    evaluation = Goals(Goals.Config(length=LENGTH))
+    return list(evaluation.trials(Sighted(), ToyEnv(), episodes=EPISODES, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def test_its_pictures_are_those_of_the_trials(page, trials):
         assert kind == "data:image/png;base64"
         pictures.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
     first = trials[0]
-    assert np.array_equal(pictures[0], first.attempts["planner"].pictures[0])
-    assert np.array_equal(pictures[report.STRIP - 1], first.attempts["planner"].pictures[-1])
+    assert np.array_equal(pictures[0], first.attempts["planner"].images[0])
+    assert np.array_equal(pictures[report.STRIP - 1], first.attempts["planner"].images[-1])
     assert np.array_equal(pictures[report.STRIP], first.goal)
 
 
@@ -115,7 +115,7 @@ def test_the_video_shows_every_picture(trials, tmp_path):
     side = 320  # 64 pixels, five times as large
     top, left = video.BAR, video.MARGIN
     shown = frames[LENGTH][top : top + side, left : left + side][2::5, 2::5]
-    wanted = trials[0].attempts["planner"].pictures[-1]
+    wanted = trials[0].attempts["planner"].images[-1]
     assert np.abs(shown.astype(int) - wanted).mean() < 6
     right = 2 * video.MARGIN + side
     goal = frames[LENGTH][top : top + side, right : right + side][2::5, 2::5]

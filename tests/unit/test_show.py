@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
 
-from latentplan.commands.show import run
+from latentplan.api.show import describe
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, StoreError
 from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
@@ -41,6 +42,11 @@ def made(path: Path | str, spec: Spec = SPEC, *, length: int = 14) -> Path | str
                 )
             )
     return path
+
+
+def run(what: str, **options: Any) -> None:
+    for line in describe(what, **options):
+        print(line)
 
 
 def test_a_sheet_has_every_camera_and_histograms(
@@ -94,8 +100,8 @@ def test_a_sheet_of_an_episode_has_all_its_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("episode", "grey"), [(None, 0), (2, 100), (-2, 50)])
-def test_a_film_of_an_episode(tmp_path: Path, episode: int | None, grey: int) -> None:
-    file = tmp_path / "film.mp4"
+def test_a_video_of_an_episode(tmp_path: Path, episode: int | None, grey: int) -> None:
+    file = tmp_path / "episode.mp4"
     run(str(made(tmp_path / "a.zarr")), out=str(file), episode=episode)
     frames = imageio_ffmpeg.read_frames(file)
     about = next(frames)
@@ -107,7 +113,7 @@ def test_a_film_of_an_episode(tmp_path: Path, episode: int | None, grey: int) ->
 
 
 def test_depth_is_shown_from_near_to_far(tmp_path: Path) -> None:
-    from latentplan.commands.show_data import _visible
+    from latentplan.api.store_images import _visible
 
     depth = np.array([[0.5, 1.0], [1.5, np.inf]], np.float32)[None]
     grey = _visible(depth)
@@ -120,7 +126,7 @@ def test_a_store_without_pictures_has_histograms(tmp_path: Path) -> None:
     path = str(made(tmp_path / "a.zarr", spec))
     run(path)
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 10
-    with pytest.raises(StoreError, match="no pictures to make a film of"):
+    with pytest.raises(StoreError, match="no images to make a video of"):
         run(path, out=str(tmp_path / "a.mp4"))
 
 
@@ -132,11 +138,11 @@ def test_a_store_at_a_url_is_drawn_here(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_shown_is_told(tmp_path: Path, untrained_run: Path) -> None:
     path = str(made(tmp_path / "a.zarr"))
-    with pytest.raises(ConfigError, match=r"--episode: 3 is not within \[-3, 2\]"):
+    with pytest.raises(ConfigError, match=r"show.episode: 3 is not within \[-3, 2\]"):
         run(path, episode=3)
-    with pytest.raises(ConfigError, match="--out: 'a.jpg' must end with .png or .mp4"):
+    with pytest.raises(ConfigError, match="show.out: 'a.jpg' must end with .png or .mp4"):
         run(path, out="a.jpg")
-    with pytest.raises(ConfigError, match="--out: 'a.mp4' must end with .png$"):
+    with pytest.raises(ConfigError, match="show.out: 'a.mp4' must end with .png$"):
         run(str(untrained_run), out="a.mp4")
-    with pytest.raises(ConfigError, match="--episode: .* is a run"):
+    with pytest.raises(ConfigError, match="show.episode: .* is a run"):
         run(str(untrained_run), episode=1)

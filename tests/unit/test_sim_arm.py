@@ -67,17 +67,17 @@ def test_what_the_arm_cannot_reach_is_a_counted_no_op(far: str) -> None:
 def test_collecting_tells_how_many_actions_were_refused(
     far: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentplan.commands import collect
+    from latentplan.api.collect import collect
     from latentplan.data.store import ZarrStore
 
     overrides = ["env.actuator=arm", f"env.arm={far}", "collect.length=6"]
-    collect.run("rope", episodes=2, out=tmp_path / "arm.zarr", workers=0, overrides=overrides)
+    collect("rope", episodes=2, out=tmp_path / "arm.zarr", workers=0, overrides=overrides)
     with ZarrStore.open(tmp_path / "arm.zarr") as store:
         refused = sum(store.episode(i).info["refused"] for i in range(2))
     assert 0 < refused < 12
     assert f"; {refused:.0f} actions refused" in capsys.readouterr().out
     plain = ["collect.length=2"]
-    collect.run("rope", episodes=1, out=tmp_path / "rope.zarr", workers=0, overrides=plain)
+    collect("rope", episodes=1, out=tmp_path / "rope.zarr", workers=0, overrides=plain)
     assert "refused" not in capsys.readouterr().out
 
 

@@ -42,6 +42,7 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
         "from latentplan.cli import main; main(['train', '--help'])",
         "from latentplan.cli import main; main(['--version'])",
         "from latentplan.commands import collect, list, plan, progress, show, doctor, train",
+        "from latentplan.api import choice, collect, evaluate, names, record, replay, robot, show",
     ],
 )
 def test_nothing_heavy_is_imported(statement: str) -> None:

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
 
+import latentplan
 from latentplan import config
 from latentplan.cli import main
-from latentplan.commands import train as command
 from latentplan.data.store import ZarrStore
 from latentplan.errors import (
     CheckpointError,
@@ -34,7 +34,7 @@ from latentplan.errors import (
 from latentplan.training import checkpoint, curves, run_folder, state
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import learning_rate, train
-from latentplan.types import Batch, Episode, Loss, Training
+from latentplan.types import Batch, Episode, Loss, Progress, Training
 
 SMALL = [
     *("model.channels=[4,4]", "model.strides=[2,2]", "model.hidden=[8,8]", "model.latent=4"),
@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(data: Path, run: Path, *overrides: str, **options: Any) -> dict[str, Any]:
     """Train and return everything that the run folder holds, but for times."""
-    command.run("cfm", data=data, run=run, overrides=[*SMALL, *overrides], **options)
+    latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, *overrides], **options)
     return contents(run)
 
 
@@ -209,10 +209,16 @@ def test_what_a_run_folder_holds(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "deep/run"
-    trained(data, run, "steps=6")
-    said = capsys.readouterr().out
-    assert f"{run}/best.safetensors: step " in said and "spearman" in said and "top1" in said
+    seen: list[Progress] = []
+    overrides = [*SMALL, "steps=6"]
+    found = latentplan.train("cfm", data=data, run=run, overrides=overrides, on_progress=seen.append)
+    assert capsys.readouterr() == ("", "")  # nothing is printed
+    assert (found.folder, found.checkpoint) == (run, run / "best.safetensors")
+    assert [(each.done, each.total) for each in seen] == [(done, 6) for done in range(7)]
+    assert "loss" in seen[2].figures and found.steps == 6
     best = checkpoint.load(checkpoint.find(run))
+    assert (best.step, dict(best.metrics)) == (found.step, dict(found.figures))
+    assert {"loss", "spearman", "top1"} <= found.figures.keys()
     assert set(best.spec.observation) == {"rgb"} and best.spec.privileged == ()
     assert json.loads((run / "spec.json").read_text()) == best.spec.to_json()
     settings = config.read_yaml(run / "config.yaml")
@@ -243,12 +249,18 @@ def test_going_on_needs_the_same_settings_and_data(
         changed = [*SMALL, *options.pop("overrides", ())]
         given = {"data": data, "resume": bool(changed[len(SMALL) :]), "overrides": changed}
         with pytest.raises(CheckpointError) as caught:
-            command.run("cfm", run=run, **{**given, **options})
+            latentplan.train("cfm", run=run, **{**given, **options})
         assert words in str(caught.value)
         assert contents(run) == before
-    capsys.readouterr()
     assert trained(data, run, "steps=4", resume=True) == before
-    assert "has done its 4 steps" in capsys.readouterr().out
+    argv = ["train", "cfm", "--data", str(data), "--run", str(run), *SMALL, "steps=4"]
+    assert main([*argv, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "has done its 4 steps" in said and f"{run}/best.safetensors: step " in said
+    (run / "state.safetensors").rename(tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match="best.safetensors but no state.safetensors to resume"):
+        trained(data, run, "steps=5", resume=True)
+    (tmp_path / "state.safetensors").rename(run / "state.safetensors")
     moved = data.rename(tmp_path / "moved.zarr")
     try:
         assert trained(moved, run, "steps=5", resume=True)["state"][1]["step"] == 5
@@ -268,11 +280,11 @@ def test_one_training_at_a_time_in_a_run_folder(data: Path, tmp_path: Path) -> N
     )
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
     with pytest.raises(CheckpointError, match="run: another process is training there; wait"):
-        command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
+        latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
     assert [file.name for file in run.iterdir()] == [run_folder.LOCK]
     other.kill()  # the kernel drops the lock
     other.wait()
-    command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
+    latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
     assert (run / "best.safetensors").exists()
 
 
@@ -295,12 +307,12 @@ def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
         (data, ["model.image=keypoints"], ConfigError, "no observation 'keypoints'"),
     ]:
         with pytest.raises(error) as caught:
-            command.run("cfm", data=path, run=run, overrides=[*SMALL, *overrides])
+            latentplan.train("cfm", data=path, run=run, overrides=[*SMALL, *overrides])
         assert words in str(caught.value)
     with pytest.raises(UnknownName, match="did you mean 'cfm'"):
-        command.run("cfmm", data=data, run=run)
+        latentplan.train("cfmm", data=data, run=run)
     with pytest.raises(MissingDependency, match="cuda:9"):
-        command.run("cfm", data=data, run=run, device="cuda:9")
+        latentplan.train("cfm", data=data, run=run, device="cuda:9")
     assert not run.exists()
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 import latentplan
 from latentplan import config
-from latentplan.commands import show, show_videoworld
+from latentplan.api.show import describe
 from latentplan.data.store import ZarrStore
 from latentplan.errors import StoreError, UnstablePhysics
+from latentplan.models.videoworld import figures
 from latentplan.models.videoworld.generator import Generator
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.videoworld import VideoWorld
@@ -80,9 +81,8 @@ def model(folder):
     return videoworld_agent.load(str(folder))
 
 
-def test_a_run_is_shown_in_pictures(folder, tmp_path, capsys):
-    show.run(str(folder), out=str(tmp_path / "curves.png"))
-    told = capsys.readouterr().out
+def test_a_run_is_shown_in_images(folder, tmp_path):
+    told = "\n".join(describe(folder, out=tmp_path / "curves.png"))
     assert "code 3: " in told and " of 9 in use, perplexity " in told
     sizes = {}
     for name in ("reconstructions", "futures", "codes", "usage"):
@@ -93,32 +93,30 @@ def test_a_run_is_shown_in_pictures(folder, tmp_path, capsys):
     assert sizes["futures"][0] < sizes["codes"][0]
 
 
-def test_data_that_are_gone_are_asked_for(folder, tmp_path, capsys):
+def test_data_that_are_gone_are_asked_for(folder, tmp_path):
     (tmp_path / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes())
-    show.run(str(tmp_path))
-    assert "give --data" in capsys.readouterr().out
+    assert any("name data" in line for line in describe(tmp_path))
     (tmp_path / "config.yaml").write_text("data: {path: gone.zarr}\n")
-    show.run(str(tmp_path))
-    assert "gone.zarr are not there any more; give --data" in capsys.readouterr().out
+    assert any("gone.zarr do not exist any more" in line for line in describe(tmp_path))
     other = replace(SPEC, observation={"rgb": SPEC.observation["rgb_a"]})
     with ZarrStore.create(tmp_path / "other.zarr", other):
         pass
-    with pytest.raises(StoreError, match="has no 'rgb_a', which the model sees"):
-        show.run(str(tmp_path), data=str(tmp_path / "other.zarr"))
+    with pytest.raises(StoreError, match="has no 'rgb_a', which the model needs"):
+        list(describe(tmp_path, data=tmp_path / "other.zarr"))
 
 
 def test_what_is_shown_are_the_models_codes_where_most_happens(folder, model):
     with ZarrStore.open(folder / "data.zarr") as store:
-        episodes = show_videoworld.held_out(store)
-    seen = show_videoworld.look(model, episodes)
+        episodes = figures.held_out(store)
+    seen = figures.look(model, episodes)
     whole = {key: torch.from_numpy(episodes[0].observations[key])[None] for key in KEYS}
     at_start = model.ldm.encode({key: x[:, :4] for key, x in whole.items()})
     assert seen.codes[0].tolist() == at_start[0].tolist()
     assert np.isnan(seen.actions[LENGTH]).all() and not np.isnan(seen.actions[:LENGTH]).any()
-    for clip in show_videoworld.clips(model, episodes):
+    for clip in figures.clips(model, episodes):
         for key in KEYS:
             assert (clip.after[key][-1] != clip.before[key][-1]).mean() > 0.9
-    share, used, perplexity = show_videoworld.counted(np.array([[0, 3], [3, 0]]), 8)
+    share, used, perplexity = figures.counted(np.array([[0, 3], [3, 0]]), 8)
     assert (share[3], used) == (0.5, 2) and perplexity == pytest.approx(2)
 
 

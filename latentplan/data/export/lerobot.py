@@ -303,14 +303,14 @@ def is_picture(spec: ArraySpec) -> bool:
 def whole_fps(spec: Spec, asked: int | None = None) -> int:
     """Return frames a second: what is asked, else 1 / dt; ConfigError where that is not whole."""
     if asked is not None:
-        check_range("--fps", asked, 1, 10_000)
+        check_range("export.fps", asked, 1, 10_000)
         return asked
     if spec.dt is None:
-        raise ConfigError("--fps: the store's steps have no fixed time; give --fps")
+        raise ConfigError("export.fps: the store's steps have no fixed time; set frames a second")
     rate = 1 / spec.dt
     if abs(rate - round(rate)) > 1e-6 * rate or round(rate) < 1:
         raise ConfigError(
-            f"--fps: the store has {rate:g} steps a second, not a whole number; give --fps"
+            f"export.fps: the store has {rate:g} steps a second, not a whole number; give one"
         )
     return round(rate)
 

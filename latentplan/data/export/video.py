@@ -59,7 +59,7 @@ class Films:
         except (av.FFmpegError, ValueError) as e:
             raise ConfigError(
                 f"Export.codec: {self._codec} cannot encode pictures of {pictures.shape[1]} x "
-                f"{pictures.shape[2]} ({e}); use --images"
+                f"{pictures.shape[2]} ({e}); export images instead"
             ) from None
         return Piece(self._file, start, self._frames / self._fps)
 

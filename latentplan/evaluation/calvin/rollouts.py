@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,46 +21,29 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.evaluation.calvin.chains import LENGTH, Chain, start
 from latentplan.evaluation.calvin.tasks import TASKS, achieved
 from latentplan.evaluation.metrics import Interval, wilson
-from latentplan.protocols import Env, EpisodeStore, Source
-from latentplan.types import Array, Observation
+from latentplan.protocols import Env, EpisodeStore, Policy, Source
+from latentplan.types import Array, Goal, Observation
 
 SINGLE, LONG = 240, 360  # actions that a task may take, alone and in a chain
 ANNOTATIONS = Path("calvin_models", "conf", "annotations", "new_playtable_validation.yaml")
 
 
+@runtime_checkable
 class Table(Env, Protocol):
-    """An Env that tells what the tests of the tasks compare, such as `sim.calvin.env.Calvin`."""
+    """An Env with the state that tasks are tested on, such as `sim.calvin.env.Calvin`."""
 
     def task_info(self) -> Mapping[str, Any]:
         """Return calvin_env's `info` of this instant."""
 
 
 @dataclass(frozen=True)
-class Instruction:
-    """What a policy is asked to do."""
+class Trial:
+    """A single task: its start, and the goal that the policy is given."""
 
     task: str  # its name
-    text: str  # as one would say it
-    goal: Observation | None = None  # how it looked when it was done once; None in a chain
-
-
-class Policy(Protocol):
-    """Whoever does what it is told; it is given no simulator truth."""
-
-    def reset(self, instruction: Instruction) -> None:
-        """Forget what was before and take the instruction."""
-
-    def act(self, observation: Observation) -> Array:
-        """Return an action (A,) inside the bounds."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A single task: where it starts, what is asked."""
-
     robot_obs: Array  # (15,)
     scene_obs: Array  # (24,)
-    instruction: Instruction
+    goal: Goal  # the instruction, and the observation at its end when it was recorded
 
 
 @dataclass(frozen=True)
@@ -114,25 +97,25 @@ class ChainRates:
         return float(np.mean(self.done))
 
 
-class GoalPicture:
-    """A Policy made of a planner that is given a goal, such as `planning.mpc.MPC`.
+class GoalImagePolicy:
+    """A Policy made of a planner that is given a goal observation, such as `planning.mpc.MPC`.
 
-    Chains come without goals: ConfigError there.
+    Chains come without goal observations: ConfigError there.
     """
 
     def __init__(self, agent: Any) -> None:
-        """Take what has `reset(seed)`, `goal(observation)` and `act(observation)`."""
+        """Take an object with `reset(seed)`, `goal(observation)` and `act(observation)`."""
         self.agent = agent
 
-    def reset(self, instruction: Instruction) -> None:
-        """Give the planner the goal."""
-        if instruction.goal is None:
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
+        """Give the planner the goal observation."""
+        if goal is None or goal.observation is None:
             raise ConfigError(
-                f"task {instruction.task!r} comes with no goal picture, and the planner needs one; "
-                "evaluate single tasks"
+                f"instruction {goal.text if goal else ''!r}: comes with no goal observation, and "
+                "the planner needs one; use the evaluation calvin-mtlc"
             )
-        self.agent.reset(seed=0)
-        self.agent.goal(instruction.goal)
+        self.agent.reset(seed=0 if seed is None else seed)
+        self.agent.goal(goal.observation)
 
     def act(self, observation: Observation) -> Array:
         """Return the planner's action."""
@@ -141,9 +124,9 @@ class GoalPicture:
 
 
 def sentences(checkout: Path | str) -> dict[str, str]:
-    """Return the sentence that CALVIN's evaluation says for each task, from a checkout of it.
+    """Return the instruction that CALVIN's evaluation gives for each task, from a checkout of it.
 
-    `checkout` is one of mees/calvin, not of calvin_env alone. Raises ConfigError where the
+    `checkout` is one of mees/calvin, not of calvin_env alone. Raises ConfigError if the
     sentences are not there or a task has none.
     """
     file = Path(checkout).expanduser() / ANNOTATIONS
@@ -172,9 +155,10 @@ def trials(
             goal = {k: v[label.stop] for k, v in seen.items() if k not in privileged}
             text = (texts or {}).get(label.task, label.text)
             yield Trial(
+                task=label.task,
                 robot_obs=seen["robot_obs"][label.start],
                 scene_obs=seen["scene_obs"][label.start],
-                instruction=Instruction(label.task, text, goal),
+                goal=Goal(observation=goal, text=text),
             )
 
 
@@ -186,8 +170,8 @@ def single(
     for trial in trials:
         options = {"robot_obs": trial.robot_obs, "scene_obs": trial.scene_obs}
         observation, _ = env.reset(seed=0, options=options)
-        success, _ = _attempt(policy, env, observation, trial.instruction, limit=limit)
-        yield trial.instruction.task, success
+        success, _ = _attempt(policy, env, observation, trial.task, trial.goal, limit=limit)
+        yield trial.task, success
 
 
 def rates(results: Iterable[tuple[str, bool]]) -> Rates:
@@ -209,8 +193,8 @@ def long(
 ) -> Iterator[int]:
     """Yield how many tasks of each chain were done in a row, `limit` actions each (LH-MTLC).
 
-    `texts` says what the policy is told, by task: `sentences` for figures that compare with
-    others'; without it the task's name, in words.
+    `texts` are the instructions by task: `sentences` for figures that compare with others';
+    without it the task's name, in words.
     """
     check_range("long.limit", limit, 1)
     for chain in chains:
@@ -220,8 +204,8 @@ def long(
         done = 0
         for task in chain.tasks:
             text = (texts or {}).get(task, task.replace("_", " "))
-            asked = Instruction(task, text)
-            success, observation = _attempt(policy, env, observation, asked, limit=limit)
+            goal = Goal(text=text)
+            success, observation = _attempt(policy, env, observation, task, goal, limit=limit)
             if not success:
                 break
             done += 1
@@ -239,15 +223,15 @@ def chain_rates(done: Sequence[int], *, of: Sequence[Chain]) -> ChainRates:
 
 
 def _attempt(
-    policy: Policy, env: Table, observation: Observation, instruction: Instruction, *, limit: int
+    policy: Policy, env: Table, observation: Observation, task: str, goal: Goal, *, limit: int
 ) -> tuple[bool, Observation]:
-    """Return whether the policy did as it was told, and what is seen then."""
+    """Return whether the policy did the task, and the observation after it."""
     privileged = set(env.data_spec.privileged)
-    policy.reset(instruction)
+    policy.reset(goal, seed=0)
     before = env.task_info()
     for _ in range(limit):
         public = {k: v for k, v in observation.items() if k not in privileged}
         observation = env.step(policy.act(public))[0]
-        if achieved(before, env.task_info(), among=(instruction.task,)):
+        if achieved(before, env.task_info(), among=(task,)):
             return True, observation
     return False, observation

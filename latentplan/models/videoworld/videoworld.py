@@ -8,9 +8,10 @@ any planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.stages import StageTraining, declare, task_names, token_spec
 from latentplan.nn import pictures
 from latentplan.nn.sentences import SIZE
-from latentplan.protocols import ScalarTokenizer
+from latentplan.protocols import EpisodeStore, ScalarTokenizer
 from latentplan.shapes import check
 from latentplan.types import (
     Context,
@@ -206,6 +207,13 @@ class VideoWorld(nn.Module):
             tokens = torch.cat([tokens, after[:, None]], dim=1)
         decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(tokens[:, -steps:]))
         return decoded
+
+    def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Draw reconstructions, futures, codes and usage of held-out episodes into a folder."""
+        from latentplan.models.videoworld.figures import draw
+
+        return draw(self, store, folder)
+
 
     def proposal(
         self, task: str = "", *, temperature: float = 1.0, top_p: float = 0.9

@@ -1,17 +1,18 @@
-"""Policies that have learnt nothing: what CALVIN's figures of a learned one stand beside."""
+"""Baselines of CALVIN's evaluations: policies that have learnt nothing."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from latentplan.evaluation.calvin.rollouts import Instruction
-from latentplan.types import Array, Observation
+from latentplan.types import Array, Goal, Observation
 
 
 class Noop:
-    """Control: stays where it is, the gripper open."""
+    """Baseline: no motion, the gripper open."""
 
-    def reset(self, instruction: Instruction) -> None:
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Do nothing."""
 
     def act(self, observation: Observation) -> Array:
@@ -20,13 +21,13 @@ class Noop:
 
 
 class Random:
-    """Control: any action."""
+    """Baseline: random actions."""
 
     def __init__(self, seed: int = 0) -> None:
         """Draw from a seed."""
         self.rng = np.random.default_rng(seed)
 
-    def reset(self, instruction: Instruction) -> None:
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Do nothing."""
 
     def act(self, observation: Observation) -> Array:
@@ -35,14 +36,14 @@ class Random:
 
 
 class Presser:
-    """Control that succeeds at one task: presses the button of scene D, whatever it is told."""
+    """Baseline that succeeds at one task: it presses the button of scene D, whatever the goal."""
 
-    def reset(self, instruction: Instruction) -> None:
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Go up first."""
         self.above = False
 
     def act(self, observation: Observation) -> Array:
-        """Return the way (7,) to a place above the button, then down onto it."""
+        """Return a motion (7,) to a place above the button, then down onto it."""
         here = observation["robot_obs"][:3]
         error = np.array([-0.12, -0.12, 0.57]) - here
         self.above = self.above or bool(np.abs(error).max() < 0.02)

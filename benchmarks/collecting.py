@@ -1,7 +1,12 @@
-"""`latentplan bench collect`: how fast envs are stepped, drawn and written, by how many workers."""
+"""How fast envs are stepped, drawn and written, by processes and by Ray actors.
+
+    python benchmarks/collecting.py --ray 2,4 --json benchmarks/collect.json
+    python benchmarks/collecting.py --env rope engine=mujoco
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -67,9 +72,9 @@ def run(
     from latentplan.commands.progress import track
     from latentplan.evaluation.provenance import provenance
 
-    check_range("--episodes", episodes, 1)
-    check_range("--repeats", repeats, 1)
-    for option, numbers in (("--workers", workers), ("--ray", ray)):
+    check_range("episodes", episodes, 1)
+    check_range("repeats", repeats, 1)
+    for option, numbers in (("workers", workers), ("ray", ray)):
         for number in numbers:
             check_range(option, number, 1)
     load = os.getloadavg()[0]  # what else the machine does
@@ -82,7 +87,7 @@ def run(
     ]
     drawn = {(case.env, case.engine): _pictures_per_s(case.recipe) for case in cases}  # each once
     measured: dict[int, list[Measured]] = {place: [] for place in range(len(cases))}
-    with track(repeats * len(cases), "bench collect", "runs") as bar:
+    with track(repeats * len(cases), "collecting", "runs") as bar:
         for _ in range(repeats):  # in turns, so that a slow minute slows all of them
             for place, case in enumerate(cases):
                 measured[place].append(_measure(case, episodes))
@@ -202,10 +207,35 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     if not rows:
-        raise LatentplanError("bench collect: no env could be made; see above")
+        raise LatentplanError("collecting: no env could be made; see above")
     shown = ["env", "engine", "workers", "kind", "transitions_per_s", "pictures_per_s"]
     shown += ["overhead", "unstable"]
     table = Table(*(name.replace("_", " ") for name in shown), box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*(str(row[name]) for name in shown))
     Console().print(table)
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of a text like 64,512."""
+    return [int(each) for each in text.split(",") if each]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", default="", help="an env or a preset of one; default: all")
+    parser.add_argument("--workers", type=numbers, default=[1, 2], help="processes, with commas")
+    parser.add_argument("--ray", type=numbers, default=[], help="actors of a local Ray")
+    parser.add_argument("--episodes", type=int, default=100, help="timed ones, of each repeat")
+    parser.add_argument("--repeats", type=int, default=3, help="of each row")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", dest="out", help="file for the rows, as a JSON list")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    run(**vars(parser.parse_intermixed_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,4 @@
-"""What `latentplan show` draws of a VideoWorld: what it paints, what it expects, what codes do.
-
-Of held-out episodes of the data that it was trained on.
-"""
+"""Figures of a VideoWorld on held-out episodes: reconstructions, futures, effects of codes."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ import torch
 from latentplan.data.windows import is_test
 from latentplan.errors import StoreError
 from latentplan.files import replacing
+from latentplan.protocols import EpisodeStore
 from latentplan.types import Array, Episode, Tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from latentplan.data.store import ZarrStore
     from latentplan.models.videoworld.videoworld import VideoWorld
 
 EPISODES = 40  # held-out ones that are looked at, at most
@@ -55,41 +52,45 @@ class Clip:
     after: Mapping[str, Array]  # (H, h, w, 3)
 
 
-def draw(model: VideoWorld, store: ZarrStore, folder: Path) -> Iterator[Path]:
-    """Write reconstructions, futures, codes and usage (.png) into a folder, and yield their paths.
+def draw(model: VideoWorld, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Write reconstructions, futures, codes and usage (.png) into a folder.
 
-    Prints what they count. Raises StoreError where the store lacks what the model sees.
+    Yields each file with its figures. Raises StoreError if the store lacks what the model observes.
     """
     missing = [key for key in model.config.images if key not in store.spec.observation]
     if missing:
         known = ", ".join(store.spec.observation)
-        raise StoreError(f"{store.path}: has no {missing[0]!r}, which the model sees, only {known}")
+        need = f"which the model needs, only {known}"
+        raise StoreError(f"data: has no {missing[0]!r}, {need}")
     episodes = held_out(store)
     seen = look(model, episodes)
     chosen = clips(model, episodes)
-    for key, db in seen.psnr.items():
-        print(f"held out     {key}: {db:.1f} dB painted of its tokens, {len(seen.tokens)} pictures")
+    psnr = [f"{key} {db:.1f} dB" for key, db in seen.psnr.items()]
+    used = []
     for place, each in enumerate(seen.codes.T, start=1):
-        _, used, perplexity = counted(each, model.ldm.vocabulary)
-        used_of = f"{used} of {model.ldm.vocabulary} in use"
-        print(f"held out     code {place}: {used_of}, perplexity {perplexity:.1f}")
-    figures: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: reconstructions(seen),
-        "futures": lambda: futures(model, chosen),
-        "codes": lambda: codes(model, chosen[0], seen),
-        "usage": lambda: usage(model, seen),
+        _, count, perplexity = counted(each, model.ldm.vocabulary)
+        used.append(f"code {place}: {count} of {model.ldm.vocabulary} in use, "
+                    f"perplexity {perplexity:.1f}")  # fmt: skip
+    figures: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "reconstructions": (
+            f"held out, reconstructed: {', '.join(psnr)} over {len(seen.tokens)} images",
+            lambda: reconstructions(seen),
+        ),
+        "futures": ("", lambda: futures(model, chosen)),
+        "codes": ("", lambda: codes(model, chosen[0], seen)),
+        "usage": ("; ".join(used), lambda: usage(model, seen)),
     }
-    for name, figure in figures.items():
+    for name, (about, figure) in figures.items():
         with replacing(folder / f"{name}.png") as partial:
             figure().savefig(partial, dpi=100)
-        yield folder / f"{name}.png"
+        yield folder / f"{name}.png", about
 
 
-def held_out(store: ZarrStore, *, fraction: float = 0.1, most: int = EPISODES) -> list[Episode]:
+def held_out(store: EpisodeStore, *, fraction: float = 0.1, most: int = EPISODES) -> list[Episode]:
     """Return episodes that were not trained on; StoreError where there are none."""
     numbers = np.flatnonzero(is_test(np.arange(len(store)), fraction))[:most]
     if not len(numbers):
-        raise StoreError(f"{store.path}: has no held-out episodes; need about {1 / fraction:.0f}")
+        raise StoreError(f"data: has no held-out episodes; need about {1 / fraction:.0f}")
     return [store.episode(int(number)) for number in numbers]
 
 

@@ -1,14 +1,12 @@
-"""What `robot`, `record` and `replay` share: an arm in this process, behind a node, or started.
+"""Connections to an arm: in this process, through a node that runs, or through one started here.
 
-Nothing here imports torch at the top: a node runs where ROS is, and that may be all there is.
+Nothing here imports torch at the top: a node runs in ROS's environment, which may lack it.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -28,44 +26,47 @@ from latentplan.robots.description import Arm
 if TYPE_CHECKING:
     from latentplan.sim.deformable.scene import Scene
 
-TERMINATED = 143  # 128 + SIGTERM, what shells expect
-PATIENCE = 15.0  # s in which a node answers, also on a busy machine; it stops its arm much sooner
+PATIENCE = 15.0  # s in which a node answers on a busy machine; it stops its arm much sooner
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a command gets to an arm."""
+class Connection:
+    """How an arm is reached."""
 
     arm: Arm
     robot: str  # its name or file
     backend: str | None  # None: whatever the node at `address` has
     address: tuple[str, int] | None
-    python: str = sys.executable  # that runs the node
-    reset: bool = False  # an arm that was stopped may go on
-    period: float = 0.1  # s that an action holds
+    python: str = sys.executable  # interpreter of the node
+    reset: bool = False  # clear the stop of an arm that was stopped
+    period: float = 0.1  # s that an action lasts
     settings: Mapping[str, Any] = field(default_factory=dict)  # backend, safety, supervisor
 
     @property
     def here(self) -> bool:
-        """Return whether the arm is in this process: a simulated one with a clock that waits."""
+        """Whether the arm is in this process: a simulated one, whose clock waits for it."""
         return self.backend == "sim" and self.address is None
 
 
-def way(
+def connection(
+    backend: str | None = None,
     *,
-    backend: str | None,
-    robot: str,
-    address: str | None,
+    robot: str = "panda",
+    address: str | None = None,
     python: str | None = None,
     reset: bool = False,
-) -> Way:
-    """Return how to get to an arm, its settings not yet read; a LatentplanError where none is."""
+) -> Connection:
+    """Return how an arm is reached, without its settings.
+
+    `robot` is a registered arm or a YAML file; `address` HOST:PORT of a node. With neither backend
+    nor address the arm is simulated. Raises a LatentplanError if there is no such arm or backend.
+    """
     if backend is not None:
         registry.get("backend", backend)
     where = None if address is None else node_process.parse_address(address)
     arm = description.load(robot)
     chosen = backend if backend is not None or address is not None else "sim"
-    return Way(arm, robot, chosen, where, python or sys.executable, reset)
+    return Connection(arm, robot, chosen, where, python or sys.executable, reset)
 
 
 def sections(backend: str | None) -> dict[str, type]:
@@ -80,7 +81,7 @@ def sections(backend: str | None) -> dict[str, type]:
 
 
 def build(
-    found: Way, *, cameras: Sequence[View] = (), scene: Scene | None = None
+    found: Connection, *, cameras: Sequence[View] = (), scene: Scene | None = None
 ) -> tuple[Driver, Supervisor]:
     """Return the driver and the supervisor of an arm, not yet connected.
 
@@ -99,19 +100,18 @@ def build(
 
 @contextmanager
 def connected(
-    found: Way,
+    found: Connection,
     *,
     driver: Driver | None = None,
     supervisor: Supervisor | None = None,
     make: type[LocalRobot] = LocalRobot,
 ) -> Iterator[LocalRobot | RemoteRobot]:
-    """Give the robot, armed; it is stopped at the end, whatever ends it.
+    """Yield the robot, armed; it is stopped at the end, whatever ends the block.
 
-    In this process with the driver and supervisor that are given or built; else through a node,
-    which is started here where the backend is named. SIGTERM ends the block as Ctrl-C does.
+    In this process it has the driver and supervisor that are given, or new ones; else it is reached
+    through a node, which is started here if the backend is named.
     """
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
         if found.here:
             if driver is None or supervisor is None:
                 driver, supervisor = build(found)
@@ -133,18 +133,18 @@ def connected(
         yield remote
 
 
-def check_arm(found: Way, joints: Sequence[str]) -> None:
+def check_arm(found: Connection, joints: Sequence[str]) -> None:
     """Raise ConfigError unless a node drives the arm that is described here."""
     described = tuple(joint.name for joint in found.arm.joints)
     if tuple(joints) != described:
         raise ConfigError(
-            f"--robot {found.robot}: its joints are {', '.join(described)}, the node's are "
+            f"robot {found.robot!r}: its joints are {', '.join(described)}, the node's are "
             f"{', '.join(joints)}; give the description that the node was started with"
         )
 
 
 def real_time(backend: str) -> dict[str, Any]:
-    """Return the settings of a backend whose clock is the machine's, which a node needs."""
+    """Return the settings that make a backend's clock the machine's, which a node needs."""
     schema = registry.get("backend", backend).Config
     return {"real_time": True} if any(f.name == "real_time" for f in fields(schema)) else {}
 
@@ -170,20 +170,3 @@ def check_control(settings: Mapping[str, Any], what: str) -> None:
     control = settings["safety"].control if "safety" in settings else "joint_velocity"
     if control != "joint_velocity":
         raise ConfigError(f"safety.control: found {control}, {what} needs joint_velocity")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block with an exception, so that the arm is stopped on the way out."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""What `latentplan show` draws of an episode store: a contact sheet with histograms, or a film."""
+"""Drawings of an episode store: a contact sheet with histograms, or the video of an episode."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 EPISODES = 6  # rows of the contact sheet
 STEPS = 10  # columns of the contact sheet
 PIXELS = 128  # smallest side of one picture on it
-FILM = 320  # pixels, about the side of one picture of a film
+SIDE = 320  # pixels, about the side of one image of a video
 BAR = 24  # pixels of a line of text
 INK = (228, 228, 231)  # its colour
 PANELS = 5  # histograms in a row
 SMALLEST = 16  # pixels a side; smaller arrays are not pictures
-FPS = 4  # of a film of actions that take their time
+FPS = 4  # of a video of actions that take their time
 
 
 def cameras(store: ZarrStore) -> list[str]:
@@ -46,19 +46,19 @@ def draw(store: ZarrStore, file: Path, *, episode: int | None = None) -> None:
     Image.fromarray(np.concatenate(padded)).save(file, format="png")
 
 
-def film(store: ZarrStore, file: Path, *, episode: int) -> int:
+def video(store: ZarrStore, file: Path, *, episode: int) -> int:
     """Write an mp4 of an episode, all cameras side by side, and return its number of frames.
 
-    Raises StoreError where the store has no pictures.
+    Raises StoreError if the store has no images.
     """
-    from latentplan.evaluation import video
+    from latentplan.evaluation.video import encode
 
     keys = cameras(store)
     if not keys:
-        raise StoreError(f"{store.path}: has no pictures to make a film of; --out X.png draws it")
+        raise StoreError(f"{store.path}: no images to make a video of; a .png shows its actions")
     dt = store.spec.dt
     frames = _frames(store.episode(episode), keys, f"episode {episode}")
-    return video.encode(file, frames, fps=FPS if dt is None else max(1, round(1 / dt)))
+    return encode(file, frames, fps=FPS if dt is None else max(1, round(1 / dt)))
 
 
 def number(store: ZarrStore, episode: int) -> int:
@@ -67,7 +67,7 @@ def number(store: ZarrStore, episode: int) -> int:
         return range(len(store))[episode]
     except IndexError:
         raise ConfigError(
-            f"--episode: {episode} is not within [{-len(store)}, {len(store) - 1}]"
+            f"show.episode: {episode} is not within [{-len(store)}, {len(store) - 1}]"
         ) from None
 
 
@@ -157,7 +157,7 @@ def _frames(episode: Episode, keys: Sequence[str], title: str) -> Iterator[Array
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = [_visible(episode.observations[key]) for key in keys]
-    factors = [max(1, round(FILM / max(p.shape[1:3]))) for p in pictures]
+    factors = [max(1, round(SIDE / max(p.shape[1:3]))) for p in pictures]
     widths = [p.shape[2] * f for p, f in zip(pictures, factors, strict=True)]
     tall = max(p.shape[1] * f for p, f in zip(pictures, factors, strict=True))
     size = (sum(widths) + sum(widths) % 2, tall + BAR + tall % 2)  # even, as mp4 wants it

@@ -1,23 +1,20 @@
-"""Episodes of `latentplan robot`: what is to be done, who plans it, and what came of it."""
+"""Episodes of an arm: its task, the planner, and the record of each episode."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentplan import config, registry
-from latentplan.commands import connect
-from latentplan.commands.load import assemble, own_planner
-from latentplan.commands.load import choose as choose_parts
-from latentplan.commands.plan import check_fit
-from latentplan.errors import ConfigError, RobotError, ShapeError
-from latentplan.evaluation.protocol import EVALUATION, image_key
+from latentplan.api import connection as links
+from latentplan.api.connection import Connection
+from latentplan.api.fit import check_fit
+from latentplan.errors import ConfigError, RobotError
+from latentplan.evaluation.goals import EVALUATION, image_key
 from latentplan.evaluation.video import side_by_side
 from latentplan.planning.mpc import MPC
 from latentplan.real_robot.link.remote import RemoteRobot
@@ -26,23 +23,17 @@ from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.motion.hold_position import meanwhile, stand
 from latentplan.real_robot.motion.picking import Picking
 from latentplan.real_robot.motion.reach import Reach
-from latentplan.real_robot.motion.tracking import Tracking
 from latentplan.real_robot.robot import Driver, Robot, View
-from latentplan.sim.deformable.env import Deformable
-from latentplan.sim.deformable.scene import Scene, env_of, lay
-from latentplan.sim.rendering import cameras
+from latentplan.sim.deformable.scene import Scene
 from latentplan.sim.rendering.cameras import Camera
-from latentplan.training import checkpoint
 from latentplan.types import Array, Observation, Spec
 
-PICKS = 20  # actions of an episode of picks; as in the evaluation of a run
-REACHING = 100  # actions of an episode of reach, at most
-FILM = Camera("front", (1.1, 0.5, 0.8), target=(-0.2, 0.0, 0.3), width=256, height=256)
+VIDEO_CAMERA = Camera("front", (1.1, 0.5, 0.8), target=(-0.2, 0.0, 0.3), width=256, height=256)
 
 
 @dataclass
 class Record:
-    """What one episode came to."""
+    """What one episode did."""
 
     actions: int = 0  # that were done: picks, or actions of the arm
     refused: int = 0  # picks that the arm cannot reach
@@ -50,41 +41,43 @@ class Record:
     final: float | None = None
     success: bool | None = None
     interventions: dict[str, int] = field(default_factory=dict)  # of the safety filter, by kind
-    trip: str = ""  # why the arm stopped, empty where it did not
+    fault: str = ""  # why the arm stopped, empty if it did not
     error: float = 0.0  # rad, the largest distance of a joint from its path
-    frames: list[Array] = field(default_factory=list)  # of a film
+    frames: list[Array] = field(default_factory=list)  # of a video
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, without the film."""
+        """Return plain values, without the video."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frames"}
 
 
-class Task(ABC):
-    """What an arm is to do; episodes of it are done on a connected robot."""
+class RobotTask(ABC):
+    """A task of an arm; its episodes run on a connected robot."""
 
     name: str
     settings: Mapping[str, Any]
-    fps = 4  # of the film
+    fps = 4  # of the video
+    on_wait: Callable[[str], None]  # called with a sentence while the arm waits for a goal
 
-    def __init__(self, way: connect.Way, settings: Mapping[str, Any]) -> None:
-        """Take the way to the arm, and all settings by section."""
-        self.way = replace(way, settings=settings)
+    def __init__(self, connection: Connection, settings: Mapping[str, Any]) -> None:
+        """Take the connection to the arm, and all settings by section."""
+        self.connection = replace(connection, settings=settings)
         self.settings = settings
+        self.on_wait = lambda sentence: None
 
     @contextmanager
     def connected(
         self, *, make: type[LocalRobot] = LocalRobot
     ) -> Iterator[LocalRobot | RemoteRobot]:
         """Give the robot, armed; `make` is the class of one in this process."""
-        driver, supervisor = self.here() if self.way.here else (None, None)
+        driver, supervisor = self.here() if self.connection.here else (None, None)
         given: dict[str, Any] = {"driver": driver, "supervisor": supervisor, "make": make}
-        with connect.connected(self.way, **given) as robot:
+        with links.connected(self.connection, **given) as robot:
             meanwhile(robot, lambda: self.prepare(robot))
             yield robot
 
     def here(self) -> tuple[Driver, Supervisor]:
         """Return driver and supervisor of a simulated arm in this process."""
-        return connect.build(self.way)
+        return links.build(self.connection)
 
     @abstractmethod
     def prepare(self, robot: Robot) -> None:
@@ -95,12 +88,12 @@ class Task(ABC):
         """Do episode `index`; RobotError where the arm stops."""
 
     def episode(self, robot: LocalRobot | RemoteRobot, index: int) -> Record:
-        """Return what episode `index` came to; a trip ends it."""
+        """Return the record of episode `index`; a fault ends it."""
         record, before = Record(), robot.health().interventions
         try:
             self.attempt(robot, index, record)
         except RobotError as e:
-            record.trip = str(e)
+            record.fault = str(e)
             return record
         after = robot.health().interventions
         record.interventions = {
@@ -109,29 +102,35 @@ class Task(ABC):
         return record
 
 
-class Reaching(Task):
+class Reaching(RobotTask):
     """Points in reach of the arm, one an episode."""
 
     name = "reach"
     fps = 10
 
     def __init__(
-        self, way: connect.Way, settings: Mapping[str, Any], *, planner: Any, steps: int, seed: int
+        self,
+        connection: Connection,
+        settings: Mapping[str, Any],
+        *,
+        planner: Any,
+        steps: int,
+        seed: int,
     ) -> None:
         """Take a planner's class, the actions of an episode at most, and a seed."""
-        super().__init__(way, settings)
+        super().__init__(connection, settings)
         self._planner, self._steps, self._seed = planner, steps, seed
 
     def here(self) -> tuple[Driver, Supervisor]:
-        """Return them with a camera for the film."""
-        return connect.build(self.way, cameras=[FILM])
+        """Return them with a camera for the video."""
+        return links.build(self.connection, cameras=[VIDEO_CAMERA])
 
     def prepare(self, robot: Robot) -> None:
         """Make the task of this robot's limits."""
         s = self.settings
         self.reach = Reach(
             robot,
-            self.way.arm,
+            self.connection.arm,
             planner=self._planner(s["planner"]),
             seed=self._seed,
             config=s["reach"],
@@ -142,20 +141,20 @@ class Reaching(Task):
         """Reach the next point."""
         views = [k for k, a in robot.spec.data.observation.items() if len(a.shape) == 3]
 
-        def film(seen: Observation) -> None:
+        def record_frame(seen: Observation) -> None:
             record.frames += [even(seen[view]) for view in views[:1]]
 
-        reached = self.reach.episode(self.reach.draw(), steps=self._steps, watch=film)
+        reached = self.reach.episode(self.reach.draw(), steps=self._steps, watch=record_frame)
         record.actions, record.success = reached.actions, reached.success
         record.start, record.final = reached.start, reached.final
 
 
-class Planned(Task):
+class Planned(RobotTask):
     """A trained model's plans towards a goal, a picture or words: picks, or the arm's actions."""
 
     def __init__(
         self,
-        way: connect.Way,
+        connection: Connection,
         settings: Mapping[str, Any],
         *,
         name: str,
@@ -170,7 +169,7 @@ class Planned(Task):
 
         The goal is an observation, the words of a task, or what is asked for later.
         """
-        super().__init__(way, settings)
+        super().__init__(connection, settings)
         self.name, self.agent = name, agent
         self.scene, self._camera, self._goal = scene, camera, goal
         self._steps, self._seed = steps, seed
@@ -178,10 +177,10 @@ class Planned(Task):
 
     def here(self) -> tuple[Driver, Supervisor]:
         """Return them with the scene."""
-        return connect.build(self.way, scene=self.scene)
+        return links.build(self.connection, scene=self.scene)
 
     def prepare(self, robot: Robot) -> None:
-        """Hold the model against what the robot sees and does; CheckpointError where it differs."""
+        """Compare the model with the robot; CheckpointError if it does not fit."""
         model, seen = self.agent.model.spec, robot.spec.data
         where = f"run {self.name!r}"
         if model.pick is None:
@@ -192,7 +191,7 @@ class Planned(Task):
         camera = self._camera or self._calibrated(model)
         self._picking = Picking(
             robot,
-            self.way.arm,
+            self.connection.arm,
             camera=camera,
             config=self.settings["picking"],
             tracking=self.settings["tracking"],
@@ -213,14 +212,14 @@ class Planned(Task):
             record.start = record.final = self.scene.distance()
         goal = goal or self._asked_for(robot)
         self.agent.reset(seed=plan)
-        meanwhile(robot, lambda: self._tell(goal))
+        meanwhile(robot, lambda: self._set_goal(goal))
         view = image_key(self.agent.model.spec)
         if self._picking is not None:
             stand(robot)  # until cameras have seen what lies there now
         for _ in range(self._steps):
-            self._film(robot.observe(), goal, view, record)
+            self._record_frame(robot.observe(), goal, view, record)
             self._act(robot, record)
-        self._film(robot.observe(), goal, view, record)
+        self._record_frame(robot.observe(), goal, view, record)
         if record.start is not None and self.scene is not None:
             record.final = self.scene.distance()
             record.success = record.final <= self.scene.env.success_threshold
@@ -240,18 +239,18 @@ class Planned(Task):
             record.actions += 1
             record.error = max(record.error, picked.tracked.error)
 
-    def _tell(self, goal: Observation | str) -> None:
+    def _set_goal(self, goal: Observation | str) -> None:
         if isinstance(goal, str):
-            tell(self.agent, goal)
+            set_instruction(self.agent, goal)
         else:
             self.agent.goal(self._public(goal))
 
     def _asked_for(self, robot: LocalRobot | RemoteRobot) -> Observation | str:
         """Return the goal that the node was asked for; wait for one."""
         if isinstance(robot, LocalRobot):
-            raise ConfigError("--goal: none given, and nothing else says what shall be seen")
+            raise ConfigError("robot.goal: found none; give an image or an instruction")
         if robot.goal is None:
-            print("waiting for a goal: send a picture or words to the node", flush=True)
+            self.on_wait("waiting for a goal: send an image or words to the node")
         while robot.goal is None:
             stand(robot)
         return robot.goal
@@ -260,7 +259,7 @@ class Planned(Task):
         spec = self.agent.model.spec
         return {k: v for k, v in observation.items() if k not in spec.privileged}
 
-    def _film(
+    def _record_frame(
         self, seen: Observation, goal: Observation | str, view: str | None, record: Record
     ) -> None:
         if view is None:
@@ -275,142 +274,25 @@ class Planned(Task):
 
     def _calibrated(self, model: Spec) -> View:
         assert model.pick is not None
-        known = {view.name: view for view in self.way.arm.cameras}
+        known = {view.name: view for view in self.connection.arm.cameras}
         if model.pick.image not in known:
             found = ", ".join(known) or "none"
             raise ConfigError(
-                f"--robot {self.way.robot}: the model picks from camera {model.pick.image!r}, its "
-                f"file has {found}; say where it is: latentplan calibrate"
+                f"robot {self.connection.robot!r}: the model picks from camera "
+                f"{model.pick.image!r}, its file has {found}; say where it is: latentplan calibrate"
             )
         return known[model.pick.image]
 
 
-def choose(
-    way: connect.Way,
-    *,
-    run: str | None,
-    steps: int | None,
-    goal: str | None,
-    goal_text: str = "",
-    planner: str | None,
-    objective: str,
-    seed: int,
-    device: str,
-    overrides: Sequence[str],
-) -> Task:
-    """Return the task with all that plans for it; a LatentplanError where something does not fit.
-
-    Without a `run` it is reach.
-    """
-    sections = connect.sections(way.backend)
-    presets: dict[str, Any] = {}
-    if way.backend is not None and not way.here:
-        presets["backend"] = connect.real_time(way.backend)
-    if goal is not None and goal_text:
-        raise ConfigError("--goal-text: found together with --goal; give one of them")
-    if run is None:
-        if goal is not None or goal_text:
-            raise ConfigError("--goal: is for --run; reach draws points by itself")
-        planner = planner or "cem"
-        return _reach(way, sections, presets, planner, steps or REACHING, seed, overrides)
-    planner = planner or own_planner(checkpoint.find(run))
-    parts = choose_parts(planner=planner, objective=objective)
-    found = checkpoint.load(checkpoint.find(run), device=device)
-    env = _env_config(found.spec)
-    if env is not None and way.backend == "sim":
-        presets["backend"] = {"scene": found.spec.env, **presets.get("backend", {})}
-    if env is not None:
-        known = {"drag": env.drag, "workspace": env.workspace, "surface": env.radius}
-        presets["picking"] = known
-    sections |= {**parts.sections, "picking": Picking.Config, "tracking": Tracking.Config}
-    settings = config.load(
-        sections, preset={**presets, **parts.presets}, overrides=overrides
-    )
-    if found.spec.pick is not None:
-        connect.check_control(settings, "--run with picks")
-    picture = None if goal is None else read_goal(goal, found.spec)
-    agent = assemble(found, parts, settings, seed=seed)
-    if goal_text:
-        tell(agent, goal_text)
-    scene, camera = None, None
-    if way.backend == "sim" and settings["backend"].scene:
-        if way.here:
-            scene = lay(settings["backend"].scene)
-            camera = scene.cameras()[0]
-        else:  # the node has the scene
-            camera = cameras.of(env_of(settings["backend"].scene)[1])["top"]
-    return Planned(
-        way,
-        settings,
-        name=run,
-        agent=agent,
-        scene=scene,
-        camera=camera,
-        goal=picture or goal_text or None,
-        steps=steps or PICKS,
-        seed=seed,
-    )
-
-
-def tell(agent: MPC, words: str) -> None:
-    """Let an agent do a task; ConfigError for words that say nothing to it."""
+def set_instruction(agent: MPC, words: str) -> None:
+    """Give an agent a task in words; ConfigError if its model does not take them."""
     try:
         agent.goal(task=words)
     except ConfigError as e:
         raise ConfigError(f"goal: found the words {words!r}; {e}") from None
 
 
-def _reach(
-    way: connect.Way,
-    sections: dict[str, type],
-    presets: dict[str, Any],
-    planner: str,
-    steps: int,
-    seed: int,
-    overrides: Sequence[str],
-) -> Reaching:
-    preset = config.resolve("planner", planner)
-    make = registry.get("planner", preset.base)
-    # What suits the task, then what the preset says beside its planner's defaults.
-    values = {**preset.values, "planner": Reach.PLANNER | preset.values.get("planner", {})}
-    known = {**sections, "planner": make.Config, "reach": Reach.Config, "mpc": MPC.Config}
-    values = {section: value for section, value in values.items() if section in known}
-    settings = config.load(known, preset={**presets, **values}, overrides=overrides)
-    connect.check_control(settings, "--task reach")
-    return Reaching(way, settings, planner=make, steps=steps, seed=seed)
-
-
-def _env_config(spec: Spec) -> Any:
-    """Return the settings of the env that a model's picks come from; None where it has no picks."""
-    if spec.pick is None or spec.env not in registry.names("env"):
-        return None
-    env = registry.get("env", spec.env)
-    return env.Config() if issubclass(env, Deformable) else None
-
-
-def read_goal(file: str, spec: Spec) -> Observation:
-    """Return the observation of a picture file; ConfigError unless it has the model's size."""
-    from PIL import Image, UnidentifiedImageError
-
-    key = image_key(spec)
-    if key is None:
-        raise ConfigError("--goal: a picture, but this model sees none")
-    try:
-        with Image.open(Path(file)) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as e:
-        raise ConfigError(f"--goal {file}: not a picture that can be read ({e})") from None
-    height, width, _ = spec.observation[key].shape
-    if pixels.shape[:2] != (height, width):
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise ShapeError(
-            f"--goal {file}: found {found} pixels, the model needs {width} x {height}; take it "
-            "with the camera that the model was trained with"
-        )
-    return {key: pixels}
-
-
-def even(picture: Array) -> Array:
-    """Return a picture (h, w, 3) whose sides are even numbers of pixels, as films want them."""
-    height, width = picture.shape[:2]
-    return picture[: height - height % 2, : width - width % 2]
+def even(image: Array) -> Array:
+    """Return an image (h, w, 3) whose sides are even numbers of pixels, as video codecs need."""
+    height, width = image.shape[:2]
+    return image[: height - height % 2, : width - width % 2]

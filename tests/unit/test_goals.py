@@ -9,8 +9,8 @@ from sighted import Sighted
 from toy import ToyEnv
 
 from latentplan.errors import ConfigError, ShapeError, UnstablePhysics
+from latentplan.evaluation.goals import Goals, image_key
 from latentplan.evaluation.metrics import summarise
-from latentplan.evaluation.protocol import Evaluation, image_key
 from latentplan.exploration.collect import collect
 from latentplan.exploration.recorder import CollectConfig, Recipe
 from latentplan.registry import get
@@ -20,10 +20,10 @@ ToyConfig = ToyEnv.Config
 
 
 def evaluate(agent=None, env=None, *, episodes=3, seed=0, **settings):
-    evaluation = Evaluation(
-        agent or Sighted(), env or ToyEnv(), config=Evaluation.Config(**settings)
+    evaluation = Goals(Goals.Config(**settings))
+    return list(
+        evaluation.trials(agent or Sighted(), env or ToyEnv(), episodes=episodes, seed=seed)
     )
-    return list(evaluation.trials(episodes=episodes, seed=seed))
 
 
 def distances(trials):
@@ -62,8 +62,8 @@ def test_the_first_trials_do_not_depend_on_how_many_follow():
 def test_trying_candidates_out_leaves_the_episode_as_it_was():
     probed, plain = evaluate(states=40), evaluate(states=0)
     assert distances(probed) == distances(plain)
-    assert sum(len(t.tried_out) for t in probed) == 40
-    assert not any(t.tried_out for t in plain)
+    assert sum(len(t.candidates) for t in probed) == 40
+    assert not any(t.candidates for t in plain)
 
 
 def test_an_exact_model_ranks_candidates_as_the_env_does():
@@ -144,7 +144,7 @@ class Ending(ToyEnv):
 def test_an_episode_that_the_env_ends_stays_short():
     trial = evaluate(env=Ending(), episodes=1, states=0)[0]
     assert all(len(a.distance) == 4 for a in trial.attempts.values())
-    assert len(trial.attempts["planner"].pictures) == 4
+    assert len(trial.attempts["planner"].images) == 4
 
 
 def test_success_by_threshold_is_judged_at_the_end():
@@ -189,7 +189,8 @@ def test_costs_of_the_wrong_shape_are_an_error():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"length": 0}, {"states": -1}, {"tries": 2}, {"episodes": 0}, {"seed": -1}]
+    "settings",
+    [{"length": 0}, {"states": -1}, {"candidates_per_state": 2}, {"episodes": 0}, {"seed": -1}],
 )
 def test_numbers_out_of_range_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -208,28 +209,28 @@ class Asking(ToyEnv):
 
 
 class Listening(Sighted):
-    """Remembers what it was told."""
+    """Remembers its instruction."""
 
     def goal(self, observation, *, task=""):
-        self.told = task
+        self.instruction = task
         return super().goal(observation, task=task)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "instruction"),
     [
         ({}, "push"),
-        ({"told": "text"}, "push it"),
-        ({"told": "text", "goal_text": "shove it"}, "shove it"),
+        ({"instruction": "text"}, "push it"),
+        ({"instruction": "text", "goal_text": "shove it"}, "shove it"),
         ({"goal_text": "shove it"}, "shove it"),
     ],
 )
-def test_the_agent_is_told_the_task_by_name_or_in_words(settings, told):
+def test_the_agent_gets_the_task_by_name_or_in_words(settings, instruction):
     agent = Listening()
     evaluate(agent, Asking(), episodes=1, length=1, states=0, **settings)
-    assert agent.told == told
+    assert agent.instruction == instruction
 
 
-def test_what_the_agent_is_told_is_one_of_two():
-    with pytest.raises(ConfigError, match="Evaluation.told: 'words' is not 'task' or 'text'"):
-        Evaluation.Config(told="words")
+def test_the_instruction_is_one_of_two():
+    with pytest.raises(ConfigError, match="Goals.instruction: 'words' is not 'task' or 'text'"):
+        Goals.Config(instruction="words")

@@ -1,7 +1,14 @@
-"""`latentplan bench plan`: what a solve costs and what it reaches, beside peers and the floor."""
+"""What a solve costs and what it reaches, beside peers and the matrix products alone.
+
+    python benchmarks/planners.py --quick
+    python benchmarks/planners.py --batch 1,16 --json benchmarks/planners.json --plot planners.png
+
+Peers are optional: pip install "latentplan[benchmarks]".
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
@@ -16,9 +23,8 @@ from latentplan.errors import ConfigError, MissingDependency, check_range
 from latentplan.files import replacing
 
 if TYPE_CHECKING:
+    from planner_toy import Toy
     from torch import Tensor
-
-    from latentplan.commands.bench_toy import Toy
 
 ITERATIONS = 5
 WITH_ELITES = ("categorical", "cem", "hybrid", "icem")
@@ -84,14 +90,14 @@ def run(
 
     for name, values in (("candidates", candidates), ("horizon", horizons), ("batch", batches)):
         for value in values:
-            check_range(f"--{name}", value, 1)
-    check_range("--threads", threads, 1)
-    check_range("--repeats", repeats, 1)
+            check_range(name, value, 1)
+    check_range("threads", threads, 1)
+    check_range("repeats", repeats, 1)
     for dtype in dtypes:
         if dtype not in DTYPES:
-            raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+            raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingDependency(f"--device {device}: no CUDA device is visible")
+        raise MissingDependency(f"device {device}: no CUDA device is visible")
     classes = {n: registry.get("planner", n) for n in planners or sorted(registry.names("planner"))}
     if not planners:  # the network proposes nothing
         classes = {n: found for n, found in classes.items() if not found.needs_proposals}
@@ -125,7 +131,7 @@ def _rows(
     smallest = min(case.batch for case in cells)
     sizes = sorted({case.candidates for case in cells})
     middle = sizes[len(sizes) // 2]
-    with track(len(cells), "bench plan", "cells") as bar:
+    with track(len(cells), "planners", "cells") as bar:
         for case in cells:
             drawn = (case.batch, case.candidates) == (smallest, middle)
             yield from _cell(names, case, curve if drawn else (), repeats)
@@ -137,8 +143,8 @@ def _cell(
 ) -> Iterable[dict[str, Any]]:
     """Yield the rows of all contestants, timed in turns, each turn on other problems."""
     import torch
+    from planner_toy import ACTION, Toy
 
-    from latentplan.commands.bench_toy import ACTION, Toy
     from latentplan.planning.solver import shift
 
     cold, warm = (Toy(batch=case.batch, horizon=case.horizon, device=case.device) for _ in range(2))
@@ -229,7 +235,7 @@ def _peers(
     problem: Toy, case: Case, warm_start: Tensor | None = None, *, fast: bool = True
 ) -> list[Contestant]:
     """Return the peers that are installed here, on the problems and types that they know."""
-    from latentplan.commands import bench_peers as peers
+    import planner_peers as peers
 
     found = peers.installed() if case.dtype == "float32" else {}
     setting = {"candidates": case.candidates, "iterations": case.iterations}
@@ -254,8 +260,8 @@ def _peers(
 def _floor(case: Case) -> float:
     """Return the seconds that the matrix products alone take in one round, by torch.mm."""
     import torch
+    from planner_toy import ACTION, HIDDEN, LATENT
 
-    from latentplan.commands.bench_toy import ACTION, HIDDEN, LATENT
     from latentplan.planning.mpc import DTYPES
 
     dtype, rows = DTYPES[case.dtype], case.candidates
@@ -393,3 +399,41 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")
     plt.close(figure)
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of a text like 64,512."""
+    return [int(each) for each in text.split(",") if each]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text with commas."""
+    return [each for each in text.split(",") if each]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a part of the table, in seconds")
+    parser.add_argument("--candidates", type=numbers, default=[64, 512, 2048])
+    parser.add_argument("--horizon", dest="horizons", type=numbers, default=[10])
+    parser.add_argument(
+        "--batch", dest="batches", type=numbers, default=[1, 16], help="problems at once"
+    )
+    parser.add_argument(
+        "--dtype", dest="dtypes", type=words, default=["float32"],
+        help="of rollouts: float32, tf32, bfloat16, float16",
+    )  # fmt: skip
+    parser.add_argument("--planners", type=words, default=[], help="default: all")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU, for all alike")
+    parser.add_argument("--repeats", type=int, default=15, help="solves of each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", dest="out", help="file for the rows, as a JSON list")
+    parser.add_argument("--plot", help="image of cost against milliseconds to write")
+    run(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

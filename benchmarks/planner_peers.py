@@ -17,9 +17,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from planner_toy import ACTION, LATENT, Toy
 from torch import Tensor
-
-from latentplan.commands.bench_toy import ACTION, LATENT, Toy
 
 Solve = Callable[[int], Tensor]  # of a seed: actions (B, H, A)
 

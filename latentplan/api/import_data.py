@@ -1,0 +1,134 @@
+"""`latentplan.api.import_data`: a data set in another format, read into an episode store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentplan import config
+from latentplan.api import stores
+from latentplan.api.choice import Overrides, as_overrides, choose
+from latentplan.errors import Interrupted, SourceError, check_range
+from latentplan.protocols import Source
+from latentplan.types import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from latentplan.data.importing import Progress as Count
+    from latentplan.data.store import ZarrStore
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An episode store after an import, and what the call added to it."""
+
+    store: str  # path or URL
+    episodes: int  # that the store holds
+    transitions: int
+    bytes: int  # of the store
+    new_episodes: int  # that this call added
+    new_transitions: int
+    skipped: int  # damaged episodes that were left out
+    reasons: tuple[str, ...]  # of the first of them
+    notes: tuple[str, ...]  # what the source says of itself
+    seconds: float
+
+
+def import_data(
+    format: str | type[Source],
+    source: str | Path,
+    *,
+    out: str | Path,
+    episodes: int | None = None,
+    keys: Sequence[str] | None = None,
+    image_size: int | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    overrides: Overrides = (),
+    on_progress: OnProgress | None = None,
+) -> Imported:
+    """Import until the store `out` (a path or URL) holds `episodes` (None: all there are).
+
+    An existing store of the same settings is continued. `format` is a registered source or a
+    class, and `source` the path of its data; `keys` are the observations to keep and `image_size`
+    the pixels a side of images (None: as they are); `workers` processes read (0 or 1: this one,
+    which writes; None: one a core beside it). Section of `overrides`: source. Raises SourceError at
+    the first episode that is damaged, unless `skip_bad`, and Interrupted on Ctrl-C; what is done is
+    kept.
+    """
+    from latentplan.data import importing
+
+    if episodes is not None:
+        check_range("import.episodes", episodes, 1)
+    workers = workers if workers is not None else (os.cpu_count() or 1) - 1  # this one writes
+    check_range("import.workers", workers, 0)
+    chosen = choose("source", format)
+    filled = config.load(
+        {"source": chosen.config},
+        preset={"source": chosen.values},
+        overrides=as_overrides(overrides),
+    )
+    opening = importing.Opening(
+        chosen.make,
+        Path(source),
+        config=filled["source"],
+        keys=None if keys is None else tuple(keys),
+        image_size=image_size,
+    )
+    opened = opening.open()
+    total = len(opened) if episodes is None else min(len(opened), episodes)
+    store = stores.open_or_create(
+        out, opened.spec, {"format": chosen.name, **opened.settings}
+    )
+    before, count = len(store), importing.Progress()
+    begun, interrupted = time.monotonic(), False
+
+    def report(now: Count) -> None:
+        nonlocal count
+        count = now
+        if on_progress is not None:
+            figures = {"transitions": now.transitions, "skipped": now.skipped}
+            done = before + now.episodes
+            on_progress(Progress(f"import {chosen.name}", "episodes", done, total, figures))
+
+    with store:
+        try:
+            report(count)
+            importing.add(
+                store,
+                opening,
+                count=len(opened),
+                episodes=episodes,
+                workers=workers,
+                skip_bad=skip_bad,
+                report=report,
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+    found = _summary(store, count, tuple(opened.notes), time.monotonic() - begun)
+    if interrupted:
+        raise Interrupted(found)
+    if found.skipped and not found.episodes:
+        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {found.reasons[0]}")
+    return found
+
+
+def _summary(
+    store: ZarrStore, count: Count, notes: tuple[str, ...], seconds: float
+) -> Imported:
+    held = stores.size(store)
+    return Imported(
+        store=str(store.path),
+        episodes=held.episodes,
+        transitions=held.transitions,
+        bytes=held.bytes,
+        new_episodes=count.episodes,
+        new_transitions=count.transitions,
+        skipped=count.skipped,
+        reasons=count.reasons,
+        notes=notes,
+        seconds=seconds,
+    )

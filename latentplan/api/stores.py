@@ -1,0 +1,51 @@
+"""Episode stores that a call writes to: made, or continued if they hold the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentplan.data.store import ZarrStore
+    from latentplan.types import Spec
+
+ADVICE = "use the same settings to continue it, or write to another store"
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """How much an episode store holds."""
+
+    episodes: int
+    transitions: int
+    bytes: int  # on the disk
+
+
+def open_or_create(
+    out: str | Path, spec: Spec, settings: Mapping[str, Any], *, advice: str = ADVICE
+) -> ZarrStore:
+    """Return the store at a path or URL, open for appending; a new one if there is none.
+
+    Raises StoreError, with the advice, if the one there has other settings or another spec.
+    """
+    from latentplan.data.location import locate
+    from latentplan.data.store import ZarrStore, check_same
+
+    if not locate(out).exists():
+        return ZarrStore.create(out, spec, settings=dict(settings))
+    store = ZarrStore.open(out, "a")
+    try:
+        check_same(f"{out}: settings", store.settings, settings, advice=advice)
+        check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def size(store: ZarrStore) -> StoreSize:
+    """Return how much a store holds."""
+    rows = int(store.ends[-1]) if len(store) else 0
+    return StoreSize(len(store), rows - len(store), store.disk_bytes())

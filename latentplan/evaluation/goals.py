@@ -1,0 +1,282 @@
+"""Evaluation `goals`: held-out starts and goals, attempted by the planner and by its baselines.
+
+The same start and goal are given to the planner and to three baselines: random actions, no action,
+and a scripted expert that reads the simulator's state. The planner's figures are judged against
+theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentplan.errors import ConfigError, UnstablePhysics, check_range
+from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
+from latentplan.protocols import Env, GoalSampler, HasSuccessThreshold
+from latentplan.types import Array, Observation, Spec
+
+if TYPE_CHECKING:
+    from latentplan.evaluation.metrics import Metrics
+
+# Seeds of a trial come from SeedSequence(seed, spawn_key=(EVALUATION, trial, attempt)); the keys of
+# collection begin with an episode's number, so no start or goal here was ever trained on.
+EVALUATION = 0x6576616C  # "eval", more than any episode's number
+ATTEMPTS = 20  # of one trial, before a simulator that diverges is an error
+EPISODES = 8  # trials, by default
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One policy's attempt at a trial, of L actions; fewer if the env ended the episode."""
+
+    distance: Array  # (L + 1,) metres to the goal: at the start and after each action
+    actions: Array  # (L, A)
+    predicted: Array  # (L,) the planner's cost of the action it took; (0,) for a baseline
+    act_ms: Array  # (L,) milliseconds that choosing the action took
+    images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8, of the planner if the env has images
+    success: bool | None  # at the end; None if the env has no success test
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate actions, each executed from the same state."""
+
+    predicted: Array  # (K,) cost
+    realised: Array  # (K,) metres to the goal after the action
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One start and goal with all attempts, by policy: planner, random, noop, oracle."""
+
+    start_seed: int
+    goal_seed: int
+    dropped: int  # times the simulator diverged and the trial began again with other seeds
+    goal: Array | None  # (h, w, 3) uint8 image
+    attempts: Mapping[str, Attempt]
+    candidates: tuple[Candidates, ...]
+
+
+class Goals:
+    """Evaluation of a planner on held-out starts and goals, beside random, no-op and oracle."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """How long a trial is, and how often predicted costs are compared with the simulator."""
+
+        length: int = 20  # actions in a trial
+        states: int = 8  # states, over all trials, in which candidates are executed; 0 for none
+        candidates_per_state: int = 12  # random actions executed in each of these states
+        instruction: str = "task"  # what the planner is given of its task: the name, or the `text`
+        goal_text: str = ""  # the instruction of every trial, in place of the env's
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError for a value out of range."""
+            check_range("Goals.length", self.length, 1)
+            check_range("Goals.states", self.states, 0)
+            check_range("Goals.candidates_per_state", self.candidates_per_state, 3)
+            if self.instruction not in ("task", "text"):
+                found = self.instruction
+                raise ConfigError(f"Goals.instruction: {found!r} is not 'task' or 'text'")
+
+    def __init__(self, config: Config | None = None) -> None:
+        """Take the settings."""
+        self.config = config or self.Config()
+
+    def count(self, episodes: int | None) -> int:
+        """Return the number of trials; ConfigError if it is out of range."""
+        count = EPISODES if episodes is None else episodes
+        check_range("evaluate.episodes", count, 1)
+        return count
+
+    def trials(
+        self, policy: Agent, env: Env, *, episodes: int | None = None, seed: int = 0
+    ) -> Iterator[Trial]:
+        """Yield trials, each as soon as it is done; the same seed gives the same ones.
+
+        Starts, goals and random actions of the first trials do not depend on how many follow.
+        Raises ConfigError if a number is out of range, UnstablePhysics if a trial diverges
+        `ATTEMPTS` times in a row.
+        """
+        count = self.count(episodes)
+        check_range("evaluate.seed", seed, 0)
+        runner = _Runner(policy, env, self.config)
+        total = count * self.config.length
+        draw = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EVALUATION,)))
+        chosen = draw.choice(total, min(self.config.states, total), replace=False)
+        places = [divmod(int(c), self.config.length) for c in chosen]  # trial, step
+        for index in range(count):
+            yield runner.trial(index, {step for trial, step in places if trial == index}, seed)
+
+    def figures(self, trial: Trial) -> dict[str, str]:
+        """Return what is shown of a trial as soon as it is done."""
+        distance = trial.attempts["planner"].distance
+        return {"cm": f"{100 * distance[0]:.1f} to {100 * distance[-1]:.1f}"}
+
+    def metrics(self, trials: Sequence[Trial], *, seed: int) -> Metrics:
+        """Return the figures of at least one trial."""
+        from latentplan.evaluation.metrics import summarise
+
+        return summarise(trials, seed=seed)
+
+    def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Return JSON values of each trial, which the metrics can be checked with."""
+        from latentplan.evaluation.metrics import per_episode
+
+        return per_episode(trials)
+
+    def report(
+        self,
+        trials: Sequence[Trial],
+        metrics: Metrics,
+        *,
+        title: str,
+        config: str,
+        provenance: Mapping[str, Any],
+    ) -> str:
+        """Return an HTML page with everything in it."""
+        from latentplan.evaluation import report
+
+        return report.render(trials, metrics, title=title, config=config, provenance=provenance)
+
+    def video(self, trials: Sequence[Trial], file: Path) -> bool:
+        """Write the planner's attempts as an mp4; return False if the env has no images."""
+        from latentplan.evaluation import video
+
+        shown = all(trial.goal is not None for trial in trials)
+        if shown:
+            video.write(file, trials)
+        return shown
+
+
+class _Runner:
+    """Trials of one planner in the only env that this process uses."""
+
+    def __init__(self, agent: Agent, env: Env, config: Goals.Config) -> None:
+        self.agent, self.env, self.config = agent, env, config
+        self.view = image_key(env.data_spec)
+
+    def trial(self, index: int, steps: set[int], seed: int) -> Trial:
+        """Return trial `index`, with other seeds each time the simulator diverges."""
+        for attempt in range(ATTEMPTS):
+            key = np.random.SeedSequence(seed, spawn_key=(EVALUATION, index, attempt))
+            try:
+                return self._trial(key, steps, dropped=attempt)
+            except UnstablePhysics as e:
+                reason = str(e)
+        raise UnstablePhysics(
+            f"evaluation: trial {index} diverged {ATTEMPTS} times in a row ({reason}); "
+            "check the env's config"
+        )
+
+    def _trial(self, key: np.random.SeedSequence, steps: set[int], *, dropped: int) -> Trial:
+        start_seed, goal_seed, plan_seed = (
+            int(s) >> 1
+            for s in key.generate_state(3, np.uint64)  # fits an int64
+        )
+        exploring, sampling = (np.random.default_rng(s) for s in key.spawn(2))
+        spec = self.env.data_spec
+        goal = self._goal(goal_seed)
+        planned = Planned(self.agent, spec, seed=plan_seed)
+        candidates: list[Candidates] = []
+        sampler = Random(spec, sampling)
+
+        def check(step: int, observation: Observation) -> None:
+            if step in steps:
+                candidates.append(self._candidates(planned, sampler, observation, goal))
+
+        attempts = {"planner": self._attempt(planned, goal, start_seed, before_step=check)}
+        baselines: dict[str, Contender] = {
+            "random": Random(spec, exploring),
+            "noop": Noop(spec),
+            "oracle": Oracle(self.env),
+        }
+        for name, policy in baselines.items():
+            attempts[name] = self._attempt(policy, goal, start_seed)
+        image = None if self.view is None else goal[self.view]
+        return Trial(start_seed, goal_seed, dropped, image, attempts, tuple(candidates))
+
+    def _attempt(
+        self,
+        policy: Contender,
+        goal: Observation,
+        seed: int,
+        *,
+        before_step: Callable[[int, Observation], None] | None = None,
+    ) -> Attempt:
+        env, view = self.env, self.view
+        observation, info = env.reset(seed=seed, options={"goal": goal})
+        observation = _copy(observation)
+        task = self.config.goal_text or str(info.get(self.config.instruction, ""))
+        policy.begin(goal, task=task)
+        seen, actions, predicted, act_ms = [observation], [], [], []
+        info = {}  # of a reset says nothing of success
+        for step in range(self.config.length):
+            if before_step is not None:
+                before_step(step, observation)
+            began = perf_counter()
+            action = np.asarray(policy.act(observation))
+            act_ms.append((perf_counter() - began) * 1e3)
+            actions.append(action)
+            if isinstance(policy, Planned):
+                predicted.append(policy.predict(observation, action[None])[0])
+            observation, _, terminated, truncated, info = env.step(action)
+            observation = _copy(observation)
+            seen.append(observation)
+            if terminated or truncated:
+                break
+        distance = np.array([env.distance(o, goal) for o in seen])
+        shown = isinstance(policy, Planned)
+        return Attempt(
+            distance=distance,
+            actions=np.stack(actions),
+            predicted=np.array(predicted),
+            act_ms=np.array(act_ms),
+            images=tuple(o[view] for o in seen) if view and shown else (),
+            success=self._success(float(distance[-1]), info),
+        )
+
+    def _goal(self, seed: int) -> Observation:
+        """Return a goal observation: one of the env's task, else another start."""
+        if isinstance(self.env, GoalSampler):
+            return _copy(self.env.goal(seed=seed))
+        return _copy(self.env.reset(seed=seed)[0])
+
+    def _candidates(
+        self, planned: Planned, sampler: Random, observation: Observation, goal: Observation
+    ) -> Candidates:
+        count = self.config.candidates_per_state
+        actions = np.stack([sampler.act(observation) for _ in range(count)])
+        state, realised = self.env.snapshot(), []
+        for action in actions:
+            realised.append(self.env.distance(self.env.step(action)[0], goal))
+            self.env.restore(state)
+        return Candidates(planned.predict(observation, actions), np.array(realised))
+
+    def _success(self, distance: float, info: Mapping[str, Any]) -> bool | None:
+        """Return whether the last step was a success; None if the env has no success test."""
+        if "success" in info:
+            return bool(info["success"])
+        if isinstance(self.env, HasSuccessThreshold):
+            return distance <= self.env.success_threshold
+        return None
+
+
+def image_key(spec: Spec) -> str | None:
+    """Return the observation key of the images to show, None if there are none."""
+    if spec.pick is not None:
+        return spec.pick.image
+    for key, array in spec.observation.items():
+        image = array.dtype == "uint8" and len(array.shape) == 3 and array.shape[-1] == 3
+        if image and key not in spec.privileged:
+            return key
+    return None
+
+
+def _copy(observation: Observation) -> Observation:
+    return {k: np.array(v) for k, v in observation.items()}  # an env may reuse its buffers

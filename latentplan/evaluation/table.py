@@ -1,0 +1,14 @@
+"""The figures of an evaluation as text, for a terminal or a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures, and lines below them."""
+
+    columns: tuple[str, ...]  # headings
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
