@@ -210,8 +210,8 @@ def test_what_a_run_folder_holds(
 ) -> None:
     run = tmp_path / "deep/run"
     seen: list[Progress] = []
-    overrides = [*SMALL, "steps=6"]
-    found = latentplan.train("cfm", data=data, run=run, overrides=overrides, on_progress=seen.append)
+    options = {"overrides": [*SMALL, "steps=6"], "on_progress": seen.append}
+    found = latentplan.train("cfm", data=data, run=run, **options)
     assert capsys.readouterr() == ("", "")  # nothing is printed
     assert (found.folder, found.checkpoint) == (run, run / "best.safetensors")
     assert [(each.done, each.total) for each in seen] == [(done, 6) for done in range(7)]
@@ -258,7 +258,7 @@ def test_going_on_needs_the_same_settings_and_data(
     said = capsys.readouterr().out
     assert "has done its 4 steps" in said and f"{run}/best.safetensors: step " in said
     (run / "state.safetensors").rename(tmp_path / "state.safetensors")
-    with pytest.raises(CheckpointError, match="best.safetensors but no state.safetensors to resume"):
+    with pytest.raises(CheckpointError, match="best.safetensors but no state.safetensors"):
         trained(data, run, "steps=5", resume=True)
     (tmp_path / "state.safetensors").rename(run / "state.safetensors")
     moved = data.rename(tmp_path / "moved.zarr")
