@@ -141,14 +141,14 @@ def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[s
             continue
         picks = example.data_spec.pick is not None
         example.close()
-        explorer = registry.get("explorer", "random" if picks else "box")
+        policy = registry.get("policy", "random" if picks else "box")
         yield (
             config.to_values(chosen["env"]).get("engine", ""),
             Recipe(
                 env_class,
-                explorer,
+                policy,
                 env_config=chosen["env"],
-                explorer_config=explorer.Config(),
+                policy_config=policy.Config(),
                 config=chosen["collect"],
                 seed=seed,
             ),

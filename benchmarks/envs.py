@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from latentplan import config, registry
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
+from latentplan.protocols import EnvPolicy
 from latentplan.sim.deformable.engines.engine import ENGINES
+from latentplan.types import Goal
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- figures: benchmarks/envs.py page -->\n", "<!-- end of figures -->\n"
@@ -84,16 +86,14 @@ def episode(
     first, end = np.array(observation["rgb"]), np.array(observation["rgb"])
     start = distance = env.distance(observation, goal)
     done = env.success(observation, goal)
-    explorer = None if who == "oracle" else registry.get("explorer", who)(env.data_spec)
-    rng = np.random.default_rng(number)
+    policy = registry.get("policy", who)(env.data_spec)
+    if isinstance(policy, EnvPolicy):
+        policy.attach(env)
+    policy.reset(Goal(observation=goal), seed=number)
     task = env.config.task
     actions = made = 0
     while made < BUDGET.get(task, BUDGET[env.name]) and (refine or not done):
-        if explorer is None:
-            action = env.oracle(observation, goal)
-        else:
-            action = explorer.act(observation, rng)
-        observation = env.step(action).observation
+        observation = env.step(policy.act(observation)).observation
         made += 1
         before, distance = distance, env.distance(observation, goal)
         if done and distance >= before:
@@ -193,7 +193,7 @@ def main() -> None:
     counting = commands.add_parser("success")
     counting.add_argument("env")
     counting.add_argument("settings", nargs="*", help="key=value of the env")
-    counting.add_argument("--who", default="oracle", help="oracle, or the name of an explorer")
+    counting.add_argument("--who", default="oracle", help="oracle, or the name of another policy")
     counting.add_argument("--episodes", type=int, default=60)
     counting.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()

@@ -36,7 +36,7 @@ from latentplan.files import replacing  # noqa: E402
 JSON, PAGE = (ROOT / "docs" / "results" / f"faults.{suffix}" for suffix in ("json", "md"))
 BACKENDS = ("sim", "ros2", "ros1", "rosbridge")
 ENDS = {"node told to end": signal.SIGTERM, "node killed": signal.SIGKILL}
-REST = 600.0  # ms from the trip until it rests, at most
+REST = 600.0  # ms from the reaction until it rests, at most
 MOST = 1.01  # of a limit
 
 
@@ -95,15 +95,15 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         values = [getattr(row, name) for row in trials]
         return None if None in values else float(max(values))
 
-    trip, rest = most("trip_ms"), most("rest_ms")
-    after = None if trip is None or rest is None else round(rest - trip, 1)
+    reaction, rest = most("reaction_ms"), most("rest_ms")
+    after = None if reaction is None or rest is None else round(rest - reaction, 1)
     row = {
         "backend": trials[0].backend,
         "fault": trials[0].fault,
-        "trip_ms": trip,
-        "trip_median_ms": None
-        if trip is None
-        else sorted(r.trip_ms or 0 for r in trials)[len(trials) // 2],
+        "reaction_ms": reaction,
+        "reaction_median_ms": None
+        if reaction is None
+        else sorted(r.reaction_ms or 0 for r in trials)[len(trials) // 2],
         "limit_ms": limit,
         "rest_ms": rest,
         "held": all(row.held for row in trials),
@@ -113,7 +113,7 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         "trials": len(trials),
         "reason": trials[0].reason,
     }
-    in_time = limit is None or (trip is not None and trip <= limit)
+    in_time = limit is None or (reaction is not None and reaction <= limit)
     rests = after is None or after <= REST
     kept = max(row["velocity"] or 0, row["acceleration"] or 0) <= MOST and not row["non_finite"]
     return row | {"ok": bool(in_time and rests and kept)}
@@ -162,7 +162,7 @@ def _cell(row: dict[str, Any]) -> str:
     """Return the reaction time and the time to rest of a fault behind a backend, in ms."""
     if row["rest_ms"] is None:
         return "continues"
-    reaction = "-" if row["trip_ms"] is None else f"{row['trip_ms']:.0f}"
+    reaction = "-" if row["reaction_ms"] is None else f"{row['reaction_ms']:.0f}"
     missed = "" if row["ok"] else " **missed**"
     return f"{reaction} / {row['rest_ms']:.0f}{missed}"
 

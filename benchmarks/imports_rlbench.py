@@ -81,7 +81,7 @@ def measure(root: Path, demos: int | None, pictures: str) -> dict[str, object]:
     shutil.rmtree(out, ignore_errors=True)
     program = "import sys; from latentplan.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "import", "rlbench", str(root), "--out", str(out)]
-    command += ["--workers", str(WORKERS), f"pictures={pictures}"]
+    command += ["--workers", str(WORKERS), f"images={pictures}"]
     command += [] if demos is None else ["--episodes", str(demos)]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -39,7 +39,7 @@ SHARES = (1.0, 0.75)  # of the pictures that fit the memory given to the store
 
 def pictures(store: ZarrStore) -> list[str]:
     """Return the observations that are colour pictures."""
-    return [key for key, spec in store.spec.observation.items() if export.is_picture(spec)]
+    return [key for key, spec in store.spec.observation.items() if export.is_image(spec)]
 
 
 def of_store(store: ZarrStore, share: float, *, floats: bool = True) -> Iterator[Any]:

@@ -20,8 +20,8 @@ from latentplan.errors import LatentplanError
 from latentplan.evaluation.provenance import provenance
 from latentplan.real_robot.perception import grasps
 from latentplan.real_robot.perception.calibration import Config, calibrate
-from latentplan.real_robot.perception.calibration_target import Board, Finder
-from latentplan.real_robot.perception.tabletop_segmentation import Table
+from latentplan.real_robot.perception.calibration_target import CalibrationTarget, TargetDetector
+from latentplan.real_robot.perception.tabletop_segmentation import TabletopSegmenter
 from latentplan.robots import description
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.pick_and_place import PHASES, PickAndPlace
@@ -46,12 +46,12 @@ def calibration() -> list[dict[str, Any]]:
     arm, rows = description.load("panda"), []
     for kind, mount in (("charuco", "table"), ("charuco", "flange"), ("apriltag", "table")):
         marker = 0.022 if kind == "charuco" else 0.026
-        board = Board(kind=kind, columns=7, rows=5, square=0.033, marker=marker)
-        studio, finder = Studio(arm, TRUE, mount, board=board), Finder(board)
+        board = CalibrationTarget(kind=kind, columns=7, rows=5, square=0.033, marker=marker)
+        studio, finder = Studio(arm, TRUE, mount, board=board), TargetDetector(board)
         rng = np.random.default_rng(0)
         q = studio.positions(20, rng)
         for noise in (0.0, 3.0):
-            seen = [finder.find(studio.picture(each, rng, noise=noise)) for each in q]
+            seen = [finder.find(studio.image(each, rng, noise=noise)) for each in q]
             for joints in (0.0, 0.05):
                 told = q + np.radians(rng.normal(0, joints, q.shape))
                 for known in (True, False):
@@ -104,19 +104,19 @@ def boxes(rng: np.random.Generator) -> tuple[Any, list[Array]]:
 
 
 def seen(simulated: SimulatedArm, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return picture and depth, with noise of 1.5 mm and a tenth of the pixels missing."""
+    """Return image and depth, with noise of 1.5 mm and a tenth of the pixels missing."""
     renderer = mujoco_renderer.Renderer(simulated.model, CAMERA)
-    picture, depth = renderer.picture(simulated.data), renderer.depth(simulated.data)
+    image, depth = renderer.image(simulated.data), renderer.depth(simulated.data)
     renderer.close()
     depth += rng.normal(0, 1.5e-3, depth.shape)
     depth[rng.random(depth.shape) < 0.1] = 0
-    return picture, depth
+    return image, depth
 
 
 def taken(count: int) -> list[dict[str, Any]]:
     """Return a row for each of `count` tables: where the hand closed, and where the box ended."""
     arm, rows = description.load("panda"), []
-    planner, table = PickAndPlace(arm), Table()
+    planner, table = PickAndPlace(arm), TabletopSegmenter()
     for seed in range(count):
         rng = np.random.default_rng(seed)
         spec, places = boxes(rng)
@@ -167,7 +167,7 @@ def picture(out: Path) -> None:
     views.append(("boxes, noise", *seen(simulated, rng), CAMERA))
     figure, axes = plt.subplots(len(views), 3, figsize=(11, 9.6), layout="constrained")
     for row, (name, rgb, depth, camera) in zip(axes, views, strict=True):
-        scene = Table().look(depth, camera)
+        scene = TabletopSegmenter().look(depth, camera)
         heights = 100 * scene.heights(scene.points)
         shown = row[0].imshow(heights, cmap="viridis", vmin=-0.5, vmax=5)
         figure.colorbar(shown, ax=row[0], label="cm", shrink=0.8)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.nn.mlp import LatentMLP
-from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.goal import GoalDistance, LatentDistance
 from latentplan.planning.spaces import Box
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Loss, Spec, Tensors
 
@@ -79,9 +79,9 @@ class Toy:
         self.become(0)
 
     @property
-    def objective(self) -> GoalDistance:
+    def objective(self) -> LatentDistance:
         """The mean over the horizon of the squared distance to the goal."""
-        return GoalDistance(self.goal, GoalDistance.Config(power=2, reduce="mean"))
+        return LatentDistance(self.goal, GoalDistance.Config(power=2, reduce="mean"))
 
     def context(self, dtype: torch.dtype = torch.float32) -> Context:
         """Return the starts as a context of one latent."""

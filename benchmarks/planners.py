@@ -86,7 +86,7 @@ def run(
     """
     import torch
 
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     for name, values in (("candidates", candidates), ("horizon", horizons), ("batch", batches)):
         for value in values:
@@ -99,8 +99,6 @@ def run(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingDependency(f"device {device}: no CUDA device is visible")
     classes = {n: registry.get("planner", n) for n in planners or sorted(registry.names("planner"))}
-    if not planners:  # the network proposes nothing
-        classes = {n: found for n, found in classes.items() if not found.needs_proposals}
     names = list(classes)
     if quick:
         candidates, batches, repeats = (64, 512), (1,), min(repeats, 3)
@@ -198,7 +196,7 @@ def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None)
     import torch
 
     from latentplan.planning.graph import Captured
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     planner_class = registry.get("planner", name)
     given = {"candidates": case.candidates} | SETTINGS.get(name, {})
@@ -262,7 +260,7 @@ def _floor(case: Case) -> float:
     import torch
     from planner_toy import ACTION, HIDDEN, LATENT
 
-    from latentplan.planning.mpc import DTYPES
+    from latentplan.planning.precision import DTYPES
 
     dtype, rows = DTYPES[case.dtype], case.candidates
     sizes = (LATENT + ACTION, *HIDDEN, LATENT)

@@ -2,7 +2,7 @@
 
     python benchmarks/stress.py ENV ACTIONS [KEY=VALUE ...] [--json FILE]
 
-Actions are those of `latentplan collect` (explorer `random`, or `box` where they do not point into
+Actions are those of `latentplan collect` (policy `random`, or `box` where they do not point into
 a picture), in episodes of 20. With `--json FILE` its row in that file is written every 1,000
 actions; the same line typed again goes on from there.
 """
@@ -41,9 +41,9 @@ class Stress:
         )["env"]
         self.row, self.view, self.reach = row, settings.view, settings.workspace
         self.env = env_class(settings)
-        explorer = "box" if self.env.data_spec.pick is None else "random"
-        self.explorer = registry.get("explorer", explorer)(self.env.data_spec)
-        row["engine"], row["explorer"] = settings.engine, explorer
+        policy = "box" if self.env.data_spec.pick is None else "random"
+        self.policy = registry.get("policy", policy)(self.env.data_spec)
+        row["engine"], row["policy"] = settings.engine, policy
 
     def episode(self) -> None:
         """Make the next episode, which depends on its number alone; unstable physics ends it."""
@@ -52,10 +52,11 @@ class Stress:
         row["episodes"] += 1
         try:
             observation, _ = self.env.reset(seed=int(rng.integers(2**62)))
+            self.policy.reset(seed=rng)
             self._count(observation, 0.0)
             for _ in range(LENGTH):
                 row["actions"] += 1
-                step = self.env.step(self.explorer.act(observation, rng))
+                step = self.env.step(self.policy.act(observation))
                 observation = step.observation
                 self._count(observation, step.reward)
         except UnstablePhysics:

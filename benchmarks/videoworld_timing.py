@@ -81,15 +81,15 @@ def generating(generator: Generator, tokens: Tensor, *, device: str) -> dict[str
 
 
 def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:
-    """Return ms of `act` of `--planner generate`: encoding, codes, actions."""
-    planner = latentplan.load(run, planner="generate", device=device, overrides=[f"chunk={chunk}"])
+    """Return ms of `act` of the policy `generative`: encoding, codes, actions."""
+    planner = latentplan.load(run, policy="generative", device=device, overrides=[f"chunk={chunk}"])
     spec, tasks = planner.model.spec, planner.model.config.generator.tasks
     rng = np.random.default_rng(0)
     seen = [
         {key: rng.integers(0, 256, a.shape, np.uint8) for key, a in spec.observation.items()}
         for _ in range(8)
     ]
-    planner.goal(seen[0], task=tasks[0] if tasks else "")
+    planner.goal(seen[0], text=tasks[0] if tasks else "")
     taken = []
     began = perf_counter()
     while perf_counter() - began < SECONDS or len(taken) < CALLS * chunk:

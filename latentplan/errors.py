@@ -1,4 +1,4 @@
-"""Every error that latentplan raises on purpose: a user's mistake, told in one line."""
+"""The errors that latentplan raises for a user's mistake: each is one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StoreError(LatentplanError):
 
 
 class SourceError(LatentplanError):
-    """A data set in another format is missing, damaged, or not what it says it is."""
+    """A data set in another format is missing, damaged, or of another format than declared."""
 
 
 class CheckpointError(LatentplanError):
@@ -53,7 +53,7 @@ class PlanningError(LatentplanError):
 
 
 class RobotError(LatentplanError):
-    """An arm, its sensors or its planner failed, or refuse what was asked; the arm stops first."""
+    """An arm, its sensors or its planner failed or refused a command; the arm stops first."""
 
 
 class UnstablePhysics(LatentplanError):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks that no process leaves behind."""
+"""Atomic files, which exist whole or not at all, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, with the same suffix; it becomes `path` when the block ends well.
+    """Yield a path to write to, with the same suffix, renamed to `path` if the block succeeds.
 
-    Where the block or the disk fails (OSError), `path` stays as it was and nothing else is left.
-    Folders on the way to `path` are made.
+    If the block or the disk fails (OSError), `path` stays as it was and nothing else is left.
+    Missing parent folders are created.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -29,10 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Return the file `path`, made where it is missing, locked until it is closed.
+    """Return the file `path`, created if it is missing, locked until it is closed.
 
-    The kernel drops the lock with the process, however that ends; the file stays. Raises
-    BlockingIOError where another process has the lock.
+    The kernel releases the lock when the process ends, however it does; the file stays. Raises
+    BlockingIOError if another process has the lock.
     """
     file = path.open("wb")
     try:

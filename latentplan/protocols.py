@@ -150,44 +150,80 @@ class AdaptableEnv(Protocol):
         """Return the Config values that make actions and images those of a model's `spec`."""
 
 
-class Explorer(Protocol):
-    """Who chooses actions while collecting: `begin` before every episode, then `act`."""
-
-    def begin(self, env: Env, rng: np.random.Generator) -> Observation | None:
-        """Prepare for an episode and return its goal, None where it has none.
-
-        `env` is reset to the start of the episode afterwards, so it may be used to draw the goal.
-        """
-
-    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
-        """Return an action (A,) inside the bounds."""
-
-
 @runtime_checkable
 class Policy(Protocol):
-    """Choose actions: explorers, experts, controls, clones, MPC and generative policies."""
+    """What chooses actions: random ones, experts, baselines, clones, MPC, generative policies.
+
+    Optional abilities: EnvPolicy, GoalChoosingPolicy, CostPredictor.
+    """
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode towards `goal`; what is drawn next depends on `seed` alone."""
+        """Start an episode towards `goal`; what is drawn in it depends on `seed` alone.
+
+        The seed is an int, a numpy SeedSequence, or a numpy Generator to draw from.
+        """
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
 
 
+@runtime_checkable
+class EnvPolicy(Protocol):
+    """A policy that needs the env it acts in, such as for the env's scripted expert.
+
+    It alone is given privileged observations.
+    """
+
+    def attach(self, env: Env) -> None:
+        """Take the env, before the first `reset`; ConfigError if it lacks what is needed."""
+
+
+@runtime_checkable
+class GoalChoosingPolicy(Protocol):
+    """A policy that chooses a goal itself in a `reset` without one; the episode then has it too."""
+
+    @property
+    def goal_chosen(self) -> Goal | None:
+        """The goal of the episode, None for none."""
+
+
+@runtime_checkable
+class CostPredictor(Protocol):
+    """A policy that predicts what actions cost towards its goal, such as one that plans."""
+
+    def evaluate(self, observation: Observation, actions: Array) -> Any:
+        """Return the predicted cost (K,) of each single action (K, A); low is good."""
+
+
 class Source(Protocol):
-    """A data set in somebody else's format, read as episodes; made from (path, Config)."""
+    """A data set in another format, read as episodes; a `Component`."""
 
     spec: Spec
-    settings: dict[str, Any]  # JSON values that the episodes depend on, all but where they lie
+    settings: dict[str, Any]  # JSON values that the episodes depend on, without the path
 
     def __len__(self) -> int:
-        """Return the number of episodes there; opening the source has found and checked them."""
+        """Return the number of episodes, which were found and checked when the source was made."""
 
     def episode(self, index: int) -> Episode:
         """Return one episode, from its files alone: any process may read any episode.
 
-        Raises SourceError that names the file where one is missing, damaged or odd.
+        Raises SourceError that names a file that is missing, damaged or unexpected.
         """
+
+
+@runtime_checkable
+class SelectiveSource(Protocol):
+    """A Source that can skip observations when it reads."""
+
+    def choose(self, keys: Sequence[str]) -> None:
+        """Read these observations alone from now on; `spec` then has no others."""
+
+
+@runtime_checkable
+class AnnotatedSource(Protocol):
+    """A Source that reports what it leaves out."""
+
+    notes: Sequence[str]  # one line each
 
 
 class EpisodeStore(Protocol):
@@ -275,6 +311,37 @@ class Objective(Protocol):
 
     def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return cost (B, N) of latents (B, N, H, D) reached by actions (B, N, H, A)."""
+
+
+class ObjectiveFactory(Protocol):
+    """What a registered objective is: built from its Config, it makes an Objective for each plan.
+
+    A plain function of this signature is one too.
+    """
+
+    def __call__(self, goal: Goal, context: Context, model: Dynamics) -> Objective:
+        """Return the objective of a goal from a context, in the latents of `model`.
+
+        A planner calls it before each solve, with the same Goal object until the goal changes.
+        """
+
+
+@runtime_checkable
+class GoalChecker(Protocol):
+    """An ObjectiveFactory that refuses a goal as soon as it is set."""
+
+    def check(self, goal: Goal, model: Dynamics) -> None:
+        """Raise ConfigError or ShapeError unless the objective can be made of the goal."""
+
+
+@runtime_checkable
+class EnsembleDynamics(Protocol):
+    """A Dynamics of several members whose latents stand side by side."""
+
+    members: Sequence[Dynamics]
+
+    def split(self, latents: Tensor) -> Sequence[Tensor]:
+        """Return each member's latents (..., d) of latents (..., M d)."""
 
 
 class ActionSpace(Protocol):
@@ -407,8 +474,19 @@ class Illustrated(Protocol):
         """
 
 
+@runtime_checkable
+class DefaultPolicy(Protocol):
+    """A model that is used with another policy than `mpc` unless the user asks for one."""
+
+    default_policy: str  # registry name
+
+
 class Planner(Protocol):
     """A sampling or gradient optimiser of action sequences; stateless."""
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions of a plan."""
 
     def plan(
         self,

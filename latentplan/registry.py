@@ -45,7 +45,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
-        "generate": "latentplan.planning.generate:Generate",
         "gradient": "latentplan.planning.gradient:Gradient",
         "hybrid": "latentplan.planning.hybrid:Hybrid",
         "icem": "latentplan.planning.icem:ICEM",
@@ -55,20 +54,24 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "objective": {
         "goal": "latentplan.objectives.goal:GoalDistance",
-        "pessimistic": "latentplan.objectives.ensemble:Pessimistic",
+        "pessimistic": "latentplan.objectives.pessimistic:Pessimistic",
+        "subgoal": "latentplan.objectives.subgoal:Subgoal",
     },
     "evaluation": {
         "goals": "latentplan.evaluation.goals:Goals",
         "calvin-mtlc": "latentplan.evaluation.calvin.evaluations:SingleTasks",
         "calvin-lh": "latentplan.evaluation.calvin.evaluations:Chains",
     },
-    "explorer": {
+    "policy": {
+        "generative": "latentplan.planning.generative:GenerativePolicy",
+        "mpc": "latentplan.planning.mpc:MPC",
         "random": "latentplan.exploration.picks:RandomPick",
         "box": "latentplan.exploration.box:Box",
         "expert": "latentplan.exploration.expert:Expert",
-        "oracle": "latentplan.exploration.scripted:Oracle",
-        "noisy_oracle": "latentplan.exploration.scripted:NoisyOracle",
-        "mixture": "latentplan.exploration.scripted:Mixture",
+        "oracle": "latentplan.exploration.oracle:Oracle",
+        "noisy_oracle": "latentplan.exploration.oracle:NoisyOracle",
+        "mixture": "latentplan.exploration.oracle:Mixture",
+        "noop": "latentplan.exploration.noop:Noop",
     },
     "source": {
         "bag": "latentplan.data.sources.bag:Bag",

@@ -9,10 +9,10 @@ from latentplan.errors import ShapeError
 
 
 def check(where: str, x: Any, axes: str, **sizes: int) -> None:
-    """Raise ShapeError unless `x` has the axes named, of the sizes given.
+    """Raise ShapeError unless `x` has the named axes, with the given sizes.
 
     `check("Planner.context", z, "B T D", D=16)` accepts any B and T. `x` is a numpy array or a
-    tensor. A size that is not given is free.
+    tensor. An axis without a size may have any.
     """
     names, shape = _split(axes), tuple(x.shape)
     fits = len(shape) == len(names)
@@ -29,7 +29,7 @@ def _split(axes: str) -> list[str]:
 
 
 def check_finite(where: str, x: Any) -> None:
-    """Raise ShapeError where `x` (numpy array) holds a NaN or an infinity."""
+    """Raise ShapeError if `x` (numpy array) holds a NaN or an infinity."""
     import numpy as np
 
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():

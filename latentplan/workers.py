@@ -1,4 +1,4 @@
-"""Numbered work done by processes of this machine, in order; one that dies is replaced."""
+"""Numbered pieces of work, done in order by processes that are replaced if they die."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from typing import Any, Generic, TypeVar, cast
 from latentplan.errors import LatentplanError
 
 T = TypeVar("T")
-AHEAD = 4  # pieces of work in flight for each worker: keeps it busy, and memory flat
-DEATHS = 3  # of workers at one piece of work before giving up
+AHEAD = 4  # pieces of work in flight per worker: keeps it busy, and memory flat
+DEATHS = 3  # workers that one piece of work may end before it is given up
 
 
 class WorkerDied(LatentplanError):
     """A piece of work ended every worker that did it."""
 
     def __init__(self, index: int, deaths: int) -> None:
-        """Say that piece number `index` ended `deaths` workers."""
+        """Take the number of the piece of work and of the workers that it ended."""
         super().__init__(
             "a worker process died (killed, out of memory, or what it ran crashed), "
             f"{deaths} times at episode {index}"
@@ -40,11 +40,11 @@ class WorkerDied(LatentplanError):
 def each(
     make: Callable[[], Callable[[int], T]], indices: range, *, workers: int, ahead: int = AHEAD
 ) -> Generator[T]:
-    """Yield `make()(index)` of every index in order, worked out by `workers` processes.
+    """Yield `make()(index)` for every index in order, computed by `workers` processes.
 
-    `make` is called once in every worker, so it must be importable, or a partial of what is; with
-    `ahead` pieces of work for each, done or not, memory stays flat. Raises WorkerDied where a
-    piece ends the process that does it, `DEATHS` times, and whatever the work raises.
+    `make` is called once in every worker, so it must be importable, or a partial of
+    something importable. At most `ahead` pieces per worker are in flight, so that memory stays
+    flat. Raises WorkerDied if a piece ends its process `DEATHS` times, and any error of the work.
     """
     crew = [_Worker(make) for _ in range(workers)]
     idle: SimpleQueue[_Worker[T]] = SimpleQueue()
@@ -76,10 +76,10 @@ def each(
 
 
 class _Worker(Generic[T]):
-    """A process that does one piece of work at a time, and is replaced where it dies.
+    """A process that does one piece of work at a time, and is replaced if it dies.
 
-    Its pipe is its own: where it is killed while it hands in a result, the pipe ends with it. In
-    a queue of all workers (concurrent.futures) the rest of that result is waited for for ever.
+    It has a pipe of its own, which closes if it is killed while it sends a result. A queue that
+    all workers share (concurrent.futures) would wait for the rest of that result for ever.
     """
 
     def __init__(self, make: Callable[[], Callable[[int], T]]) -> None:
@@ -93,7 +93,7 @@ class _Worker(Generic[T]):
             try:
                 self._pipe.send(index)
                 result, error, trace = self._pipe.recv()
-            except (EOFError, OSError):  # what the work raises comes as `error`
+            except (EOFError, OSError):  # errors of the work arrive as `error`
                 self.stop()
                 continue
             if error is not None:
@@ -105,14 +105,14 @@ class _Worker(Generic[T]):
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._close = weakref.finalize(self, self._pipe.close)  # or the exit would wait for it
+        self._close = weakref.finalize(self, self._pipe.close)  # otherwise the exit waits for it
         process = context.Process(target=_serve, args=(theirs, self._make))
         process.start()
         self._process = process
         theirs.close()  # the last copy here: the pipe ends when the process does
 
     def stop(self) -> None:
-        """Let the process end, which has nothing to do or is dead."""
+        """Stop the process, which is idle or dead."""
         if self._process is not None:
             self._close()
             self._process.join()
@@ -120,13 +120,13 @@ class _Worker(Generic[T]):
 
 
 def _serve(pipe: Connection, make: Callable[[], Callable[[int], Any]]) -> None:
-    """Answer each index with (result, error, its traceback).
+    """Send (result, error, its traceback) for each index received.
 
-    Ctrl-C is left to the parent, which is not outlived.
+    Ctrl-C is handled by the parent; the process ends with it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    made = cache(make)  # by the first piece, which can tell errors
+    made = cache(make)  # with the first piece, whose errors are sent
     with suppress(EOFError, ConnectionError):  # the parent has closed its end
         while True:
             index = pipe.recv()
@@ -141,13 +141,13 @@ def _told(error: Exception) -> memoryview:
     trace = f"In a worker process:\n{traceback.format_exc()}"
     try:
         return ForkingPickler.dumps((None, error, trace))
-    except Exception:  # of what cannot be pickled, the text
+    except Exception:  # an error that cannot be pickled is sent as text
         return ForkingPickler.dumps((None, RuntimeError(repr(error)), trace))
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait in here; a process that is started in here is born deaf to it."""
+    """Delay Ctrl-C inside the block; processes started inside it ignore Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -164,7 +164,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let every worker started within use one core."""
+    """Limit every worker started inside the block to one core."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

@@ -47,7 +47,7 @@ class Reading(NamedTuple):
     gripper: float  # m between the fingers
 
 
-class Picture(NamedTuple):
+class CameraImage(NamedTuple):
     """What a camera saw."""
 
     stamp: float  # s on the camera's clock
@@ -121,7 +121,7 @@ class Robot(Protocol):
         """Stop the arm, wait until it rests, and disconnect."""
 
     def observe(self) -> Observation:
-        """Return what the sensors say now: `q`, `dq`, `gripper`, and a picture a camera."""
+        """Return what the sensors say now: `q`, `dq`, `gripper`, and an image a camera."""
 
     def send(self, action: Array) -> Array:
         """Return the action that was really sent, after `action` (A,) went through the filter.
@@ -138,11 +138,11 @@ class Robot(Protocol):
 
 
 class View(Protocol):
-    """A camera, simulated or real: what its pictures are, and where it looks from."""
+    """A camera, simulated or real: what its images are, and where it looks from."""
 
     @property
     def name(self) -> str:
-        """Return the name that observations know its picture by."""
+        """Return the name that observations know its image by."""
 
     @property
     def width(self) -> int:
@@ -180,8 +180,8 @@ class Driver(Protocol):
     def reading(self) -> Reading | None:
         """Return the newest joint reading; None where none came so far."""
 
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera that has sent one."""
+    def images(self) -> Mapping[str, CameraImage]:
+        """Return the newest image of each camera that has sent one."""
 
     def write(self, setpoint: Setpoint) -> None:
         """Send a setpoint to the motors; finite, within limits, and due at the next tick."""

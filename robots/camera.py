@@ -1,7 +1,7 @@
-"""A camera as it was calibrated: its lens, its pictures, and where it is mounted; numpy alone.
+"""A camera as it was calibrated: its lens, its images, and where it is mounted; numpy alone.
 
 Frames are OpenCV's: x right, y down, z forward; pixel (0, 0) is the middle of the first one, so
-that the picture's edges are at -0.5. Lengths in metres; the world is that of the arm, its origin
+that the image's edges are at -0.5. Lengths in metres; the world is that of the arm, its origin
 the middle of the table top.
 """
 
@@ -33,12 +33,12 @@ class CalibratedCamera:
     camera at the table, the flange for one that the arm carries.
     """
 
-    name: str = ""  # that observations know its picture by
+    name: str = ""  # that observations know its image by
     width: int = 640  # pixels
     height: int = 480  # pixels
     fx: float = 600.0  # pixels, focal length along x
     fy: float = 600.0  # pixels, along y
-    cx: float = 319.5  # pixels, where the optical axis meets the picture
+    cx: float = 319.5  # pixels, where the optical axis meets the image
     cy: float = 239.5  # pixels
     distortion: tuple[float, ...] = ()  # k1, k2, p1, p2 and k3; none: a pinhole
     mount: str = "table"  # table or flange
@@ -67,7 +67,7 @@ class CalibratedCamera:
         self._check_lens(where)
 
     def _check_lens(self, where: str) -> None:
-        """Raise ConfigError unless the lens can be undone all over the picture."""
+        """Raise ConfigError unless the lens can be undone all over the image."""
         if len(self.distortion) not in (0, 4, 5):
             raise ConfigError(
                 f"{where}.distortion: found {len(self.distortion)} numbers; need k1, k2, p1, p2 "
@@ -81,8 +81,8 @@ class CalibratedCamera:
             again = self._pixels(self.rays(edge))
         if not np.abs(again - edge).max() < 0.01:
             raise ConfigError(
-                f"{where}.distortion: {list(self.distortion)} folds the picture at its edges, so "
-                "that no pixel there has a ray; calibrate with more pictures near the edges"
+                f"{where}.distortion: {list(self.distortion)} folds the image at its edges, so "
+                "that no pixel there has a ray; calibrate with more images near the edges"
             )
 
     def intrinsics(self) -> Array:
@@ -148,9 +148,9 @@ class CalibratedCamera:
             return self._pixels(seen / seen[..., 2:]), seen[..., 2]
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) shows.
+        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
 
-        Where it has no depth (0 or NaN), the point is NaN. Raises ShapeError where the picture is
+        Where it has no depth (0 or NaN), the point is NaN. Raises ShapeError where the image is
         of another size.
         """
         check("CalibratedCamera.depth", depth, "h w", h=self.height, w=self.width)

@@ -145,7 +145,6 @@ class Arm:
         """Return one field of all joints (J,): `low`, `velocity`, `home`, ..."""
         return np.array([getattr(joint, name) for joint in self.joints], np.float64)
 
-
     def tip(self) -> Array:
         """Return (4, 4) from the tip's frame to that of the last link."""
         return pose(self.tip_position, self.tip_rotation)
@@ -175,7 +174,7 @@ def load(name: str) -> Arm:
         values = config.read_yaml(name)
         values.pop("base", None)
     elif name.endswith(".urdf"):
-        values = urdf.read(Path(name))
+        values = urdf.read(Path(name), required=NEEDED)
     else:
         values = dict(config.resolve("robot", name).values)
     try:

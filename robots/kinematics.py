@@ -254,7 +254,5 @@ def _mink() -> Any:
         import daqp  # noqa: F401  (the solver that mink is asked to use)
         import mink
     except ImportError as e:
-        raise MissingDependency(
-            f'the arm needs {e.name}: pip install "latentplan[arm]"'
-        ) from None
+        raise MissingDependency(f'the arm needs {e.name}: pip install "latentplan[arm]"') from None
     return mink

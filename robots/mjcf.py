@@ -22,7 +22,7 @@ def add(
     """Add `arm` to an MjSpec: bodies, joints, and one position actuator a joint.
 
     Names are `prefix` + the joint's; the end effector is the body `prefix` + "ee". Where `solid`,
-    its capsules touch each other and whatever else has contact bit 1; else the arm is a picture
+    its capsules touch each other and whatever else has contact bit 1; else the arm is an image
     of itself, and what it holds is up to an equality constraint. Where `fingers`, they slide
     (joints and actuators `left`, `right`: half the width each); else they stand open.
     """

@@ -159,9 +159,7 @@ class PickAndPlace:
         refused: Unreachable | None = None
         for ready in self.kinematics.solutions(over, turn=yaw is not None):
             try:
-                return self._from(
-                    begin, ready, pick, place, come=come, lift=lift, free=yaw is None
-                )
+                return self._from(begin, ready, pick, place, come=come, lift=lift, free=yaw is None)
             except Unreachable as e:
                 refused = refused or e
         assert refused is not None  # else `solutions` had raised

@@ -135,9 +135,7 @@ def _profile(velocity: float, acceleration: float, jerk: float) -> tuple[Array, 
     try:
         import ruckig
     except ImportError as e:
-        raise MissingDependency(
-            f'the arm needs {e.name}: pip install "latentplan[arm]"'
-        ) from None
+        raise MissingDependency(f'the arm needs {e.name}: pip install "latentplan[arm]"') from None
     task: Any = ruckig.InputParameter(1)
     task.current_position, task.target_position = [0.0], [1.0]
     task.max_velocity, task.max_acceleration, task.max_jerk = [velocity], [acceleration], [jerk]

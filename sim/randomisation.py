@@ -186,13 +186,13 @@ class Conditions:
         """Return where the cameras are, by name."""
         return {name: self._moved(camera) for name, camera in self._cameras.items()}
 
-    def noisy(self, sensor: str, picture: Array, *, number: int) -> Array:
-        """Return a picture with the noise of `rgb` or `depth`; `number` tells sensors apart."""
+    def noisy(self, sensor: str, image: Array, *, number: int) -> Array:
+        """Return an image with the noise of `rgb` or `depth`; `number` tells sensors apart."""
         std = self.values.get(f"{sensor}_noise", 0.0)
         if not std:
-            return picture
+            return image
         rng = self._rng(self.state.noise, self.state.step, len(self._quantities) + 1 + number)
-        noisy = picture + rng.normal(0, std, picture.shape)
+        noisy = image + rng.normal(0, std, image.shape)
         if sensor == "rgb":
             return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
         return np.maximum(noisy, 0).astype(np.float32)

@@ -1,10 +1,10 @@
-"""Pictures of a printed board as a camera with a lens sees it, for tests of calibration."""
+"""Images of a printed board as a camera with a lens sees it, for tests of calibration."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from latentplan.real_robot.perception.calibration_target import Board
+from latentplan.real_robot.perception.calibration_target import CalibrationTarget
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
@@ -17,11 +17,16 @@ class Studio:
     """An arm, a camera and a board whose poses are known."""
 
     def __init__(
-        self, arm: Arm, camera: CalibratedCamera, mount: str, *, board: Board | None = None
+        self,
+        arm: Arm,
+        camera: CalibratedCamera,
+        mount: str,
+        *,
+        board: CalibrationTarget | None = None,
     ) -> None:
         """Put the camera somewhere plausible, and the board in front of it when the arm is home."""
-        self.arm, self.board = arm, board or Board()
-        self._paper, self._scale = self.board.picture(dpi=100)
+        self.arm, self.board = arm, board or CalibrationTarget()
+        self._paper, self._scale = self.board.image(dpi=100)
         home = flange(arm, arm.column("home")[None])[0]
         if mount == "table":
             position = home[:3, 3] + (0.75, 0.35, 0.3)
@@ -30,7 +35,7 @@ class Studio:
             camera = camera.mounted("flange", _pose((0.1, -0.05, 0.3), (0.06, -0.02, 0.04)))
         self.camera = camera
         width, height = self.board.size
-        # Half a metre off, tilted, its middle near that of the picture.
+        # Half a metre off, tilted, its middle near that of the image.
         front = _pose((0.3, -0.25, 0.1), (0.02, 0.01, 0.5))
         front = front @ _pose((0, 0, 0), (-width / 2, -height / 2, 0))
         carrier = home if mount == "table" else np.eye(4)
@@ -47,7 +52,7 @@ class Studio:
         pose: Array = np.linalg.inv(self.camera.at(here).pose()) @ world
         return pose
 
-    def picture(self, q: Array, rng: np.random.Generator, *, noise: float = 0.0) -> Array:
+    def image(self, q: Array, rng: np.random.Generator, *, noise: float = 0.0) -> Array:
         """Return (h, w, 3) uint8 with the joints at q (J,), with noise of a std in levels."""
         import cv2
 

@@ -53,7 +53,7 @@ class SlowArm(Robot):
         self.delay = 0.0  # s that each call takes
         self.at = np.array(config.start)
         self.goal, self.told = self.at.copy(), time.monotonic()
-        self.picture = np.zeros((24, 32, 3), np.uint8)
+        self.image = np.zeros((24, 32, 3), np.uint8)
         self.sent: list[dict[str, float]] = []
         self._connected = False
 
@@ -92,7 +92,7 @@ class SlowArm(Robot):
     def get_observation(self) -> dict[str, Any]:
         self._go_on()
         positions = dict(zip((f"{name}.pos" for name in NAMES), self.at.tolist(), strict=True))
-        return {**positions, "front": self.picture}
+        return {**positions, "front": self.image}
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         self._go_on()

@@ -12,11 +12,10 @@ class Sighted:
         self.candidates = candidates
         self.seen: list[set[str]] = []  # keys of every observation it was given
 
-    def reset(self, *, seed: int) -> None:
+    def reset(self, goal=None, *, seed=None) -> None:
         self.rng = np.random.default_rng(seed)
-
-    def goal(self, observation, *, task="") -> None:
-        self.target = self.discs(observation)
+        if goal is not None:
+            self.target = self.discs(goal.observation)
 
     def act(self, observation):
         discs = self.discs(observation)

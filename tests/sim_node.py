@@ -17,7 +17,7 @@ from latentplan.robots.description import load
 
 arm = load("panda")
 safety = SafetyFilter(arm, SafetyFilter.Config(age=float(sys.argv[1])))
-patient = Supervisor.Config(joints_age=5, picture_age=5, overruns=100, clock_jump=10)
+patient = Supervisor.Config(joints_age=5, image_age=5, overruns=100, clock_jump=10)
 driver = SimulatedDriver(arm, SimulatedDriver.Config(real_time=True))
 node = Node(driver, Supervisor(safety, patient))
 print(node.address[1], flush=True)

@@ -8,13 +8,12 @@ from torch import Generator, Tensor
 from toy_model import ToyModel, toy_spec
 
 from latentplan import registry
-from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.goal import GoalDistance, LatentDistance
 from latentplan.planning.solver import Solver
 from latentplan.planning.spaces import Box
 from latentplan.types import Context
 
-# `generate` plans nothing by itself: tests/unit/test_generate.py
-PLANNERS = sorted(registry.names("planner").keys() - {"generate"})
+PLANNERS = sorted(registry.names("planner"))
 DOUBLE = torch.float64  # so that a batch and its rows break ties alike
 
 every_planner = pytest.mark.parametrize("name", PLANNERS)
@@ -43,8 +42,8 @@ def problem(problems=3, states=4, actions=2, bound=1.0, seed=0):
     return model, context, goal, (-limit, limit)
 
 
-def objective(goal: Tensor) -> GoalDistance:
-    return GoalDistance(goal, GoalDistance.Config(power=2, reduce="mean"))
+def objective(goal: Tensor) -> LatentDistance:
+    return LatentDistance(goal, GoalDistance.Config(power=2, reduce="mean"))
 
 
 def at(latents: Tensor, size: int = 2) -> Context:

@@ -15,7 +15,7 @@ from latentplan.errors import ConfigError, RobotError, SourceError
 
 if TYPE_CHECKING:
     from latentplan.real_robot.perception.calibration import Result
-    from latentplan.real_robot.perception.calibration_target import Board
+    from latentplan.real_robot.perception.calibration_target import CalibrationTarget
     from latentplan.robots.camera import CalibratedCamera
     from latentplan.robots.description import Arm
     from latentplan.types import Array
@@ -45,12 +45,14 @@ class Calibrated:
         return {name: float(error) for name, error in pairs if error > limit}
 
 
-def draw_target(out: str | Path, *, kind: str = "charuco", overrides: Overrides = ()) -> Board:
+def draw_target(
+    out: str | Path, *, kind: str = "charuco", overrides: Overrides = ()
+) -> CalibrationTarget:
     """Write a calibration target to print to `out`, a .png or .pdf, and return it."""
-    from latentplan.real_robot.perception.calibration_target import Board
+    from latentplan.real_robot.perception.calibration_target import CalibrationTarget
 
     given = [f"kind={kind}", *as_overrides(overrides)]
-    target: Board = config.load({"board": Board}, overrides=given)["board"]
+    target: CalibrationTarget = config.load({"board": CalibrationTarget}, overrides=given)["board"]
     target.save(Path(out))
     return target
 
@@ -74,14 +76,14 @@ def calibrate(
     board, calibration. Raises a LatentplanError if there is too little to calibrate from.
     """
     from latentplan.real_robot.perception import calibration
-    from latentplan.real_robot.perception.calibration_target import Board
+    from latentplan.real_robot.perception.calibration_target import CalibrationTarget
     from latentplan.robots import description
     from latentplan.robots.camera import load
 
-    sections = {"board": Board, "calibration": calibration.Config}
+    sections = {"board": CalibrationTarget, "calibration": calibration.Config}
     given = [f"board.kind={kind}", *as_overrides(overrides)]
     settings = config.load(sections, overrides=given)
-    board: Board = settings["board"]
+    board: CalibrationTarget = settings["board"]
     if Path(out).suffix not in (".yaml", ".yml"):
         raise ConfigError(f"calibrate.out: {str(out)!r} must end with .yaml")
     arm = description.load(robot)
@@ -118,17 +120,22 @@ class _Images:
 
 
 def _images(
-    source: str | Path, arm: Arm, board: Board, *, camera: str, known: CalibratedCamera | None
+    source: str | Path,
+    arm: Arm,
+    board: CalibrationTarget,
+    *,
+    camera: str,
+    known: CalibratedCamera | None,
 ) -> _Images:
     """Return where the target is in the images at which the arm rests."""
     from latentplan.real_robot.perception import calibration_samples
-    from latentplan.real_robot.perception.calibration_target import Finder
+    from latentplan.real_robot.perception.calibration_target import TargetDetector
 
-    finder, found = Finder(board), _Images()
+    finder, found = TargetDetector(board), _Images()
     if known is not None:
         found.size = known.width, known.height
     for shot in calibration_samples.read(str(source), arm, camera=camera):
-        height, width = shot.picture.shape[:2]
+        height, width = shot.image.shape[:2]
         if found.size == (0, 0):
             found.size = width, height
         if (width, height) != found.size:
@@ -138,7 +145,7 @@ def _images(
             )
         found.names.append(shot.name)
         found.positions.append(shot.q)
-        found.seen.append(finder.find(shot.picture))
+        found.seen.append(finder.find(shot.image))
     if not found.names:
         raise SourceError(
             f"{source}: holds no image at which the arm rests; move it, wait a second, move on"
@@ -166,7 +173,7 @@ def save(file: Path, result: Result, names: Sequence[str], *, about: dict[str, o
         **{name: round(value, 4) for name, value in result.figures.items()},
         "board_position": list(turned.position),
         "board_rotation": list(turned.rotation),
-        "picture_px": each,
+        "image_px": each,
     }
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(result.camera).items()}
     config.save_yaml(file, values | {"calibration": figures})

@@ -14,15 +14,13 @@ from latentplan import config
 from latentplan.api import stores
 from latentplan.api.choice import Choice, Overrides, as_overrides, choose
 from latentplan.errors import ConfigError, Interrupted, check_range
-from latentplan.protocols import Env, Explorer, HasEpisodeLength
+from latentplan.protocols import Env, HasEpisodeLength, Policy
 from latentplan.types import OnProgress, Progress, Spec
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
     from latentplan.exploration.collect import Progress as Count
     from latentplan.exploration.recorder import Recipe
-
-POLICY = "explorer"  # the registry's kind
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def collect(
     *,
     out: str | Path,
     episodes: int,
-    policy: str | type[Explorer] | Explorer = "random",
+    policy: str | type[Policy] | Policy = "random",
     workers: int | None = None,
     seed: int = 0,
     ray: str | None = None,
@@ -75,7 +73,7 @@ def collect(
     check_range("collect.episodes", episodes, 1)
     check_range("collect.seed", seed, 0)
     check_range("collect.workers", workers or 0, 0)
-    chosen, acting = choose("env", env), choose(POLICY, policy)
+    chosen, acting = choose("env", env), choose("policy", policy)
     recipe, spec, settings = _recipe(chosen, acting, seed=seed, overrides=overrides)
     workers = _workers(workers, ray, chosen, acting)
     count, begun, interrupted = Count(), time.monotonic(), False
@@ -128,7 +126,7 @@ def _recipe(
         _maker(env),
         _maker(policy),
         env_config=filled["env"],
-        explorer_config=filled["policy"],
+        policy_config=filled["policy"],
         config=filled["collect"],
         seed=seed,
     )

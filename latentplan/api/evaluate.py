@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from latentplan.files import replacing
 from latentplan.protocols import (
     AdaptableEnv,
     Env,
+    EnvPolicy,
     Evaluation,
     HasEpisodeLength,
     IllustratedEvaluation,
+    Policy,
 )
 from latentplan.types import OnProgress, Progress
 
@@ -33,26 +35,28 @@ class Evaluated:
     metrics: Any  # with to_json() and table(); of `goals`, an `evaluation.metrics.Metrics`
     trials: tuple[Any, ...]  # of `goals`, each an `evaluation.goals.Trial`
     files: Mapping[str, Path]  # that were written, by name; empty without `out`
-    settings: Mapping[str, Any]  # env, model, planner, ..., config, versions: all it was made with
+    settings: Mapping[str, Any]  # env, model, policy, ..., config, versions: all it was made with
 
 
 @dataclass(frozen=True)
-class _Agent:
-    """What is evaluated, and what is said of it in the results."""
+class _Evaluated:
+    """A policy to be evaluated, not yet built, and all settings by section."""
 
-    acts: Any
-    name: str
-    about: Mapping[str, Any]
-    settings: Mapping[str, Any]  # by section
+    build: Callable[[Env], Policy]
+    env: Choice
+    settings: Mapping[str, Any]
+    name: str  # for the title of the results
+    about: Mapping[str, Any]  # model, policy, planner, objective, checkpoint
 
 
 def evaluate(
-    agent: str | Path | Any,
+    agent: str | Path | type[Policy] | Policy | None = None,
     *,
     env: str | type[Env] | Env | None = None,
     evaluation: str | type[Evaluation] = "goals",
     episodes: int | None = None,
     seed: int = 0,
+    policy: str | None = None,
     planner: str | None = None,
     objective: str = "goal",
     goal_text: str = "",
@@ -61,46 +65,51 @@ def evaluate(
     overrides: Overrides = (),
     on_progress: OnProgress | None = None,
 ) -> Evaluated:
-    """Evaluate an agent in an env, beside baselines, and return the figures.
+    """Evaluate a policy in an env, beside baselines, and return the figures.
 
-    `agent` is a run (folder, file or shipped checkpoint), or an object with `reset`, `goal`, `act`
-    and `evaluate` such as `latentplan.load` returns; `env` a name, a class or an object, by default
-    the env of the run's data. `evaluation` is a registered one: `goals`, `calvin-mtlc`,
-    `calvin-lh`. `planner` and `objective` are of a run: by default the model's own, and the
+    `agent` is a run (folder, file or shipped checkpoint), or the class or object of a policy, such
+    as the one that `latentplan.load` returns; without it `policy` names a registered one that needs
+    no model (`random`, `oracle`). `env` is a name, a class or an object, by default the env of the
+    run's data. `evaluation` is a registered one: `goals`, `calvin-mtlc`, `calvin-lh`. Of a run,
+    `policy` (mpc or generative), `planner` and `objective` are by default the model's own, and the
     distance to the goal; `goal_text` replaces the env's instructions. With a folder `out`,
     metrics.json, episodes.json, report.html, video.mp4 and config.yaml are written there. Sections
-    of `overrides`: env, evaluation, and of a run planner, objective, mpc. Ctrl-C raises
-    Interrupted with the figures of the trials done so far, if any. Raises CheckpointError if the
-    model does not fit the env.
+    of `overrides`: env, evaluation, and planner, objective, mpc or generative of a run, else
+    policy. Ctrl-C raises Interrupted with the figures of the trials done so far, if any. Raises
+    CheckpointError if the model does not fit the env.
     """
     check_range("evaluate.episodes", 1 if episodes is None else episodes, 1)
     check_range("evaluate.seed", seed, 0)
     kind, given = choose("evaluation", evaluation), as_overrides(overrides)
-    named = {"planner": planner, "objective": objective, "goal_text": goal_text}
     if isinstance(agent, str | Path):
-        found, world, settings = _of_run(agent, env, kind, named, seed, device, given)
+        named = {"policy": policy, "planner": planner, "objective": objective}
+        found = _of_run(agent, env, kind, named, goal_text, seed, device, given)
     else:
-        found, world, settings = _of_object(agent, env, kind, named, given)
-    made_with = {
-        "env": world.name,
-        **found.about,
-        "config": {name: config.to_values(value) for name, value in settings.items()},
-        "device": device,
-    }
-    evaluator: Evaluation = kind.build(settings["evaluation"])
-    built: Env = world.build(settings.get("env"))
-    try:
-        spec = found.acts.model.spec if isinstance(agent, str | Path) else None
-        if spec is not None:
-            check_fit(f"run {str(agent)!r}", spec, built.data_spec)
-        with nullcontext() if out is None else results.folder(out) as folder:
-            trials, stopped = _run(
-                evaluator, found.acts, built, world.name, episodes, seed, on_progress
+        if planner is not None or objective != "goal" or (agent is not None and policy is not None):
+            raise ConfigError(
+                "evaluate.planner: only a run takes a policy, a planner and an objective by name; "
+                "an object has its own: latentplan.load(run, planner=..., objective=...)"
             )
-            done = _finish(evaluator, trials, seed, folder, found.name, made_with)
+        if agent is None and policy is None:
+            raise ConfigError("evaluate.run: found neither a run nor a policy; give one of them")
+        chosen = choose("policy", policy if agent is None else agent)
+        found = _of_policy(chosen, env, kind, goal_text, given)
+    made_with = {
+        "env": found.env.name,
+        **found.about,
+        "config": {name: config.to_values(value) for name, value in found.settings.items()},
+    }
+    evaluator: Evaluation = kind.build(found.settings["evaluation"])
+    world: Env = found.env.build(found.settings["env"])
+    try:
+        acts = found.build(world)
+        with nullcontext() if out is None else results.folder(out) as folder:
+            name = found.env.name
+            trials, stopped = _run(evaluator, acts, world, name, episodes, seed, on_progress)
+            done = _finish(evaluator, trials, seed, folder, found.name, made_with, device)
     finally:
-        if world.instance is None:
-            built.close()
+        if found.env.instance is None:
+            world.close()
     if stopped:
         raise Interrupted(done)
     return done
@@ -108,7 +117,7 @@ def evaluate(
 
 def _run(
     evaluator: Evaluation,
-    agent: Any,
+    policy: Policy,
     env: Env,
     name: str,
     episodes: int | None,
@@ -118,7 +127,7 @@ def _run(
     """Return the trials that were done, and whether Ctrl-C ended them."""
     total, trials = evaluator.count(episodes), []
     try:
-        for trial in evaluator.trials(agent, env, episodes=episodes, seed=seed):
+        for trial in evaluator.trials(policy, env, episodes=episodes, seed=seed):
             trials.append(trial)
             if on_progress is not None:
                 figures = evaluator.figures(trial)
@@ -135,18 +144,19 @@ def _of_run(
     env: Any,
     evaluation: Choice,
     named: Mapping[str, Any],
+    goal_text: str,
     seed: int,
     device: str,
     overrides: Sequence[str],
-) -> tuple[_Agent, Choice, Mapping[str, Any]]:
-    """Return a trained model with its planner, the env, and all settings by section."""
+) -> _Evaluated:
+    """Return the policy of a trained model, with the env of its data by default."""
     from latentplan.api import load
     from latentplan.training import checkpoint
 
-    planner = named["planner"] or load.own_planner(checkpoint.find(run))
-    parts = load.choose(planner=planner, objective=named["objective"])
+    load.check_names(**named)
     file = checkpoint.find(run)
     found = checkpoint.load(file, device=device)
+    parts = load.choose(found.model, **named)
     if env is None and not found.spec.env:
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; name one")
     world = choose("env", found.spec.env if env is None else env)
@@ -159,43 +169,59 @@ def _of_run(
         preset={
             **parts.presets,
             "env": adapted | dict(world.values),
-            "evaluation": _preset(evaluation, world, named["goal_text"], **instruction),
+            "evaluation": _preset(evaluation, world, goal_text, **instruction),
         },
         overrides=overrides,
     )
     about = {
         "model": found.name,
-        "planner": planner,
+        "policy": parts.policy,
+        "planner": parts.planner,
         "objective": named["objective"],
         "checkpoint": {"run": str(run), "step": found.step, "sha256": _digest(file)},
     }
-    agent = load.assemble(found, parts, settings, seed=seed)
-    return _Agent(agent, Path(run).name, about, settings), world, settings
+
+    def build(world: Env) -> Policy:
+        check_fit(f"run {str(run)!r}", found.spec, world.data_spec)
+        return load.assemble(found, parts, settings, seed=seed)
+
+    return _Evaluated(build, world, settings, Path(run).name, about)
 
 
-def _of_object(
-    agent: Any, env: Any, evaluation: Choice, named: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[_Agent, Choice, Mapping[str, Any]]:
-    """Return an object that acts, the env, and all settings by section."""
-    if named["planner"] is not None or named["objective"] != "goal":
-        raise ConfigError(
-            "evaluate.planner: an object has its planner and objective already; load the run with "
-            "others: latentplan.load(run, planner=..., objective=...)"
-        )
+def _of_policy(
+    policy: Choice, env: Any, evaluation: Choice, goal_text: str, overrides: Sequence[str]
+) -> _Evaluated:
+    """Return a policy that needs no run."""
     if env is None:
-        raise ConfigError("evaluate.env: found None; an object needs an env to be evaluated in")
+        raise ConfigError("evaluate.env: found None; without a run there is no default; name one")
+    if policy.name in ("mpc", "generative") and policy.instance is None:
+        raise ConfigError(f"evaluate.run: policy {policy.name!r} needs a run: its model")
     world = choose("env", env)
     settings = config.load(
-        {"env": world.config, "evaluation": evaluation.config},
+        {"policy": policy.config, "env": world.config, "evaluation": evaluation.config},
         preset={
+            "policy": dict(policy.values),
             "env": dict(world.values),
-            "evaluation": _preset(evaluation, world, named["goal_text"]),
+            "evaluation": _preset(evaluation, world, goal_text),
         },
         overrides=overrides,
     )
-    name = type(agent).__name__
-    about = {"model": None, "planner": name, "objective": None, "checkpoint": None}
-    return _Agent(agent, name, about, settings), world, settings
+
+    def build(world: Env) -> Policy:
+        made: Policy = policy.build(settings["policy"], world.data_spec)
+        if isinstance(made, EnvPolicy):
+            made.attach(world)
+        return made
+
+    name = policy.name.rpartition(":")[2]
+    about = {
+        "model": None,
+        "policy": policy.name,
+        "planner": "",
+        "objective": None,
+        "checkpoint": None,
+    }
+    return _Evaluated(build, world, settings, name, about)
 
 
 def _preset(evaluation: Choice, env: Choice, goal_text: str, **values: Any) -> dict[str, Any]:
@@ -216,14 +242,13 @@ def _finish(
     folder: Path | None,
     name: str,
     made_with: Mapping[str, Any],
+    device: str,
 ) -> Evaluated:
     """Return the figures, written into a folder if there is one."""
     from latentplan.evaluation.provenance import provenance
 
     metrics = evaluator.metrics(trials, seed=seed)
-    device = made_with["device"]
-    made_with = {**{k: v for k, v in made_with.items() if k != "device"}, **provenance()}
-    made_with["device"] = device
+    made_with = {**made_with, **provenance(), "device": device}
     files: dict[str, Path] = {}
     if folder is not None:
         files = _write(folder, evaluator, trials, metrics, name=name, made_with=made_with)
@@ -242,7 +267,8 @@ def _write(
     """Write all that is known of an evaluation, and return the files by name."""
     import yaml
 
-    settings = {k: made_with[k] for k in ("env", "planner", "objective", "checkpoint", "device")}
+    named = ("env", "policy", "planner", "objective", "checkpoint", "device")
+    settings = {k: made_with[k] for k in named}
     settings |= {"episodes": metrics.episodes, "seed": metrics.seed, "config": made_with["config"]}
     texts = {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),

@@ -16,7 +16,7 @@ KINDS = {
     "tokenizers": "tokenizer",
     "planners": "planner",
     "objectives": "objective",
-    "explorers": "explorer",
+    "policies": "policy",
     "sources": "source",
     "evaluations": "evaluation",
     "backends": "backend",

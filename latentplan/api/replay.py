@@ -16,14 +16,14 @@ from latentplan.api.connection import Connection
 from latentplan.errors import StoreError, check_range
 
 if TYPE_CHECKING:
-    from latentplan.real_robot.motion.replay import Played
+    from latentplan.real_robot.motion.replay import ReplayResult
 
 
 @dataclass(frozen=True)
 class Replayed:
     """How near an arm came to a recorded episode."""
 
-    played: Played
+    played: ReplayResult
     seconds: float  # of the episode
     worst: Mapping[str, float]  # rad, the largest distance of each joint from the recording
     interventions: Mapping[str, int]  # of the safety filter, by kind
@@ -39,7 +39,7 @@ def replay(
     episode does not fit the arm.
     """
     from latentplan.data.store import ZarrStore
-    from latentplan.real_robot.motion.replay import Playing
+    from latentplan.real_robot.motion.replay import Replay
 
     check_range("replay.episode", episode, 0)
     with ZarrStore.open(data) as store:
@@ -59,12 +59,12 @@ def replay(
         preset["backend"] = links.real_time(connection.backend)
     sections = links.sections(connection.backend)
     settings = config.load(
-        sections | {"playing": Playing.Config},
+        sections | {"playing": Replay.Config},
         preset={name: values for name, values in preset.items() if name in sections},
         overrides=as_overrides(overrides),
     )
     with links.connected(replace(connection, settings=settings, period=spec.dt)) as arm:
-        played = Playing(arm, connection.arm, settings["playing"]).play(recorded, spec=spec)
+        played = Replay(arm, connection.arm, settings["playing"]).play(recorded, spec=spec)
         counts = dict(arm.health().interventions)
         arm.stop("the replay is over")
         joints = arm.spec.joints

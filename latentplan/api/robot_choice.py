@@ -11,7 +11,7 @@ import numpy as np
 from latentplan import config, registry
 from latentplan.api import connection as links
 from latentplan.api.connection import Connection
-from latentplan.api.load import assemble, own_planner
+from latentplan.api.load import assemble, check_names
 from latentplan.api.load import choose as choose_parts
 from latentplan.api.robot_tasks import Planned, Reaching, RobotTask, set_instruction
 from latentplan.errors import ConfigError, ShapeError
@@ -58,9 +58,9 @@ def choose(
             raise ConfigError("robot.goal: is for a run; the task reach draws its points itself")
         planner = planner or "cem"
         return _reach(connection, sections, presets, planner, steps or REACHING, seed, overrides)
-    planner = planner or own_planner(checkpoint.find(run))
-    parts = choose_parts(planner=planner, objective=objective)
+    check_names(planner=planner, objective=objective)
     found = checkpoint.load(checkpoint.find(run), device=device)
+    parts = choose_parts(found.model, planner=planner, objective=objective)
     env = _env_config(found.spec)
     if env is not None and connection.backend == "sim":
         presets["backend"] = {"scene": found.spec.env, **presets.get("backend", {})}

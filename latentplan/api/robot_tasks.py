@@ -20,7 +20,7 @@ from latentplan.planning.mpc import MPC
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.loop.local import LocalRobot
 from latentplan.real_robot.loop.supervisor import Supervisor
-from latentplan.real_robot.motion.hold_position import meanwhile, stand
+from latentplan.real_robot.motion.hold_position import hold_position, hold_position_while
 from latentplan.real_robot.motion.picking import Picking
 from latentplan.real_robot.motion.reach import Reach
 from latentplan.real_robot.robot import Driver, Robot, View
@@ -72,7 +72,7 @@ class RobotTask(ABC):
         driver, supervisor = self.here() if self.connection.here else (None, None)
         given: dict[str, Any] = {"driver": driver, "supervisor": supervisor, "make": make}
         with links.connected(self.connection, **given) as robot:
-            meanwhile(robot, lambda: self.prepare(robot))
+            hold_position_while(robot, lambda: self.prepare(robot))
             yield robot
 
     def here(self) -> tuple[Driver, Supervisor]:
@@ -212,10 +212,10 @@ class Planned(RobotTask):
             record.start = record.final = self.scene.distance()
         goal = goal or self._asked_for(robot)
         self.agent.reset(seed=plan)
-        meanwhile(robot, lambda: self._set_goal(goal))
+        hold_position_while(robot, lambda: self._set_goal(goal))
         view = image_key(self.agent.model.spec)
         if self._picking is not None:
-            stand(robot)  # until cameras have seen what lies there now
+            hold_position(robot)  # until cameras have seen what lies there now
         for _ in range(self._steps):
             self._record_frame(robot.observe(), goal, view, record)
             self._act(robot, record)
@@ -231,7 +231,7 @@ class Planned(RobotTask):
             record.actions += 1
             return
         seen = robot.observe()
-        action = meanwhile(robot, lambda: self.agent.act(self._public(seen)))
+        action = hold_position_while(robot, lambda: self.agent.act(self._public(seen)))
         picked = self._picking.act(action)
         if picked.refused:
             record.refused += 1
@@ -252,7 +252,7 @@ class Planned(RobotTask):
         if robot.goal is None:
             self.on_wait("waiting for a goal: send an image or words to the node")
         while robot.goal is None:
-            stand(robot)
+            hold_position(robot)
         return robot.goal
 
     def _public(self, observation: Observation) -> Observation:
@@ -287,7 +287,7 @@ class Planned(RobotTask):
 def set_instruction(agent: MPC, words: str) -> None:
     """Give an agent a task in words; ConfigError if its model does not take them."""
     try:
-        agent.goal(task=words)
+        agent.goal(text=words)
     except ConfigError as e:
         raise ConfigError(f"goal: found the words {words!r}; {e}") from None
 

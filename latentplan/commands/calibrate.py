@@ -74,7 +74,7 @@ def show(found: Calibrated) -> None:
         f"px, distortion {[round(number, 4) for number in camera.distortion]}"
     )
     print(f"position     {place} m in the frame of the {camera.mount}")
-    print(f"images       {f['pictures']:.0f} of {len(found.images)}")
+    print(f"images       {f['images']:.0f} of {len(found.images)}")
     print(f"reprojection {f['reprojection_px']:.3f} px")
     print(f"hand-eye     {f['hand_eye_mm']:.2f} mm, {f['hand_eye_deg']:.3f} deg")
     print(f"std          {f['position_std_mm']:.2f} mm, {f['rotation_std_deg']:.3f} deg")

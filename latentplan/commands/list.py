@@ -8,7 +8,7 @@ import typer
 
 EXAMPLE = "latentplan list models"
 KINDS = (  # those of api.names, which is not imported for --help
-    *("envs", "models", "tokenizers", "planners", "objectives", "explorers", "sources"),
+    *("envs", "models", "tokenizers", "planners", "objectives", "policies", "sources"),
     *("evaluations", "backends", "robots", "presets", "checkpoints"),
 )
 

@@ -17,7 +17,9 @@ EXAMPLE = "latentplan plan --run rope-cfm --episodes 8 --out runs/report"
 
 
 def command(
-    run: Annotated[str, typer.Option(help="Run folder, .safetensors file or shipped checkpoint.")],
+    run: Annotated[
+        str | None, typer.Option(help="Run folder, .safetensors file or shipped checkpoint.")
+    ] = None,
     env: Annotated[
         str | None, typer.Option(help="The env to plan in. Default: that of the run's data.")
     ] = None,
@@ -28,6 +30,10 @@ def command(
         int | None, number("Trials. Default: 8 held-out starts and goals; of CALVIN's, all.")
     ] = None,
     seed: Seed = 0,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Default: the model's own, mostly mpc; without a run: random, oracle."),
+    ] = None,
     planner: Planner = None,
     objective: Objective = "goal",
     goal_text: Annotated[
@@ -47,7 +53,8 @@ def command(
     from latentplan.api.evaluate import evaluate
     from latentplan.commands.progress import Bars
 
-    name = Path(run).parent.name if Path(run).is_file() else Path(run).resolve().name
+    file = Path(run or policy or "")
+    name = file.parent.name if file.is_file() else file.resolve().name
     try:
         with Bars() as bars:
             found = evaluate(
@@ -56,6 +63,7 @@ def command(
                 evaluation=evaluation,
                 episodes=episodes,
                 seed=seed,
+                policy=policy,
                 planner=planner,
                 objective=objective,
                 goal_text=goal_text,

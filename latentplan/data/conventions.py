@@ -1,6 +1,6 @@
-"""One arm's actions in another's convention: rotations, grippers, units, relative and absolute.
+"""Conversion of an arm's actions between conventions: rotations, grippers, units, deltas.
 
-All is vectorised over leading axes, in float64. A rotation is written as
+Everything is vectorised over leading axes, in float64. A rotation is written as
 
     euler_xyz        rad, about the fixed axes x, then y, then z (Bullet's, CALVIN's)
     rotvec           axis times angle, rad (robosuite's)
@@ -8,7 +8,7 @@ All is vectorised over leading axes, in float64. A rotation is written as
     quaternion_wxyz  the same, real part first (MuJoCo's)
     rotation_6d      the first two columns of the matrix (Zhou et al. 2019, section 4.2)
 
-An `ee_delta` is what is added to the pose that the action starts from: to the position, and to the
+An `ee_delta` is added to the pose that the action starts from: to the position, and to the
 angles of `euler_xyz` one by one (as CALVIN does); every other rotation is applied after the pose's
 own, about the axes of the `frame`. In the frame `tool` those are the axes of the tool, and the
 position moves along them.
@@ -44,7 +44,7 @@ POSE = 7  # numbers of a pose: x y z m, quaternion xyzw
 def to_matrix(values: Array, kind: str) -> Array:
     """Return rotation matrices (..., 3, 3) of rotations (..., n) written as `kind`.
 
-    Raises ConfigError where `kind` is unknown, ShapeError where it has not n numbers, or a
+    Raises ConfigError if `kind` is unknown, ShapeError if it has not n numbers, or a
     quaternion or a 6D rotation is zero or degenerate.
     """
     size = _size(kind)
@@ -66,7 +66,7 @@ def to_matrix(values: Array, kind: str) -> Array:
 
 
 def from_matrix(matrices: Array, kind: str) -> Array:
-    """Return rotations (..., n) written as `kind`, of matrices (..., 3, 3): `to_matrix` undone."""
+    """Return rotations (..., n) written as `kind` of matrices (..., 3, 3)."""
     size = _size(kind)
     if np.shape(matrices)[-2:] != (3, 3):
         raise ShapeError(f"from_matrix: found shape {np.shape(matrices)}, need (..., 3, 3)")
@@ -85,12 +85,12 @@ def from_matrix(matrices: Array, kind: str) -> Array:
 
 
 def rotation(values: Array, *, source: str, target: str) -> Array:
-    """Return rotations (..., n) in another form; the same array where the form is the same."""
+    """Return rotations (..., n) in another form; the same array if the form is the same."""
     return values if source == target else from_matrix(to_matrix(values, source), target)
 
 
 def gripper(values: Array, *, source: str, target: str) -> Array:
-    """Return gripper actions of any shape in another sign; ConfigError where one is unknown."""
+    """Return gripper actions of any shape in another sign; ConfigError if one is unknown."""
     for kind in (source, target):
         if kind not in GRIPPERS:
             raise ConfigError(f"gripper: {kind!r} is none of {', '.join(GRIPPERS)}")
@@ -121,11 +121,10 @@ def convert(
 ) -> Array:
     """Return actions (L, A) of one convention in another (L, A'), float64.
 
-    `poses` are where each action starts, needed where one side is relative: (L, 7) of the end
+    `poses` are the starts of the actions, needed if one side is relative: (L, 7) of the end
     effector as `pose` makes them, in the frame of the absolute side; of joints (L, n), rad. A
-    relative result is clipped to +-`limit` where that is given (CALVIN's data: 1). Raises
-    ConfigError where the two differ in what numbers alone cannot tell: kinematics, where the
-    base stands, time, a gripper.
+    relative result is clipped to +-`limit` if that is given (CALVIN's data: 1). Raises ConfigError
+    if the numbers alone do not determine the result: kinematics, the base's place, time, a gripper.
     """
     check("convert.actions", actions, "L A")
     _check_convertible(source, target)
@@ -157,7 +156,7 @@ def _arm(arm: Array, poses: Array | None, *, source: Convention, target: Convent
         needed = POSE if source.control.startswith("ee") else arm.shape[1]
         if poses is None:
             raise ConfigError(
-                f"convert: {source.control} to {target.control} needs poses: where actions start"
+                f"convert: {source.control} to {target.control} needs the poses before actions"
             )
         check("convert.poses", poses, "L n", L=len(arm), n=needed)
     if source.control.startswith("joint"):
@@ -169,7 +168,7 @@ def _arm(arm: Array, poses: Array | None, *, source: Convention, target: Convent
 
 
 def _absolute(arm: Array, poses: Array | None, source: Convention) -> tuple[Array, Array | None]:
-    """Return where end effectors shall go: (L, 3) metres, and (L, 3, 3)."""
+    """Return the end effector's target positions (L, 3) in metres and rotations (L, 3, 3)."""
     place, turned = arm[:, :3] * source.position_unit, arm[:, 3:]
     if source.rotation in SCALED:
         turned = turned * source.rotation_unit
@@ -191,7 +190,7 @@ def _absolute(arm: Array, poses: Array | None, source: Convention) -> tuple[Arra
 def _written(
     place: Array, matrix: Array | None, *, poses: Array | None, target: Convention
 ) -> Array:
-    """Return actions (L, n) that go to places (L, 3), turned to (L, 3, 3): `_absolute` undone."""
+    """Return actions (L, n) that reach positions (L, 3) and rotations (L, 3, 3)."""
     if target.control == "ee_delta":
         assert poses is not None  # checked by `_arm`
         start = to_matrix(poses[:, 3:], "quaternion_xyzw")
@@ -225,7 +224,7 @@ def _check_convertible(source: Convention, target: Convention) -> None:
         if side.control.startswith("ee") and side.rotation:
             _size(side.rotation)
         if side.frame == "tool" and side.control == "ee_pose":
-            raise ConfigError("Convention.frame: an ee_pose in the frame tool says nothing")
+            raise ConfigError("Convention.frame: an ee_pose in the frame tool is always zero")
         if (side.control, side.rotation, side.frame) == ("ee_delta", "euler_xyz", "tool"):
             raise ConfigError(
                 "Convention.rotation: euler_xyz is added to the pose's angles, which are not the "

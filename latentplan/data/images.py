@@ -1,4 +1,4 @@
-"""Where an object is in a picture, and how pixels and actions point at each other."""
+"""Segmentation of an object in an image, and conversion between pixels and actions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from latentplan.types import Array, PickSpec
 
 
 def segment(image: Array, pick: PickSpec) -> Array:
-    """Return the mask (..., h, w) bool of the object in uint8 pictures (..., h, w, 3).
+    """Return the mask (..., h, w) bool of the object in uint8 images (..., h, w, 3).
 
-    A pixel belongs to it where all three colours lie in the range of `pick`, both ends included.
-    Raises ShapeError where the last axis is not 3 colours.
+    A pixel belongs to it if all three colours lie in the range of `pick`, both ends included.
+    Raises ShapeError if the last axis is not 3 colours.
     """
     check("segment.image", image.reshape(-1, *image.shape[-3:]), "n h w rgb", rgb=3)
     planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))  # colour first: 10x faster
@@ -21,14 +21,14 @@ def segment(image: Array, pick: PickSpec) -> Array:
 
 
 def pixel_to_action(rows: Array, columns: Array, *, height: int, width: int) -> tuple[Array, Array]:
-    """Return the action's x and y in [-1, 1] that point at the middles of pixels.
+    """Return the action's x and y in [-1, 1] that point at the centres of pixels.
 
     Row r and column c may be fractions: x = (c + 0.5) / width * 2 - 1 to the right,
-    y = 1 - (r + 0.5) / height * 2 upwards; +-1 are the outer edges of the picture.
+    y = 1 - (r + 0.5) / height * 2 upwards; +-1 are the outer edges of the image.
     """
     return (columns + 0.5) / width * 2 - 1, 1 - (rows + 0.5) / height * 2
 
 
 def action_to_pixel(x: Array, y: Array, *, height: int, width: int) -> tuple[Array, Array]:
-    """Return the rows and columns (fractions) that x and y point at: `pixel_to_action` undone."""
+    """Return the rows and columns (fractions) that x and y of an action point at."""
     return (1 - y) / 2 * height - 0.5, (x + 1) / 2 * width - 0.5

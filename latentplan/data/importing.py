@@ -1,7 +1,7 @@
-"""Episodes of a data set in another format, read by processes and appended by this one.
+"""Import of a data set in another format: processes read its episodes, this one appends them.
 
-Episodes come in the order of the source, and each says which one of the source it is, so an import
-that was stopped goes on behind the last.
+Episodes are stored in the order of the source with their number in it, so that an import that was
+stopped continues after the last.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from latentplan.types import Episode
 from latentplan.workers import WorkerDied
 
 SOURCE_INDEX = "source_index"  # name in an episode's info: its number in the source
-AHEAD = 2  # episodes in flight for each worker: those of large pictures are large
-REASONS = 3  # kept of what was skipped
+AHEAD = 2  # episodes in flight per worker; with large images they are large
+REASONS = 3  # reasons for skipping that are kept
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a source is opened, here and in every worker."""
+    """The arguments with which a source is opened, here and in every worker."""
 
     source: Callable[[Path, Any], Source]  # importable class
     path: Path
@@ -37,17 +37,17 @@ class Opening:
     image_size: int | None = None  # pixels a side; None: as they are
 
     def open(self) -> Selection:
-        """Return the source as it shall be stored; SourceError where it is not one."""
+        """Return the source with the selected observations; SourceError if it cannot be read."""
         return Selection(self.source(self.path, self.config), keys=self.keys, size=self.image_size)
 
 
 class Progress(NamedTuple):
-    """How far an import is; all of this call alone."""
+    """Progress of an import, counted from the start of this call."""
 
     episodes: int = 0
     transitions: int = 0
-    skipped: int = 0  # episodes with damage
-    reasons: tuple[str, ...] = ()  # of the first that were skipped
+    skipped: int = 0  # damaged episodes that were left out
+    reasons: tuple[str, ...] = ()  # why the first ones were skipped
 
 
 def add(
@@ -60,11 +60,11 @@ def add(
     skip_bad: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Append to `store` until it holds `episodes`, or all `count` of the source; return what came.
+    """Append to `store` until it holds `episodes`, or all `count` of the source; return Progress.
 
-    Goes on behind the store's last episode. `workers` processes read (0 or 1: this one). `report`
-    is called after every episode. Raises SourceError at the first that is damaged, unless
-    `skip_bad`; WorkerDied where one ends its worker every time. What was stored by then is kept.
+    Continues after the store's last episode. `workers` processes read (0 or 1: this one). `report`
+    is called after every episode. Raises SourceError at the first damaged episode unless
+    `skip_bad`, and WorkerDied if an episode ends its worker every time. Stored episodes are kept.
     """
     wanted = (count if episodes is None else episodes) - len(store)
     first = int(store.info()[SOURCE_INDEX][-1]) + 1 if len(store) else 0
@@ -96,7 +96,7 @@ def add(
 
 
 class _Read(NamedTuple):
-    """What a worker gives back: an episode, or why there is none."""
+    """What a worker returns: an episode, or the reason why there is none."""
 
     episode: Episode | None
     reason: str = ""
@@ -111,7 +111,7 @@ def _read(opening: Opening, indices: range, *, workers: int) -> Generator[_Read]
         yield from pool.each(make, indices, workers=workers, ahead=AHEAD)
     except WorkerDied as e:
         raise SourceError(
-            f"{opening.path}: {e}; what was stored is kept; run the same again to go on"
+            f"{opening.path}: {e}; stored episodes are kept; run the same again to continue"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What happens in an episode, as the JSON text that a store keeps: one list an episode."""
+"""Labels of an episode as the JSON text that a store keeps: one list an episode."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from latentplan.types import Episode, Label
 
 
 def to_text(labels: tuple[Label, ...]) -> str:
-    """Return a JSON list of {text, task, start, stop}; "" of no labels."""
+    """Return a JSON list of {text, task, start, stop}; "" for no labels."""
     return json.dumps([asdict(label) for label in labels], ensure_ascii=False) if labels else ""
 
 
 def from_text(text: str) -> tuple[Label, ...]:
-    """Return the labels of a text; ValueError or TypeError where it is not one of `to_text`."""
+    """Return the labels of a text; ValueError or TypeError if it is not one of `to_text`."""
     return tuple(Label(**values) for values in json.loads(text)) if text else ()
 
 
 def check(episode: Episode) -> None:
-    """Raise ShapeError where a label's part lies outside the episode, or is none."""
+    """Raise ShapeError if the part that a label covers is empty or lies outside the episode."""
     for label in episode.labels:
         stop = len(episode) if label.stop == -1 else label.stop
         if not 0 <= label.start <= stop <= len(episode):

@@ -1,4 +1,4 @@
-"""Which arrays a store has, their chunks and shards, and the attributes that describe them."""
+"""The arrays of a store, their chunks and shards, and the attributes that describe them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from latentplan.errors import StoreError
 from latentplan.types import Array, Episode, Spec
 
 SCHEMA = 1
-CHUNK_BYTES = 1 << 19  # decoded together: neighbouring pictures are alike, so they compress well
+CHUNK_BYTES = 1 << 19  # decoded together; neighbouring images compress well together
 SHARD_CHUNKS = 16  # chunks a file
 EPISODE_CHUNK = 4096  # entries a file of the arrays below episode/
 COLUMNS = {"seed": "int64", "terminated": "bool", "truncated": "bool", "end": "int64"}
-INFO = "episode/info"  # group of float64 (episodes,), NaN where an episode does not say
-LABELS = "episode/labels"  # JSON texts (episodes,), "" where an episode has none
+INFO = "episode/info"  # group of float64 (episodes,), NaN if an episode has none
+LABELS = "episode/labels"  # JSON texts (episodes,), "" if an episode has none
 
 
 def of_rows(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -36,7 +36,7 @@ def of_rows(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def create(location: Location, spec: Spec, settings: Mapping[str, Any]) -> None:
-    """Make the empty arrays at a location, and then the attributes, which make it a store."""
+    """Create the empty arrays at a location, and last the attributes, which make it a store."""
     group = zarr.open_group(location.zarr(read_only=False), mode="w")
     for name, (row, dtype) in of_rows(spec).items():
         fitting = max(1, CHUNK_BYTES // (prod(row) * dtype.itemsize))
@@ -61,7 +61,7 @@ def create_info(group: zarr.Group, name: str) -> Any:
 
 
 def info_names(location: Location) -> list[str]:
-    """Return what episodes may say; nothing in stores that were made before they could."""
+    """Return the names of the numbers that episodes have; none in stores of older versions."""
     parts = [name.split("/") for name in location.sizes(INFO)]  # episode info NAME zarr.json
     return [p[2] for p in parts if len(p) == 4 and p[3] == "zarr.json"]
 
@@ -85,7 +85,7 @@ def has_labels(location: Location) -> bool:
 
 
 def read_attributes(location: Location) -> dict[str, Any]:
-    """Return `spec` and `settings`; StoreError where there is no store that can be read."""
+    """Return `spec` and `settings`; StoreError if there is no store that can be read."""
     try:
         text = location.read("zarr.json")
     except OSError as e:
@@ -114,7 +114,7 @@ def read_attributes(location: Location) -> dict[str, Any]:
 def read_ends(column: Any) -> Array:
     """Return the rows (episodes,) after each episode's last, of those that were written."""
     ends = np.asarray(column[:])
-    unwritten = np.flatnonzero(ends <= 0)  # zeros: the array grew, but its values did not come
+    unwritten = np.flatnonzero(ends <= 0)  # zeros: the array was resized, not written
     ends = ends[: unwritten[0]] if len(unwritten) else ends
     if (np.diff(ends) <= 0).any():
         raise ValueError("episode/end does not rise")
@@ -122,7 +122,7 @@ def read_ends(column: Any) -> Array:
 
 
 def extend(array: Any, start: int, values: Array) -> None:
-    """Put values behind the first `start` of an array; what was not written is its fill value."""
+    """Write values after the first `start` of an array; what was not written is its fill value."""
     array.resize((start + len(values), *array.shape[1:]))
     array[start:] = values
 

@@ -1,4 +1,4 @@
-"""Where a store lies: in a folder of this machine, or at a URL that fsspec knows."""
+"""The place of a store: a folder of this machine, or a URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Location(Protocol):
         """Return whether anything is there."""
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds; FileNotFoundError where there is none."""
+        """Return what a file holds; FileNotFoundError if there is none."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Make a new file, there whole or not at all, and on the disk before this returns."""
+        """Write a new file atomically; it is on the disk before this returns."""
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -39,23 +39,23 @@ class Location(Protocol):
         """Return the bytes of every file in and below a folder, by name."""
 
     def zarr(self, *, read_only: bool) -> Store:
-        """Return the place as zarr wants it."""
+        """Return the place as a zarr store."""
 
     def lock(self) -> Any:
-        """Return what keeps other writers out until its `close()`; StoreError where one is in."""
+        """Return a lock against other writers until its `close()`; StoreError if one has it."""
 
     def repair(self) -> None:
-        """Remove what an interrupted writer left of unfinished files."""
+        """Remove the unfinished files of an interrupted writer."""
 
     def creating(self) -> Any:
-        """Return a context that gives a location to fill, which becomes this one at its end."""
+        """Return a context with a location to fill, which becomes this one at its end."""
 
 
 def locate(path: Path | str) -> Location:
     """Return the location of a path or a URL (`s3://...`, `memory://...`; `file://` is a path).
 
-    Raises MissingDependency where the URL's file system needs a package that is not there,
-    StoreError where no file system has that name.
+    Raises MissingDependency if the URL's file system needs a package that is not there,
+    StoreError if no file system has that name.
     """
     scheme, separator, rest = str(path).partition("://")
     if not separator:
@@ -114,11 +114,11 @@ class Folder:
         return found
 
     def zarr(self, *, read_only: bool) -> Store:
-        """Return the folder as zarr wants it."""
+        """Return the folder as a zarr store."""
         return _Durable(self.path, read_only=read_only)
 
     def lock(self) -> Any:
-        """Return a lock that the kernel drops with the process, however it ends."""
+        """Return a lock that the kernel releases when the process ends."""
         try:
             return files.lock(self.path / ".lock")
         except BlockingIOError:
@@ -133,7 +133,7 @@ class Folder:
 
     @contextmanager
     def creating(self) -> Iterator[Folder]:
-        """Give a folder beside this one, renamed at the end."""
+        """Yield a folder beside this one, renamed at the end."""
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             partial.mkdir(parents=True)
@@ -144,9 +144,9 @@ class Folder:
 
 
 class Remote:
-    """A place that fsspec reaches. An object appears there whole, but nothing can be locked:
+    """A place that fsspec reaches, where an object appears whole but nothing can be locked.
 
-    two writers notice each other when one makes a file that the other has made already.
+    Two writers notice each other when one writes a file that the other has already written.
     """
 
     lockable = False
@@ -181,7 +181,7 @@ class Remote:
             return bytes(self._files.cat_file(self._at(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Put an object that is not there yet."""
+        """Write an object that does not exist yet."""
         with self._reached():
             try:
                 self._files.pipe_file(self._at(name), content, mode="create")
@@ -201,14 +201,14 @@ class Remote:
         return {name[start:]: int(about["size"]) for name, about in sorted(found.items())}
 
     def zarr(self, *, read_only: bool) -> Store:
-        """Return the place as zarr wants it."""
+        """Return the place as a zarr store."""
         with self._reached():
             return FsspecStore.from_url(
                 self.url, read_only=read_only, storage_options={"use_listings_cache": False}
             )
 
     def lock(self) -> Any:
-        """Return nothing that locks; see the class."""
+        """Return a lock that excludes nobody; see the class."""
         return _Unlocked()
 
     def repair(self) -> None:
@@ -216,7 +216,7 @@ class Remote:
 
     @contextmanager
     def creating(self) -> Iterator[Remote]:
-        """Give this place itself; its attributes, which make it a store, are written last."""
+        """Yield this place itself; its attributes, which make it a store, are written last."""
         yield self
 
     def _at(self, name: str) -> str:
@@ -224,7 +224,7 @@ class Remote:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Tell what a file system says as the user's matter; each has errors of its own."""
+        """Raise StoreError for any error of a file system; each has its own classes."""
         try:
             yield
         except (StoreError, FileNotFoundError):
@@ -249,7 +249,7 @@ class _Durable(LocalStore):
 
 @contextmanager
 def writing(location: Location) -> Iterator[None]:
-    """Tell a full disk or a missing right as the user's matter."""
+    """Raise StoreError for a full disk or a missing permission."""
     try:
         yield
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Arrays out of .npz files, three times as fast as `np.load`: only what is asked for, in one go."""
+"""Arrays of .npz files, read three times as fast as by `np.load`: once, requested keys only."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import numpy as np
 from latentplan.errors import SourceError
 from latentplan.types import Array
 
-BEFORE = 30  # bytes of a zip's header of a file, before the two texts whose lengths end it
-RATIO = 1032  # deflate makes nothing smaller than by this factor
+BEFORE = 30  # bytes of an entry's zip header before its two strings, whose lengths come last
+RATIO = 1032  # the largest compression factor of deflate
 
 
 def names(path: Path | str) -> list[str]:
-    """Return the names of the arrays in a file; SourceError where it is damaged."""
+    """Return the names of the arrays in a file; SourceError if it is damaged."""
     return list(_Npz(Path(path)).entries)
 
 
 def read(path: Path | str, keys: Iterable[str]) -> dict[str, Array]:
-    """Return arrays of a file by name, read-only; their checksums are right.
+    """Return arrays of a file by name, read-only, with their checksums verified.
 
-    Raises SourceError that names the file where it is missing or damaged, has no such array, or
-    an array of objects, which could run anything.
+    Raises SourceError that names the file if it is missing or damaged, has no such array, or holds
+    an array of objects, which could run any code.
     """
     npz = _Npz(Path(path))
     return {key: npz.array(key) for key in keys}
@@ -73,10 +73,10 @@ class _Npz:
             content = bytes(packed)
         elif entry.compress_type == zipfile.ZIP_DEFLATED:
             if entry.file_size > RATIO * len(packed) + 64:
-                raise ValueError("it says to be larger than it can be")
+                raise ValueError("its declared size is impossible")
             content = zlib.decompress(packed, -zlib.MAX_WBITS, max(entry.file_size, 1))
         else:
-            raise ValueError(f"compressed in an unknown way ({entry.compress_type})")
+            raise ValueError(f"unknown compression ({entry.compress_type})")
         if zlib.crc32(content) != entry.CRC:
             raise ValueError("its checksum is wrong")
         return content

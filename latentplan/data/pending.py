@@ -1,4 +1,4 @@
-"""Episodes that wait for a place in a store's arrays: one file each, there whole or not at all."""
+"""Episodes that are not yet in a store's arrays: one atomic file each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = ".pending"
 
 
 def write(location: Location, index: int, episode: Episode) -> None:
-    """Put episode number `index` into the folder in one atomic step, and onto the disk."""
+    """Write episode number `index` to the folder and to the disk, in one atomic step."""
     arrays: dict[str, Any] = {
         f"observation/{key}": value for key, value in episode.observations.items()
     }
@@ -33,23 +33,23 @@ def write(location: Location, index: int, episode: Episode) -> None:
     try:
         np.savez(content, **arrays)
     except ValueError as e:
-        if isinstance(e.__context__, KeyboardInterrupt):  # zipfile complains of its open handle
+        if isinstance(e.__context__, KeyboardInterrupt):  # zipfile raises for its open handle
             raise KeyboardInterrupt from None
         raise
     location.write(_file(index), content.getvalue())
 
 
 def read(location: Location) -> dict[int, Episode]:
-    """Return the waiting episodes by number."""
+    """Return the pending episodes by number."""
     episodes = {}
-    for index, name in _waiting(location).items():
+    for index, name in _numbers(location).items():
         try:
             content = location.read(name)
         except FileNotFoundError:
             continue  # a writer has just moved it into the arrays
         with np.load(BytesIO(content), allow_pickle=False) as values:
             arrays = dict(values)
-        text = str(arrays.pop("labels", ""))  # none in files from before there were labels
+        text = str(arrays.pop("labels", ""))  # absent in files of older versions
         seed, terminated, truncated = arrays.pop("seed_terminated_truncated").tolist()
         episodes[index] = Episode(
             actions=arrays.pop("action"),
@@ -66,7 +66,7 @@ def read(location: Location) -> dict[int, Episode]:
 
 def drop(location: Location, stop: int) -> None:
     """Remove the episodes before number `stop`."""
-    for index, name in _waiting(location).items():
+    for index, name in _numbers(location).items():
         if index < stop:
             location.remove(name)
 
@@ -75,7 +75,7 @@ def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def _waiting(location: Location) -> dict[int, str]:
+def _numbers(location: Location) -> dict[int, str]:
     names = [name for name in location.sizes(FOLDER) if name.endswith(".npz")]
     return {int(PurePosixPath(name).stem): name for name in names}
 

@@ -1,4 +1,4 @@
-"""Pictures in ROS messages, ROS 1 or 2: no ROS needed, a message is whatever has their fields."""
+"""Images of ROS 1 and 2 messages, decoded without ROS: any object with their fields will do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentplan.errors import SourceError
 from latentplan.types import Array
 
 RGB, BGR, GREY = (0, 1, 2), (2, 1, 0), (0, 0, 0)
-# Of an encoding: the type of a number, how many a pixel, and which of them are red, green, blue.
+# encoding: (dtype, channels, channels of red, green and blue)
 ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
     "rgb8": ("u1", 3, RGB),
     "bgr8": ("u1", 3, BGR),
@@ -27,10 +27,10 @@ ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
 
 
 def pixels(where: str, message: Any) -> Array:
-    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
+    """Return the image (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
 
     Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
-    SourceError for an encoding that is no picture's, or where the data is too short.
+    SourceError for an unknown encoding, or if the data is too short.
     """
     if message.encoding not in ENCODINGS:
         raise SourceError(
@@ -54,26 +54,26 @@ def pixels(where: str, message: Any) -> Array:
         values = (values >> 8).astype(np.uint8)
     if values.shape[2] == 3 and colours == RGB:
         return values
-    picture = np.empty((height, width, 3), np.uint8)
+    image = np.empty((height, width, 3), np.uint8)
     for i, colour in enumerate(colours):  # a quarter of the time of fancy indexing
-        picture[..., i] = values[..., colour]
-    return picture
+        image[..., i] = values[..., colour]
+    return image
 
 
 def decompressed(where: str, message: Any) -> Array:
-    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/CompressedImage.
+    """Return the image (h, w, 3) uint8, red green blue, of a sensor_msgs/CompressedImage.
 
-    JPEG and PNG of 8 bits. Raises SourceError where it is neither (compressed depth, H.264), or is
+    JPEG and PNG of 8 bits. Raises SourceError if it is neither (compressed depth, H.264), or is
     damaged.
     """
     from PIL import Image
 
     data = io.BytesIO(bytes(message.data))
     try:
-        with Image.open(data, formats=("JPEG", "PNG")) as picture:
-            if picture.mode not in ("RGB", "RGBA", "L", "P"):
-                raise SourceError(f"{where}: a picture of mode {picture.mode}, not 8 bits a colour")
-            return np.array(picture.convert("RGB"))
+        with Image.open(data, formats=("JPEG", "PNG")) as image:
+            if image.mode not in ("RGB", "RGBA", "L", "P"):
+                raise SourceError(f"{where}: an image of mode {image.mode}, not 8 bits a colour")
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as e:
         raise SourceError(
             f"{where}: {len(data.getbuffer())} bytes of format {message.format!r} are no whole "

@@ -1,50 +1,35 @@
-"""A source with some of its observations, and its pictures in another size."""
+"""A source restricted to some observations, with its images resized."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.protocols import Source
+from latentplan.protocols import AnnotatedSource, SelectiveSource, Source
 from latentplan.types import Array, ArraySpec, Episode
 
-SMALLEST = 16  # pixels a side; smaller arrays are not pictures
-CHANNELS = 8  # of a picture at most
-BLEND = Image.Resampling.BILINEAR  # of Pillow, which widens it where pictures get smaller
-
-
-@runtime_checkable
-class Choosing(Protocol):
-    """A Source that can leave observations unread."""
-
-    def choose(self, keys: Sequence[str]) -> None:
-        """Give these observations alone from now on; `spec` says so, too."""
-
-
-@runtime_checkable
-class Noting(Protocol):
-    """A Source that leaves something out, and says what."""
-
-    notes: Sequence[str]  # a line each
+SMALLEST = 16  # pixels a side; smaller arrays are not images
+CHANNELS = 8  # of an image at most
+BLEND = Image.Resampling.BILINEAR  # Pillow's, which widens the kernel when it shrinks an image
 
 
 class Selection:
-    """A Source that gives the observations `keys` of another, pictures as `size` x `size` pixels.
+    """A Source that gives the observations `keys` of another, images as `size` x `size` pixels.
 
-    Colours (uint8, 3 to a camera) are a weighted mean of what is near: a triangle, twice as wide
-    as a pixel of the smaller picture. Depth, masks and points keep their values: each pixel has
-    that of its nearest one. None changes nothing.
+    Colours (uint8, 3 per camera) are blended bilinearly, with a triangle twice as wide as a pixel
+    of the smaller image. Depth, masks and points take the value of the nearest pixel. None keeps
+    all observations, or the size.
     """
 
     def __init__(
         self, source: Source, *, keys: Sequence[str] | None = None, size: int | None = None
     ) -> None:
-        """Take a source; ConfigError where it has no such observation."""
+        """Take a source; ConfigError if it has no such observation."""
         if size is not None:
             check_range("import.image_size", size, 1)
         spec = source.spec
@@ -55,9 +40,9 @@ class Selection:
         self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
         if not self.keys:
             raise ConfigError("import.keys: none is given; leave it out to take all")
-        if isinstance(source, Choosing):
+        if isinstance(source, SelectiveSource):
             source.choose(self.keys)
-        self.notes = tuple(source.notes) if isinstance(source, Noting) else ()
+        self.notes = tuple(source.notes) if isinstance(source, AnnotatedSource) else ()
         self._source, self._size = source, size
         self.spec = replace(
             spec,
@@ -76,7 +61,7 @@ class Selection:
         return len(self._source)
 
     def episode(self, index: int) -> Episode:
-        """Return an episode of the source with what was selected."""
+        """Return an episode of the source with the selected observations."""
         whole = self._source.episode(index)
         return replace(
             whole,
@@ -87,8 +72,8 @@ class Selection:
         if self._size is None:
             return array
         if key.endswith("intrinsics"):
-            return replace(array, meaning=f"{array.meaning}; of the picture before it was resized")
-        if not is_picture(array.shape):
+            return replace(array, meaning=f"{array.meaning}; of the image before it was resized")
+        if not is_image(array.shape):
             return array
         before = "x".join(map(str, array.shape[:2]))
         return replace(
@@ -98,34 +83,34 @@ class Selection:
         )
 
     def _resized(self, values: Array) -> Array:
-        if self._size is None or not is_picture(values.shape[1:]):
+        if self._size is None or not is_image(values.shape[1:]):
             return values
         return resized(values, self._size)
 
 
-def is_picture(shape: Sequence[int]) -> bool:
-    """Return whether a row of this shape is one: (h, w) or (h, w, c), h and w of some size."""
+def is_image(shape: Sequence[int]) -> bool:
+    """Return whether a row of this shape is an image: (h, w) or (h, w, c), not too small."""
     return (
         len(shape) in (2, 3) and min(shape[:2]) >= SMALLEST and (*shape, 1)[2] <= CHANNELS
     )
 
 
-def resized(pictures: Array, size: int) -> Array:
-    """Return pictures (n, h, w) or (n, h, w, c) as (n, size, size, ...), as `Selection` says."""
-    height, width = pictures.shape[1:3]
+def resized(images: Array, size: int) -> Array:
+    """Return images (n, h, w) or (n, h, w, c) as (n, size, size, ...), as `Selection` says."""
+    height, width = images.shape[1:3]
     if (height, width) == (size, size):
-        return pictures
-    if pictures.dtype == np.uint8 and pictures.shape[3:] and pictures.shape[3] % 3 == 0:
-        return _blended(pictures, size)
+        return images
+    if images.dtype == np.uint8 and images.shape[3:] and images.shape[3] % 3 == 0:
+        return _blended(images, size)
     rows = ((np.arange(size) + 0.5) * height / size).astype(int)
     columns = ((np.arange(size) + 0.5) * width / size).astype(int)
-    return np.ascontiguousarray(pictures[:, rows[:, None], columns])
+    return np.ascontiguousarray(images[:, rows[:, None], columns])
 
 
-def _blended(pictures: Array, size: int) -> Array:
-    result = np.empty((len(pictures), size, size, pictures.shape[3]), np.uint8)
-    for number, picture in enumerate(pictures):
-        for first in range(0, pictures.shape[3], 3):  # a tactile sensor has two pictures in one
-            colours = Image.fromarray(np.ascontiguousarray(picture[..., first : first + 3]))
+def _blended(images: Array, size: int) -> Array:
+    result = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for number, image in enumerate(images):
+        for first in range(0, images.shape[3], 3):  # a tactile sensor has two images in one
+            colours = Image.fromarray(np.ascontiguousarray(image[..., first : first + 3]))
             result[number, ..., first : first + 3] = colours.resize((size, size), BLEND)
     return result

@@ -1,22 +1,22 @@
-"""Episodes on disk as one zarr v3 group: one array a key over the rows of all episodes.
+"""An episode store: one zarr v3 group with an array per key over the rows of all episodes.
 
     DATA.zarr/
       zarr.json             schema version, spec, and the settings the data was made with
       observation/<key>     (rows, ...)        an episode of L actions has L + 1 rows
       action                (rows, A) float32  action[t] leads from row t to t + 1; an episode's
-      reward                (rows,)   float32  last row is zero and means nothing
+      reward                (rows,)   float32  last row is zero padding
       episode/end           (episodes,) int64  the row after the episode's last; written last
       episode/seed, terminated, truncated
-      episode/info/<name>   (episodes,) float64, NaN where an episode does not say; may be absent
+      episode/info/<name>   (episodes,) float64, NaN if an episode has none; may be absent
       episode/labels        (episodes,) JSON lists of {text, task, start, stop}; may be absent
-      .pending/             episodes that wait until there are enough of them for a whole shard
+      .pending/             episodes that wait until they fill a whole shard
 
-An episode is in the store from the moment its file in `.pending` is renamed into place (one
-atomic step). One that completes the rows of a shard waits no more: rows are written first and
-`episode/end` after them, then the files of those before it go. So a kill at any moment loses at
-most the episode being appended: rows without an end are cut off, and files of episodes that have
-an end are removed, by the next open for append. Any zarr reader sees the whole of a store that was
-closed. A store may lie at a URL (`data/location.py`).
+An episode is in the store from the moment its file in `.pending` is renamed into place (one atomic
+step). When the pending ones fill a shard, their rows are written first, `episode/end` after them,
+and their files are removed last. So a kill at any moment loses at most the episode being appended:
+the next open for append cuts off rows without an end, and removes files of episodes with an end.
+Any zarr reader sees the whole of a store that was closed. A store may lie at a URL
+(`data/location.py`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from latentplan.types import Array, Episode, Label, Spec
 class ZarrStore:
     """An EpisodeStore in a folder or at a URL; made by `create` or `open`, and a context manager.
 
-    One process may append at a time; any number may read meanwhile, each sees the episodes that
-    were there when it opened.
+    One process may append at a time while any number read; a reader sees the episodes that were
+    there when it opened the store.
     """
 
     def __init__(self, path: Path | str, mode: Literal["r", "a"]) -> None:
@@ -57,7 +57,7 @@ class ZarrStore:
             self.settings: dict[str, Any] = attributes["settings"]  # what the data was made with
             self._layout = layout.of_rows(self.spec)
             with self._damage("its arrays cannot be read"):
-                # This order, because a writer may be at work: pending files become ends, and
+                # In this order, because a writer may be active: pending files become ends, and
                 # arrays only grow.
                 waiting = pending.read(self._location)
                 self._group = zarr.open_group(
@@ -94,7 +94,7 @@ class ZarrStore:
     ) -> ZarrStore:
         """Return a new empty store at `path`, open for append.
 
-        `settings` (JSON values) say what the data is made with. Raises StoreError where
+        `settings` (JSON values) are those that the data is made with. Raises StoreError if
         something is there already.
         """
         location = locate(path)
@@ -110,8 +110,8 @@ class ZarrStore:
     ) -> ZarrStore:
         """Return the store at `path`, to read or to append (which first repairs it).
 
-        Raises StoreError where it is missing, damaged, of another schema version, open for
-        append elsewhere, or not of `spec` where that is given.
+        Raises StoreError if it is missing, damaged, of another schema version, open for
+        append elsewhere, or of another spec than `spec`, if that is given.
         """
         store = cls(path, mode)
         if spec is not None:
@@ -138,7 +138,7 @@ class ZarrStore:
     def append(self, episode: Episode) -> None:
         """Add one episode, whole or not at all.
 
-        Raises ShapeError where it does not fit the spec, StoreError where it cannot be written;
+        Raises ShapeError if it does not fit the spec, StoreError if it cannot be written;
         the episodes that were there stay readable.
         """
         if self._lock is None:
@@ -173,8 +173,8 @@ class ZarrStore:
                 for name, column in self._info.items()
                 if index < column.shape[0] and not np.isnan(column[index])
             }
-            said = self._label_texts(slice(index, index + 1))
-            of_labels = labels.from_text(said[0]) if said else ()
+            texts = self._label_texts(slice(index, index + 1))
+            of_labels = labels.from_text(texts[0]) if texts else ()
         return Episode(
             observations={
                 key: self.rows(f"observation/{key}", start, stop) for key in self.spec.observation
@@ -189,7 +189,7 @@ class ZarrStore:
         )
 
     def info(self) -> dict[str, Array]:
-        """Return every number (episodes,) float64 that episodes say, NaN where one does not."""
+        """Return the numbers (episodes,) float64 of the episodes' info by name; NaN for none."""
         with self._damage("the info of its episodes cannot be read"):
             found = {name: np.asarray(column[:]) for name, column in self._info.items()}
         done = len(self) - len(self._pending)
@@ -202,11 +202,11 @@ class ZarrStore:
         return found
 
     def labels(self) -> list[tuple[int, Label]]:
-        """Return all that is said of parts of episodes, each with the episode's number."""
+        """Return all labels, each with its episode's number."""
         done = len(self) - len(self._pending)
         with self._damage("the labels of its episodes cannot be read"):
-            said = [labels.from_text(text) for text in self._label_texts(slice(0, done))]
-        found = [(number, label) for number, some in enumerate(said) for label in some]
+            lists = [labels.from_text(text) for text in self._label_texts(slice(0, done))]
+        found = [(number, label) for number, some in enumerate(lists) for label in some]
         waiting = enumerate(self._pending, start=done)
         return found + [(number, label) for number, e in waiting for label in e.labels]
 
@@ -242,7 +242,7 @@ class ZarrStore:
         return sum(self._location.sizes(name).values())
 
     def close(self) -> None:
-        """Write what is pending into the arrays and let the next writer in."""
+        """Write the pending episodes to the arrays and release the lock."""
         try:
             if self._lock is not None and self._pending:
                 with writing(self._location):
@@ -275,7 +275,7 @@ class ZarrStore:
         self.ends = np.append(self.ends, last + len(episode) + 1)
 
     def _fold(self) -> None:
-        """Move the pending episodes into the arrays: rows, then ends, then the files go."""
+        """Move the pending episodes into the arrays: rows, then ends; then remove their files."""
         episodes, done = self._pending, len(self) - len(self._pending)
         self._check_alone(done)
         for name, array in self._arrays.items():
@@ -294,7 +294,7 @@ class ZarrStore:
             "seed": [e.seed for e in episodes],
             "terminated": [e.terminated for e in episodes],
             "truncated": [e.truncated for e in episodes],
-            "end": self.ends[done:],  # last: what commits
+            "end": self.ends[done:],  # last: it commits the episodes
         }
         for name, column in columns.items():
             layout.extend(self._columns[name], done, np.asarray(column, layout.COLUMNS[name]))
@@ -303,7 +303,7 @@ class ZarrStore:
         pending.drop(self._location, len(self))
 
     def _check_alone(self, done: int) -> None:
-        """Raise StoreError where somebody else wrote: a URL cannot be locked."""
+        """Raise StoreError if another process wrote: a URL cannot be locked."""
         if not self._location.lockable:
             there = len(layout.read_ends(self._group["episode/end"]))
             if there != done:
@@ -324,7 +324,7 @@ class ZarrStore:
                     raise FileNotFoundError(f"{name}/c/{shard}{rest} is missing")
 
     def _repair(self) -> None:
-        """Cut off what an interrupted writer left: rows without an end, files with one."""
+        """Remove the remains of an interrupted writer: rows without an end, files with one."""
         arrays = [(array, self._folded) for array in self._arrays.values()]
         columns = [*self._columns.values(), *self._info.values()]
         columns += [] if self._labels is None else [self._labels]
@@ -358,4 +358,4 @@ def check_same(where: str, found: Any, wanted: Any, *, advice: str) -> None:
         for key in sorted({*found, *wanted}):
             check_same(f"{where}.{key}", found.get(key), wanted.get(key), advice=advice)
     elif json.dumps(found) != json.dumps(wanted):
-        raise StoreError(f"{where}: the store has {found!r}, asked for is {wanted!r}; {advice}")
+        raise StoreError(f"{where}: the store has {found!r}, given is {wanted!r}; {advice}")

@@ -1,8 +1,8 @@
-"""Pickles of other people read without running anything: known classes become bags of attributes.
+"""Pickles of other packages, read without running any code: classes become namespaces.
 
-A pickle is a program. This reader knows a few names of numpy, for which it has its own code, and
-the classes that the caller lists; each of those becomes a `Bag`, so no class is imported and no
-constructor runs. Every other name is refused, builtins too, before anything is called.
+A pickle is a program. This reader accepts a few names of numpy, for which it has its own code, and
+the classes that the caller lists. An object of those becomes a `Namespace`: no class is imported
+and no constructor runs. Every other name is refused, builtins included, before anything is called.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from latentplan.errors import SourceError
 from latentplan.types import Array
 
 LIMIT = 256 << 20  # bytes of a file
-PLACES = ("PUT", "LONG_BINPUT")  # opcodes that say where in its memory something goes
-DEPTH = 100  # of lists in lists
+PLACES = ("PUT", "LONG_BINPUT")  # opcodes that store at a numbered place of the unpickler's memo
+DEPTH = 100  # of nested lists
 KINDS = re.compile(r"[?biufc]\d{0,2}|[SU]\d{1,6}|O8?")  # numbers, texts and objects; no records
 
 
-class Bag:
+class Namespace:
     """The attributes of an object whose class was not imported."""
 
     @property
@@ -37,19 +37,19 @@ class Bag:
 
 
 def read_pickle(path: Path | str, *, known: Collection[str] = (), limit: int = LIMIT) -> Any:
-    """Return what a pickle holds: plain values, read-only arrays, a Bag for each class in `known`.
+    """Return what a pickle holds: plain values, read-only arrays, Namespaces of `known` classes.
 
-    `known` are full names (`rlbench.demo.Demo`). Raises SourceError that names the file, and what
-    it asks for, where that is any other name, a persistent id or an array of objects; where the
-    file is larger than `limit` bytes, or is no pickle.
+    `known` are full names (`rlbench.demo.Demo`). Raises SourceError that names the file and what it
+    refers to if that is any other name, a persistent id or an array of objects, if the file is
+    larger than `limit` bytes, or if it is no pickle.
     """
     return _load(Path(path), _content(Path(path), limit), known=known)
 
 
 def read_npy(path: Path | str, *, known: Collection[str] = (), limit: int = LIMIT) -> Any:
-    """Return the array of a .npy file; of an array () of one object, that object.
+    """Return the array of a .npy file, or its object if it is an array () of one object.
 
-    Objects are read as by `read_pickle`, which says what is raised.
+    Objects are read, and errors raised, as by `read_pickle`.
     """
     path = Path(path)
     content = _content(path, limit)
@@ -86,15 +86,15 @@ def _content(path: Path, limit: int) -> bytes:
 
 def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool = False) -> Any:
     try:
-        # Before the unpickler reserves what a number in the file asks for.
+        # Checked before the unpickler reserves memory for a number in the file.
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name in PLACES and int(cast(int, argument)) > len(content):
-                raise ValueError("a place in its memory that no such file needs")
+                raise ValueError("a place in its memo that no such file needs")
         return _plain(_Reader(content, known, objects=objects).load(), {}, DEPTH)
     except _Refused as e:
         raise SourceError(
-            f"{path}: its pickle asks for {e}, which is refused: it could run anything; "
-            "take the file from where it came from again"
+            f"{path}: its pickle refers to {e}, which is refused: it could run any code; "
+            "get the file again from its source"
         ) from None
     except (
         pickle.UnpicklingError,
@@ -105,11 +105,11 @@ def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool =
 
 
 class _Refused(Exception):
-    """Names what a pickle asked for."""
+    """A pickle refers to something that is refused; the text names it."""
 
 
 class _Dtype:
-    """Stands for a dtype: numpy's own believes flags in the file, and then its pointers."""
+    """Placeholder of a dtype: numpy's own trusts flags and then pointers of the file."""
 
     def __init__(self, text: str) -> None:
         self.dtype = np.dtype(text)
@@ -121,7 +121,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array until all is read."""
+    """Placeholder of an array until the whole file is read."""
 
     value: Array
 
@@ -148,14 +148,14 @@ class _Array:
 
 
 class _Reader(pickle.Unpickler):
-    """Gives its own methods for numpy's names: what a pickle sets on them has no effect."""
+    """An unpickler with own methods for numpy's names; what a pickle sets on them is lost."""
 
     def __init__(self, content: bytes, known: Collection[str], *, objects: bool) -> None:
         super().__init__(io.BytesIO(content))
         self._objects = objects
-        self._unencoded = len(content)  # the same text a thousand times would fill the memory
+        self._unencoded = len(content)  # the same string a thousand times would fill the memory
         self._array_type = object()
-        self._bags: dict[str, type] = {}  # made anew for every file
+        self._classes: dict[str, type] = {}  # new ones for every file
         self._known = known
         self._numpy: dict[str, Any] = {
             "numpy.ndarray": self._array_type,
@@ -170,15 +170,15 @@ class _Reader(pickle.Unpickler):
             }
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Return what stands for a name; `_Refused` where nothing does."""
+        """Return the replacement of a name; `_Refused` if it has none."""
         full = f"{module}.{name}"
         if full in self._numpy:
             return self._numpy[full]
         if full not in self._known:
             raise _Refused(full)
-        if full not in self._bags:
-            self._bags[full] = type(name, (Bag,), {"__module__": module})
-        return self._bags[full]
+        if full not in self._classes:
+            self._classes[full] = type(name, (Namespace,), {"__module__": module})
+        return self._classes[full]
 
     def persistent_load(self, pid: Any, /) -> Any:
         """Refuse: nothing outside the file is read."""
@@ -205,7 +205,7 @@ class _Reader(pickle.Unpickler):
         return array.value[()]
 
     def _encode(self, text: str, encoding: str = "") -> bytes:
-        if encoding != "latin1":  # how protocol 2 writes bytes
+        if encoding != "latin1":  # protocol 2 writes bytes like this
             raise _Refused(f"_codecs.encode to {encoding!r}")
         self._unencoded -= len(text)
         if self._unencoded < 0:
@@ -214,9 +214,9 @@ class _Reader(pickle.Unpickler):
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """Return `value` with arrays in place of what stands for them; lists and bags stay the same.
+    """Return `value` with arrays in place of placeholders; lists and namespaces are kept.
 
-    `done` has what became of each object, by id; all are alive until the end.
+    `done` has the result for each object, by id; all are alive until the end.
     """
     if id(value) in done:
         return done[id(value)][1]
@@ -234,7 +234,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
                 result.flat[place] = plain(inner)
     elif isinstance(value, tuple):
         result = tuple(map(plain, value))
-    elif isinstance(value, list | dict | Bag):
+    elif isinstance(value, list | dict | Namespace):
         done[id(value)] = value, value  # it may hold itself
         _replace(value, plain)
     elif not isinstance(value, str | bytes | bytearray | int | float | complex | np.generic):
@@ -244,11 +244,11 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     return result
 
 
-def _replace(value: list[Any] | dict[Any, Any] | Bag, plain: Callable[[Any], Any]) -> None:
+def _replace(value: list[Any] | dict[Any, Any] | Namespace, plain: Callable[[Any], Any]) -> None:
     if isinstance(value, list):
         value[:] = map(plain, value)
         return
-    inside: dict[Any, Any] = vars(value) if isinstance(value, Bag) else value
+    inside: dict[Any, Any] = vars(value) if isinstance(value, Namespace) else value
     for key in inside:
         if not isinstance(key, str | int | float | bytes | tuple | type(None)):
             raise _Refused(f"a {type(key).__name__} as a key")

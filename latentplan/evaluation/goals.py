@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentplan.errors import ConfigError, UnstablePhysics, check_range
-from latentplan.evaluation.contenders import Agent, Contender, Noop, Oracle, Planned, Random
-from latentplan.protocols import Env, GoalSampler, HasSuccessThreshold
-from latentplan.types import Array, Observation, Spec
+from latentplan.evaluation.baselines import baselines, predicted_cost, random_policy, visible
+from latentplan.protocols import CostPredictor, Env, GoalSampler, HasSuccessThreshold, Policy
+from latentplan.types import Array, Goal, Observation, Spec
 
 if TYPE_CHECKING:
     from latentplan.evaluation.metrics import Metrics
@@ -36,7 +36,7 @@ class Attempt:
 
     distance: Array  # (L + 1,) metres to the goal: at the start and after each action
     actions: Array  # (L, A)
-    predicted: Array  # (L,) the planner's cost of the action it took; (0,) for a baseline
+    predicted: Array  # (L,) the planner's cost of the action it took; (0,) if none is predicted
     act_ms: Array  # (L,) milliseconds that choosing the action took
     images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8, of the planner if the env has images
     success: bool | None  # at the end; None if the env has no success test
@@ -95,7 +95,7 @@ class Goals:
         return count
 
     def trials(
-        self, policy: Agent, env: Env, *, episodes: int | None = None, seed: int = 0
+        self, policy: Policy, env: Env, *, episodes: int | None = None, seed: int = 0
     ) -> Iterator[Trial]:
         """Yield trials, each as soon as it is done; the same seed gives the same ones.
 
@@ -157,8 +157,8 @@ class Goals:
 class _Runner:
     """Trials of one planner in the only env that this process uses."""
 
-    def __init__(self, agent: Agent, env: Env, config: Goals.Config) -> None:
-        self.agent, self.env, self.config = agent, env, config
+    def __init__(self, policy: Policy, env: Env, config: Goals.Config) -> None:
+        self.policy, self.env, self.config = policy, env, config
         self.view = image_key(env.data_spec)
 
     def trial(self, index: int, steps: set[int], seed: int) -> Trial:
@@ -180,64 +180,63 @@ class _Runner:
             for s in key.generate_state(3, np.uint64)  # fits an int64
         )
         exploring, sampling = (np.random.default_rng(s) for s in key.spawn(2))
-        spec = self.env.data_spec
         goal = self._goal(goal_seed)
-        planned = Planned(self.agent, spec, seed=plan_seed)
+        planned, sampler = self.policy, random_policy(self.env.data_spec)
         candidates: list[Candidates] = []
-        sampler = Random(spec, sampling)
+        sampler.reset(seed=sampling)
 
-        def check(step: int, observation: Observation) -> None:
-            if step in steps:
+        def compare(step: int, observation: Observation) -> None:
+            if step in steps and isinstance(planned, CostPredictor):
                 candidates.append(self._candidates(planned, sampler, observation, goal))
 
-        attempts = {"planner": self._attempt(planned, goal, start_seed, before_step=check)}
-        baselines: dict[str, Contender] = {
-            "random": Random(spec, exploring),
-            "noop": Noop(spec),
-            "oracle": Oracle(self.env),
+        attempts = {
+            "planner": self._attempt(
+                planned, goal, start_seed, seed=plan_seed, before_step=compare
+            )
         }
-        for name, policy in baselines.items():
-            attempts[name] = self._attempt(policy, goal, start_seed)
+        for name, policy in baselines(self.env).items():
+            attempts[name] = self._attempt(policy, goal, start_seed, seed=exploring)
         image = None if self.view is None else goal[self.view]
         return Trial(start_seed, goal_seed, dropped, image, attempts, tuple(candidates))
 
     def _attempt(
         self,
-        policy: Contender,
+        policy: Policy,
         goal: Observation,
-        seed: int,
+        start_seed: int,
         *,
+        seed: Any,
         before_step: Callable[[int, Observation], None] | None = None,
     ) -> Attempt:
-        env, view = self.env, self.view
-        observation, info = env.reset(seed=seed, options={"goal": goal})
+        env, view, spec = self.env, self.view, self.env.data_spec
+        planned = policy is self.policy
+        observation, info = env.reset(seed=start_seed, options={"goal": goal})
         observation = _copy(observation)
-        task = self.config.goal_text or str(info.get(self.config.instruction, ""))
-        policy.begin(goal, task=task)
+        text = self.config.goal_text or str(info.get(self.config.instruction, ""))
+        policy.reset(Goal(observation=visible(policy, goal, spec), text=text), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
         info = {}  # of a reset says nothing of success
         for step in range(self.config.length):
             if before_step is not None:
                 before_step(step, observation)
             began = perf_counter()
-            action = np.asarray(policy.act(observation))
+            action = np.asarray(policy.act(visible(policy, observation, spec)))
             act_ms.append((perf_counter() - began) * 1e3)
             actions.append(action)
-            if isinstance(policy, Planned):
-                predicted.append(policy.predict(observation, action[None])[0])
+            if planned and isinstance(policy, CostPredictor):
+                predicted.append(predicted_cost(policy, observation, action[None], spec)[0])
             observation, _, terminated, truncated, info = env.step(action)
             observation = _copy(observation)
             seen.append(observation)
             if terminated or truncated:
                 break
         distance = np.array([env.distance(o, goal) for o in seen])
-        shown = isinstance(policy, Planned)
         return Attempt(
             distance=distance,
             actions=np.stack(actions),
             predicted=np.array(predicted),
             act_ms=np.array(act_ms),
-            images=tuple(o[view] for o in seen) if view and shown else (),
+            images=tuple(o[view] for o in seen) if view and planned else (),
             success=self._success(float(distance[-1]), info),
         )
 
@@ -248,15 +247,16 @@ class _Runner:
         return _copy(self.env.reset(seed=seed)[0])
 
     def _candidates(
-        self, planned: Planned, sampler: Random, observation: Observation, goal: Observation
+        self, planned: CostPredictor, sampler: Policy, observation: Observation, goal: Observation
     ) -> Candidates:
-        count = self.config.candidates_per_state
-        actions = np.stack([sampler.act(observation) for _ in range(count)])
+        spec, count = self.env.data_spec, self.config.candidates_per_state
+        given = visible(sampler, observation, spec)
+        actions = np.stack([sampler.act(given) for _ in range(count)])
         state, realised = self.env.snapshot(), []
         for action in actions:
             realised.append(self.env.distance(self.env.step(action)[0], goal))
             self.env.restore(state)
-        return Candidates(planned.predict(observation, actions), np.array(realised))
+        return Candidates(predicted_cost(planned, observation, actions, spec), np.array(realised))
 
     def _success(self, distance: float, info: Mapping[str, Any]) -> bool | None:
         """Return whether the last step was a success; None if the env has no success test."""

@@ -109,10 +109,7 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
         oracle_best=best["oracle"],
         progress=float(progress(*finals)),
         progress_ci95=bootstrap(progress, *finals, seed=seed),
-        spearman=_rank_correlation(
-            np.concatenate([a.predicted for a in planned]),
-            np.concatenate([a.distance[1:] for a in planned]),
-        ),
+        spearman=_rank_correlation(*_joined(predictions(trials))),
         spearman_candidates=_mean([_rank_correlation(s.predicted, s.realised) for s in states]),
         act_ms_p50=float(np.percentile(act_ms, 50)),
         act_ms_p90=float(np.percentile(act_ms, 90)),
@@ -121,6 +118,19 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
         random_success=_success_rate([t.attempts["random"] for t in trials]),
         oracle_success=_success_rate([t.attempts["oracle"] for t in trials]),
     )
+
+
+def predictions(trials: Sequence[Trial]) -> list[tuple[Array, Array]]:
+    """Return predicted cost (L,) and distance after the action (L,), of attempts that predict."""
+    planned = [t.attempts["planner"] for t in trials]
+    return [(a.predicted, a.distance[1:]) for a in planned if len(a.predicted)]
+
+
+def _joined(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Return both arrays of all pairs, one after the other."""
+    empty = (np.empty(0), np.empty(0))
+    first, second = zip(*(pairs or [empty]), strict=True)
+    return np.concatenate(first), np.concatenate(second)
 
 
 def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.evaluation.goals import Trial
-from latentplan.evaluation.metrics import Metrics
+from latentplan.evaluation.metrics import Metrics, predictions
 from latentplan.types import Array
 
 COLOURS = {"planner": "#2f7de1", "random": "#d9822b", "noop": "#8a9099", "oracle": "#2f9e5f"}
@@ -132,7 +132,6 @@ def _curves(trials: Sequence[Trial]) -> str:
 def _scatter(trials: Sequence[Trial]) -> str:
     """Return an SVG: what the model predicted against what then happened."""
     figure, axes = _axes()
-    planned = [t.attempts["planner"] for t in trials]
     states = [s for t in trials for s in t.candidates]
     if states:
         axes.scatter(
@@ -144,9 +143,10 @@ def _scatter(trials: Sequence[Trial]) -> str:
             alpha=0.55,
             linewidth=0,
         )
+    pairs = predictions(trials) or [(np.empty(0), np.empty(0))]
     axes.scatter(
-        np.concatenate([a.predicted for a in planned]),
-        100 * np.concatenate([a.distance[1:] for a in planned]),
+        np.concatenate([predicted for predicted, _ in pairs]),
+        100 * np.concatenate([distance for _, distance in pairs]),
         color=COLOURS["planner"],
         label="actions taken",
         s=14,

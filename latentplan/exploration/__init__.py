@@ -1,1 +1,1 @@
-"""Who chooses actions while collecting, and the collecting itself."""
+"""Policies that need no model, and the collection of episodes."""

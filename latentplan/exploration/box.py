@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
 from latentplan.errors import check_range
-from latentplan.protocols import Env
-from latentplan.types import Array, Observation, Spec
+from latentplan.types import Array, Goal, Observation, Spec
 
 PERIOD = 256  # actions after which new noise is drawn within an episode
 
 
 class Box:
-    """Explorer: actions uniform in their bounds, with noise of a chosen colour over time.
+    """Actions uniform in their bounds, with noise of a chosen colour over time.
 
     Each number of each action is uniform whatever the colour; the colour sets how long it stays
     on one side. Coloured noise explores far where actions are velocities or forces (Eberhard et
@@ -25,30 +25,31 @@ class Box:
 
     @dataclass(frozen=True)
     class Config:
-        """How actions hang together over time."""
+        """How actions correlate over time."""
 
         colour: float = 0.0  # exponent of 1 / frequency^colour: 0 white, 1 pink, 2 red
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where the colour is out of range."""
+            """Raise ConfigError if the colour is out of range."""
             check_range("Box.colour", self.colour, 0.0, 3.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Explore for `spec`; any will do."""
+        """Take the spec of the actions."""
         self.config = config or self.Config()
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
+        self.reset()
+
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
+        """Start an episode, with noise of its own; there is no goal."""
+        self._rng = np.random.default_rng(seed)
         self._ahead = iter(np.empty((0, len(self.low))))
 
-    def begin(self, env: Env, rng: np.random.Generator) -> None:
-        """Forget the noise of the last episode."""
-        self._ahead = iter(np.empty((0, len(self.low))))
-
-    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
+    def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
         share = next(self._ahead, None)
         if share is None:
-            self._ahead = iter(self._draw(rng))
+            self._ahead = iter(self._draw(self._rng))
             share = next(self._ahead)
         action = self.low + share * (self.high - self.low)
         return np.clip(action.astype(np.float32), self.low, self.high)

@@ -1,20 +1,21 @@
-"""An env's scripted expert at work on the task that the episode began with."""
+"""Policy `expert`: an env's scripted expert for the task of the episode."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.protocols import Env, ExpertEnv
-from latentplan.types import Array, Observation, Spec
+from latentplan.types import Array, Goal, Observation, Spec
 
 
 class Expert:
-    """Explorer: does the task that the env drew, as a demonstration; with noise if wanted.
+    """Demonstrations of the task that the env drew, with noise if wanted.
 
-    The noise spares a gripper, which would let go.
+    The gripper gets none: it would let go.
     """
 
     @dataclass(frozen=True)
@@ -22,15 +23,15 @@ class Expert:
         """How much noise; 1 is half of an action's range."""
 
         noise: float = 0.0  # std on every number of the action
-        turning: float = 1.0  # share of it that rotations have, where numbers 4 to 6 are such
+        turning: float = 1.0  # share of it on numbers 4 to 6, if they are a rotation
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a number is out of range."""
+            """Raise ConfigError if a number is out of range."""
             check_range("Expert.noise", self.noise, 0.0, 10.0)
             check_range("Expert.turning", self.turning, 0.0, 10.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Explore for `spec`; the expert comes with the env."""
+        """Take the spec of the actions; `attach` takes the env."""
         config = config or self.Config()
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
@@ -41,19 +42,24 @@ class Expert:
         if convention is not None and convention.gripper:
             self._std[-1] = 0
         self._env: ExpertEnv | None = None
+        self.reset()
 
-    def begin(self, env: Env, rng: np.random.Generator) -> None:
-        """Take the env whose expert acts; ConfigError where it has none."""
+    def attach(self, env: Env) -> None:
+        """Take the env whose expert acts; ConfigError if it has none."""
         if not isinstance(env, ExpertEnv):
             raise ConfigError(
-                f"explorer 'expert': env {env.data_spec.env!r} has none that needs no goal; "
-                "take explorer 'oracle'"
+                f"policy expert: env {env.data_spec.env!r} has no expert that needs no goal "
+                "(protocols.ExpertEnv); take policy oracle"
             )
         self._env = env
 
-    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
+        """Start an episode; the task is the env's."""
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
         if self._env is None:
-            raise ConfigError("explorer 'expert': begin(env, rng) comes before act")
-        action = rng.normal(self._env.expert(observation, rng), self._std)
+            raise ConfigError("policy expert: found no env; attach(env) comes before act")
+        action = self._rng.normal(self._env.expert(observation, self._rng), self._std)
         return np.clip(action.astype(np.float32), self.low, self.high)

@@ -1,22 +1,22 @@
-"""Random picks on the object that is seen, and random drags."""
+"""Random picks on the object in the image, and random drags."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from latentplan.data.images import pixel_to_action, segment
 from latentplan.errors import ConfigError, check_range
-from latentplan.protocols import Env
-from latentplan.types import Array, Observation, Spec
+from latentplan.types import Array, Goal, Observation, Spec
 
 
 class RandomPick:
-    """Explorer: picks a random pixel of the object and drags it somewhere.
+    """Picks a random pixel of the object and drags it somewhere.
 
     Contrastive forward models are learnt from such data (Yan et al. 2020, section 4); here a part
-    of the drags has a uniform length, so that short ones, which finish a task, are seen often.
+    of the drags has a uniform length, so that short ones, which finish a task, are frequent.
     """
 
     @dataclass(frozen=True)
@@ -24,32 +24,35 @@ class RandomPick:
         """How picks and drags are drawn."""
 
         uniform: float = 0.5  # share of drags uniform in their box; the others uniform in length
-        miss: float = 0.02  # share of picks anywhere in the picture, which mostly do nothing
+        miss: float = 0.02  # share of picks anywhere in the image, which mostly do nothing
         jitter: float = 0.5  # pixels, the largest offset of a pick from the middle of its pixel
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a share or a length is out of range."""
+            """Raise ConfigError if a share or a length is out of range."""
             check_range("RandomPick.uniform", self.uniform, 0.0, 1.0)
             check_range("RandomPick.miss", self.miss, 0.0, 1.0)
             check_range("RandomPick.jitter", self.jitter, 0.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Explore for `spec`; ConfigError where its actions do not point into a picture."""
+        """Take the spec of the actions; ConfigError if they do not point into an image."""
         if spec.pick is None:
             raise ConfigError(
-                f"explorer 'random': needs actions that point into a picture; those of env "
-                f"{spec.env!r} do not; take explorer 'box'"
+                f"policy random: needs actions that point into an image; those of env "
+                f"{spec.env!r} do not; take policy box"
             )
         self.config = config or self.Config()
         self.pick = spec.pick
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
+        self.reset()
 
-    def begin(self, env: Env, rng: np.random.Generator) -> None:
-        """Do nothing: picks need no goal, and none depends on the one before."""
+    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
+        """Start an episode; there is no goal."""
+        self._rng = np.random.default_rng(seed)
 
-    def act(self, observation: Observation, rng: np.random.Generator) -> Array:
+    def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds: pick x, pick y, drag."""
+        rng = self._rng
         action = np.concatenate([self._point(observation[self.pick.image], rng), self._drag(rng)])
         return np.clip(action.astype(np.float32), self.low, self.high)
 

@@ -1,4 +1,4 @@
-"""One episode after the other: an env, an explorer, and the number that all chance comes from."""
+"""Episodes of an env and a policy, each a function of a seed and its number."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latentplan.errors import UnstablePhysics, check_range
-from latentplan.protocols import Env, Explorer
+from latentplan.protocols import Env, EnvPolicy, GoalChoosingPolicy, Policy
 from latentplan.types import Array, Episode, Label, Observation, Spec
 
-REFUSED = "refused"  # name in a step's info: actions so far that the env would not do
-UNSTABLE = "unstable_tries"  # name in an episode's info: tries before it that the physics ended
+REFUSED = "refused"  # name in a step's info: actions so far that the env did not execute
+UNSTABLE = "unstable_tries"  # name in an episode's info: attempts before it that the physics ended
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """How long episodes are, and how often one is tried."""
+    """How long episodes are, and how often one is attempted."""
 
-    length: int = 20  # actions an episode, unless the env ends it
-    attempts: int = 20  # tries of one episode that meets unstable physics each time
+    length: int = 20  # actions an episode, if the env does not end it
+    attempts: int = 20  # attempts of one episode, if the physics is unstable each time
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a number is out of range."""
+        """Raise ConfigError if a number is out of range."""
         check_range("CollectConfig.length", self.length, 1)
         check_range("CollectConfig.attempts", self.attempts, 1)
 
@@ -35,35 +35,39 @@ class Recipe:
     """All that an episode depends on besides its number; goes to the workers."""
 
     env: Callable[[Any], Env]  # importable class, called with its config
-    explorer: Callable[[Spec, Any], Explorer]  # importable class, called with spec and config
+    policy: Callable[[Spec, Any], Policy]  # importable class, called with spec and config
     env_config: Any
-    explorer_config: Any
+    policy_config: Any
     config: CollectConfig
     seed: int
 
 
 class Recording(NamedTuple):
-    """What a worker gives back."""
+    """An episode, and what it took."""
 
     episode: Episode
-    unstable: int  # tries dropped because the physics diverged
-    env_seconds: float  # spent in the env: goal, reset and steps, dropped tries included
+    unstable: int  # attempts dropped because the physics diverged
+    env_seconds: float  # spent in the env: goal, reset and steps, dropped attempts included
 
 
 class Recorder:
-    """An env and an explorer that make any episode of a recipe."""
+    """An env and a policy that make any episode of a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Build the env; it lives as long as the recorder."""
         self.recipe = recipe
         self.env = recipe.env(recipe.env_config)
-        self.explorer = recipe.explorer(self.env.data_spec, recipe.explorer_config)
+        self.policy = recipe.policy(self.env.data_spec, recipe.policy_config)
+        self._privileged = set(self.env.data_spec.privileged)
+        if isinstance(self.policy, EnvPolicy):
+            self.policy.attach(self.env)
+            self._privileged = set()
         self._seconds = 0.0
 
     def record(self, index: int) -> Recording:
         """Return episode number `index`, made again while the physics is unstable.
 
-        Raises UnstablePhysics where every attempt of the recipe was.
+        Raises UnstablePhysics if every attempt of the recipe was.
         """
         self._seconds = 0.0
         for attempt in range(self.recipe.config.attempts):
@@ -78,19 +82,18 @@ class Recorder:
 
     def _attempt(self, index: int, attempt: int) -> Episode:
         source = np.random.SeedSequence(self.recipe.seed, spawn_key=(index, attempt))
-        for_env, for_explorer = source.spawn(2)
+        for_env, for_policy = source.spawn(2)
         seed = int(for_env.generate_state(1, np.uint64)[0] >> np.uint64(1))  # fits an int64
-        rng = np.random.default_rng(for_explorer)
-
-        goal = self._timed(self.explorer.begin, self.env, rng)
-        options = None if goal is None else {"goal": goal}
+        self._timed(self.policy.reset, seed=for_policy)  # it may draw a goal in the env
+        goal = self.policy.goal_chosen if isinstance(self.policy, GoalChoosingPolicy) else None
+        options = None if goal is None else {"goal": goal.observation}
         observation, info = self._timed(self.env.reset, seed=seed, options=options)
         observations: list[Observation] = [observation]
         actions: list[Array] = []
         rewards: list[float] = []
         terminated = truncated = False
         while len(actions) < self.recipe.config.length and not (terminated or truncated):
-            action = self.explorer.act(observation, rng)
+            action = self.policy.act(self._given(observation))
             observation, reward, terminated, truncated, told = self._timed(self.env.step, action)
             observations.append(observation)
             actions.append(action)
@@ -110,6 +113,10 @@ class Recorder:
             labels=_labels(info),
         )
 
+    def _given(self, observation: Observation) -> Observation:
+        """Return what the policy may read: a policy of the env itself reads privileged keys too."""
+        return {k: v for k, v in observation.items() if k not in self._privileged}
+
     def _timed(self, of_env: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         start = perf_counter()
         try:
@@ -119,13 +126,13 @@ class Recorder:
 
 
 def _labels(info: Mapping[str, Any]) -> tuple[Label, ...]:
-    """Return what an env says of the whole episode: the texts `text` and `task` of its info."""
-    said = {name: info[name] for name in ("text", "task") if isinstance(info.get(name), str)}
-    return (Label(**{"text": "", **said}),) if any(said.values()) else ()
+    """Return the label of the whole episode: the strings `text` and `task` of the env's info."""
+    texts = {name: info[name] for name in ("text", "task") if isinstance(info.get(name), str)}
+    return (Label(**{"text": "", **texts}),) if any(texts.values()) else ()
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an env tells of an episode in single numbers, those in mappings as `key.name`."""
+    """Return the single numbers of an env's info, those in mappings as `key.name`."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
     found = {}
     for key, value in info.items():

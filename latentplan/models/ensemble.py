@@ -65,7 +65,7 @@ class Ensemble(nn.Module):
     def prepare(self, context: Context) -> list[Any]:
         """Return what each member prepares of its own latents."""
         check("Ensemble.prepare.context", context.latents, "B T D", D=self.latent_dim)
-        parts = context.latents.chunk(len(self.members), dim=-1)
+        parts = self.split(context.latents)
         return [
             each.prepare(replace(context, latents=part))
             for each, part in zip(self._each(), parts, strict=True)
@@ -77,6 +77,10 @@ class Ensemble(nn.Module):
             each.rollout(part, actions) for each, part in zip(self._each(), prepared, strict=True)
         ]
         return torch.cat(ahead, dim=-1)
+
+    def split(self, latents: Tensor) -> Sequence[Tensor]:
+        """Return each member's latents (..., d) of latents (..., M d)."""
+        return latents.chunk(len(self.members), dim=-1)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the mean of the members' losses."""

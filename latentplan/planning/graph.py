@@ -19,11 +19,25 @@ import torch
 from torch import Generator, Tensor, nn
 
 from latentplan.errors import ConfigError
+from latentplan.nn.observations import device_of
 from latentplan.planning.problem import Problem, Scored
 from latentplan.planning.solver import Solver
+from latentplan.protocols import Dynamics, Planner
 
 KEPT = 8  # captured solves, the last used; each holds its memory on the device
 WARM_UP = 3  # runs before a capture, in which libraries choose kernels and make their buffers
+
+
+def capture(planner: Planner, model: Dynamics) -> Captured:
+    """Return a planner that plans by captured graphs; ConfigError unless it can, on CUDA."""
+    if not isinstance(planner, Solver):
+        name = type(planner).__name__
+        raise ConfigError(f"MPC.cuda_graph: needs a planner made of a Solver, found {name}")
+    if device_of(model).type != "cuda":
+        raise ConfigError(
+            f"MPC.cuda_graph: needs a CUDA device, the model is on {device_of(model)}"
+        )
+    return Captured(planner)
 
 
 class Captured(Solver):
@@ -58,7 +72,7 @@ class Captured(Solver):
     ) -> tuple[int, Scored, Tensor]:
         """Return what `Solver.solve` does, by replaying the captured solve of such a problem."""
         if deadline_ms is not None:
-            raise ConfigError("deadline_ms: a captured solve runs as a whole; take graph=false")
+            raise ConfigError("deadline_ms: a captured solve runs as a whole; leave out cuda_graph")
         given: list[Tensor] = []
         key = _outline(problem, given)
         if key not in self._solves:

@@ -16,6 +16,8 @@ from latentplan.planning.problem import Problem, Scored
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 from latentplan.types import Context, Plan
 
+CARRIED = 4  # sequences of a plan that the next one starts from
+
 
 class State(Protocol):
     """What a planner carries from round to round; all of it tensors."""
@@ -58,12 +60,16 @@ class Solver(ABC):
                 raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
 
     config: Any
-    needs_proposals = False  # whether a plan comes from proposals alone
     closing = 0  # times that `answer` asks the model; a deadline leaves a round's time for each
 
     def __init__(self, config: Any = None) -> None:
         """Take settings; the defaults where there are none."""
         self.config = config or type(self).Config()
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions of a plan."""
+        return int(self.config.horizon)
 
     @property
     def rounds(self) -> int:
@@ -145,7 +151,8 @@ class Solver(ABC):
             if done == 1 and took > deadline_ms:
                 raise PlanningError(
                     f"deadline_ms: {deadline_ms:g} ms is less than one iteration takes "
-                    f"({took:.1f} ms); give more, or the planner fewer candidates"
+                    f"({took:.1f} ms); set it higher, or planner.candidates or planner.horizon "
+                    "lower"
                 )
         return done, found, state.best.actions
 
@@ -182,6 +189,18 @@ def shift(actions: Tensor, steps: int) -> Tensor:
     horizon = actions.shape[-2]
     rest = torch.arange(steps, steps + horizon, device=actions.device).clamp_max(horizon - 1)
     return actions[..., rest, :]
+
+
+def carry_over(plan: Plan | None, sent: int) -> Tensor | None:
+    """Return the warm start (1, W, H, A) of a plan of which `sent` actions were sent.
+
+    The best sequences without what was sent; None if nothing is left of them.
+    """
+    if plan is None or sent >= plan.actions.shape[1]:
+        return None
+    elites = plan.actions[:, None] if plan.elites is None else plan.elites
+    best = torch.cat([plan.actions[:, None], elites[:, : CARRIED - 1]], dim=1)
+    return shift(best, sent)
 
 
 def _wait(tensor: Tensor) -> None:

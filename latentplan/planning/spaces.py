@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from latentplan import shapes
 from latentplan.data.images import pixel_to_action, segment
-from latentplan.errors import ShapeError
+from latentplan.errors import ConfigError, ShapeError
 from latentplan.protocols import ActionSpace
 from latentplan.types import Observation, Spec
 
@@ -150,16 +150,44 @@ class Choices:
         return torch.cat([self.choices[problem, index], rest], dim=-1)
 
 
-def from_observation(
-    spec: Spec, observation: Observation, *, device: torch.device | str = "cpu"
-) -> ActionSpace:
-    """Return the actions that make sense for what is seen now, for one problem.
+def bounds(spec: Spec, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return low and high (A,) float32 of a spec's actions."""
+    low, high = spec.action.low, spec.action.high
+    return (
+        torch.tensor(low, dtype=torch.float32, device=device),
+        torch.tensor(high, dtype=torch.float32, device=device),
+    )
 
-    Picks on the segmented object where the spec points into a picture, as a real camera would
-    give it; the whole box where it does not or where no pixel of the object is in view.
+
+def check_rate_limit(where: str, limit: Sequence[float], spec: Spec) -> None:
+    """Raise ConfigError unless there is one limit for each number of an action, or none.
+
+    Actions that point into an image have none.
     """
-    low = torch.tensor(spec.action.low, dtype=torch.float32)
-    high = torch.tensor(spec.action.high, dtype=torch.float32)
+    size = spec.action.size
+    if limit and (len(limit) != size or spec.pick is not None):
+        why = "which are picks" if spec.pick is not None else "one rate each"
+        raise ConfigError(f"{where}: {len(limit)} rates for actions of {size} numbers, {why}")
+
+
+def from_observation(
+    spec: Spec,
+    observation: Observation,
+    *,
+    device: torch.device | str = "cpu",
+    rate_limit: Sequence[float] = (),
+    previous: Tensor | None = None,
+) -> ActionSpace:
+    """Return the actions that are possible at an observation, for one problem.
+
+    Picks on the segmented object if the spec points into an image, as a real camera would give it;
+    the whole box if it does not, or if no pixel of the object is in view. With a rate limit, a box
+    in which successive actions differ by no more than that, the first from `previous` (1, A).
+    """
+    low, high = bounds(spec)
+    if rate_limit:
+        rate = torch.tensor(rate_limit, dtype=torch.float32, device=device)
+        return Box(low.to(device), high.to(device), rate=rate, previous=previous)
     if spec.pick is not None:
         mask = segment(observation[spec.pick.image], spec.pick)
         rows, columns = np.nonzero(mask)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, MissingDependency, RobotError, check_range
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, View
+from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
@@ -48,7 +48,7 @@ class LerobotDriver:
         gripper_open: float = 100.0  # and when open as wide as the description says
         rate: float = 50.0  # readings a second
         window: float = 0.1  # s over which velocities are measured
-        still: bool = False  # a picture that did not change is new all the same (a simulated one)
+        still: bool = False  # an image that did not change is new all the same (a simulated one)
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
@@ -87,7 +87,7 @@ class LerobotDriver:
         self._wake, self._leave = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._reading: Reading | None = None
-        self._pictures: dict[str, Picture] = {}
+        self._images: dict[str, CameraImage] = {}
         self._wrong = ""
         self._setpoint: Setpoint | None = None
         self._width = arm.gripper.width  # m, as sent
@@ -107,7 +107,7 @@ class LerobotDriver:
         except _failures() as e:
             self._hang_up()
             raise RobotError(f"lerobot.connect: {_why(e)}") from None
-        self._reading, self._pictures, self._setpoint, self._wrong = None, {}, None, ""
+        self._reading, self._images, self._setpoint, self._wrong = None, {}, None, ""
         self._past.clear()
         try:
             self._check(robot)
@@ -134,10 +134,10 @@ class LerobotDriver:
                 raise RobotError(wrong)
             return self._reading
 
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera."""
+    def images(self) -> Mapping[str, CameraImage]:
+        """Return the newest image of each camera."""
         with self._lock:
-            return dict(self._pictures)
+            return dict(self._images)
 
     def write(self, setpoint: Setpoint) -> None:
         """Let a setpoint go out as soon as the bus is free; of two that wait, the newer one."""
@@ -229,10 +229,10 @@ class LerobotDriver:
         with self._lock:
             self._reading = reading
             for name, pixels in shown.items():
-                before = self._pictures.get(name)
+                before = self._images.get(name)
                 # LeRobot gives the newest it has, which may be one that a camera left behind.
                 if c.still or before is None or not np.array_equal(before.pixels, pixels):
-                    self._pictures[name] = Picture(now, now, pixels.copy())
+                    self._images[name] = CameraImage(now, now, pixels.copy())
 
     def _check(self, robot: Any) -> None:
         """Raise RobotError where the robot is not the one that is described."""
@@ -264,10 +264,10 @@ class LerobotDriver:
         for view in self._views:
             shape = tuple(features.get(view.name, ()))
             if shape != (view.height, view.width, 3):
-                pictures = {k: v for k, v in features.items() if isinstance(v, tuple)}
+                images = {k: v for k, v in features.items() if isinstance(v, tuple)}
                 raise RobotError(
                     f"lerobot.{view.name}: found {shape or 'no such camera'}, described as "
-                    f"{(view.height, view.width, 3)}; cameras of the robot: {pictures or 'none'}"
+                    f"{(view.height, view.width, 3)}; cameras of the robot: {images or 'none'}"
                 )
 
 

@@ -22,7 +22,7 @@ from latentplan.robots.description import Arm
 NODE = "latentplan"  # its name in the graph, unless __name:= says another
 CALLER = "/latentplan_watch"  # as whom the master is asked; it keeps no record of that
 FAILURES = (OSError, http.client.HTTPException, xmlrpc.client.Error)  # of a question to it
-IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than a picture, which then comes late
+IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than an image, which then comes late
 LEAVING = 3.0  # s that a stop may take when the graph asks this node to end
 
 

@@ -33,7 +33,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
 
     A connection that is lost stays lost until `open`, since what is sent while it is down would
     otherwise reach the arm when it comes back. Who else commands the arm is asked of rosapi when
-    it is opened; later, and other clients of the same server, nobody sees. Pictures come in base64:
+    it is opened; later, and other clients of the same server, nobody sees. Images come in base64:
     640x480 in colour is 1.2 MB each.
     """
 

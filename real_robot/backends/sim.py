@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.real_robot.robot import Picture, Reading, Setpoint
+from latentplan.real_robot.robot import CameraImage, Reading, Setpoint
 from latentplan.robots.description import Arm
 from latentplan.robots.simulated_arm import SimulatedArm
 from latentplan.sim.deformable.scene import Scene, lay
@@ -38,7 +38,7 @@ class SimulatedDriver:
 
         dt: float = 0.02  # s in which a setpoint is reached
         rate: float = 100.0  # joint readings a second
-        fps: float = 30.0  # pictures a second, of each camera
+        fps: float = 30.0  # images a second, of each camera
         real_time: bool = False  # wait for the machine's clock
         scene: str = ""  # env or preset whose object lies there, such as rope; empty: none
         seed: int = 0  # of how it lies
@@ -76,8 +76,8 @@ class SimulatedDriver:
         self._renderers: dict[str, Any] = {}
         self._time = self._start = 0.0  # s, of the simulation; of the machine when it began
         self._reading: Reading | None = None
-        self._pictures: dict[str, Picture] = {}
-        self._shown = -1  # how often the scene had moved when its pictures were taken
+        self._images: dict[str, CameraImage] = {}
+        self._shown = -1  # how often the scene had moved when its images were taken
 
     def open(self) -> None:
         """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
@@ -89,7 +89,7 @@ class SimulatedDriver:
             make = mujoco_renderer.Renderer
             self._renderers = {view.name: make(model, view) for view in self._views}
         self._simulation.reset()
-        self._time, self._reading, self._pictures = 0.0, None, {}
+        self._time, self._reading, self._images = 0.0, None, {}
         self._hold(self._simulation.q, self._simulation.gripper)
         self._start = time.monotonic()
         self._sense()
@@ -116,9 +116,9 @@ class SimulatedDriver:
         """Return the newest joint reading."""
         return self._reading
 
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera."""
-        return self._pictures
+    def images(self) -> Mapping[str, CameraImage]:
+        """Return the newest image of each camera."""
+        return self._images
 
     def write(self, setpoint: Setpoint) -> None:
         """Be there at the next tick, on a straight line from the setpoint before."""
@@ -156,30 +156,30 @@ class SimulatedDriver:
             self.scene.follow(arm.ee[:3], width=arm.gripper, dt=dt)
 
     def _sense(self) -> None:
-        """Read the joints and take pictures, each where one is due."""
+        """Read the joints and take images, each where one is due."""
         arm, now = self._simulation, self._time
         if self._reading is None or now - self._reading.stamp > 1 / self.config.rate - 1e-6:
             self._reading = Reading(now, now, arm.q, arm.dq, arm.gripper)
         for name, renderer in self._renderers.items():
             if self._due_for(name):
-                self._pictures[name] = Picture(now, now, renderer.picture(arm.data))
+                self._images[name] = CameraImage(now, now, renderer.image(arm.data))
         if self.scene is not None:
             self._look_at(self.scene)
 
     def _look_at(self, scene: Scene) -> None:
-        """Take the scene's pictures where they are due; what has not moved looks as before."""
+        """Take the scene's images where they are due; what has not moved looks as before."""
         now = self._time
         names = [camera for camera in self.cameras if camera not in self._renderers]
         if not self._due_for(names[0]):
             return
         if self._shown != scene.moves:
             self._shown = scene.moves
-            self._seen = scene.pictures()
+            self._seen = scene.images()
         for name in names:
-            self._pictures[name] = Picture(now, now, self._seen[name])
+            self._images[name] = CameraImage(now, now, self._seen[name])
 
     def _due_for(self, name: str) -> bool:
-        before = self._pictures.get(name)
+        before = self._images.get(name)
         return before is None or self._time - before.stamp > 1 / self.config.fps - 1e-6
 
 

@@ -60,7 +60,7 @@ class Move(NamedTuple):
         return q, (way + bend) / span
 
 
-class StandInArm:
+class SimulatedController:
     """A simulated arm behind a joint trajectory controller, in real time."""
 
     def __init__(self, arm: Arm, *, rate: float = 100.0) -> None:
@@ -119,7 +119,7 @@ class StandInArm:
         driver.close()
 
 
-class StandInCamera:
+class SimulatedCamera:
     """A camera that sees the arm where its joint states say it is, over a plain table."""
 
     def __init__(self, arm: Arm, camera: Camera) -> None:
@@ -131,27 +131,27 @@ class StandInCamera:
         self._q = self._arm.q
         self._mujoco = mujoco_renderer.mujoco
         self._renderer = mujoco_renderer.Renderer(self._arm.model, camera)
-        self.picture()  # the first takes long
+        self.image()  # the first takes long
 
     def see(self, names: Sequence[str], positions: Sequence[float]) -> None:
         """Let the joints be at `positions`, rad; those of others are left out."""
         if set(self._names) <= set(names):
             self._q = in_order(self._names, names, positions)
 
-    def picture(self) -> Array:
-        """Return the picture (h, w, 3) uint8."""
+    def image(self) -> Array:
+        """Return the image (h, w, 3) uint8."""
         data = self._arm.data
         data.qpos[: len(self._q)] = self._q
         self._mujoco.mj_kinematics(self._arm.model, data)
-        return self._renderer.picture(data)
+        return self._renderer.image(data)
 
     def run(
         self, publish: Callable[[float, Array], None], leave: Event, *, fps: float = 30.0
     ) -> None:
-        """Publish pictures, each with its time in s since 1970, until `leave` is set."""
+        """Publish images, each with its time in s since 1970, until `leave` is set."""
         due = time.monotonic()
         while not leave.is_set():
-            publish(time.time(), self.picture())
+            publish(time.time(), self.image())
             due = max(due + 1 / fps, time.monotonic())
             leave.wait(due - time.monotonic())
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from latentplan.data import ros_images
 from latentplan.errors import ConfigError, RobotError, SourceError, check_range, unknown
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, View, in_order
+from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View, in_order
 from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
 from latentplan.types import Array
@@ -116,7 +116,7 @@ class Inbox:
         self._views = {view.name: view for view in views}
         self._lock = threading.Lock()
         self._reading: Reading | None = None
-        self._pictures: dict[str, Picture] = {}
+        self._images: dict[str, CameraImage] = {}
         self._wrong = ""
         self._strangers: tuple[float, tuple[str, ...]] | None = None  # since when, who
 
@@ -141,18 +141,18 @@ class Inbox:
         """Take a sensor_msgs/Image of the camera `name`."""
         received = time.monotonic()
         try:
-            picture = pixels(name, message)
+            image = pixels(name, message)
             view = self._views[name]
-            if picture.shape != (view.height, view.width, 3):
+            if image.shape != (view.height, view.width, 3):
                 raise RobotError(
-                    f"{name}: a picture of {picture.shape[1]}x{picture.shape[0]} pixels, need "
+                    f"{name}: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
                     f"{view.width}x{view.height}; set the camera's driver, or describe that camera"
                 )
         except RobotError as e:
             self.fail(str(e))
             return
         with self._lock:
-            self._pictures[name] = Picture(stamp, received, picture)
+            self._images[name] = CameraImage(stamp, received, image)
 
     def fail(self, reason: str) -> None:
         """Let the next `reading` raise RobotError with this reason."""
@@ -171,10 +171,10 @@ class Inbox:
                     in_order(self.names, names, [0.0] * len(names))  # says what is missing
             return self._reading
 
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera that has sent one."""
+    def images(self) -> Mapping[str, CameraImage]:
+        """Return the newest image of each camera that has sent one."""
         with self._lock:
-            return dict(self._pictures)
+            return dict(self._images)
 
     def sent(self, setpoint: Setpoint) -> None:
         """Note the gripper's width, where no sensor tells it."""
@@ -194,7 +194,7 @@ class TopicDriver(Generic[TopicsT]):
     def __init__(self, arm: Arm, config: TopicsT, *, cameras: Sequence[View]) -> None:
         """Take the arm, its topics, and what its cameras are; nothing is connected before `open`.
 
-        ConfigError where the topics of pictures do not fit the cameras.
+        ConfigError where the topics of images do not fit the cameras.
         """
         self.arm, self.config = arm, config
         self.cameras = tuple(camera.name for camera in cameras)
@@ -214,16 +214,16 @@ class TopicDriver(Generic[TopicsT]):
         """Return the newest joint reading; RobotError where what came is not this arm's."""
         return self._inbox.reading()
 
-    def pictures(self) -> Mapping[str, Picture]:
-        """Return the newest picture of each camera that has sent one."""
-        return self._inbox.pictures()
+    def images(self) -> Mapping[str, CameraImage]:
+        """Return the newest image of each camera that has sent one."""
+        return self._inbox.images()
 
 
 def pixels(name: str, message: Any) -> Array:
-    """Return the picture (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
+    """Return the image (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
 
     Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
-    RobotError for an encoding that is no picture's, or where the data is too short.
+    RobotError for an encoding that is no image's, or where the data is too short.
     """
     try:
         return ros_images.pixels(name, message)

@@ -42,7 +42,7 @@ class Connection:
 
     @property
     def goal(self) -> Observation | str | None:
-        """Return what the node was asked for last: pictures by camera, or words; None: nothing."""
+        """Return what the node was asked for last: images by camera, or words; None: nothing."""
         return self._goal
 
     def observe(self) -> Observation:
@@ -253,7 +253,7 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
     """
     channel = _connect(address, 1.0)
     try:
-        channel.tell(Message("trip", {"id": 0, "reason": reason}))
+        channel.tell(Message("fault", {"id": 0, "reason": reason}))
         if not select.select([channel.socket], [], [], 1.0)[0]:
             raise RobotError(f"node {address[0]}:{address[1]}: no answer; use the arm's own button")
     finally:
@@ -261,7 +261,7 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
 
 
 def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
-    """Return how the arm behind a node is, after a guest asked for `trip`, `stop` or `reset`.
+    """Return how the arm behind a node is, after a guest asked for `fault`, `stop` or `reset`.
 
     `health` asks for nothing. RobotError where it is refused, or no node answers within a second.
     """

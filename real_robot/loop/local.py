@@ -64,8 +64,8 @@ class LocalRobot:
         except BaseException:
             self.driver.close()
             raise
-        pictures = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
-        self._spec = describe(self.supervisor.safety, pictures=pictures, period=self.period)
+        images = {name: p.pixels.shape for name, p in self.driver.images().items()}
+        self._spec = describe(self.supervisor.safety, images=images, period=self.period)
         return self
 
     def __exit__(
@@ -89,8 +89,8 @@ class LocalRobot:
             raise RobotError("observe: nothing was heard; use the robot in a with block")
         seen = {"q": reading.q, "dq": reading.dq, "gripper": [reading.gripper]}
         observation = {name: np.asarray(value, np.float32) for name, value in seen.items()}
-        pictures = self.driver.pictures()
-        return observation | {name: pictures[name].pixels for name in self.driver.cameras}
+        images = self.driver.images()
+        return observation | {name: images[name].pixels for name in self.driver.cameras}
 
     def send(self, action: Array) -> Array:
         """Return the action (A,) that was really sent, `period` s later."""
@@ -150,9 +150,9 @@ class LocalRobot:
 
 
 def describe(
-    safety: SafetyFilter, *, pictures: dict[str, tuple[int, ...]], period: float
+    safety: SafetyFilter, *, images: dict[str, tuple[int, ...]], period: float
 ) -> RobotSpec:
-    """Return what an arm behind `safety` is, with `pictures` of these shapes (h, w, 3) by name."""
+    """Return what an arm behind `safety` is, with `images` of these shapes (h, w, 3) by name."""
     arm, limits, control = safety.arm, safety.limits, safety.config.control
     joints, velocity = len(arm.joints), limits.velocity
     low, high = {
@@ -164,7 +164,7 @@ def describe(
         "q": ArraySpec((joints,), "float32", "joint positions, rad"),
         "dq": ArraySpec((joints,), "float32", "joint velocities, rad/s"),
         "gripper": ArraySpec((1,), "float32", "width between the fingers, m"),
-    } | {name: ArraySpec(shape, "uint8", "picture") for name, shape in pictures.items()}
+    } | {name: ArraySpec(shape, "uint8", "image") for name, shape in images.items()}
     meaning = f"{MEANINGS[control]}; gripper, 0 closed to 1 open"
     convention = Convention(control, gripper="open_is_1")
     action = ActionSpec((*low.tolist(), 0.0), (*high.tolist(), 1.0), meaning, convention)

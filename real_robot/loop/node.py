@@ -108,10 +108,10 @@ class Node:
         """Let `run` stop the arm and return; safe from another thread."""
         self._leaving = True
 
-    def aim(self, goal: Observation | str) -> None:
+    def set_goal(self, goal: Observation | str) -> None:
         """Tell the planner, and each that comes later, what is wanted; safe from another thread.
 
-        `goal` are pictures (h, w, 3) uint8 by camera, or words.
+        `goal` are images (h, w, 3) uint8 by camera, or words.
         """
         text = goal if isinstance(goal, str) else ""
         arrays = {} if isinstance(goal, str) else {name: p.copy() for name, p in goal.items()}
@@ -159,7 +159,7 @@ class Node:
             return
         self._planner = self._command = None
         if self.supervisor.state is State.ARMED:
-            self.supervisor.trip(f"planner: {why}")
+            self.supervisor.fault(f"planner: {why}")
 
     def _obey(self, message: Message, channel: Channel, *, now: float) -> None:
         values = message.values
@@ -183,7 +183,7 @@ class Node:
             raise RobotError("connection: a command from one who is not the planner")
         answers, sequence = message.values.get("observation"), message.values.get("sequence")
         if not isinstance(answers, int) or not isinstance(sequence, int):
-            self.supervisor.trip("planner: a command without numbers of its own")
+            self.supervisor.fault("planner: a command without numbers of its own")
         elif answers not in self._stamps:
             self.supervisor.safety.interventions["late"] += 1
         else:
@@ -212,10 +212,10 @@ class Node:
             supervisor.reset(now=now)
         elif kind == "stop":
             supervisor.stop(reason)
-        elif kind == "trip":
-            supervisor.trip(reason)
+        elif kind == "fault":
+            supervisor.fault(reason)
         elif kind != "health":
-            known = "plan, watch, arm, reset, stop, trip, health"
+            known = "plan, watch, arm, reset, stop, fault, health"
             raise RobotError(f"node: {kind!r} is none of {known}")
 
     def _welcome(self, channel: Channel) -> None:
@@ -228,8 +228,8 @@ class Node:
         channel.tell(self._description())
 
     def _description(self) -> Message:
-        shapes = {name: p.pixels.shape for name, p in self.driver.pictures().items()}
-        spec = describe(self.supervisor.safety, pictures=shapes, period=self.period)
+        shapes = {name: p.pixels.shape for name, p in self.driver.images().items()}
+        spec = describe(self.supervisor.safety, images=shapes, period=self.period)
         return Message("spec", spec.to_json())
 
     def _publish(self, now: float) -> None:
@@ -249,7 +249,7 @@ class Node:
             "dq": reading.dq.astype(np.float32),
             "gripper": np.array([reading.gripper], np.float32),
             "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
-        } | {name: p.pixels for name, p in self.driver.pictures().items()}
+        } | {name: p.pixels for name, p in self.driver.images().items()}
         message = Message("observation", self._health(now) | {"number": self._number}, arrays)
         for channel in told:
             try:

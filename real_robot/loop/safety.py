@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentplan.errors import ConfigError, RobotError, check_range, unknown
-from latentplan.real_robot.loop.trajectory_generator import Reference
-from latentplan.real_robot.loop.workspace import Room
+from latentplan.real_robot.loop.trajectory_generator import TrajectoryGenerator
+from latentplan.real_robot.loop.workspace import Workspace
 from latentplan.real_robot.robot import Command, Setpoint
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
@@ -98,7 +98,7 @@ class SafetyFilter:
         slope, offset = 0.5 / acceleration, 0.5 * acceleration / jerk
         self._stopping: tuple[list[float], list[float]] = slope.tolist(), offset.tolist()
         self._fastest: list[float] = velocity.tolist()
-        self._reference = Reference(self.limits, dt=c.dt)
+        self._reference = TrajectoryGenerator(self.limits, dt=c.dt)
         self._gripper, self._gripper_target = 0.0, 0.0
         self._command: Command | None = None
         self._stamp = 0.0  # of the command, s
@@ -333,4 +333,4 @@ class SafetyFilter:
         low, high = self._box
         if ee is not None:
             low, high = np.minimum(low, ee), np.maximum(high, ee)
-        self._room = Room(self._chain, low - ROUNDING, high + ROUNDING)
+        self._room = Workspace(self._chain, low - ROUNDING, high + ROUNDING)

@@ -13,7 +13,7 @@ import numpy as np
 
 from latentplan.errors import RobotError, check_range
 from latentplan.real_robot.loop.safety import SafetyFilter
-from latentplan.real_robot.robot import Command, Driver, Health, Picture, Reading, Setpoint
+from latentplan.real_robot.robot import CameraImage, Command, Driver, Health, Reading, Setpoint
 
 
 class State(StrEnum):
@@ -34,7 +34,7 @@ class Event(StrEnum):
     LOST = "lost"  # one is not
     ARM = "arm"  # somebody asks to move
     STOP = "stop"  # somebody asks to stop
-    TRIP = "trip"  # a check failed, or the emergency stop was pressed
+    FAULT = "fault"  # a check failed, or the emergency stop was pressed
     REST = "rest"  # the stop is over
     RESET = "reset"  # somebody looked, and says that it may go on
     CLOSE = "close"  # the connection is given up
@@ -47,17 +47,17 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.READY, Event.ARM): State.ARMED,
     (State.READY, Event.STOP): State.HOLD,
     (State.ARMED, Event.STOP): State.STOPPING,
-    (State.ARMED, Event.TRIP): State.STOPPING,
+    (State.ARMED, Event.FAULT): State.STOPPING,
     (State.ARMED, Event.LOST): State.STOPPING,
     (State.STOPPING, Event.STOP): State.STOPPING,
-    (State.STOPPING, Event.TRIP): State.STOPPING,
+    (State.STOPPING, Event.FAULT): State.STOPPING,
     (State.STOPPING, Event.LOST): State.STOPPING,
-    (State.STOPPING, Event.REST): State.HOLD,  # FAULT where it tripped
+    (State.STOPPING, Event.REST): State.HOLD,  # FAULT if a fault caused the stop
     (State.HOLD, Event.STOP): State.HOLD,
     (State.HOLD, Event.RESET): State.READY,
     (State.FAULT, Event.STOP): State.FAULT,
     (State.FAULT, Event.RESET): State.READY,
-    **{(state, Event.TRIP): State.FAULT for state in _RESTING},
+    **{(state, Event.FAULT): State.FAULT for state in _RESTING},
     **{(state, Event.CLOSE): State.DISCONNECTED for state in _RESTING},
     (State.FAULT, Event.CLOSE): State.FAULT,  # until somebody resets it
 }
@@ -78,17 +78,17 @@ class Supervisor:
         """How old and how odd a sensor may be."""
 
         joints_age: float = 0.09  # s, nine readings at 100 Hz
-        picture_age: float = 0.2  # s, of each camera; 0.2 is six pictures at 30 fps
+        image_age: float = 0.2  # s, of each camera; 0.2 is six images at 30 fps
         clock_jump: float = 0.5  # s that a sensor's clock may gain or lose between two readings
         resting: float = 0.02  # rad/s, of any joint; to arm and to reset
-        overruns: int = 3  # late ticks in a row that are a trip
+        overruns: int = 3  # late ticks in a row that are a fault
         late: float = 1.5  # ticks, a longer one is late
         last_points: int = 3  # setpoints at rest after a stop, before silence
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
             check_range("Supervisor.joints_age", self.joints_age, 1e-3, 10)
-            check_range("Supervisor.picture_age", self.picture_age, 1e-3, 10)
+            check_range("Supervisor.image_age", self.image_age, 1e-3, 10)
             check_range("Supervisor.clock_jump", self.clock_jump, 1e-2, 60)
             check_range("Supervisor.resting", self.resting, 1e-4, 1)
             check_range("Supervisor.overruns", self.overruns, 1, 100)
@@ -106,41 +106,41 @@ class Supervisor:
         self.safety = safety
         self.config = config or self.Config()
         self.state = State.DISCONNECTED
-        self.reason = ""  # of the stop, or of the trip
+        self.reason = ""  # of the stop, or of the fault
         self.reading: Reading | None = None  # the newest
         self.ticks = self.overruns = 0
         self._cameras = dict.fromkeys(cameras, -np.inf)  # when each was heard last
         self._stamps: dict[str, tuple[float, float]] = {}  # of each source: its clock and ours
-        self._tripped = False  # a stop that ends in FAULT
+        self._faulted = False  # a stop that ends in FAULT
         self._odd = ""  # what is wrong with the newest reading
         self._last_tick: float | None = None
         self._late = 0  # ticks in a row
         self._rests = 0  # setpoints at rest so far
 
-    def hear(self, reading: Reading | None, pictures: Mapping[str, Picture]) -> None:
+    def hear(self, reading: Reading | None, images: Mapping[str, CameraImage]) -> None:
         """Take the newest of each sensor; what was heard before, or measured before, is no news."""
         if reading is not None and self._is_news("joints", reading):
             self.reading = reading
             self._odd = self._odd or self._judge(reading)
-        for name, picture in pictures.items():
-            if name in self._cameras and self._is_news(name, picture):
-                self._cameras[name] = picture.received
+        for name, image in images.items():
+            if name in self._cameras and self._is_news(name, image):
+                self._cameras[name] = image.received
 
     def listen(self, driver: Driver) -> None:
-        """Hear what a driver has to say; that it cannot, or what it found unsound, is a trip."""
+        """Hear what a driver has to say; that it cannot, or what it found unsound, is a fault."""
         try:
-            self.hear(driver.reading(), driver.pictures())
+            self.hear(driver.reading(), driver.images())
         except RobotError as e:
-            self.trip(str(e))
+            self.fault(str(e))
 
     def steer(self, driver: Driver, command: Command | None, *, now: float) -> None:
-        """Tick, and write what comes of it to a driver's motors; that it cannot is a trip."""
+        """Tick, and write what comes of it to a driver's motors; that it cannot is a fault."""
         setpoint = self.tick(command, now=now)
         if setpoint is not None:
             try:
                 driver.write(setpoint)
             except RobotError as e:
-                self.trip(str(e))
+                self.fault(str(e))
 
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
         """Return what goes to the motors at this tick, None where nothing does."""
@@ -153,14 +153,14 @@ class Supervisor:
         if self.state is State.ARMED:
             wrong = self._odd or late
             if wrong:
-                self.trip(wrong)
+                self.fault(wrong)
             elif silent:
                 self._lose(silent)
             else:
                 assert self.reading is not None
                 setpoint = self.safety.step(command, measured=self.reading.q, now=now)
                 if setpoint.fault:
-                    self.trip(setpoint.fault)
+                    self.fault(setpoint.fault)
                 return setpoint
         if self.state is State.STOPPING:
             return self._slow_down()
@@ -184,7 +184,7 @@ class Supervisor:
         """Forget why the arm stopped; it may be armed again. Raises RobotError as `arm` does."""
         self._allowed(Event.RESET)
         self._steady(Event.RESET, now)
-        self.reason, self._odd, self._tripped = "", "", False
+        self.reason, self._odd, self._faulted = "", "", False
         self._go(Event.RESET)
 
     def stop(self, reason: str) -> None:
@@ -193,16 +193,16 @@ class Supervisor:
             self.reason = self.reason or reason
             self._go(Event.STOP)
 
-    def trip(self, reason: str) -> None:
+    def fault(self, reason: str) -> None:
         """Slow down from the next tick on, because something is wrong; from any state."""
-        if not self._tripped:
-            self.reason, self._tripped = reason, True
-        self._go(Event.TRIP)
+        if not self._faulted:
+            self.reason, self._faulted = reason, True
+        self._go(Event.FAULT)
 
     def close(self) -> None:
         """Give the connection up; only an arm that rests may be left. Raises RobotError."""
         self._go(Event.CLOSE)
-        if not self._tripped:
+        if not self._faulted:
             self.reason = ""
         self._cameras = dict.fromkeys(self._cameras, -np.inf)
         self._stamps, self.reading, self._last_tick = {}, None, None
@@ -216,7 +216,7 @@ class Supervisor:
 
     def _go(self, event: Event) -> None:
         after = self._allowed(event)
-        if event is Event.REST and self._tripped:
+        if event is Event.REST and self._faulted:
             after = State.FAULT
         self.state = after
 
@@ -231,14 +231,14 @@ class Supervisor:
 
     def _follow_sensors(self, silent: str) -> None:
         if self._odd:
-            self.trip(self._odd)
+            self.fault(self._odd)
         elif self.state is State.READY and silent:
             self._go(Event.LOST)
         elif self.state is State.DISCONNECTED and not silent:
             self._go(Event.HEARD)
 
     def _lose(self, silent: str) -> None:
-        self.reason, self._tripped = silent, True
+        self.reason, self._faulted = silent, True
         self._go(Event.LOST)
 
     def _slow_down(self) -> Setpoint | None:
@@ -258,8 +258,8 @@ class Supervisor:
             return f"joints: measured {reading.q.tolist()}, {reading.dq.tolist()}, not all finite"
         return ""
 
-    def _is_news(self, source: str, heard: Reading | Picture) -> bool:
-        """Return whether a source's clock went on; a jump of it is a trip."""
+    def _is_news(self, source: str, heard: Reading | CameraImage) -> bool:
+        """Return whether a source's clock went on; a jump of it is a fault."""
         before = self._stamps.get(source)
         if before is not None:
             gone, arrived = heard.stamp - before[0], heard.received - before[1]
@@ -279,7 +279,7 @@ class Supervisor:
         """Return which source was not heard lately, empty where all were."""
         config, reading = self.config, self.reading
         ages = [("joints", config.joints_age, -np.inf if reading is None else reading.received)]
-        ages += [(name, config.picture_age, at) for name, at in self._cameras.items()]
+        ages += [(name, config.image_age, at) for name, at in self._cameras.items()]
         for name, allowed, at in ages:
             age = now - at
             if not age <= allowed:
@@ -318,7 +318,7 @@ class Supervisor:
         return self.reading
 
 
-def table() -> str:
+def transition_table() -> str:
     """Return the state machine as a table in Markdown: a row a state, a column an event."""
     events = list(Event)
     lines = [

@@ -16,7 +16,7 @@ SLOW = 1e-3  # rad/s
 NEAR = 1e-3  # rad, what is slow stops so far before its target
 
 
-class Reference:
+class TrajectoryGenerator:
     """Where the motors are told to be: position, velocity and acceleration, each (J,).
 
     `propose` computes a step and the stop that would follow it, `path` says where they lead, and

@@ -10,7 +10,7 @@ from latentplan.types import Array
 STEP = 1e-6  # rad, of the derivative
 
 
-class Room:
+class Workspace:
     """A box for the end effector of an arm.
 
     How far a short way d can lead is known from where the arm was looked at last. Joint j's radian

@@ -14,7 +14,7 @@ from latentplan.real_robot.robot import Robot
 T = TypeVar("T")
 
 
-def meanwhile(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> T:
+def hold_position_while(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> T:
     """Return what `think` gives; at every period until then the arm is told to stand still.
 
     `opening` is the gripper's, 0 closed to 1 open. A node whose planner is silent would stop its
@@ -26,11 +26,11 @@ def meanwhile(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> 
     with ThreadPoolExecutor(1) as pool:
         thought = pool.submit(think)
         while not thought.done():
-            stand(robot, opening=opening)
+            hold_position(robot, opening=opening)
         return thought.result()
 
 
-def stand(robot: Robot, *, opening: float = 1.0) -> None:
+def hold_position(robot: Robot, *, opening: float = 1.0) -> None:
     """Stand still for one period."""
     convention = robot.spec.data.action.convention
     q = robot.observe()["q"]

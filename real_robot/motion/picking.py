@@ -1,4 +1,4 @@
-"""A planner's picks on a real table: points of a picture become motions of an arm."""
+"""A planner's picks on a real table: points of an image become motions of an arm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from latentplan.data.images import action_to_pixel
 from latentplan.errors import ShapeError, check_range
 from latentplan.real_robot.link.remote import RemoteRobot
-from latentplan.real_robot.motion.hold_position import meanwhile
-from latentplan.real_robot.motion.tracking import Tracked, Tracking
+from latentplan.real_robot.motion.hold_position import hold_position_while
+from latentplan.real_robot.motion.tracking import Tracking, TrackingResult
 from latentplan.real_robot.robot import Robot, View
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.description import Arm
@@ -25,20 +25,20 @@ SHOWN = 50  # points of a motion's preview
 
 
 @dataclass(frozen=True)
-class Picked:
+class PickResult:
     """What became of one action."""
 
     pick: tuple[float, float]  # m on the table
     place: tuple[float, float]  # m on the table
     refused: str = ""  # why nothing moved; empty where it did
-    tracked: Tracked | None = None  # how well the arm followed
+    tracked: TrackingResult | None = None  # how well the arm followed
 
 
 class Picking:
     """Does what an action of a `PickSpec` says, with a `Robot`: approach, grasp, drag, let go.
 
-    An action is (x, y) of the picture, +-1 at its edges, then the drag in units of `drag` metres
-    along the picture's right and up, then, if there is a fifth, the lift; as the envs `rope` and
+    An action is (x, y) of the image, +-1 at its edges, then the drag in units of `drag` metres
+    along the image's right and up, then, if there is a fifth, the lift; as the envs `rope` and
     `cloth` have it. The camera says which point of the table a pixel sees. A motion is planned from
     where the joints are measured, within shares of the limits that the arm's filter keeps, so that
     the filter has nothing to change; it ends at home, out of the camera's way.
@@ -50,7 +50,7 @@ class Picking:
 
         drag: float = 0.1  # m that a drag of 1 is long
         workspace: float = 0.25  # |x|, |y| of where a drag ends at most, m
-        surface: float = 0.009  # m above the table: the height that the picture is measured at
+        surface: float = 0.009  # m above the table: the height that the image is measured at
         height: float = 0.016  # m above the table of the end effector when it grasps
         lift: float = 0.03  # m, of a drag's middle, where an action does not say
         velocity: float = 0.8  # share of the filter's limit; so are the next two
@@ -76,7 +76,7 @@ class Picking:
         config: Config | None = None,
         tracking: Tracking.Config | None = None,
     ) -> None:
-        """Take a connected robot, its description, and the camera whose picture is picked from."""
+        """Take a connected robot, its description, and the camera whose image is picked from."""
         self.robot, self.arm, self.camera = robot, arm, camera
         self.config = c = config or self.Config()
         spec = robot.spec
@@ -88,7 +88,7 @@ class Picking:
         self._planner = PickAndPlace(arm, limits=limits)
         self._tracking = Tracking(robot, tracking, width=arm.gripper.width)
 
-    def act(self, action: Array) -> Picked:
+    def act(self, action: Array) -> PickResult:
         """Return what became of an action (4,) or (5,); out of reach, it is refused: nothing moves.
 
         Raises ShapeError where it is no action, RobotError where the arm stops.
@@ -105,18 +105,20 @@ class Picking:
         height = self.config.height
         ends = np.append(pick, height), np.append(place, height)
         try:
-            motion = meanwhile(
+            motion = hold_position_while(
                 self.robot, lambda: self._planner.plan(*ends, lift=float(lift), start=q)
             )
         except Unreachable as e:
-            return Picked(*known, refused=str(e))
-        return Picked(*known, tracked=self._follow(motion))
+            return PickResult(*known, refused=str(e))
+        return PickResult(*known, tracked=self._follow(motion))
 
-    def home(self) -> Tracked:
+    def home(self) -> TrackingResult:
         """Bring the arm home, straight in joints, with the gripper open. Raises Unreachable."""
         q = self.robot.observe()["q"].astype(np.float64)
         home = self._planner.kinematics.home
-        return self._follow(meanwhile(self.robot, lambda: self._planner.straight(q, home)))
+        return self._follow(
+            hold_position_while(self.robot, lambda: self._planner.straight(q, home))
+        )
 
     def points(self, action: Array) -> tuple[Array, Array]:
         """Return where an action picks and where it lets go, each (2,) m on the table."""
@@ -129,7 +131,7 @@ class Picking:
         along = action[2] * _level(right) - action[3] * _level(down)
         return pick, np.clip(pick + c.drag * along, -c.workspace, c.workspace)
 
-    def _follow(self, motion: Motion) -> Tracked:
+    def _follow(self, motion: Motion) -> TrackingResult:
         """Say where the arm is going, and go there."""
         if isinstance(self.robot, RemoteRobot):
             self.robot.preview(motion.ee[:: max(1, len(motion) // SHOWN), :3])
@@ -160,6 +162,6 @@ def _past(camera: View, pixel: Array) -> ShapeError:
 
 
 def _level(axis: Array) -> Array:
-    """Return the direction (2,) of an axis (3,) of the picture on the table."""
+    """Return the direction (2,) of an axis (3,) of the image on the table."""
     flat: Array = axis[:2] / np.linalg.norm(axis[:2])
     return flat

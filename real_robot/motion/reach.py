@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,13 +15,24 @@ from torch import Tensor, nn
 
 from latentplan import shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
-from latentplan.planning.mpc import MPC, Latency
-from latentplan.protocols import Planner
+from latentplan.planning.latency import Latency
+from latentplan.planning.mpc import MPC
+from latentplan.protocols import Dynamics, Planner
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import Arm
-from latentplan.types import Array, ArraySpec, Batch, Context, Loss, Observation, Spec, Tensors
+from latentplan.types import (
+    Array,
+    ArraySpec,
+    Batch,
+    Context,
+    Goal,
+    Loss,
+    Observation,
+    Spec,
+    Tensors,
+)
 
 Triple = tuple[float, float, float]
 SHARE = 0.95  # of the filter's velocity that is planned with, so that rounding never exceeds it
@@ -166,9 +176,7 @@ class Reach:
         self._mpc = MPC(
             self._model,
             planner,
-            objective=partial(
-                PointDistance, dynamics=self._model, effort=self.config.effort
-            ),
+            objective=self._objective,
             seed=seed,
             config=mpc,
         )
@@ -177,6 +185,12 @@ class Reach:
         self._mpc.goal(home)
         self._mpc.act(home)
         self._mpc.reset(seed=seed)
+
+    def _objective(self, goal: Goal, context: Context, model: Dynamics) -> PointDistance:
+        """Return the distance of the end effector to where the goal's joints bring it."""
+        assert goal.observation is not None
+        q = torch.from_numpy(goal.observation["q"])[None]
+        return PointDistance(q, dynamics=self._model, effort=self.config.effort)
 
     def draw(self) -> Array:
         """Return joints (J,) rad whose end effector is at a point to reach; seeded."""
@@ -221,6 +235,7 @@ class Reach:
             if isinstance(self.robot, RemoteRobot) and not near:
                 self.robot.preview(self._ahead(soon))
             last = self.robot.send(action)
+            self._mpc.sent(last)
             count += 1
             seen = self.robot.observe()
             watch(seen)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentplan.errors import ConfigError, StoreError, check_range
-from latentplan.real_robot.motion.hold_position import meanwhile
+from latentplan.real_robot.motion.hold_position import hold_position_while
 from latentplan.real_robot.motion.tracking import Tracking
 from latentplan.real_robot.robot import Robot
 from latentplan.robots.description import Arm
@@ -17,7 +17,7 @@ from latentplan.types import Array, Episode, Spec
 
 
 @dataclass(frozen=True)
-class Played:
+class ReplayResult:
     """How near the arm came to what it did before."""
 
     error: Array  # (L + 1, J) rad, measured now less measured then
@@ -34,7 +34,7 @@ class Played:
         return float(np.abs(self.error).mean())
 
 
-class Playing:
+class Replay:
     """Brings an arm to where an episode began, and sends the episode's actions at their rate."""
 
     @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Playing:
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            check_range("Playing.gain", self.gain, 0, 1)
-            check_range("Playing.near", self.near, 1e-3, 0.5)
-            check_range("Playing.share", self.share, 0.01, 0.9)
+            check_range("Replay.gain", self.gain, 0, 1)
+            check_range("Replay.near", self.near, 1e-3, 0.5)
+            check_range("Replay.share", self.share, 0.01, 0.9)
 
     def __init__(self, robot: Robot, arm: Arm, config: Config | None = None) -> None:
         """Take a connected robot and its description."""
@@ -57,11 +57,11 @@ class Playing:
         self._control = _control(robot.spec.data)
         if self.config.gain and self._control != "joint_velocity":
             raise ConfigError(
-                f"Playing.gain: found {self.config.gain} under {self._control}; feedback is for "
+                f"Replay.gain: found {self.config.gain} under {self._control}; feedback is for "
                 "joint_velocity"
             )
 
-    def play(self, episode: Episode, *, spec: Spec) -> Played:
+    def play(self, episode: Episode, *, spec: Spec) -> ReplayResult:
         """Return how near the arm came to `episode`, whose numbers mean what `spec` says.
 
         Raises StoreError, and nothing moves, where the episode is of another arm or control;
@@ -80,7 +80,7 @@ class Playing:
                 wanted[:-1] /= max(1.0, float((np.abs(wanted[:-1]) / fastest).max()))
             self.robot.send(wanted)
         error.append(self.robot.observe()["q"] - recorded[-1])
-        return Played(np.stack(error), len(episode.actions))
+        return ReplayResult(np.stack(error), len(episode.actions))
 
     def _check(self, spec: Spec) -> None:
         here = self.robot.spec
@@ -116,7 +116,7 @@ class Playing:
             )
         shares = (np.array(v) * c.share for v in (spec.velocity, spec.acceleration, spec.jerk))
         limits = Limits(*shares)
-        motion = meanwhile(
+        motion = hold_position_while(
             self.robot, lambda: PickAndPlace(self.arm, limits=limits).straight(q, start)
         )
         Tracking(self.robot, width=self.arm.gripper.width).follow(motion)

@@ -13,7 +13,7 @@ from latentplan.types import Array
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackingResult:
     """How well an arm followed a motion."""
 
     error: float  # rad, the largest distance of a measured joint from its place
@@ -59,7 +59,7 @@ class Tracking:
             )
         self._fastest = 0.999 * np.array(spec.velocity)  # (J,) rad/s, rounding aside
 
-    def follow(self, motion: Motion) -> Tracked:
+    def follow(self, motion: Motion) -> TrackingResult:
         """Carry the motion out, and return how that went; the arm rests at its end.
 
         It starts where the joints are measured, which must be near the motion's own start.
@@ -94,7 +94,7 @@ class Tracking:
             self.robot.send(np.append(wanted / max(excess, 1.0), min(max(opening, 0.0), 1.0)))
             t, actions = ahead, actions + 1
         self._rest(opening=pinch / self.width)
-        return Tracked(worst, actions * period, actions)
+        return TrackingResult(worst, actions * period, actions)
 
     def _rest(self, *, opening: float) -> None:
         """Stand still."""

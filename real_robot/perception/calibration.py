@@ -1,7 +1,7 @@
-"""Where a camera is, from pictures of a board and the joint positions at which they were taken.
+"""Where a camera is, from images of a board and the joint positions at which they were taken.
 
 Either the camera stands at the table and the arm carries the board, or the arm carries the camera
-and the board lies still. What is measured are corners in the pictures and joints, each with its
+and the board lies still. What is measured are corners in the images and joints, each with its
 error. OpenCV finds the board and starts the lens; `hand_eye` does the rest.
 """
 
@@ -26,18 +26,18 @@ from latentplan.types import Array
 class Config:
     """What counts as enough to calibrate from."""
 
-    pictures: int = 6  # that show the board at least
-    corners: int = 8  # of the board that a picture shows at least
+    images: int = 6  # that show the board at least
+    corners: int = 8  # of the board that an image shows at least
     turn: float = 5.0  # degrees that the hand turns about each of two axes, root mean square
     lens: int = 4  # numbers of distortion to find: 0, 4 (k1, k2, p1, p2) or 5 (and k3)
     focal: float = 0.02  # share of the focal length that its std may be
     pixel_std: float = 0.2  # pixels that a corner is off, by itself
     joint_std: float = 0.05  # degrees that a joint is off; with the former it sets the weights
-    robust: float = 3.0  # times the arm's error, at which a picture counts half
+    robust: float = 3.0  # times the arm's error, at which an image counts half
 
     def __post_init__(self) -> None:
         """Raise ConfigError where a field is out of its range."""
-        check_range("calibration.pictures", self.pictures, 4, 1000)
+        check_range("calibration.images", self.images, 4, 1000)
         check_range("calibration.corners", self.corners, 4, 1000)
         check_range("calibration.turn", self.turn, 0.1, 90)
         check_range("calibration.focal", self.focal, 1e-6, 1)
@@ -54,7 +54,7 @@ class Result(NamedTuple):
     camera: CalibratedCamera
     board: Array  # (4, 4) board -> what carries it: the flange, or the world
     figures: dict[str, float]  # by name, which ends with the unit
-    errors: Array  # (P,) px, root mean square of each picture; NaN where it was not used
+    errors: Array  # (P,) px, root mean square of each image; NaN where it was not used
 
 
 def calibrate(
@@ -67,20 +67,20 @@ def calibrate(
     lens_known: bool = False,
     config: Config | None = None,
 ) -> Result:
-    """Return the camera, calibrated from P pictures taken with the arm's joints at q (P, J) rad.
+    """Return the camera, calibrated from P images taken with the arm's joints at q (P, J) rad.
 
-    `camera` gives name and size of the pictures, and the lens where `lens_known`. The arm carries
+    `camera` gives name and size of the images, and the lens where `lens_known`. The arm carries
     the board for a camera on the table; it lies still for one on the flange. Raises RobotError
-    where the pictures are too few, or do not determine what is asked for.
+    where the images are too few, or do not determine what is asked for.
     """
     c = config or Config()
     if mount not in MOUNTS:
         raise ConfigError(f"calibration.mount: {unknown('mount', mount, MOUNTS)}")
     enough = [i for i, found in enumerate(seen) if found and len(found.pixels) >= c.corners]
-    if len(enough) < c.pictures:
+    if len(enough) < c.images:
         raise RobotError(
-            f"calibration.pictures: {len(enough)} of {len(seen)} show {c.corners} corners of the "
-            f"board, needed are {c.pictures}; take more, or check that the board is the one told"
+            f"calibration.images: {len(enough)} of {len(seen)} show {c.corners} corners of the "
+            f"board, needed are {c.images}; take more, or check that the board is the one told"
         )
     corners = [found for found in seen if found and len(found.pixels) >= c.corners]
     q = np.asarray(q, np.float64)[enough]
@@ -131,7 +131,7 @@ def _check_turns(between: Array, needed: float) -> None:
 
 
 def _lens(corners: Sequence[Corners], camera: CalibratedCamera, count: int) -> CalibratedCamera:
-    """Return the camera with a lens from the pictures alone (Zhang 2000, by OpenCV)."""
+    """Return the camera with a lens from the images alone (Zhang 2000, by OpenCV)."""
     cv2 = library()
     flags = {
         0: cv2.CALIB_FIX_K1 | cv2.CALIB_FIX_K2 | cv2.CALIB_FIX_K3 | cv2.CALIB_ZERO_TANGENT_DIST,
@@ -153,8 +153,8 @@ def _with(camera: CalibratedCamera, lens: Array) -> CalibratedCamera:
         return replace(camera, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(distortion))
     except ConfigError as e:
         raise RobotError(
-            f"calibration.lens: the pictures do not determine it ({e}); take more, tilted by 20 to "
-            "40 degrees and up to the picture's edges, or give a known lens"
+            f"calibration.lens: the images do not determine it ({e}); take more, tilted by 20 to "
+            "40 degrees and up to the image's edges, or give a known lens"
         ) from None
 
 
@@ -163,7 +163,7 @@ def _numbers(camera: CalibratedCamera) -> Array:
 
 
 def _pose(corners: Corners, camera: CalibratedCamera) -> Array:
-    """Return (4, 4) board -> camera from one picture alone."""
+    """Return (4, 4) board -> camera from one image alone."""
     cv2 = library()
     flat = np.ascontiguousarray(camera.rays(corners.pixels)[:, :2])
     eye, points = np.eye(3), np.ascontiguousarray(corners.points)
@@ -175,9 +175,7 @@ def _pose(corners: Corners, camera: CalibratedCamera) -> Array:
     return pose
 
 
-def _figures(
-    fit: Fit, corners: Sequence[Corners], boards: Array, std: Array
-) -> dict[str, float]:
+def _figures(fit: Fit, corners: Sequence[Corners], boards: Array, std: Array) -> dict[str, float]:
     """Return how well everything fits: pixels, and the board as seen against as the arm says."""
     from scipy.spatial.transform import Rotation
 
@@ -187,7 +185,7 @@ def _figures(
     turn = Rotation.from_matrix(told[:, :3, :3].transpose(0, 2, 1) @ boards[:, :3, :3])
     std_turn, std_shift = std[X][:3], std[X][3:]
     return {
-        "pictures": float(len(corners)),
+        "images": float(len(corners)),
         "reprojection_px": _rms(fit.gaps()),
         "hand_eye_mm": 1e3 * _rms(np.linalg.norm(gap, axis=1)),
         "hand_eye_deg": float(np.degrees(_rms(turn.magnitude()))),

@@ -1,4 +1,4 @@
-"""Pictures, each with the joint positions at which it was taken: from a store or from a folder."""
+"""Images, each with the joint positions at which it was taken: from a store or from a folder."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from latentplan.real_robot.robot import in_order
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
-LISTS = ("joints.csv", "joints.json")  # beside the pictures of a folder
-STILL = 0.01  # rad/s, of every joint; a picture of a moving arm has no joint positions
-APART = 0.03  # rad, that some joint differs by from all pictures before
+LISTS = ("joints.csv", "joints.json")  # beside the images of a folder
+STILL = 0.01  # rad/s, of every joint; an image of a moving arm has no joint positions
+APART = 0.03  # rad, that some joint differs by from all images before
 
 
-class Snapshot(NamedTuple):
-    """One picture and where the arm was."""
+class CalibrationSample(NamedTuple):
+    """One image and where the arm was."""
 
     name: str  # for messages: a file's, or `episode 3 row 17`
-    picture: Array  # (h, w, 3) uint8
+    image: Array  # (h, w, 3) uint8
     q: Array  # (J,) rad
 
 
-def read(source: str, arm: Arm, *, camera: str) -> Iterator[Snapshot]:
+def read(source: str, arm: Arm, *, camera: str) -> Iterator[CalibrationSample]:
     """Yield the snapshots of a store or a folder, in order.
 
-    A store (DATA.zarr, as `latentplan record` writes it) holds `q`, `dq` and the pictures of
-    `camera`; those are taken at which the arm rests somewhere new. A folder holds pictures and a
-    list of them: `joints.csv` with a line `picture, <joint>, <joint>, ...` above, or `joints.json`
-    with a list of `{"picture": ..., "q": {<joint>: ...}}`; positions in rad. Raises SourceError
+    A store (DATA.zarr, as `latentplan record` writes it) holds `q`, `dq` and the images of
+    `camera`; those are taken at which the arm rests somewhere new. A folder holds images and a
+    list of them: `joints.csv` with a line `image, <joint>, <joint>, ...` above, or `joints.json`
+    with a list of `{"image": ..., "q": {<joint>: ...}}`; positions in rad. Raises SourceError
     where it is neither, or does not fit the arm.
     """
     path = Path(source)
@@ -44,14 +44,14 @@ def read(source: str, arm: Arm, *, camera: str) -> Iterator[Snapshot]:
     return _of_folder(path, arm)
 
 
-def _of_store(source: str, arm: Arm, camera: str) -> Iterator[Snapshot]:
+def _of_store(source: str, arm: Arm, camera: str) -> Iterator[CalibrationSample]:
     with ZarrStore.open(source) as store:
         there, joints = store.spec.observation, len(arm.joints)
-        pictures = [key for key, each in there.items() if len(each.shape) == 3]
-        if camera not in pictures:
+        images = [key for key, each in there.items() if len(each.shape) == 3]
+        if camera not in images:
             raise SourceError(
-                f"{source}: no pictures of a camera {camera!r}; name one of: "
-                f"{', '.join(pictures) or 'it has none'}"
+                f"{source}: no images of a camera {camera!r}; name one of: "
+                f"{', '.join(images) or 'it has none'}"
             )
         for key in ("q", "dq"):
             if key not in there or there[key].shape != (joints,):
@@ -66,30 +66,30 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[Snapshot]:
             q = store.rows("observation/q", start, stop)
             fastest = np.abs(store.rows("observation/dq", start, stop)).max(1)
             still = np.asarray(fastest < STILL)
-            # A picture may be somewhat older than the joints beside it.
+            # An image may be somewhat older than the joints beside it.
             still[1:] &= np.abs(np.diff(q, axis=0)).max(1) < 1e-3
             for row in np.flatnonzero(still).tolist():
                 if taken and np.abs(np.stack(taken) - q[row]).max(1).min() < APART:
                     continue
                 taken.append(q[row])
                 at = start + row
-                picture = store.rows(f"observation/{camera}", at, at + 1)[0]
-                yield Snapshot(f"episode {number} row {row}", picture, q[row].astype(float))
+                image = store.rows(f"observation/{camera}", at, at + 1)[0]
+                yield CalibrationSample(f"episode {number} row {row}", image, q[row].astype(float))
 
 
-def _of_folder(path: Path, arm: Arm) -> Iterator[Snapshot]:
+def _of_folder(path: Path, arm: Arm) -> Iterator[CalibrationSample]:
     if path.name in LISTS:
         path = path.parent
     lists = [path / name for name in LISTS if (path / name).is_file()]
     if len(lists) != 1:
         found = "both" if lists else "neither"
         raise SourceError(
-            f"{path}: holds {found} of {' and '.join(LISTS)}; need one list of pictures with joint "
+            f"{path}: holds {found} of {' and '.join(LISTS)}; need one list of images with joint "
             "positions, or a store DATA.zarr"
         )
     rows = _csv(lists[0]) if lists[0].suffix == ".csv" else _json(lists[0])
     if not rows:
-        raise SourceError(f"{lists[0]}: names no picture")
+        raise SourceError(f"{lists[0]}: names no image")
     names = [joint.name for joint in arm.joints]
     for name, joints in rows:
         try:
@@ -99,33 +99,33 @@ def _of_folder(path: Path, arm: Arm) -> Iterator[Snapshot]:
             raise SourceError(f"{lists[0]}: {name}: {e}") from None
         if not np.isfinite(q).all():
             raise SourceError(f"{lists[0]}: {name}: found joints {q.tolist()}, need finite rad")
-        yield Snapshot(name, _picture(path / name), q)
+        yield CalibrationSample(name, _image(path / name), q)
 
 
 def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     with file.open(newline="", encoding="utf-8") as f:
         table = csv.DictReader(f, skipinitialspace=True)
-        if not table.fieldnames or "picture" not in table.fieldnames:
-            raise SourceError(f"{file}: no column `picture` above; need picture, <joint>, ...")
-        return [(row.pop("picture"), row) for row in table]
+        if not table.fieldnames or "image" not in table.fieldnames:
+            raise SourceError(f"{file}: no column `image` above; need image, <joint>, ...")
+        return [(row.pop("image"), row) for row in table]
 
 
 def _json(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        return [(str(row["picture"]), dict(row["q"])) for row in rows]
+        return [(str(row["image"]), dict(row["q"])) for row in rows]
     except (ValueError, TypeError, KeyError) as e:
         raise SourceError(
-            f'{file}: need a list of {{"picture": FILE, "q": {{JOINT: rad}}}} '
+            f'{file}: need a list of {{"image": FILE, "q": {{JOINT: rad}}}} '
             f"({type(e).__name__}: {e})"
         ) from None
 
 
-def _picture(file: Path) -> Array:
+def _image(file: Path) -> Array:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as e:
-        raise SourceError(f"{file}: not a picture ({type(e).__name__})") from None
+        raise SourceError(f"{file}: not an image ({type(e).__name__})") from None

@@ -1,4 +1,4 @@
-"""Boards of known corners: to print, and to find in pictures, with OpenCV.
+"""Boards of known corners: to print, and to find in images, with OpenCV.
 
 The board's frame has its origin in the upper left corner of the pattern, x to the right, y down,
 z away from who looks at it; lengths in metres.
@@ -20,19 +20,19 @@ FORMATS = (".png", ".pdf")
 
 
 class Corners(NamedTuple):
-    """Corners of a board that a picture shows."""
+    """Corners of a board that an image shows."""
 
     points: Array  # (N, 3) m, in the board's frame
     pixels: Array  # (N, 2)
 
 
 @dataclass(frozen=True)
-class Board:
+class CalibrationTarget:
     """A flat board: `charuco`, a chessboard with markers in its white squares, or `apriltag`, a
     grid of tags.
 
     Of a ChArUco board the corners between squares are found, to some hundredths of a pixel; of a
-    grid of tags the corners of each tag. Either may be partly out of the picture.
+    grid of tags the corners of each tag. Either may be partly out of the image.
     """
 
     kind: str = "charuco"  # charuco or apriltag
@@ -46,12 +46,12 @@ class Board:
     def __post_init__(self) -> None:
         """Raise ConfigError where there is no such board."""
         if self.kind not in DICTIONARIES:
-            raise ConfigError(f"Board.kind: {unknown('board', self.kind, DICTIONARIES)}")
+            raise ConfigError(f"CalibrationTarget.kind: {unknown('kind', self.kind, DICTIONARIES)}")
         least = 3 if self.kind == "charuco" else 1
-        check_range("Board.columns", self.columns, least, 60)
-        check_range("Board.rows", self.rows, least, 60)
-        check_range("Board.square", self.square, 1e-3, 2)
-        check_range("Board.marker", self.marker, 0.3 * self.square, 0.95 * self.square)
+        check_range("CalibrationTarget.columns", self.columns, least, 60)
+        check_range("CalibrationTarget.rows", self.rows, least, 60)
+        check_range("CalibrationTarget.square", self.square, 1e-3, 2)
+        check_range("CalibrationTarget.marker", self.marker, 0.3 * self.square, 0.95 * self.square)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -59,12 +59,12 @@ class Board:
         gap = 0.0 if self.kind == "charuco" else self.square - self.marker
         return self.columns * self.square - gap, self.rows * self.square - gap
 
-    def picture(self, *, dpi: float = 300.0) -> tuple[Array, float]:
+    def image(self, *, dpi: float = 300.0) -> tuple[Array, float]:
         """Return the board (h, w) uint8 with a margin of half a square, and pixels a metre.
 
         The latter differs from what `dpi` asks for a little, so that squares are whole pixels.
         """
-        check_range("Board.dpi", dpi, 20, 2400)
+        check_range("CalibrationTarget.dpi", dpi, 20, 2400)
         side = max(round(self.square * dpi / 0.0254), 16)
         scale, margin = side / self.square, side // 2
         width, height = (round(length * scale) + 2 * margin for length in self.size)
@@ -80,7 +80,7 @@ class Board:
 
         if file.suffix not in FORMATS:
             raise ConfigError(f"calibrate.out: {str(file)!r} must end with {' or '.join(FORMATS)}")
-        drawn, scale = self.picture(dpi=dpi)
+        drawn, scale = self.image(dpi=dpi)
         true = scale * 0.0254
         # Of one bit a pixel, so that a PDF does not hold it as a JPEG.
         paper = Image.fromarray(drawn).convert("1", dither=Image.Dither.NONE)
@@ -91,10 +91,10 @@ class Board:
                 paper.save(partial, resolution=true)
 
 
-class Finder:
-    """Finds one board in pictures."""
+class TargetDetector:
+    """Finds one board in images."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: CalibrationTarget) -> None:
         """Build OpenCV's detector; MissingDependency without OpenCV."""
         cv2, layout = _opencv(board)
         self._cv2, self._layout, self._tags = cv2, layout, board.kind == "apriltag"
@@ -107,12 +107,12 @@ class Finder:
         else:
             self._detector = cv2.aruco.CharucoDetector(layout, detectorParams=settings)
 
-    def find(self, picture: Array) -> Corners | None:
-        """Return the corners that a picture (h, w, 3) or (h, w) uint8 shows; None without any."""
-        grey = picture
-        if picture.ndim == 3:
-            check("Finder.picture", picture, "h w c", c=3)
-            grey = self._cv2.cvtColor(picture, self._cv2.COLOR_RGB2GRAY)
+    def find(self, image: Array) -> Corners | None:
+        """Return the corners that an image (h, w, 3) or (h, w) uint8 shows; None without any."""
+        grey = image
+        if image.ndim == 3:
+            check("TargetDetector.image", image, "h w c", c=3)
+            grey = self._cv2.cvtColor(image, self._cv2.COLOR_RGB2GRAY)
         if self._tags:
             corners, names, _ = self._detector.detectMarkers(grey)
         else:
@@ -140,20 +140,20 @@ def library() -> Any:
     return cv2
 
 
-def _opencv(board: Board) -> tuple[Any, Any]:
+def _opencv(board: CalibrationTarget) -> tuple[Any, Any]:
     """Return the module cv2 and the board as it knows it; ConfigError for an unknown dictionary."""
     cv2 = library()
     known = {n.removeprefix("DICT_").lower(): n for n in dir(cv2.aruco) if n.startswith("DICT_")}
     wanted = (board.dictionary or DICTIONARIES[board.kind]).lower().removeprefix("dict_")
     if wanted not in known:
-        raise ConfigError(f"Board.dictionary: {unknown('dictionary', wanted, known)}")
+        raise ConfigError(f"CalibrationTarget.dictionary: {unknown('dictionary', wanted, known)}")
     markers = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, known[wanted]))
     squares = board.columns * board.rows
     needed, there = (squares if board.kind == "apriltag" else squares // 2), len(markers.bytesList)
     if needed > there:
         raise ConfigError(
-            f"Board.dictionary: {wanted} has {there} markers, {board.columns} x {board.rows} "
-            f"{board.kind} needs {needed}; take a larger dictionary or a smaller board"
+            f"CalibrationTarget.dictionary: {wanted} has {there} markers, {board.columns} x "
+            f"{board.rows} {board.kind} needs {needed}; take a larger dictionary or a smaller board"
         )
     size = (board.columns, board.rows)
     if board.kind == "apriltag":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentplan.errors import RobotError, check_range
-from latentplan.real_robot.perception.tabletop_segmentation import Scene
+from latentplan.real_robot.perception.tabletop_segmentation import SegmentedScene
 from latentplan.robots.description import Gripper
 from latentplan.robots.kinematics import Unreachable
 from latentplan.robots.mjcf import FINGER
@@ -54,7 +54,7 @@ class Config:
         check_range("grasps.angles", self.angles, 2, 360)
 
 
-def find(scene: Scene, gripper: Gripper, config: Config | None = None) -> list[Grasp]:
+def find(scene: SegmentedScene, gripper: Gripper, config: Config | None = None) -> list[Grasp]:
     """Return grasps of all objects, the best first, each with its own place.
 
     Across an object the fingers stand on both sides, clear of everything else that is seen; of
@@ -65,8 +65,8 @@ def find(scene: Scene, gripper: Gripper, config: Config | None = None) -> list[G
     c = config or Config()
     if not scene.cells:
         raise RobotError(
-            "table: nothing on it; put something in the camera's view, or lower Table.gap (things "
-            "lower than that are taken for the table)"
+            "table: nothing on it; put something in the camera's view, or lower "
+            "TabletopSegmenter.gap (what is lower counts as the table)"
         )
     across = _frame(scene.plane[:3])
     flat = [_flattened(scene, cells, across) for cells in scene.cells]  # (V, 3): u, v, height
@@ -147,12 +147,12 @@ def _frame(normal: Array) -> Array:
     return np.stack([first, np.cross(normal, first)])
 
 
-def _flattened(scene: Scene, points: Array, across: Array) -> Array:
+def _flattened(scene: SegmentedScene, points: Array, across: Array) -> Array:
     return np.concatenate([points @ across.T, scene.heights(points)[:, None]], 1)
 
 
 def _point(
-    scene: Scene, cells: Array, place: Array, across: Array, gripper: Gripper, c: Config
+    scene: SegmentedScene, cells: Array, place: Array, across: Array, gripper: Gripper, c: Config
 ) -> Array:
     """Return the point (3,) of the world between the finger tips: below the top that is there."""
     near = np.linalg.norm(cells[:, :2] - place, axis=1) < max(2 * FINGER[0], c.apart)

@@ -1,7 +1,7 @@
 """The least squares of hand-eye calibration: X C_i = M_i Y for X, Y and, if asked for, the lens.
 
 X is the pose camera -> its mount, Y the pose board -> what carries it, C_i board -> camera in
-picture i, and M_i, known from the joints, what carries the board -> the camera's mount.
+image i, and M_i, known from the joints, what carries the board -> the camera's mount.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from latentplan.robots.camera import distorted
 from latentplan.types import Array
 
 X, Y, LENS = slice(0, 6), slice(6, 12), slice(12, None)  # of the unknowns: a turn and a shift each
-ITERATIONS = 100  # about five are needed; ten where a picture is wrong
+ITERATIONS = 100  # about five are needed; ten where an image is wrong
 STEP = 1e-6  # rad, m, pixels, of the derivatives
 SETTLED = 1e-4  # std of an unknown, the last step at most
 
@@ -45,22 +45,22 @@ def closed_form(boards: Array, between: Array) -> tuple[Array, Array]:
 
 
 class Fit:
-    """X, Y and a lens that bring the corners to where the pictures show them.
+    """X, Y and a lens that bring the corners to where the images show them.
 
     Corners are off by what the detector errs, each by itself, and by what the arm errs, all of one
-    picture together. Their gaps are weighted with the covariance that both have; without the
+    image together. Their gaps are weighted with the covariance that both have; without the
     second part a fit would turn the camera by a degree to explain a millimetre of the arm's.
     """
 
     def __init__(
         self, seen: Sequence[Corners], between: Array, *, off: Array, pixel: float, lens: Array
     ) -> None:
-        """Take the corners of P pictures, M (P, 4, 4), and a lens: fx, fy, cx, cy, distortion.
+        """Take the corners of P images, M (P, 4, 4), and a lens: fx, fy, cx, cy, distortion.
 
         `off` (J, P, 4, 4) is M with each joint moved by its std; `pixel` is that of a corner.
         """
         counts = [len(corners.pixels) for corners in seen]
-        self._picture = np.repeat(np.arange(len(seen)), counts)  # (N,) of each corner
+        self._image = np.repeat(np.arange(len(seen)), counts)  # (N,) of each corner
         self._starts = np.cumsum([0, *counts[:-1]])
         self._points = np.concatenate([corners.points for corners in seen])
         self._pixels = np.concatenate([corners.pixels for corners in seen])
@@ -71,7 +71,7 @@ class Fit:
     def solve(self, x: Array, y: Array, *, lens_free: bool, robust: float) -> None:
         """Find X, Y, and the lens where it is free, from X and Y (4, 4).
 
-        Gauss and Newton's steps. A picture that is `robust` times further off than the arm's error
+        Gauss and Newton's steps. An image that is `robust` times further off than the arm's error
         explains counts half, and less and less beyond (Cauchy): its joints are wrong. Raises
         RobotError where that leads nowhere.
         """
@@ -89,21 +89,21 @@ class Fit:
             if np.abs(step).max() < SETTLED:
                 return
         raise RobotError(
-            "calibration: the pictures and the joints do not belong together, nothing fits both; "
+            "calibration: the images and the joints do not belong together, nothing fits both; "
             "check the robot, the board's sizes, the mount, and that q is of the same instants"
         )
 
     def gaps(self) -> Array:
-        """Return the root mean square (P,) of the corners' distances in each picture, pixels."""
+        """Return the root mean square (P,) of the corners' distances in each image, pixels."""
         squares = (self._gaps(np.zeros(12), self._between) ** 2).sum(1)
-        rms: Array = np.sqrt(np.add.reduceat(squares, self._starts) / np.bincount(self._picture))
+        rms: Array = np.sqrt(np.add.reduceat(squares, self._starts) / np.bincount(self._image))
         return rms
 
     def spread(self) -> Array:
-        """Return the std of each unknown, by the jackknife: as if pictures were left out by turns.
+        """Return the std of each unknown, by the jackknife: as if images were left out by turns.
 
-        Corners of one picture share the arm's error, so they are no independent measurements;
-        pictures are. Each is left out to first order. Infinite where all hinges on one picture.
+        Corners of one image share the arm's error, so they are no independent measurements;
+        images are. Each is left out to first order. Infinite where all hinges on one image.
         """
         count, total = len(self._normal), self._normal.sum(0)
         std = 1 / np.sqrt(np.diag(total))
@@ -116,7 +116,7 @@ class Fit:
         return np.asarray(np.sqrt(variance))
 
     def boards(self) -> Array:
-        """Return where the camera must see the board in each picture: (P, 4, 4) board -> camera."""
+        """Return where the camera must see the board in each image: (P, 4, 4) board -> camera."""
         poses: Array = np.linalg.inv(self.x) @ self._between @ self.y
         return poses
 
@@ -126,7 +126,7 @@ class Fit:
         return self.x @ _motion(unknowns[X]), self.y @ _motion(unknowns[Y]), lens
 
     def _equations(self, unknowns: int, robust: float) -> tuple[Array, Array]:
-        """Return what each picture adds to the normal equations: (P, U, U), (P, U)."""
+        """Return what each image adds to the normal equations: (P, U, U), (P, U)."""
         now = self._gaps(np.zeros(unknowns), self._between)
         moved = [self._gaps(each, self._between) - now for each in STEP * np.eye(unknowns)]
         errs = [self._gaps(np.zeros(12), each) - now for each in self._off]
@@ -148,7 +148,7 @@ class Fit:
     def _gaps(self, unknowns: Array, between: Array) -> Array:
         """Return how far (N, 2), in pixels, corners are from where they are seen."""
         x, y, lens = self._at(unknowns)
-        poses = (np.linalg.inv(x) @ between @ y)[self._picture]
+        poses = (np.linalg.inv(x) @ between @ y)[self._image]
         here = np.einsum("nij,nj->ni", poses[:, :3, :3], self._points) + poses[:, :3, 3]
         flat = here[:, :2] / here[:, 2:]
         radial, tangential = distorted(flat, lens[4:].tolist())

@@ -1,4 +1,4 @@
-"""What stands on a table, from a depth picture: the plane, the objects, their masks; by Open3D."""
+"""What stands on a table, from a depth image: the plane, the objects, their masks; by Open3D."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class DepthCamera(View, Protocol):
     """A camera that makes points of depth: `CalibratedCamera`, or the simulation's `Camera`."""
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) shows."""
+        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows."""
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A table as one depth picture shows it."""
+class SegmentedScene:
+    """A table as one depth image shows it."""
 
     plane: Array  # (4,) a x + b y + c z + d = 0, m, in the world; the normal points up
     points: Array  # (h, w, 3) m, in the world; NaN without depth
@@ -43,12 +43,12 @@ class Scene:
         return np.asarray(points @ self.plane[:3] + self.plane[3])
 
 
-class Table:
-    """Finds the table and what stands on it in depth pictures of a calibrated camera.
+class TabletopSegmenter:
+    """Finds the table and what stands on it in depth images of a calibrated camera.
 
     The table is the plane with most points (RANSAC); it must be about where the arm's file has it,
     at z = 0 of the world. Objects are what lies above it, joined where gaps are small (DBSCAN,
-    Ester et al. 1996): two that touch are one. A single picture shows one side of things.
+    Ester et al. 1996): two that touch are one. A single image shows one side of things.
     """
 
     @dataclass(frozen=True)
@@ -70,20 +70,20 @@ class Table:
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            check_range("Table.tolerance", self.tolerance, 1e-4, 0.1)
-            check_range("Table.share", self.share, 0.01, 1)
-            check_range("Table.tilt", self.tilt, 0.1, 60)
-            check_range("Table.off", self.off, 1e-3, 2)
-            check_range("Table.gap", self.gap, 1e-4, 0.5)
-            check_range("Table.voxel", self.voxel, 5e-4, 0.1)
-            check_range("Table.join", self.join, self.voxel, 0.5)
-            check_range("Table.least", self.least, 1, 100_000)
-            check_range("Table.near", self.near, 1e-3, 10)
-            check_range("Table.far", self.far, self.near, 100)
+            check_range("TabletopSegmenter.tolerance", self.tolerance, 1e-4, 0.1)
+            check_range("TabletopSegmenter.share", self.share, 0.01, 1)
+            check_range("TabletopSegmenter.tilt", self.tilt, 0.1, 60)
+            check_range("TabletopSegmenter.off", self.off, 1e-3, 2)
+            check_range("TabletopSegmenter.gap", self.gap, 1e-4, 0.5)
+            check_range("TabletopSegmenter.voxel", self.voxel, 5e-4, 0.1)
+            check_range("TabletopSegmenter.join", self.join, self.voxel, 0.5)
+            check_range("TabletopSegmenter.least", self.least, 1, 100_000)
+            check_range("TabletopSegmenter.near", self.near, 1e-3, 10)
+            check_range("TabletopSegmenter.far", self.far, self.near, 100)
             if not np.less(self.low, self.high).all():
                 raise ConfigError(
-                    f"Table.low: {list(self.low)} is not below Table.high, {list(self.high)}, "
-                    "along each axis"
+                    f"TabletopSegmenter.low: {list(self.low)} is not below high, "
+                    f"{list(self.high)}, along each axis"
                 )
 
     def __init__(self, config: Config | None = None) -> None:
@@ -91,11 +91,13 @@ class Table:
         self.config = config or self.Config()
         clouds.library()
 
-    def look(self, depth: Array, camera: DepthCamera, *, hide: Array | None = None) -> Scene:
-        """Return what a depth picture (h, w), m, shows; 0 and NaN are pixels without depth.
+    def look(
+        self, depth: Array, camera: DepthCamera, *, hide: Array | None = None
+    ) -> SegmentedScene:
+        """Return what a depth image (h, w), m, shows; 0 and NaN are pixels without depth.
 
         `hide` (h, w) bool are pixels to leave out, such as the arm's own. An empty table is a scene
-        without objects. Raises ShapeError where the picture is not the camera's, RobotError where
+        without objects. Raises ShapeError where the image is not the camera's, RobotError where
         it shows no table.
         """
         c, name = self.config, camera.name
@@ -115,7 +117,7 @@ class Table:
             above = inside & clouds.above(points, plane, gap=c.gap)
         labels = np.zeros(depth.shape, np.int64)
         labels[above], cells = self._objects(points[above])
-        return Scene(plane, points, labels, cells)
+        return SegmentedScene(plane, points, labels, cells)
 
     def _plane(self, points: Array, name: str) -> Array:
         """Return the table's plane (4,); RobotError where there is none, or elsewhere."""
@@ -124,15 +126,15 @@ class Table:
         try:
             plane = clouds.plane(some, tolerance=c.tolerance)
         except ShapeError as e:
-            raise RobotError(f"camera {name}: no table in the depth picture ({e})") from None
+            raise RobotError(f"camera {name}: no table in the depth image ({e})") from None
         if plane[:3] @ UP < 0:
             plane = -plane
         near = float(np.mean(np.abs(some @ plane[:3] + plane[3]) < c.tolerance))
         if near < c.share:
             raise RobotError(
-                f"camera {name}: no table in the depth picture, the best plane has {100 * near:.0f}"
+                f"camera {name}: no table in the depth image, the best plane has {100 * near:.0f}"
                 f" % of the points, needed are {100 * c.share:.0f} %; clear the table, or set "
-                "Table.low and Table.high around it"
+                "TabletopSegmenter.low and TabletopSegmenter.high around it"
             )
         tilt = float(np.degrees(np.arccos(np.clip(plane[:3] @ UP, -1, 1))))
         if tilt > c.tilt or abs(plane[3]) > c.off:
@@ -150,7 +152,9 @@ class Table:
         if len(points) == 0:
             return labels, ()
         cells, owner, count = np.unique(
-            np.floor(points / c.voxel).astype(np.int64), axis=0, return_inverse=True,
+            np.floor(points / c.voxel).astype(np.int64),
+            axis=0,
+            return_inverse=True,
             return_counts=True,
         )
         owner = owner.ravel()
@@ -167,8 +171,10 @@ class Table:
         return number[found][owner], tuple(means[found == cluster] for cluster in order)
 
 
-def _nothing(name: str, depth: Array, known: Array, inside: Array, c: Table.Config) -> str:
-    """Return why hardly a point of a picture is of use."""
+def _nothing(
+    name: str, depth: Array, known: Array, inside: Array, c: TabletopSegmenter.Config
+) -> str:
+    """Return why hardly a point of an image is of use."""
     finite = depth[np.isfinite(depth) & (depth > 0)]
     if len(finite) and np.median(finite) > 50:
         return (
@@ -178,5 +184,5 @@ def _nothing(name: str, depth: Array, known: Array, inside: Array, c: Table.Conf
     return (
         f"camera {name}: {known.sum()} of {depth.size} pixels have a depth of {c.near:g} to "
         f"{c.far:g} m, {inside.sum()} of them in the box {list(c.low)} to {list(c.high)}; turn the "
-        "camera to the table, calibrate it, or set Table.low and Table.high"
+        "camera to the table, calibrate it, or set TabletopSegmenter.low and TabletopSegmenter.high"
     )

@@ -88,7 +88,7 @@ def _offer(rospy: Any, node: Node) -> None:
 
         return answer
 
-    rospy.Service("~estop", Trigger, service("trip", "emergency stop"))
+    rospy.Service("~estop", Trigger, service("fault", "emergency stop"))
     rospy.Service("~reset", Trigger, service("reset", "reset"))
 
 
@@ -98,22 +98,24 @@ def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
 
     def see(message: Any) -> None:
         try:
-            picture = pixels("goal", message)
+            image = pixels("goal", message)
         except RobotError as e:
             rospy.logerr(str(e))
             return
         view = cameras[0]
-        if picture.shape != (view.height, view.width, 3):
+        if image.shape != (view.height, view.width, 3):
             rospy.logerr(
-                f"goal: a picture of {picture.shape[1]}x{picture.shape[0]} pixels, need "
+                f"goal: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
                 f"{view.width}x{view.height} as {view.name} takes them; the goal stays as it was"
             )
             return
-        node.aim({view.name: picture})
+        node.set_goal({view.name: image})
 
     if cameras:
         rospy.Subscriber("~goal/image", Image, see, queue_size=1)
-    rospy.Subscriber("~goal/text", String, lambda message: node.aim(message.data), queue_size=1)
+    rospy.Subscriber(
+        "~goal/text", String, lambda message: node.set_goal(message.data), queue_size=1
+    )
 
 
 def _tell_state(rospy: Any, node: Node) -> None:

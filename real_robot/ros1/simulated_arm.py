@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from latentplan.errors import RobotError
-from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
+from latentplan.real_robot.backends.simulated_controller import JointStates, SimulatedController
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.robots import description
 
@@ -28,7 +28,7 @@ def serve(
     from std_msgs.msg import Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory
 
-    arm = StandInArm(description.load(name))
+    arm = SimulatedController(description.load(name))
     leave = leaving()
     rospy.init_node("simulated_arm", disable_signals=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from latentplan.real_robot.backends.simulated_controller import (
-    StandInCamera,
+    SimulatedCamera,
     camera_of,
     camera_options,
 )
@@ -24,12 +24,10 @@ def serve(name: str, camera: Camera, *, fps: float = 30.0) -> None:
     import rospy
     from sensor_msgs.msg import Image, JointState
 
-    seeing = StandInCamera(description.load(name), camera)
+    seeing = SimulatedCamera(description.load(name), camera)
     leave = leaving()
     rospy.init_node("simulated_camera", disable_signals=True)
-    publisher = rospy.Publisher(
-        f"{camera.name}/image_raw", Image, queue_size=2, tcp_nodelay=True
-    )
+    publisher = rospy.Publisher(f"{camera.name}/image_raw", Image, queue_size=2, tcp_nodelay=True)
 
     def publish(time: float, pixels: Array) -> None:
         height, width, _ = pixels.shape

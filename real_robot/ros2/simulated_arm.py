@@ -15,7 +15,7 @@ from typing import Any
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.ros2 import graph
-from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
+from latentplan.real_robot.backends.simulated_controller import JointStates, SimulatedController
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.robots import description
 
@@ -31,7 +31,7 @@ def serve(
     from std_msgs.msg import Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory
 
-    arm = StandInArm(description.load(name))
+    arm = SimulatedController(description.load(name))
     leave = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: leave.set())

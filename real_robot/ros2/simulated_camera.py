@@ -13,7 +13,7 @@ import threading
 
 from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.backends.simulated_controller import (
-    StandInCamera,
+    SimulatedCamera,
     camera_of,
     camera_options,
 )
@@ -28,7 +28,7 @@ def serve(name: str, camera: Camera, *, namespace: str = "", fps: float = 30.0) 
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image, JointState
 
-    seeing = StandInCamera(description.load(name), camera)
+    seeing = SimulatedCamera(description.load(name), camera)
     leave = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: leave.set())

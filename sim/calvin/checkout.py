@@ -136,7 +136,7 @@ def _adapt(module: ModuleType, robot: Any) -> None:
     bullet, load = robot.p, robot.Robot.load
 
     def load_in_own_client(self: Any) -> None:
-        # It counts joints and adds the picture of a pedestal in client 0, whosever that is.
+        # It counts joints and adds the image of a pedestal in client 0, whosever that is.
         robot.p = Client(bullet, self.cid)
         try:
             load(self)

@@ -70,7 +70,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         split: str = ""  # folder of a data set (.../training) that says scene and cameras instead
         cameras: tuple[str, ...] = ("static", "gripper")  # that draw; none: fast
         depth: bool = False  # whether they give depth, too
-        image: int = 0  # pixels a side of every picture; 0: as the data set, 200 static, 84 gripper
+        image: int = 0  # pixels a side of every image; 0: as the data set, 200 static, 84 gripper
         clip: bool = False  # bring numbers of an action beyond 1 back to it, instead of refusing it
 
         def __post_init__(self) -> None:
@@ -286,7 +286,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return seen
 
     def _draw(self, camera: str) -> tuple[Array, Array]:
-        """Return the picture (h, w, 3) uint8 and the depth (h, w) float32 in metres."""
+        """Return the image (h, w, 3) uint8 and the depth (h, w) float32 in metres."""
         if camera not in self._drawers:
             self._drawers[camera] = self._camera(camera)
         rgb, depth = self._drawers[camera].render()

@@ -16,7 +16,7 @@ class ArmPaths:
     The arm approaches, grasps, lifts, moves, lowers, releases and goes home; all of it is planned
     within its limits and checked for collisions. What happens between grasp and release is
     simulated with the arm's dynamics; the rest happens while the object lies still, and the arm is
-    out of the picture when one is taken. The object does not push back: it weighs 1 % of the arm.
+    out of the image when one is taken. The object does not push back: it weighs 1 % of the arm.
     """
 
     def __init__(self, name: str, *, timestep: float) -> None:

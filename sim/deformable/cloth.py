@@ -11,8 +11,9 @@ import numpy as np
 from latentplan.errors import ConfigError, check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import distances, folds, lookahead
+from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines import engine
-from latentplan.sim.deformable.env import LIFT, Deformable, DeformableConfig, check_choice
+from latentplan.sim.deformable.env import LIFT, Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
@@ -96,7 +97,7 @@ class Cloth(Deformable):
     }
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the engine; rendering is checked when the first picture is taken."""
+        """Build the engine; rendering is checked when the first image is taken."""
         c = config or self.Config()
         super().__init__(
             c,

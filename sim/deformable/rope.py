@@ -1,7 +1,7 @@
 """A rope on a table, moved by pick-and-drag, seen from above.
 
 The task `goal` is that of the contrastive forward model (Yan et al. 2020, arXiv 2003.05436,
-section 4): bring the rope into the shape of a goal picture. It differs from the paper's env: an
+section 4): bring the rope into the shape of a goal image. It differs from the paper's env: an
 explicit chain instead of MuJoCo's `composite`, a lift-move-lower path of a gripper that holds one
 link instead of a push along the table, and goals drawn from the distribution of starts.
 """
@@ -17,8 +17,9 @@ import numpy as np
 from latentplan.errors import check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import curves, distances, lookahead
+from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines.engine import Curve
-from latentplan.sim.deformable.env import Deformable, DeformableConfig, check_choice
+from latentplan.sim.deformable.env import Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
@@ -71,7 +72,7 @@ class Rope(Deformable):
     name = "rope"
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the engine; rendering is checked when the first picture is taken."""
+        """Build the engine; rendering is checked when the first image is taken."""
         c = config or self.Config()
         self.success_threshold = self.THRESHOLD[c.task]
         super().__init__(

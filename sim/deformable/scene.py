@@ -24,7 +24,7 @@ class Scene:
     is grasped, as with the env's own gripper; it keeps its place beside the end effector until
     they open. After that the object comes to rest in the time that the env gives it. What nobody
     holds and what rests is not simulated. The object does not push back, and the arm is not in its
-    pictures: to a camera above the table an arm at home is out of view anyway.
+    images: to a camera above the table an arm at home is out of view anyway.
     """
 
     def __init__(self, env: Deformable, *, seed: int = 0) -> None:
@@ -47,18 +47,16 @@ class Scene:
         self.moves += 1
 
     def cameras(self) -> tuple[Camera, ...]:
-        """Return the cameras that see it, each with the name of its picture."""
+        """Return the cameras that see it, each with the name of its image."""
         placed = self.env.cameras()
-        return tuple(
-            replace(placed[camera], name=key) for key, camera in self.env.views().items()
-        )
+        return tuple(replace(placed[camera], name=key) for key, camera in self.env.views().items())
 
     def observe(self) -> Observation:
         """Return what the env would show now, privileged keys included."""
         return self.env.observe()
 
-    def pictures(self) -> Mapping[str, Array]:
-        """Return the pictures (h, w, 3) uint8 by name."""
+    def images(self) -> Mapping[str, Array]:
+        """Return the images (h, w, 3) uint8 by name."""
         seen = self.observe()
         return {key: seen[key] for key in self.env.views()}
 
@@ -92,7 +90,7 @@ class Scene:
         self._close(ee, pinched=width <= PINCH)
 
     def close(self) -> None:
-        """Free the pictures' resources."""
+        """Free the images' resources."""
         self.env.close()
 
     def _close(self, ee: Array, *, pinched: bool) -> None:

@@ -2,7 +2,7 @@
 
 All are pinhole cameras without distortion. World: metres, z up, the table at z = 0. Camera frame as
 in OpenCV: x right, y down, z forward. Pixel (u, v): u to the right, v down, (0, 0) is the middle of
-the first pixel, so that the picture's edges are at -0.5.
+the first pixel, so that the image's edges are at -0.5.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ OBLIQUE = 40.0  # degrees, field of view of the other built-in cameras
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that looks from `position` at `target`, with `up` upwards in its picture."""
+    """A camera that looks from `position` at `target`, with `up` upwards in its image."""
 
     name: str
     position: Triple  # m
     target: Triple = (0.0, 0.0, 0.0)  # m
     up: Triple = (0.0, 0.0, 1.0)  # not along the line of sight
-    fovy: float = 45.0  # degrees from the picture's lower to its upper edge
+    fovy: float = 45.0  # degrees from the image's lower to its upper edge
     width: int = 64  # pixels
     height: int = 64  # pixels
 
@@ -78,15 +78,13 @@ class Camera:
         return pixels, depth
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) shows.
+        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
 
-        Raises ShapeError where the picture is not this camera's.
+        Raises ShapeError where the image is not this camera's.
         """
         return unproject(depth, intrinsics=self.intrinsics(), extrinsics=self.extrinsics())
 
-    def moved(
-        self, shift: Sequence[float], turn: Sequence[float], *, zoom: float = 1.0
-    ) -> Camera:
+    def moved(self, shift: Sequence[float], turn: Sequence[float], *, zoom: float = 1.0) -> Camera:
         """Return this camera shifted by (3,) m, then turned by (3,) rad about its own axes.
 
         The shift is along the world's axes, the turn a rotation vector in the camera frame, and
@@ -107,7 +105,7 @@ class Camera:
 
 
 def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
-    """Return the points (h, w, 3) of the world, m, that a depth picture (h, w) of a camera shows.
+    """Return the points (h, w, 3) of the world, m, that a depth image (h, w) of a camera shows.
 
     `intrinsics` (3, 3) and `extrinsics` (4, 4) world -> camera may be those of a real camera, as
     OpenCV's calibration gives them. Raises ShapeError where a shape is another.
@@ -128,8 +126,8 @@ class Pose:
 
     position: Triple = (0.5, 0.0, 0.5)  # m
     target: Triple = (0.0, 0.0, 0.0)  # m, what it looks at
-    up: Triple = (0.0, 0.0, 1.0)  # upwards in its picture
-    fovy: float = 45.0  # degrees from the picture's lower to its upper edge
+    up: Triple = (0.0, 0.0, 1.0)  # upwards in its image
+    fovy: float = 45.0  # degrees from the image's lower to its upper edge
 
 
 class Seen(Protocol):
@@ -158,7 +156,7 @@ NAMES = ("top", "front", "side", "angled", "custom")
 def of(config: Seen) -> dict[str, Camera]:
     """Return all cameras of an env by name: `top`, and others that see the same part of the table.
 
-    `top` looks straight down, with y upwards in its picture; `front` from -y, `side` from +x,
+    `top` looks straight down, with y upwards in its image; `front` from -y, `side` from +x,
     both 30 degrees above the table; `angled` from a corner, 45 degrees above it; `custom` is
     where the config says.
     """

@@ -1,4 +1,4 @@
-"""Point clouds from depth pictures: crop, thin out, normals, planes away; by Open3D.
+"""Point clouds from depth images: crop, thin out, normals, planes away; by Open3D.
 
 Points are (P, 3) in metres in the frame of the world, rows in no special order.
 """
@@ -68,7 +68,7 @@ class Cloud:
 def fuse(depths: Sequence[Array], cameras: Sequence[Camera], config: Cloud) -> Array:
     """Return one cloud (points, 3 or 6) float32 of what several cameras see, in a fixed shape.
 
-    Depth pictures (h, w) become points, those in the box are kept, averaged in voxels, and thinned
+    Depth images (h, w) become points, those in the box are kept, averaged in voxels, and thinned
     out by farthest-point sampling; where they are too few, they are repeated in order.
     """
     seen, normal = [], []
@@ -163,7 +163,7 @@ def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int 
         raise ShapeError(f"plane.points: {len(points)} points span no plane; need three at least")
     normal = normal[real] / length[real, None]
     offset = (normal * some[real, 0]).sum(1)
-    # One try after the other: all of them at once would be gigabytes for a real camera's picture.
+    # One try after the other: all of them at once would be gigabytes for a real camera's image.
     tests = (np.abs(points @ n - o) < tolerance for n, o in zip(normal, offset, strict=True))
     near = points[max(tests, key=np.count_nonzero)]
     middle = near.mean(0)

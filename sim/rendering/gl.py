@@ -23,7 +23,7 @@ def choose() -> str:
     """Return `egl` or `osmesa`: what MUJOCO_GL says, else the first of the two that works.
 
     Raises MissingDependency, with the line that installs one, where none works or where
-    MUJOCO_GL asks for one that does not: pictures must not depend on a silent fallback.
+    MUJOCO_GL asks for one that does not: images must not depend on a silent fallback.
     """
     works = {"egl": _egl, "osmesa": _osmesa}
     asked = os.environ.get("MUJOCO_GL", "").lower()

@@ -1,8 +1,8 @@
-"""Pictures from MuJoCo, with one OpenGL context for the life of the process.
+"""Images from MuJoCo, with one OpenGL context for the life of the process.
 
 MuJoCo's own `Renderer` makes a GL context of its own. When two of them live in one process and
 the first is freed, it deletes GL objects in whichever context is current, so the second goes on
-with garbage pictures and no error. Here every `Renderer` shares one context that is made once and
+with garbage images and no error. Here every `Renderer` shares one context that is made once and
 never freed; so what a Renderer frees is always its own. Use it from one thread only.
 """
 
@@ -21,7 +21,7 @@ from latentplan.sim.rendering import gl
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-# Mesa's software renderer: threads cost more than they save on pictures this small, and workers
+# Mesa's software renderer: threads cost more than they save on images this small, and workers
 # are processes already.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ["MUJOCO_GL"] = gl.choose()  # MuJoCo reads it while it is imported
@@ -32,7 +32,7 @@ import mujoco as mujoco  # noqa: E402  (envs import it from here, after the choi
 mujoco.set_mju_user_warning(lambda message: None)
 
 # What costs time on a software GL and shows nothing that a policy needs: the 4096^2 shadow map
-# alone is 20 to 50 ms a picture.
+# alone is 20 to 50 ms an image.
 OFF = (
     mujoco.mjtRndFlag.mjRND_SHADOW,
     mujoco.mjtRndFlag.mjRND_REFLECTION,
@@ -54,7 +54,7 @@ def _context() -> tuple[Any, int]:
 
 
 class Renderer:
-    """Pictures (h, w) of one model by one camera, top row first; both may change between two."""
+    """Images (h, w) of one model by one camera, top row first; both may change between two."""
 
     def __init__(self, model: Any, camera: Camera) -> None:
         """Upload the model's textures."""
@@ -74,17 +74,17 @@ class Renderer:
         context, thread = _context()
         if thread != get_ident():
             raise MissingDependency(
-                "rendering: OpenGL belongs to the thread that made the first picture; "
+                "rendering: OpenGL belongs to the thread that made the first image; "
                 "make and step envs in one thread, or in several processes"
             )
         context.make_current()
 
-    def picture(self, data: Any) -> Array:
+    def image(self, data: Any) -> Array:
         """Return what the camera sees now as a new (h, w, 3) uint8 array."""
         self._draw(data)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
-        picture: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
-        return picture
+        image: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
+        return image
 
     def depth(self, data: Any) -> Array:
         """Return (h, w) float32: metres from the camera, along its axis."""
@@ -99,7 +99,7 @@ class Renderer:
     def segmentation(self, data: Any) -> Array:
         """Return (h, w, 2) int32: MuJoCo's type (mjtObj) and number of what is seen, or -1.
 
-        What a picture shows is a geom, a site or a flex; nothing is (-1, -1).
+        What an image shows is a geom, a site or a flex; nothing is (-1, -1).
         """
         self._draw(data, segment=True)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
@@ -143,7 +143,7 @@ class Renderer:
             eye.orthographic = 0
             eye.frustum_near, eye.frustum_far = near, planes.zfar * extent
             eye.frustum_top, eye.frustum_bottom = top, -top
-            eye.frustum_center = eye.frustum_width = 0  # the width follows from the picture's
+            eye.frustum_center = eye.frustum_width = 0  # the width follows from the image's
 
     def _light(self) -> None:
         lamp = self._scene.lights[0]  # the headlight: our scenes have no other
@@ -184,23 +184,23 @@ _SCENE = """
 def self_test() -> str:
     """Return the name of the GL that works, having drawn a known scene twice and compared.
 
-    Raises MissingDependency where the pictures differ or are not of the scene. Runs once a
-    process (about 20 ms); every env calls it before its first picture.
+    Raises MissingDependency where the images differ or are not of the scene. Runs once a
+    process (about 20 ms); every env calls it before its first image.
     """
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     top = Camera("top", (0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0), fovy=60.0)
-    pictures = []
+    images = []
     for _ in range(2):
         renderer = Renderer(model, top)
-        pictures.append(renderer.picture(data))
+        images.append(renderer.image(data))
         renderer.close()
-    box, table = pictures[0][20, 44].astype(int), pictures[0][50, 10].astype(int)
+    box, table = images[0][20, 44].astype(int), images[0][50, 10].astype(int)
     name = os.environ["MUJOCO_GL"]
-    if not (pictures[0] == pictures[1]).all() or box[0] < box[1] + 50 or table[1] < table[0] + 50:
+    if not (images[0] == images[1]).all() or box[0] < box[1] + 50 or table[1] < table[0] + 50:
         raise MissingDependency(
-            f"OpenGL ({name}): the self-test drew a wrong picture (box {box.tolist()}, table "
+            f"OpenGL ({name}): the self-test drew a wrong image (box {box.tolist()}, table "
             f"{table.tolist()}); try the other of MUJOCO_GL=egl and MUJOCO_GL=osmesa"
         )
     return name

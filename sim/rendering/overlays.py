@@ -1,4 +1,4 @@
-"""A goal drawn over what is seen, as a picture for people."""
+"""A goal drawn over what is seen, as an image for people."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ GOAL = (255, 90, 220)  # red, green, blue
 
 
 def mask(
-    picture: Array, mask: Array, *, colour: tuple[int, int, int] = GOAL, opacity: float = 0.45
+    image: Array, mask: Array, *, colour: tuple[int, int, int] = GOAL, opacity: float = 0.45
 ) -> Array:
-    """Return the picture (h, w, 3) uint8 with a mask (h, w) bool in a colour, its edge opaque.
+    """Return the image (h, w, 3) uint8 with a mask (h, w) bool in a colour, its edge opaque.
 
-    The mask is a goal's: its `segmentation_<camera>` == 1, or what a real camera's picture is
+    The mask is a goal's: its `segmentation_<camera>` == 1, or what a real camera's image is
     segmented to. Raises ShapeError where the shapes do not fit.
     """
-    check("overlay.picture", picture, "h w rgb", rgb=3)
-    height, width = picture.shape[:2]
+    check("overlay.image", image, "h w rgb", rgb=3)
+    height, width = image.shape[:2]
     check("overlay.mask", mask, "h w", h=height, w=width)
     padded = np.pad(mask.astype(bool), 1)
     within = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     share = np.where(mask, np.where(within, opacity, 1.0), 0.0)[..., None]
-    return _blend(picture, np.asarray(colour), share)
+    return _blend(image, np.asarray(colour), share)
 
 
 def points(
-    picture: Array,
+    image: Array,
     points: Array,
     *,
     camera: Camera,
     colour: tuple[int, int, int] = GOAL,
     radius: float = 1.0,
 ) -> Array:
-    """Return the picture (h, w, 3) uint8 of a camera with points (P, 3) of the world, m, as discs.
+    """Return the image (h, w, 3) uint8 of a camera with points (P, 3) of the world, m, as discs.
 
     The points are a goal's keypoints or a cloud; `radius` is in pixels. Points behind the camera
-    or beside its picture are left out. Nearer discs do not hide farther ones: all have one colour.
+    or beside its image are left out. Nearer discs do not hide farther ones: all have one colour.
     """
-    check("overlay.picture", picture, "h w rgb", h=camera.height, w=camera.width, rgb=3)
+    check("overlay.image", image, "h w rgb", h=camera.height, w=camera.width, rgb=3)
     check("overlay.points", points, "P xyz", xyz=3)
     pixels, depth = camera.project(points)
     pixels = pixels[depth > 0]
@@ -55,12 +55,12 @@ def points(
     inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
     # A disc's edge is smooth: it covers a pixel by how far that lies within.
     share = np.where(inside, np.clip(radius + 0.5 - gap, 0, 1), 0)
-    cover = np.zeros(picture.shape[:2])
+    cover = np.zeros(image.shape[:2])
     u, v = np.broadcast_arrays(u, v)
     np.maximum.at(cover, (v[inside], u[inside]), share[inside])
-    return _blend(picture, np.asarray(colour), cover[..., None])
+    return _blend(image, np.asarray(colour), cover[..., None])
 
 
-def _blend(picture: Array, colour: Array, share: Array) -> Array:
-    blended: Array = np.rint(picture * (1 - share) + colour * share).astype(np.uint8)
+def _blend(image: Array, colour: Array, share: Array) -> Array:
+    blended: Array = np.rint(image * (1 - share) + colour * share).astype(np.uint8)
     return blended

@@ -1,4 +1,4 @@
-"""What the cameras of an env give at one instant: pictures, depth, segmentation, a point cloud."""
+"""What the cameras of an env give at one instant: images, depth, segmentation, a point cloud."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Sensors:
 
     def __init__(self, config: Any) -> None:
         """Take the cameras of an env's config; MissingDependency where clouds need open3d."""
-        self._pictures = {"rgb": ("top", "rgb")}  # by key: camera and kind
+        self._images = {"rgb": ("top", "rgb")}  # by key: camera and kind
         for camera in config.cameras:
             for kind in ("rgb", "depth", "segmentation"):
                 if kind in config.observe and (camera, kind) != ("top", "rgb"):
-                    self._pictures[f"{kind}_{camera}"] = (camera, kind)
+                    self._images[f"{kind}_{camera}"] = (camera, kind)
         self._numbers = {camera: number for number, camera in enumerate(cameras.NAMES)}
         self._size = config.image
         self._from: tuple[str, ...] = config.cameras if "cloud" in config.observe else ()
         self._cloud = config.cloud
-        used = {camera for camera, _ in self._pictures.values()} | set(self._from)
+        used = {camera for camera, _ in self._images.values()} | set(self._from)
         self.cameras = [name for name in cameras.NAMES if name in used]
         if self._from:
             clouds.library()
@@ -51,7 +51,7 @@ class Sensors:
         """Return what the observations are."""
         side = (self._size, self._size)
         specs = {}
-        for key, (camera, kind) in self._pictures.items():
+        for key, (camera, kind) in self._images.items():
             specs[key] = {
                 "rgb": ArraySpec((*side, 3), "uint8", f"camera {camera}"),
                 "depth": ArraySpec(side, "float32", f"camera {camera}, m along its axis"),
@@ -65,15 +65,15 @@ class Sensors:
         return specs
 
     def views(self) -> dict[str, str]:
-        """Return which camera takes each of the pictures in colour, by their keys."""
-        return {key: camera for key, (camera, kind) in self._pictures.items() if kind == "rgb"}
+        """Return which camera takes each of the images in colour, by their keys."""
+        return {key: camera for key, (camera, kind) in self._images.items() if kind == "rgb"}
 
     def read(
         self, engine: Engine[Any], placed: Mapping[str, Camera], conditions: Conditions | None
     ) -> dict[str, Array]:
         """Return what is seen now by cameras that are where `placed` says."""
         seen = {}
-        for key, (camera, kind) in self._pictures.items():
+        for key, (camera, kind) in self._images.items():
             seen[key] = self._take(engine, camera, kind, conditions)
         if self._from:
             depths = [
@@ -90,8 +90,8 @@ class Sensors:
     def _take(
         self, engine: Engine[Any], camera: str, kind: Any, conditions: Conditions | None
     ) -> Array:
-        picture = engine.picture(camera, kind)
+        image = engine.image(camera, kind)
         if conditions is None or kind == "segmentation":
-            return picture
+            return image
         number = 2 * self._numbers[camera] + (kind == "depth")
-        return conditions.noisy(kind, picture, number=number)
+        return conditions.noisy(kind, image, number=number)

@@ -84,12 +84,12 @@ def observation_config(modules: Library, config: RLBench.Config) -> Any:
 
 
 def _camera(modules: Library, config: RLBench.Config, name: str) -> Any:
-    used, depth = name in config.cameras, "depth" in config.pictures or config.clouds
+    used, depth = name in config.cameras, "depth" in config.images or config.clouds
     return modules.observations.CameraConfig(
-        rgb=used and ("rgb" in config.pictures or not depth),  # one that draws neither is removed
+        rgb=used and ("rgb" in config.images or not depth),  # one that draws neither is removed
         depth=used and depth,
         point_cloud=False,  # ours has a stride
-        mask=used and "mask" in config.pictures,
+        mask=used and "mask" in config.images,
         image_size=(config.image, config.image),
         render_mode=getattr(modules.constants.RenderMode, RENDERERS[config.renderer]),
         masks_as_one_channel=False,  # RLBench's own decoding overflows
@@ -105,17 +105,17 @@ def numbers(seen: Any, name: str) -> Array:
 def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
     """Return what a camera gives in an observation of RLBench, by our keys."""
     found: dict[str, Array] = {}
-    rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.PICTURES)
+    rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.IMAGES)
     matrices = {
         kind: np.asarray(seen.misc[f"{camera}_camera_{kind}"], np.float64)
         for kind in ("extrinsics", "intrinsics")
         if config.matrices or config.clouds
     }
-    if "rgb" in config.pictures:
+    if "rgb" in config.images:
         found[f"{camera}_rgb"] = np.asarray(rgb, np.uint8)
-    if "depth" in config.pictures:
+    if "depth" in config.images:
         found[f"{camera}_depth"] = np.asarray(depth, np.float32)
-    if "mask" in config.pictures:  # colours from 0 to 1, as the renderer has them
+    if "mask" in config.images:  # colours from 0 to 1, as the renderer has them
         coded = np.rint(np.asarray(mask, np.float64) * 255).astype(np.uint8)
         found[f"{camera}_mask"] = rlbench_images.handles(coded)
     if config.matrices:

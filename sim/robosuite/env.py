@@ -1,4 +1,4 @@
-"""A task of robosuite as an Env: seeds, exact snapshots, pictures that stay right, goals."""
+"""A task of robosuite as an Env: seeds, exact snapshots, images that stay right, goals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from latentplan.sim.rendering.cameras import Camera
 from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.sim.robosuite import library, state
 from latentplan.sim.robosuite.controllers import CONTROLLERS, convention, meaning, settings
-from latentplan.sim.robosuite.images import Pictures
+from latentplan.sim.robosuite.images import ImageRenderer
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
 
 ROBOTS = ("Panda", "UR5e", "Sawyer")
@@ -49,7 +49,7 @@ class RobosuiteConfig:
     robot: str = "Panda"  # Panda, UR5e, Sawyer
     controller: str = "osc_pose"  # osc_pose, osc_position, ik_pose, joint_position, joint_velocity
     rate: float = 20.0  # actions a second
-    image: int = 64  # pixels a side of every picture
+    image: int = 64  # pixels a side of every image
     cameras: tuple[str, ...] = ("agentview",)  # that see; [] draws nothing, which is faster
     observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth
     shaped: bool = False  # robosuite's shaped reward in place of its sparse one
@@ -138,10 +138,10 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         self._substeps = int(self._env.control_timestep / self._env.model_timestep)
         self._goal: Observation | None = None
         self._held = 0  # steps in a row that the task has been done
-        self._pictures: Pictures | None = None
+        self._images: ImageRenderer | None = None
         if c.cameras:
             names = {camera: CAMERAS[camera] for camera in c.cameras}
-            self._pictures = Pictures(self._model, cameras=names, size=c.image)
+            self._images = ImageRenderer(self._model, cameras=names, size=c.image)
         low, high = (np.asarray(bound, np.float32) for bound in self._env.action_spec)
         part = self._robot.part_controllers["right"]
         has_gripper = len(low) > part.control_dim
@@ -238,21 +238,21 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return action
 
     def render(self) -> Array:
-        """Return the first camera's picture; ConfigError where there is none."""
-        if self._pictures is None:
+        """Return the first camera's image; ConfigError where there is none."""
+        if self._images is None:
             raise ConfigError(f"{type(self).__name__}.cameras: found [], which draws nothing")
-        return self._pictures.picture(self._data, self.config.cameras[0])
+        return self._images.image(self._data, self.config.cameras[0])
 
     def cameras(self) -> dict[str, Camera]:
         """Return the cameras that are used, by name, where they are now."""
-        if self._pictures is None:
+        if self._images is None:
             return {}
-        return {name: self._pictures.camera(self._data, name) for name in self.config.cameras}
+        return {name: self._images.camera(self._data, name) for name in self.config.cameras}
 
     def close(self) -> None:
-        """Free the pictures' resources."""
-        if self._pictures is not None:
-            self._pictures.close()
+        """Free the images' resources."""
+        if self._images is not None:
+            self._images.close()
 
     def _truth_specs(self) -> dict[str, ArraySpec]:
         """Return what `_truth` holds; a task adds to it."""
@@ -352,15 +352,15 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
 
     def _observe(self) -> dict[str, Array]:
         seen: dict[str, Array] = {}
-        if self._pictures is not None:
+        if self._images is not None:
             for camera in self.config.cameras:
                 if "rgb" in self.config.observe:
-                    seen[_rgb(camera)] = self._pictures.picture(self._data, camera)
+                    seen[_rgb(camera)] = self._images.image(self._data, camera)
                 if "depth" in self.config.observe:
-                    seen[f"depth_{camera}"] = self._pictures.depth(self._data, camera)
+                    seen[f"depth_{camera}"] = self._images.depth(self._data, camera)
         return seen | self._proprioception() | self._truth()
 
 
 def _rgb(camera: str) -> str:
-    """Return the key of a camera's picture."""
+    """Return the key of a camera's image."""
     return "rgb" if camera == "agentview" else f"rgb_{camera}"

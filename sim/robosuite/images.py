@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo model that somebody else made, by the cameras that it comes with.
+"""Images of a MuJoCo model that somebody else made, by the cameras that it comes with.
 
 Drawn by `sim.render` in the process's one GL context; robosuite's own renderer, whose context goes
 with each hard reset and takes the next one's textures along, is never made.
@@ -18,18 +18,18 @@ from latentplan.types import Array
 
 COLLISION = 0  # robosuite's group of geoms that are not to be seen
 HIDDEN = 5  # a group that is never drawn
-SMOOTH = 4  # samples a pixel of a picture, as robosuite has
+SMOOTH = 4  # samples a pixel of an image, as robosuite has
 
 
-class Pictures:
-    """Pictures (h, w) by the model's cameras, without shadows and reflections.
+class ImageRenderer:
+    """Images (h, w) by the model's cameras, without shadows and reflections.
 
     What lies outside a camera's field of view is not sent to OpenGL: on a software GL the 170,000
     triangles of an arm are nearly the whole cost.
     """
 
     def __init__(self, model: Any, *, cameras: dict[str, str], size: int) -> None:
-        """Take cameras by name, each with the model's name for it; pictures are `size` a side."""
+        """Take cameras by name, each with the model's name for it; images are `size` a side."""
         mujoco_renderer.self_test()
         mujoco = mujoco_renderer.mujoco
         model.vis.quality.shadowsize = 0
@@ -54,11 +54,11 @@ class Pictures:
             height=self._size,
         )
 
-    def picture(self, data: Any, name: str) -> Array:
+    def image(self, data: Any, name: str) -> Array:
         """Return what a camera sees, (h, w, 3) uint8."""
         renderer = self._renderer(name, data, samples=SMOOTH)
         with self._culled(renderer.camera, data):
-            return renderer.picture(data)
+            return renderer.image(data)
 
     def depth(self, data: Any, name: str) -> Array:
         """Return (h, w) float32: metres from a camera, along its axis, in the pixels' middles."""
@@ -104,7 +104,7 @@ def outside(camera: Camera, positions: Array, model: Any) -> Array:
     """Return (geoms,) bool: whether the sphere around a geom lies outside the field of view."""
     right, down, forward = ((positions - np.asarray(camera.position)) @ camera.axes().T).T
     radius = model.geom_rbound  # 0 for planes, which are everywhere
-    angle = np.radians(camera.fovy) / 2  # pictures are square
+    angle = np.radians(camera.fovy) / 2  # images are square
     sideways = np.maximum(np.abs(right), np.abs(down)) * np.cos(angle) - forward * np.sin(angle)
     hidden: Array = (radius > 0) & ((sideways > radius) | (forward < -radius))
     return hidden

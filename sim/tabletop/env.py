@@ -222,9 +222,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the expert's action (7,) towards a goal."""
         robot, scene = observation["robot_obs"], observation["scene_obs"]
-        return expert.act(
-            _task_of(goal), robot, scene, goal=goal["scene_obs"], units=self._units
-        )
+        return expert.act(_task_of(goal), robot, scene, goal=goal["scene_obs"], units=self._units)
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return the expert's action (7,) in the episode's own task; draws nothing from `rng`."""
@@ -244,8 +242,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return {name: self._world.camera(name) for name in self.config.cameras}
 
     def render(self) -> Array:
-        """Return the picture that `rgb_static` holds."""
-        return self._world.picture("static").rgb
+        """Return the image that `rgb_static` holds."""
+        return self._world.image("static").rgb
 
     def close(self) -> None:
         """Leave the world."""
@@ -332,10 +330,10 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def _observe(self) -> dict[str, Array]:
         seen = {}
         for name in self.config.cameras:
-            picture = self._world.picture(name)
-            seen[f"rgb_{name}"] = picture.rgb
+            image = self._world.image(name)
+            seen[f"rgb_{name}"] = image.rgb
             if self.config.depth:
-                seen[f"depth_{name}"] = picture.depth
+                seen[f"depth_{name}"] = image.depth
         seen["robot_obs"] = self._robot()
         seen["scene_obs"] = encode(self._world.scene())
         seen["task"] = np.array([NAMES.index(self._episode.task.name)])

@@ -82,9 +82,7 @@ def _come_down(tip: Array, point: Array) -> Array:
     return np.array([*away, CLEAR - tip[2]])
 
 
-def _lift(
-    task: Task, robot: Array, scene: Array, *, missing: float
-) -> tuple[Array, float, float]:
+def _lift(task: Task, robot: Array, scene: Array, *, missing: float) -> tuple[Array, float, float]:
     """Take the block between the fingers, and go up."""
     tip, width = np.asarray(robot[:3], np.float64), float(robot[6])
     first = BLOCKS + 6 * task.block

@@ -1,4 +1,4 @@
-"""The tabletop in PyBullet: bodies, the gripper's servo, states, pictures. Knows no tasks.
+"""The tabletop in PyBullet: bodies, the gripper's servo, states, images. Knows no tasks.
 
 Metres, seconds, rad; the origin is the middle of the table top, x right, y away, z up.
 """
@@ -29,7 +29,7 @@ OPEN = 0.04  # m, of each finger
 MOTORS = tuple(range(8))  # x, y, z, yaw, pitch, roll, two fingers
 FORCES = (60.0,) * 3 + (6.0,) * 3 + (15.0,) * 2  # N, N m
 GAINS = (0.5,) * 8  # share of a joint's error that a timestep corrects
-NEAR, FAR = 0.02, 5.0  # m from a camera, what a picture shows
+NEAR, FAR = 0.02, 5.0  # m from a camera, what an image shows
 FARTHEST = 4.0  # m from the origin, and more than any angle; what is farther has diverged
 LAID = 24  # timesteps for what was put down to come to rest
 STATIC = Camera("static", position=(0.0, -0.80, 0.86), target=(0.0, -0.06, 0.0), fovy=39.0)
@@ -138,7 +138,7 @@ class World:
             at, target, up, fovy = tuple(eye), tuple(look), tuple(axes[:, 1]), WRIST_FOVY
         return Camera(name, at, target, up, fovy, pixels, pixels)
 
-    def picture(self, name: str) -> Picture:
+    def image(self, name: str) -> Picture:
         """Return what a camera sees now."""
         p, view = self._p, self.camera(name)
         lit = lights(self._states(self._desk)[2])

@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_one_clear_error(name):
             solve(planner, model, torch.zeros(shape), goal, space)
     with pytest.raises(ShapeError, match=r"ActionSpace.sample: found shape \(3"):
         solve(planner, model, context, goal, Box(low, high, problems=3))
-    with pytest.raises(ShapeError, match=r"GoalDistance.latents: found shape"):
+    with pytest.raises(ShapeError, match=r"LatentDistance.latents: found shape"):
         solve(planner, model, context, goal[:, :3], space)
     with pytest.raises(ShapeError, match=r"Objective: found shape \(2,\), need \(B=2, N="):
         planner.plan(

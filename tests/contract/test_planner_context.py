@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from latentplan.planning.mpc import MPC
 from latentplan.planning.spaces import Box
 from latentplan.types import Context
 
-QUADRATIC = partial(GoalDistance, config=GoalDistance.Config(power=2, reduce="mean"))
+QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 
 
 class Recurrent(ToyModel):
@@ -144,7 +142,7 @@ def test_a_model_gets_what_was_really_sent_where_that_differs():
 
 
 def test_a_rate_limit_holds_from_what_was_really_sent():
-    mpc = controller(rate=(0.1, 0.1))
+    mpc = controller(action_rate_limit=(0.1, 0.1))
     mpc.act(state(1.0))
     mpc.sent(np.float32([0.5, -0.5]))
     after = mpc.act(state(1.0)).astype(np.float64)

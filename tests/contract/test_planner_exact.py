@@ -9,7 +9,7 @@ from scipy.optimize import LinearConstraint, lsq_linear, minimize
 from toy_model import ToyModel, lq_optimum, lq_residuals, toy_spec
 from toy_problem import DOUBLE, PLANNERS, HalfSpace, at, build, rated, seeded
 
-from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.goal import GoalDistance, LatentDistance
 from latentplan.planning.spaces import Box
 
 STATES, ACTIONS, HORIZON, PROBLEMS, EFFORT = 4, 2, 5, 4, 0.05
@@ -42,7 +42,7 @@ class Case:
         self.horizon, self.bound = horizon, bound
         self.high = torch.full((ACTIONS,), bound, dtype=DOUBLE)
         self.low = -self.high
-        self.objective = GoalDistance(
+        self.objective = LatentDistance(
             torch.zeros(PROBLEMS, STATES, dtype=DOUBLE),
             GoalDistance.Config(power=2, reduce="mean", effort=(EFFORT,) * ACTIONS),
         )

@@ -11,6 +11,7 @@ from toy_model import lq_residuals
 from toy_problem import (
     DOUBLE,
     Scripted,
+    at,
     build,
     cost_of,
     every_planner,
@@ -102,7 +103,7 @@ def test_the_first_round_has_as_many_as_asked_in_the_order_told(count, warm, hol
     start = torch.rand(2, warm, 3, 2, dtype=DOUBLE, generator=seeded(seed)) if warm else None
     given = torch.rand(2, more, 3, 2, dtype=DOUBLE, generator=seeded(seed + 1))
     drawn = Problem(
-        context[:2],
+        at(context[:2]),
         model,
         objective(goal),
         Box(low, high, problems=2),
@@ -122,8 +123,8 @@ def test_a_proposal_may_depend_on_the_context_and_draws_from_the_generator():
 
     class Back:
         def sample(self, context, count, *, horizon, generator):
-            noise = torch.randn(count, horizon, 2, generator=generator, dtype=context.dtype)
-            return -context[:, -1:, None, :2] + noise
+            noise = torch.randn(count, horizon, 2, generator=generator, dtype=DOUBLE)
+            return -context.latents[:, -1:, None, :2] + noise
 
     planner, space = build("shooting", candidates=16), Box(low, high, problems=2)
     one, two = (

@@ -93,7 +93,7 @@ def test_a_run_is_embedded_in_a_loop(loop: Path) -> None:
         assert min(picked) >= 0  # it picks what it sees, and that is the rope
     np.testing.assert_array_equal(actions[:3], actions[3:])
     assert planner.latency.count == 3 and planner.latency.p50_ms > 0
-    with pytest.raises(ShapeError, match=r"MPC.goal\['rgb'\]: found shape \(32, 32, 3\)"):
+    with pytest.raises(ShapeError, match=r"goal.observation\['rgb'\]: found shape \(32, 32, 3\)"):
         planner.goal({"rgb": goal["rgb"][::2, ::2]})
 
 

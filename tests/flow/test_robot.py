@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         (["--backend", "ros2", "--task", "reach"], "node: it does not run; it said: "),
         (["--address", f"127.0.0.1:{port}"], "--backend: none given"),
         ([*rope, "--goal", str(small)], "found 80 x 100 pixels, the model needs 64 x 64"),
-        ([*rope, "--goal-text", "open"], "found the words 'open'; MPC.goal: needs an observation"),
+        ([*rope, "--goal-text", "open"], "found the words 'open'; goal.observation: found none"),
         ([*rope, "--goal-text", "open", "--goal", str(small)], "--goal-text: found together with"),
         ([*rope, "--goal", str(limits)], "not an image that can be read"),
         ([*rope, "backend.scene=rope_straighten", "speed=3"], "no key 'speed'"),

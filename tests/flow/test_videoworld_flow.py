@@ -14,7 +14,7 @@ from latentplan.data.store import ZarrStore
 from latentplan.training import checkpoint
 
 COLLECT = [
-    *("collect", "tabletop_short", "--explorer", "expert", "--episodes", "6", "--workers", "1"),
+    *("collect", "tabletop_short", "--policy", "expert", "--episodes", "6", "--workers", "1"),
     *("goals=false", "task=open_drawer"),
 ]
 TRAIN = [
@@ -72,14 +72,14 @@ def test_killed_between_stages_it_goes_on_and_plans(
             value, wanted[0][key], rtol=0, atol=0.02, msg=lambda m, key=key: f"{key}: {m}"
         )
 
-    plan = ["plan", "--run", "run", "--env", "tabletop_short", "--planner", "generate"]
+    plan = ["plan", "--run", "run", "--env", "tabletop_short"]
     plan += ["--episodes", "1", "--out", "report", "evaluation.length=2", "states=1"]
     spoken = refused([*plan, "task=open_drawer", "--goal-text", "push the button"], capsys)
     assert "task 'push the button': was not trained on; known: open_drawer" in spoken
     assert main([*plan, "task=open_drawer"]) == 0
     metrics = json.loads((loop / "report/metrics.json").read_text())
-    assert (metrics["planner"], metrics["model"], metrics["episodes"]) == (
-        *("generate", "videoworld"),
+    assert (metrics["policy"], metrics["model"], metrics["episodes"]) == (
+        *("generative", "videoworld"),
         1,
     )
 

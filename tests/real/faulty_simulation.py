@@ -12,7 +12,7 @@ from real.words import Faults
 
 from latentplan.real_robot.backends.sim import SimulatedDriver
 from latentplan.real_robot.backends.simulated_controller import JointStates
-from latentplan.real_robot.robot import Picture, Reading, Setpoint, in_order
+from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, in_order
 
 
 class FaultySimulation(SimulatedDriver):
@@ -21,7 +21,7 @@ class FaultySimulation(SimulatedDriver):
     def open(self) -> None:
         super().open()
         self.faults = Faults()
-        self.last: tuple[Reading | None, Mapping[str, Picture]] = super().reading(), {}
+        self.last: tuple[Reading | None, Mapping[str, CameraImage]] = super().reading(), {}
         self.file = Path(sys.argv[4]).open("w")
 
     def reading(self) -> Reading | None:
@@ -38,9 +38,9 @@ class FaultySimulation(SimulatedDriver):
         q, dq = in_order(names, told.names, told.q), in_order(names, told.names, told.dq)
         return Reading(told.stamp, reading.received, q, dq, reading.gripper)
 
-    def pictures(self) -> Mapping[str, Picture]:
+    def images(self) -> Mapping[str, CameraImage]:
         if self.faults.word != "blind":
-            self.last = self.last[0], dict(super().pictures())
+            self.last = self.last[0], dict(super().images())
         return self.last[1]
 
     def write(self, setpoint: Setpoint) -> None:

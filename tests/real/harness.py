@@ -34,7 +34,7 @@ SPEED = 0.5  # rad/s, of the first joint
 WIDE = ("safety.low=[-2,-2,-2]", "safety.high=[2,2,2]")  # the box is not what is tested here
 AGES = {  # s, the defaults; late: ticks
     "supervisor.joints_age": 0.09,
-    "supervisor.picture_age": 0.2,
+    "supervisor.image_age": 0.2,
     "supervisor.clock_jump": 0.5,
     "supervisor.late": 1.5,
     "safety.age": 0.3,
@@ -221,7 +221,7 @@ class Rig:
         steady = np.abs(commands.speeds[before[1:], 0])[-STEADY:]
         assert np.allclose(steady, SPEED, rtol=0.01), f"{name}: {steady} rad/s before it; {health}"
         slow = ~before[1:] & (np.abs(commands.speeds[:, 0]) < 0.995 * SPEED)
-        trip = commands.rows[1:, 0][slow][:1]
+        reaction = commands.rows[1:, 0][slow][:1]
         moving = joints.rows[:, 0][np.abs(joints.dq).max(1) > STILL]
         heard = joints.rows[joints.rows[:, 0] > begin, 0]
         if len(heard) and np.diff(heard, prepend=begin).max() < 0.1:
@@ -229,14 +229,14 @@ class Rig:
         else:  # the arm's driver is what failed: when it was told to be at rest
             sent = commands.rows[1:, 0][np.abs(commands.speeds).max(1) > STILL]
             rest = sent.max()
-        tripped = health["state"] in ("fault", "hold")
+        stopped = health["state"] in ("fault", "hold")
         late = commands.rows[1:, 0] > rest + 0.05
-        held = tripped and not (np.abs(commands.speeds[late]) > STILL).any()
+        held = stopped and not (np.abs(commands.speeds[late]) > STILL).any()
         return Row(
             self.stations.backend,
             name,
-            round(1e3 * (trip[0] - begin), 1) if tripped and len(trip) else None,
-            round(1e3 * (rest - begin), 1) if tripped else None,
+            round(1e3 * (reaction[0] - begin), 1) if stopped and len(reaction) else None,
+            round(1e3 * (rest - begin), 1) if stopped else None,
             bool(held),
             health["reason"],
             round(float((np.abs(commands.speeds) / limits[0]).max()), 4),
@@ -286,7 +286,7 @@ class Fault:
 
     inject: Callable[[Rig], float]
     clear: Callable[[Rig], object] = lambda rig: None
-    limit: float | None = None  # ms until it trips, at most; None: it does not
+    limit: float | None = None  # ms until it stops, at most; None: it does not stop
 
 
 def _halt(station: str) -> Fault:
@@ -373,9 +373,7 @@ FAULTS: dict[str, Fault] = {
     "joint not finite": _within(_word("arm", "nan"), 60),
     "clock jumps": _within(_word("arm", "jumping"), 60),
     "planner hangs": _within(_halt("planner"), 350),
-    "planner killed": Fault(
-        lambda rig: _kill(rig, "planner"), lambda rig: rig.start_planner(), 60
-    ),
+    "planner killed": Fault(lambda rig: _kill(rig, "planner"), lambda rig: rig.start_planner(), 60),
     "planner answers what is old": _within(_word("planner", "late"), 350),
     "nan action": _within(_sent("nan"), 60),
     "infinite action": _within(_sent("infinite"), 60),

@@ -1,6 +1,6 @@
 """A node for one arm: `python node.py BACKEND CAMERAS PORT FILE [SECTION.KEY=VALUE ...]`.
 
-CAMERAS are names with commas, of pictures of 64x64 pixels. It prints `ready` when it listens, and
+CAMERAS are names with commas, of images of 64x64 pixels. It prints `ready` when it listens, and
 `left` when it ended well. For the backend `sim` it also stands in for the stations of an arm and
 its camera: it obeys their words on stdin, and writes what goes to the motors into FILE.
 """

@@ -16,7 +16,7 @@ class Row:
 
     backend: str
     fault: str
-    trip_ms: float | None  # from the fault until the first command that slows down
+    reaction_ms: float | None  # from the fault until the first command that slows down
     rest_ms: float | None  # from the fault until the arm rests
     held: bool  # it stayed at rest when the fault was over and the planner went on
     reason: str  # as the node says it

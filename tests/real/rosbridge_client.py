@@ -20,7 +20,7 @@ import roslibpy
 from real.words import Faults
 
 from latentplan.errors import RobotError
-from latentplan.real_robot.backends.simulated_controller import JointStates, StandInArm
+from latentplan.real_robot.backends.simulated_controller import JointStates, SimulatedController
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.robots.description import load
 
@@ -35,7 +35,7 @@ def header(stamp: float) -> dict[str, Any]:
 
 
 def be_arm(ros: roslibpy.Ros, leave: threading.Event) -> None:
-    arm, faults = StandInArm(PANDA), Faults()
+    arm, faults = SimulatedController(PANDA), Faults()
     topic = roslibpy.Topic(ros, *JOINTS)
 
     def go(message: Any) -> None:

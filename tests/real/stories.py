@@ -30,9 +30,9 @@ def reset_is_refused(rig: Rig, *, silence: float) -> None:
 
 
 def begins_where_measured(rig: Rig) -> None:
-    """After a trip the first setpoint is where the arm is, not where it was sent."""
+    """After a fault the first setpoint is where the arm is, not where it was sent."""
     rig.cruise()
-    assert rig.ask("trip", reason="a person")["error"] == ""
+    assert rig.ask("fault", reason="a person")["error"] == ""
     until(lambda: rig.ask("reset")["error"] == "")  # as soon as it rests
     before = rig.record(time.monotonic() - 0.2)[1].rows[-1, 1:]
     rig.cruise()

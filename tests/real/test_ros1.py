@@ -60,10 +60,10 @@ def check(row: Row, limit: float | None) -> None:
     """Assert that a fault stopped the arm in time, or not at all where none is to be."""
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
     if limit is None:
-        assert row.trip_ms is None and not row.reason, row
+        assert row.reaction_ms is None and not row.reason, row
     else:
-        assert row.trip_ms is not None and row.rest_ms is not None, row
-        assert row.trip_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
+        assert row.reaction_ms is not None and row.rest_ms is not None, row
+        assert row.reaction_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
         assert row.held, row
 
 
@@ -186,12 +186,12 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
             for name, kind in (("image", Image), ("text", String))
         )
         with RemoteRobot(("127.0.0.1", 15757), patience=20) as robot:
-            picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-            image.publish(message_of(picture))
+            image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            image.publish(message_of(image))
             until(lambda: moved(robot) and robot.goal is not None)
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], picture)
-            image.publish(message_of(picture[:32]))  # of another size: the goal stays
+            np.testing.assert_array_equal(robot.goal["front"], image)
+            image.publish(message_of(image[:32]))  # of another size: the goal stays
             text.publish(String(data="close the drawer"))
             until(lambda: moved(robot) and robot.goal == "close the drawer")
             assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().success
@@ -283,7 +283,7 @@ def test_the_death_of_the_master_stops_the_arm_though_topics_flow(rig: Rig) -> N
 
 
 WIDE = {"velocity": 0.3, "age": 1.5, "low": [-2, -2, -2], "high": [2, 2, 2]}
-PATIENT = {"joints_age": 1.0, "picture_age": 2.0, "overruns": 100}
+PATIENT = {"joints_age": 1.0, "image_age": 2.0, "overruns": 100}
 
 
 def renew(rig: Rig, *settings: str) -> None:
@@ -320,9 +320,9 @@ def raw_of(message: Any) -> bytes:
     return buffer.getvalue()
 
 
-def message_of(picture: Any) -> Image:
-    height, width, _ = picture.shape
-    data = picture[..., ::-1].tobytes()
+def message_of(image: Any) -> Image:
+    height, width, _ = image.shape
+    data = image[..., ::-1].tobytes()
     return Image(height=height, width=width, encoding="bgr8", step=3 * width, data=data)
 
 

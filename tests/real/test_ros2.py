@@ -42,7 +42,7 @@ from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros2 import launching
-from latentplan.real_robot.ros2.mpc_node import RANGES, settings
+from latentplan.real_robot.ros2.parameters import RANGES, settings
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
@@ -68,10 +68,10 @@ def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
     row, limit = rig.suffer(name), FAULTS[name].limit
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
     if limit is None:
-        assert row.trip_ms is None and not row.reason, row
+        assert row.reaction_ms is None and not row.reason, row
         return
-    assert row.trip_ms is not None and row.rest_ms is not None, row
-    assert row.trip_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
+    assert row.reaction_ms is not None and row.rest_ms is not None, row
+    assert row.reaction_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
     assert row.held, row
 
 
@@ -206,7 +206,7 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
         "backend.patience": "20.0",
         "safety.velocity": "0.3",
         "supervisor.joints_age": "1.0",
-        "supervisor.picture_age": "2.0",
+        "supervisor.image_age": "2.0",
         "supervisor.overruns": "100",
     }
     topics = [("joint_states", "/joint_states"), (MODES["trajectory"], f"/{MODES['trajectory']}")]
@@ -234,12 +234,12 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
             assert robot.spec.velocity[0] == pytest.approx(0.25 * 2.175)
             text.publish(String(data="close the drawer"))
             until(lambda: moved(robot) and robot.goal == "close the drawer")
-            picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-            data = array.array("B", picture[..., ::-1].tobytes())
+            image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            data = array.array("B", image[..., ::-1].tobytes())
             image.publish(Image(height=64, width=64, encoding="bgr8", step=192, data=data))
             until(lambda: moved(robot) and isinstance(robot.goal, dict))
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], picture)
+            np.testing.assert_array_equal(robot.goal["front"], image)
             robot.preview(np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.4]]))
             until(lambda: moved(robot) and heard["plan"])
             assert heard["plan"][-1].poses[1].pose.position.z == 0.4

@@ -47,7 +47,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def test_a_fault_stops_the_arm(rig: Rig, name: str) -> None:
     row, limit = rig.suffer(name), FAULTS[name].limit
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
-    assert limit is not None and row.trip_ms is not None and row.trip_ms < SLACK * limit, row
+    assert limit is not None and row.reaction_ms is not None and row.reaction_ms < SLACK * limit, (
+        row
+    )
     assert row.held, row
 
 

@@ -1,4 +1,4 @@
-"""PyBullet beside MuJoCo: the same pictures of the same pose, and much the same motion."""
+"""PyBullet beside MuJoCo: the same images of the same pose, and much the same motion."""
 
 import builtins
 import subprocess
@@ -25,33 +25,33 @@ def ropes():
 
 
 @pytest.mark.parametrize("camera", ["top", "front", "side", "angled"])
-def test_pictures_are_those_of_mujoco(ropes, camera):
+def test_images_are_those_of_mujoco(ropes, camera):
     for seed in range(3):
         for env in ropes:
             env.reset(seed=seed)
         mujoco, bullet = (env._engine for env in ropes)
-        seen = mujoco.picture(camera, "segmentation")
+        seen = mujoco.image(camera, "segmentation")
         assert 20 < seen.sum() < 1000
-        assert (bullet.picture(camera, "segmentation") != seen).sum() <= 2
-        near = mujoco.picture(camera, "depth") < 5  # the table ends
-        difference = bullet.picture(camera, "depth") - mujoco.picture(camera, "depth")
+        assert (bullet.image(camera, "segmentation") != seen).sum() <= 2
+        near = mujoco.image(camera, "depth") < 5  # the table ends
+        difference = bullet.image(camera, "depth") - mujoco.image(camera, "depth")
         assert np.abs(difference[near]).max() < 1e-3
-        colours = [e.picture(camera).astype(int) for e in (mujoco, bullet)]
+        colours = [e.image(camera).astype(int) for e in (mujoco, bullet)]
         assert np.abs(colours[0] - colours[1]).mean() < 1
 
 
 def test_paint_changes_colours_and_light_as_in_mujoco(ropes):
     look = Appearance(object=(0.9, 0.2, 0.1), table=(0.1, 0.1, 0.5), brightness=0.8, light=(0.7, 2))
-    pictures = []
+    images = []
     for env in ropes:
         env.reset(seed=1)
-        before = env._engine.picture()
+        before = env._engine.image()
         env._engine.paint(look)
-        pictures.append(env._engine.picture().astype(int))
+        images.append(env._engine.image().astype(int))
         env._engine.paint(Appearance())
-        assert np.array_equal(env._engine.picture(), before)
-        assert np.abs(pictures[-1] - before).mean() > 20
-    assert np.abs(pictures[0] - pictures[1]).mean() < 2
+        assert np.array_equal(env._engine.image(), before)
+        assert np.abs(images[-1] - before).mean() > 20
+    assert np.abs(images[0] - images[1]).mean() < 2
 
 
 def test_a_pattern_on_the_table_is_as_strong_as_in_mujoco():
@@ -60,13 +60,13 @@ def test_a_pattern_on_the_table_is_as_strong_as_in_mujoco():
         env = Rope(Rope.Config(engine=engine, randomise=Randomisation(texture=(0.6, 0.6))))
         env.reset(seed=1)
         env._engine.paint(Appearance(contrast=0.6, pattern=3))
-        table = env._engine.picture("top", "segmentation") == 0
-        picture = env._engine.picture()
-        seen.append(picture[table].astype(float))
+        table = env._engine.image("top", "segmentation") == 0
+        image = env._engine.image()
+        seen.append(image[table].astype(float))
         env._engine.paint(Appearance(contrast=0.6, pattern=4))
-        assert not np.array_equal(env._engine.picture(), picture)
+        assert not np.array_equal(env._engine.image(), image)
         env._engine.paint(Appearance())
-        assert np.ptp(env._engine.picture()[table], axis=0).max() <= 1
+        assert np.ptp(env._engine.image()[table], axis=0).max() <= 1
         env.close()
     assert seen[0].std(0) == pytest.approx(seen[1].std(0), rel=0.25)
     assert seen[0].mean(0) == pytest.approx(seen[1].mean(0), rel=0.1)
@@ -80,7 +80,7 @@ def test_a_camera_goes_where_it_is_placed(ropes):
     for env in ropes:
         before = env._cameras["top"]
         env._engine.place_camera(moved)
-        seen.append(env._engine.picture("top", "segmentation"))
+        seen.append(env._engine.image("top", "segmentation"))
         env._engine.place_camera(before)
     assert seen[0].sum() > 20
     assert (seen[0] != seen[1]).sum() <= 2

@@ -1,4 +1,4 @@
-"""The cloth in PyBullet: the pictures of MuJoCo's, a sheet that folds and does not tear."""
+"""The cloth in PyBullet: the images of MuJoCo's, a sheet that folds and does not tear."""
 
 import subprocess
 import sys
@@ -40,16 +40,16 @@ def carry(env, grip, way, *, lift=0.1):
 
 
 @pytest.mark.parametrize("camera", ["top", "angled"])
-def test_pictures_are_those_of_mujoco(cloths, camera):
+def test_images_are_those_of_mujoco(cloths, camera):
     pose = folds.placed(flat(cloths[0]), angle=0.4, centre=np.array([0.03, -0.05]))
     for env in cloths:
         env._engine.lay(pose)
-    kinds = {k: [env._engine.picture(camera, k) for env in cloths] for k in ("rgb", "segmentation")}
+    kinds = {k: [env._engine.image(camera, k) for env in cloths] for k in ("rgb", "segmentation")}
     seen = kinds["segmentation"]
     assert (seen[0] == 1).sum() > 100
     assert (seen[0] != seen[1]).sum() < 0.05 * seen[0].sum()
     assert np.abs(kinds["rgb"][0].astype(int) - kinds["rgb"][1]).mean() < 3
-    depth = [env._engine.picture(camera, "depth")[seen[0] & seen[1] == 1] for env in cloths]
+    depth = [env._engine.image(camera, "depth")[seen[0] & seen[1] == 1] for env in cloths]
     assert np.median(np.abs(depth[0] - depth[1])) < 2e-3
 
 
@@ -57,11 +57,11 @@ def test_paint_colours_the_sheet(cloths):
     sheet = cloths[1]._engine
     sheet.lay(flat(cloths[1]))
     sheet.paint(Appearance(object=(0.1, 0.2, 0.9)))
-    inside = sheet.picture("top", "segmentation") == 1
-    red, _, blue = np.median(sheet.picture()[inside], axis=0)
+    inside = sheet.image("top", "segmentation") == 1
+    red, _, blue = np.median(sheet.image()[inside], axis=0)
     sheet.paint(Appearance())
     assert blue > 180 and red < 60
-    assert np.median(sheet.picture()[inside], axis=0)[0] > 200
+    assert np.median(sheet.image()[inside], axis=0)[0] > 200
 
 
 def test_a_corner_carried_across_folds_the_sheet(cloths):

@@ -61,9 +61,7 @@ def test_a_pixel_is_a_point_of_the_table_and_of_the_base() -> None:
     found = camera.on_plane(camera.project(points)[0], np.array([0, 0, 1.0, 0]))
     np.testing.assert_allclose(found, points, atol=1e-6)
     # The base stands half a metre behind the origin and is turned round.
-    np.testing.assert_allclose(
-        in_base(arm, points), points * (-1, -1, 1) - (0.5, 0, 0), atol=1e-12
-    )
+    np.testing.assert_allclose(in_base(arm, points), points * (-1, -1, 1) - (0.5, 0, 0), atol=1e-12)
     up = camera.mounted("table", np.eye(4))
     assert np.isnan(up.on_plane(np.array([[300.0, 200.0]]), np.array([0, 0, 1.0, 0.1]))).all()
 
@@ -109,7 +107,7 @@ def test_a_robots_file_names_its_cameras(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     (tmp_path / "cameras").mkdir()
     other = ROW.replace("name: front", "name: side").replace("  - ", "").strip().strip("{}")
-    (tmp_path / "cameras" / "side.yaml").write_text("{" + other + ", calibration: {pictures: 20}}")
+    (tmp_path / "cameras" / "side.yaml").write_text("{" + other + ", calibration: {images: 20}}")
     file.write_text(UR5E + "cameras:\n" + ROW + "  - cameras/side.yaml\n")
     front, side = description.load(str(file)).cameras
     assert (front.name, side.name) == ("front", "side")
@@ -131,7 +129,7 @@ def test_a_robots_file_names_its_cameras(tmp_path: Path) -> None:
         ("0.9, 0.0, 0.6", "0.9, 0.0, .nan", r"position\.z: nan is not within"),
         ("rotation: [0.27", "rotation: [0.97", r"rotation: found .*, need a unit quaternion"),
         ("0.05]", "0.05, 1.0]", r"distortion: found 6 numbers; need k1, k2, p1, p2 and k3"),
-        ("[0.1, -0.2", "[-2.1, -0.2", r"distortion: .* folds the picture at its edges"),
+        ("[0.1, -0.2", "[-2.1, -0.2", r"distortion: .* folds the image at its edges"),
         ("width: 640", "width: 640, mount: wrist", r"mount: no mount named 'wrist'; known: flange"),
         ("width: 640", "width: 640, lens: 3", r"no key 'lens'"),
         ("  - {", "  - nowhere.yaml\n  - {", r"nowhere\.yaml: cannot be read"),

@@ -1,4 +1,4 @@
-"""Cameras calibrated from pictures of a board whose poses are known."""
+"""Cameras calibrated from images of a board whose poses are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from latentplan import cli
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, MissingDependency, RobotError, SourceError
 from latentplan.real_robot.perception import calibration, calibration_samples, calibration_target
-from latentplan.real_robot.perception.calibration_target import Board, Corners, Finder
+from latentplan.real_robot.perception.calibration_target import (
+    CalibrationTarget,
+    Corners,
+    TargetDetector,
+)
 from latentplan.real_robot.perception.hand_eye import closed_form
 from latentplan.robots import camera, description
 from latentplan.robots.camera import CalibratedCamera
@@ -62,19 +66,17 @@ def corners(studio, positions, *, noise=0.0, rng=None):
 @pytest.mark.parametrize(
     ("kind", "mount", "marker"), [("charuco", "flange", 0.0245), ("apriltag", "table", 0.028)]
 )
-def test_lens_and_pose_are_found_from_pictures(arm, kind, mount, marker):
-    """A dozen small pictures: within a millimetre; the direction is better with a known lens."""
-    shape = Board(kind=kind, columns=6, rows=5, square=0.035, marker=marker)
+def test_lens_and_pose_are_found_from_images(arm, kind, mount, marker):
+    """A dozen small images: within a millimetre; the direction is better with a known lens."""
+    shape = CalibrationTarget(kind=kind, columns=6, rows=5, square=0.035, marker=marker)
     studio = Studio(arm, TRUE, mount, board=shape)
     rng = np.random.default_rng(1)
     positions = studio.positions(12, rng)
-    finder = Finder(shape)
-    seen = [finder.find(studio.picture(q, rng, noise=2.0)) for q in positions]
+    finder = TargetDetector(shape)
+    seen = [finder.find(studio.image(q, rng, noise=2.0)) for q in positions]
     assert all(found is not None for found in seen)
     blank = CalibratedCamera("front", TRUE.width, TRUE.height)
-    found = calibration.calibrate(
-        seen, positions, arm=arm, camera=blank, mount=mount, config=EXACT
-    )
+    found = calibration.calibrate(seen, positions, arm=arm, camera=blank, mount=mount, config=EXACT)
     millimetres, degrees = gap(found.camera, studio.camera)
     assert found.camera.mount == mount and millimetres < 1 and degrees < 0.3
     assert abs(found.camera.fx / TRUE.fx - 1) < 3e-3
@@ -123,7 +125,7 @@ def test_the_std_tells_the_error_that_an_imprecise_arm_makes(arm, studio):
     assert 0.8 < std / error < 3
 
 
-def test_one_picture_with_wrong_joints_does_little_and_is_named(arm, studio):
+def test_one_image_with_wrong_joints_does_little_and_is_named(arm, studio):
     positions = studio.positions(15, np.random.default_rng(4))
     seen = corners(studio, positions, noise=0.1, rng=np.random.default_rng(5))
     believed = positions.copy()
@@ -138,7 +140,7 @@ def test_one_picture_with_wrong_joints_does_little_and_is_named(arm, studio):
 def test_what_does_not_determine_the_camera_is_refused(arm, studio):
     positions = studio.positions(10, np.random.default_rng(6))
     seen = corners(studio, positions)
-    with pytest.raises(RobotError, match=r"pictures: 5 of 10 show 8 corners .* needed are 6"):
+    with pytest.raises(RobotError, match=r"images: 5 of 10 show 8 corners .* needed are 6"):
         few = [*seen[:5], *[None] * 5]
         calibration.calibrate(few, positions, arm=arm, camera=TRUE, mount="table")
     straight = positions[:1] + np.linspace(-0.3, 0.3, 8)[:, None] * np.eye(7)[6]
@@ -152,9 +154,9 @@ def test_what_does_not_determine_the_camera_is_refused(arm, studio):
 
 def test_a_board_is_drawn_at_its_true_size(tmp_path, arm):
     for kind in ("charuco", "apriltag"):
-        shape = Board(kind=kind, columns=5, rows=4)
-        drawn, scale = shape.picture(dpi=150)
-        found = Finder(shape).find(drawn)
+        shape = CalibrationTarget(kind=kind, columns=5, rows=4)
+        drawn, scale = shape.image(dpi=150)
+        found = TargetDetector(shape).find(drawn)
         assert found is not None
         assert len(found.points) == (12 if kind == "charuco" else 80)
         margin = round(shape.square * scale) // 2 - 0.5
@@ -172,21 +174,21 @@ def test_a_board_is_drawn_at_its_true_size(tmp_path, arm):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "chess"}, "no board named 'chess'; known: apriltag, charuco"),
-        ({"columns": 2}, r"Board\.columns: 2 is not within"),
-        ({"marker": 0.03}, r"Board\.marker: 0\.03 is not within"),
+        ({"kind": "chess"}, "no kind named 'chess'; known: apriltag, charuco"),
+        ({"columns": 2}, r"CalibrationTarget\.columns: 2 is not within"),
+        ({"marker": 0.03}, r"CalibrationTarget\.marker: 0\.03 is not within"),
     ],
 )
 def test_a_board_that_cannot_be_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        Board(**values)
+        CalibrationTarget(**values)
 
 
 def test_a_dictionary_is_known_and_large_enough(arm):
     with pytest.raises(ConfigError, match="no dictionary named '5x5_10'; did you mean '5x5_100'"):
-        Finder(Board(dictionary="5X5_10"))
+        TargetDetector(CalibrationTarget(dictionary="5X5_10"))
     with pytest.raises(ConfigError, match="4x4_50 has 50 markers, 12 x 10 charuco needs 60"):
-        Finder(Board(columns=12, rows=10, dictionary="4x4_50"))
+        TargetDetector(CalibrationTarget(columns=12, rows=10, dictionary="4x4_50"))
 
 
 def test_without_opencv_the_line_to_type_is_told(monkeypatch):
@@ -197,16 +199,16 @@ def test_without_opencv_the_line_to_type_is_told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, studio):
-    """Return a folder of ten pictures and their joints; the last does not show the board."""
+    """Return a folder of ten images and their joints; the last does not show the board."""
     path, rng = tmp_path_factory.mktemp("poses"), np.random.default_rng(7)
     positions = studio.positions(10, rng)
     names = [joint.name for joint in studio.arm.joints]
     with (path / "joints.csv").open("w", newline="") as f:
         table = csv.writer(f)
-        table.writerow(["picture", *reversed(names)])
+        table.writerow(["image", *reversed(names)])
         for i, q in enumerate(positions):
-            picture = studio.picture(q, rng) if i < 9 else np.zeros((360, 480, 3), np.uint8)
-            Image.fromarray(picture).save(path / f"{i:02}.png")
+            image = studio.image(q, rng) if i < 9 else np.zeros((360, 480, 3), np.uint8)
+            Image.fromarray(image).save(path / f"{i:02}.png")
             table.writerow([f"{i:02}.png", *q[::-1]])
     return path
 
@@ -227,7 +229,7 @@ def test_a_folder_is_calibrated_by_the_command(folder, tmp_path, studio, capsys)
     assert "shoulder_pan" in capsys.readouterr().err
 
 
-def test_pictures_without_the_board_are_told(folder, tmp_path, capsys):
+def test_images_without_the_board_are_told(folder, tmp_path, capsys):
     lines = (folder / "joints.csv").read_text().splitlines()
     (tmp_path / "joints.csv").write_text("\n".join([lines[0], lines[-1]]))
     (tmp_path / "09.png").write_bytes((folder / "09.png").read_bytes())
@@ -245,22 +247,22 @@ def test_a_store_is_read_where_the_arm_rests(tmp_path, arm, studio):
     q = np.concatenate([np.repeat(way[:1], 3, 0), way[1:-1], np.repeat(way[-1:], 3, 0)])
     dq = np.zeros_like(q)
     dq[3:6] = 0.2
-    pictures = rng.integers(0, 255, (len(q), 24, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 255, (len(q), 24, 32, 3), dtype=np.uint8)
     observation = {
         "q": ArraySpec((7,)),
         "dq": ArraySpec((7,)),
         "front": ArraySpec((24, 32, 3), "uint8"),
     }
-    rows = {"q": q.astype(np.float32), "dq": dq.astype(np.float32), "front": pictures}
+    rows = {"q": q.astype(np.float32), "dq": dq.astype(np.float32), "front": images}
     path, spec = str(tmp_path / "poses.zarr"), Spec(observation, ActionSpec((0.0,), (1.0,)))
     nothing = np.zeros((len(q) - 1, 1), np.float32)
     with ZarrStore.create(path, spec) as store:
         store.append(Episode(rows, nothing, nothing[:, 0]))
     shots = list(calibration_samples.read(path, arm, camera="front"))
     assert [shot.name for shot in shots] == ["episode 0 row 0", "episode 0 row 7"]
-    np.testing.assert_array_equal(shots[1].picture, pictures[7])
+    np.testing.assert_array_equal(shots[1].image, images[7])
     np.testing.assert_allclose(shots[1].q, last, atol=1e-6)
-    with pytest.raises(SourceError, match=r"no pictures of a camera 'rgb'; name one of: front"):
+    with pytest.raises(SourceError, match=r"no images of a camera 'rgb'; name one of: front"):
         list(calibration_samples.read(path, arm, camera="rgb"))
     with pytest.raises(SourceError, match=r"q is of shape \(7,\), need \(6,\) of the ur5e"):
         list(calibration_samples.read(path, description.load("ur5e"), camera="front"))
@@ -270,14 +272,14 @@ def test_a_store_is_read_where_the_arm_rests(tmp_path, arm, studio):
     ("lists", "message"),
     [
         ({}, "holds neither of joints.csv and joints.json"),
-        ({"joints.csv": "picture\n", "joints.json": "[]"}, "holds both of"),
-        ({"joints.csv": "file,joint1\n"}, "no column `picture`"),
-        ({"joints.json": "[]"}, "names no picture"),
+        ({"joints.csv": "image\n", "joints.json": "[]"}, "holds both of"),
+        ({"joints.csv": "file,joint1\n"}, "no column `image`"),
+        ({"joints.json": "[]"}, "names no image"),
         ({"joints.json": "{"}, "need a list of"),
-        ({"joints.json": json.dumps([{"picture": "a.png", "q": {"joint1": 0}}])}, "joint2, joint3"),
+        ({"joints.json": json.dumps([{"image": "a.png", "q": {"joint1": 0}}])}, "joint2, joint3"),
         ({"joints.json": [float("nan")] * 7}, "need finite rad"),
         ({"joints.json": ["x"] * 7}, "could not convert"),
-        ({"joints.json": [0.0] * 7}, r"a\.png: not a picture"),
+        ({"joints.json": [0.0] * 7}, r"a\.png: not an image"),
     ],
 )
 def test_a_folder_that_is_none_is_one_line(tmp_path, arm, lists, message):
@@ -285,9 +287,9 @@ def test_a_folder_that_is_none_is_one_line(tmp_path, arm, lists, message):
         if isinstance(text, list):
             names = [joint.name for joint in arm.joints]
             q = dict(zip(names, text, strict=True))
-            text = json.dumps([{"picture": "a.png", "q": q}])
+            text = json.dumps([{"image": "a.png", "q": q}])
         (tmp_path / name).write_text(text)
-    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "a.png").write_text("no image")
     with pytest.raises(SourceError, match=message) as e:
         list(calibration_samples.read(str(tmp_path), arm, camera="rgb"))
     assert "\n" not in str(e.value)

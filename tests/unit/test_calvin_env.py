@@ -285,7 +285,7 @@ def test_the_gripper_is_open_or_closed_and_what_is_beyond_is_clipped_if_wanted(e
     clipping.close()
 
 
-def test_pictures_are_drawn_when_asked_for(env):
+def test_images_are_drawn_when_asked_for(env):
     env.reset(seed=0)
     assert env.render().shape == (200, 200, 3)
     seeing = Calvin(Calvin.Config(depth=True))

@@ -14,7 +14,6 @@ from latentplan.evaluation.calvin.baselines import Presser
 from latentplan.evaluation.calvin.evaluations import Chains, SingleTasks
 from latentplan.evaluation.calvin.rollouts import (
     ANNOTATIONS,
-    GoalImagePolicy,
     Trial,
     chain_rates,
     long,
@@ -201,23 +200,13 @@ def test_single_tasks_start_where_the_data_says():
     assert result.rate == 1 and result.interval[0] < 0.5
 
 
-def test_a_planner_gets_the_goal_image_and_no_chain():
-    class Agent:
-        def reset(self, *, seed):
-            self.seed = seed
-
-        def goal(self, observation, *, task=""):
-            self.at = observation
-
-        def act(self, observation):
-            return np.eye(7)[3]
-
-    agent = Agent()
+def test_a_policy_gets_the_goal_observation_of_a_task_and_none_in_a_chain():
+    policy = Obedient()
     (found, *_) = trials(Data())
-    assert list(single(GoalImagePolicy(agent), Lamps(), trials=[found])) == [("turn_on_led", True)]
-    assert agent.at["robot_obs"][0] == 20
-    with pytest.raises(ConfigError, match="no goal observation"):
-        list(long(GoalImagePolicy(agent), Lamps(), chains=CHAINS))
+    assert list(single(policy, Lamps(), trials=[found])) == [("turn_on_led", True)]
+    assert policy.goals[0].observation["robot_obs"][0] == 20
+    list(long(policy, Lamps(), chains=CHAINS[:1], limit=3))
+    assert policy.goals[-1].observation is None and policy.goals[-1].text
 
 
 def test_sentences_are_read_from_the_users_checkout(tmp_path):

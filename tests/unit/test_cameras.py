@@ -26,7 +26,7 @@ def rope(request):
     env.close()
 
 
-def test_the_middle_of_the_picture_is_the_target():
+def test_the_middle_of_the_image_is_the_target():
     camera = Camera("c", (0.3, -0.4, 0.7), target=(0.1, 0.2, 0.0), width=80, height=60)
     pixel, depth = camera.project(np.array(camera.target))
     assert np.allclose(pixel, (39.5, 29.5))
@@ -145,7 +145,7 @@ def test_observations_are_those_asked_for():
     env.close()
 
 
-def test_more_cameras_do_not_change_the_picture(rope):
+def test_more_cameras_do_not_change_the_image(rope):
     plain = Rope(Rope.Config(engine=rope.config.engine, image=96))
     assert list(plain.data_spec.observation) == ["rgb", "keypoints"]
     for seed in range(3):
@@ -183,7 +183,7 @@ def test_what_is_no_camera_is_named(settings, message):
         Rope.Config(**settings)
 
 
-def test_a_depth_picture_of_another_shape_is_refused():
+def test_a_depth_image_of_another_shape_is_refused():
     with pytest.raises(ShapeError, match="unproject.depth"):
         cameras.of(Rope.Config())["top"].unproject(np.ones((4, 4, 1)))
     with pytest.raises(ShapeError, match="extrinsics"):

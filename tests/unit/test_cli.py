@@ -195,7 +195,7 @@ def test_the_help_of_list_names_all_kinds() -> None:
     assert set(names.KINDS.values()) == set(registry.BUILT_IN)
 
 
-@pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "explorers"])
+@pytest.mark.parametrize("kind", ["envs", "models", "planners", "objectives", "policies"])
 def test_list_says_what_each_name_is(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", kind]) == 0
     title, *lines = capsys.readouterr().out.splitlines()

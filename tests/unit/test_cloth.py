@@ -97,13 +97,13 @@ def test_distance_knows_the_symmetries_of_the_cloth():
     assert fold.distance({"keypoints": shifted}, goal) < 1e-9
 
 
-def test_the_mask_of_the_picture_lies_on_the_cloth():
+def test_the_mask_of_the_image_lies_on_the_cloth():
     env = Cloth()
     for seed in range(3):
         observation, _ = env.reset(seed=seed)
         rgb, pick = observation["rgb"], env.data_spec.pick
         seen = ((rgb >= pick.low) & (rgb <= pick.high)).all(-1)
-        truth = env._engine.picture(kind="segmentation") == 1
+        truth = env._engine.image(kind="segmentation") == 1
         assert seen.sum() > 50
         assert (seen != truth).mean() < 0.005
     env.close()

@@ -37,7 +37,7 @@ def table():
 
 
 def ball(camera, radius):
-    """Return the depth picture (h, w) of a ball at the origin, nothing behind it within 9 m."""
+    """Return the depth image (h, w) of a ball at the origin, nothing behind it within 9 m."""
     v, u = np.indices((camera.height, camera.width))
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(camera.intrinsics()).T
     centre = camera.extrinsics()[:3, 3]
@@ -138,8 +138,8 @@ def test_an_env_gives_the_cloud_of_its_rope(open3d):
     env.close()
 
 
-def test_the_table_of_a_picture_is_taken_away():
-    """RANSAC on the whole depth picture finds what the simulator's segmentation says."""
+def test_the_table_of_a_image_is_taken_away():
+    """RANSAC on the whole depth image finds what the simulator's segmentation says."""
     env = Rope(Rope.Config(cameras=("angled",), observe=("depth", "segmentation"), image=128))
     observation, _ = env.reset(seed=0)
     points = env.cameras()["angled"].unproject(observation["depth_angled"])

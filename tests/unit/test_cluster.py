@@ -30,7 +30,7 @@ def recipe(**settings: Any) -> Recipe:
         ToyEnv,
         RandomPick,
         env_config=ToyEnv.Config(**settings),
-        explorer_config=RandomPick.Config(),
+        policy_config=RandomPick.Config(),
         config=CollectConfig(length=6),
         seed=0,
     )

@@ -28,9 +28,9 @@ from latentplan.errors import (
     UnstablePhysics,
 )
 from latentplan.exploration.collect import Progress, collect
+from latentplan.exploration.oracle import Oracle
 from latentplan.exploration.picks import RandomPick
 from latentplan.exploration.recorder import CollectConfig, Recipe, Recorder
-from latentplan.exploration.scripted import Oracle
 from latentplan.types import Label, Step
 
 
@@ -39,7 +39,7 @@ def recipe(env: type = ToyEnv, *, seed: int = 0, length: int = 6, **settings: An
         env,
         RandomPick,
         env_config=ToyEnv.Config(**settings),
-        explorer_config=RandomPick.Config(),
+        policy_config=RandomPick.Config(),
         config=CollectConfig(length=length),
         seed=seed,
     )
@@ -171,7 +171,7 @@ def test_errors_of_an_env_reach_the_user(tmp_path: Path) -> None:
                 ToyEnv,
                 RandomPick,
                 env_config="not a config",
-                explorer_config=None,
+                policy_config=None,
                 config=broken.config,
                 seed=0,
             ),
@@ -258,7 +258,7 @@ def test_unstable_tries_and_numbers_of_the_env_are_stored(tmp_path: Path) -> Non
     assert 0 < recorded.env_seconds < 10
 
 
-def test_a_goal_that_an_explorer_has_is_what_rewards_are_for(tmp_path: Path) -> None:
+def test_a_goal_that_a_policy_chooses_is_what_rewards_are_for(tmp_path: Path) -> None:
     class Rewards(ToyEnv):
         def reset(self, *, seed: Any = None, options: Any = None) -> Any:
             self.target = (options or {}).get("goal")
@@ -268,7 +268,7 @@ def test_a_goal_that_an_explorer_has_is_what_rewards_are_for(tmp_path: Path) -> 
             step = super().step(action)
             return step._replace(reward=-self.distance(step.observation, self.target))
 
-    expert = replace(recipe(Rewards, length=20), explorer=Oracle, explorer_config=None)
+    expert = replace(recipe(Rewards, length=20), policy=Oracle, policy_config=None)
     rewards = Recorder(expert).record(0).episode.rewards
     assert rewards[0] < -0.03 and rewards[-1] > -0.01
 
@@ -277,9 +277,9 @@ def test_settings_are_not_mixed(toy: None, tmp_path: Path) -> None:
     out = tmp_path / "a.zarr"
     run("toy", episodes=1, out=out, workers=0)
     for change, message in (
-        ({"overrides": ["env.radius=0.05"]}, "env.radius: the store has 0.03, asked for is 0.05"),
-        ({"overrides": ["length=3"]}, "collect.length: the store has 20, asked for is 3"),
-        ({"seed": 1}, "seed: the store has 0, asked for is 1"),
+        ({"overrides": ["env.radius=0.05"]}, "env.radius: the store has 0.03, given is 0.05"),
+        ({"overrides": ["length=3"]}, "collect.length: the store has 20, given is 3"),
+        ({"seed": 1}, "seed: the store has 0, given is 1"),
     ):
         with pytest.raises(StoreError, match=f"{message}; .* another store"):
             run("toy", **{"episodes": 2, "out": out, "workers": 0, **change})

@@ -11,7 +11,7 @@ from toy_problem import at, build, every_planner, objective, problem, seeded, so
 
 from latentplan.errors import ConfigError, PlanningError
 from latentplan.objectives.goal import GoalDistance
-from latentplan.planning import mpc, solver
+from latentplan.planning import latency, mpc, solver
 from latentplan.planning.cem import CEM
 from latentplan.planning.graph import Captured
 from latentplan.planning.mpc import MPC
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (solver, mpc):
+    for module in (latency, mpc, solver):
         monkeypatch.setattr(module, "perf_counter", clock)
     return clock
 
@@ -113,7 +113,7 @@ def controller(clock, *, deadline_ms, encode=0.0, chunk=1):
     config = MPC.Config(deadline_ms=deadline_ms, chunk=chunk)
     planner = CEM(CEM.Config(candidates=32, horizon=2, iterations=12))
     found = MPC(
-        slow(model.float(), clock, encode=encode), planner, objective=GoalDistance, config=config
+        slow(model.float(), clock, encode=encode), planner, objective=GoalDistance(), config=config
     )
     found.goal({"state": np.ones(4, np.float32)})
     return found
@@ -146,5 +146,5 @@ def test_a_captured_solve_cannot_keep_a_deadline():
             generator=seeded(),
             deadline_ms=10,
         )
-    with pytest.raises(ConfigError, match="MPC.graph: .* cannot keep deadline_ms"):
-        MPC.Config(graph=True, deadline_ms=10)
+    with pytest.raises(ConfigError, match="MPC.cuda_graph: .* cannot keep deadline_ms"):
+        MPC.Config(cuda_graph=True, deadline_ms=10)

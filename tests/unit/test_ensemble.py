@@ -13,12 +13,12 @@ import latentplan
 from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.models.ensemble import Ensemble
-from latentplan.objectives.ensemble import Pessimistic
-from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.goal import GoalDistance, LatentDistance
+from latentplan.objectives.pessimistic import Disagreement, Pessimistic
 from latentplan.planning.spaces import Box
 from latentplan.protocols import Dynamics
 from latentplan.training import checkpoint
-from latentplan.types import Batch
+from latentplan.types import Batch, Goal
 
 
 def members(count=3, **values):
@@ -87,45 +87,61 @@ def test_the_cost_is_mean_plus_weighted_deviation_of_what_members_say(
     goal = torch.randn(2, 3 * count, generator=draw, dtype=torch.float64)
     latents = torch.randn(2, 5, 4, 3 * count, generator=draw, dtype=torch.float64)
     actions = torch.randn(2, 5, 4, 2, generator=draw, dtype=torch.float64)
-    inner = {"power": power, "reduce": reduce, "effort": (0.3, 0.0)}
-    found = Pessimistic(goal, Pessimistic.Config(members=count, weight=weight, **inner))
+    config = GoalDistance.Config(power=power, reduce=reduce, effort=(0.3, 0.0))
+    members = [LatentDistance(part, config) for part in goal.chunk(count, dim=-1)]
+    found = Disagreement(members, weight=weight)
     each = torch.stack(
-        [
-            GoalDistance(goal[:, k : k + 3], GoalDistance.Config(**inner))(
-                latents[..., k : k + 3], actions
-            )
-            for k in range(0, 3 * count, 3)
-        ]
+        [one(latents[..., 3 * k : 3 * k + 3], actions) for k, one in enumerate(members)]
     )
     wanted = each.mean(0) + weight * each.std(0, correction=0)
     torch.testing.assert_close(found(latents, actions), wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_it_wraps_any_objective():
-    def make(goal):
-        return lambda latents, actions: (latents[:, :, -1, 0] - goal[:, None, 0]).abs()
+def reach(goal: float):
+    return lambda latents, actions: (latents[:, :, -1, 0] - goal).abs()
 
-    goal = torch.tensor([[1.0, 9.0, 3.0, 9.0]])
-    found = Pessimistic(goal, Pessimistic.Config(members=2, weight=2.0), objective=make)
-    # The members say 1 and 3: mean 2, deviation 1.
+
+def test_it_combines_any_objectives():
+    found = Disagreement([reach(1.0), reach(3.0)], weight=2.0)
+    # The members' costs are 1 and 3: mean 2, deviation 1.
     assert found(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 2)).item() == pytest.approx(4.0)
 
 
+def test_each_member_encodes_the_goal_and_is_asked_with_its_own_part_of_the_context():
+    asked = []
+
+    def inner(goal, context, model):
+        asked.append((goal, context.latents, model))
+        return reach(0.0)
+
+    ensemble, goal = Ensemble(members(2)), Goal(observation={"state": np.ones(4, np.float32)})
+    latents = torch.randn(1, 1, 8)
+    made = Pessimistic(objective=inner)(goal, at(latents), ensemble)
+    assert len(made.objectives) == 2
+    for part, member, (told, seen, model) in zip(
+        latents.chunk(2, -1), ensemble.members, asked, strict=True
+    ):
+        assert told is goal and model is member and torch.equal(seen, part)
+    distance = Pessimistic()(goal, at(latents), ensemble)
+    still = torch.ones(1, 1, 1, 8)  # identity encoders: at the goal
+    assert distance(still, torch.zeros(1, 1, 1, 2)).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_where_members_agree_the_slope_is_finite():
-    goal = torch.zeros(1, 8)
     latents = torch.randn(1, 3, 2, 4).repeat(1, 1, 1, 2).requires_grad_()
-    cost = Pessimistic(goal, Pessimistic.Config(members=2))(latents, torch.zeros(1, 3, 2, 2))
+    at_zero = [LatentDistance(torch.zeros(1, 4))] * 2
+    cost = Disagreement(at_zero, weight=1.0)(latents, torch.zeros(1, 3, 2, 2))
     (slope,) = torch.autograd.grad(cost.sum(), latents)
     assert slope.isfinite().all() and (slope != 0).any()
 
 
 def test_what_does_not_fit_is_refused():
-    config = Pessimistic.Config(members=3)
-    with pytest.raises(ShapeError, match="Pessimistic.goal: found 8 numbers, need a multiple of"):
-        Pessimistic(torch.zeros(1, 8), config)
-    with pytest.raises(ShapeError, match="Pessimistic.latents: found shape"):
-        Pessimistic(torch.zeros(1, 9), config)(torch.zeros(1, 2, 2, 6), torch.zeros(1, 2, 2, 2))
-    for values in ({"members": 0}, {"weight": -1.0}, {"weight": float("nan")}, {"power": 99.0}):
+    with pytest.raises(ShapeError, match="LatentDistance.latents: found shape"):
+        members = [LatentDistance(torch.zeros(1, 3))] * 3
+        Disagreement(members, weight=1)(torch.zeros(1, 2, 2, 6), torch.zeros(1, 2, 2, 2))
+    with pytest.raises(ConfigError, match="goal.observation: found none"):
+        Pessimistic().check(Goal(text="push"), Ensemble([ToyModel(toy_spec())]))
+    for values in ({"weight": -1.0}, {"weight": float("nan")}, {"power": 99.0}):
         with pytest.raises(ConfigError, match=next(iter(values))):
             Pessimistic.Config(**values)
 
@@ -154,15 +170,14 @@ def test_disagreement_steers_away_from_where_members_differ(name):
     planner = build(name, candidates=256, iterations=8, horizon=1, hold=False)
 
     def push(*errors, weight=1.0):
-        cost = Pessimistic(
-            torch.zeros(1, len(errors)),
-            Pessimistic.Config(members=len(errors), weight=weight),
-            objective=lambda goal: either_side,
-        )
+        ensemble = Ensemble([Known(error) for error in errors])
+        context = at(torch.zeros(1, 1, len(errors)), 1)
+        config = Pessimistic.Config(weight=weight)
+        pessimistic = Pessimistic(config, objective=lambda goal, context, model: either_side)
         plan = planner.plan(
-            at(torch.zeros(1, 1, len(errors)), 1),
-            Ensemble([Known(error) for error in errors]),
-            objective=cost,
+            context,
+            ensemble,
+            objective=pessimistic(Goal(), context, ensemble),
             space=space,
             generator=seeded(),
         )
@@ -218,7 +233,7 @@ def test_one_run_and_a_pessimist_plan_as_without(runs):
     assert np.array_equal(act(alone), act(pessimist))
 
 
-def test_runs_that_do_not_fit_are_one_clear_error(runs, untrained_run, tmp_path):
+def test_runs_that_do_not_fit_are_one_clear_error(runs, tmp_path):
     build = registry.get("model", "cfm")
     wider = build(ToyEnv().data_spec, build.Config(latent=8, channels=(8, 8, 8, 8)))
     checkpoint.save(tmp_path / "wider.safetensors", wider, name="cfm", step=1, metrics={})
@@ -226,7 +241,3 @@ def test_runs_that_do_not_fit_are_one_clear_error(runs, untrained_run, tmp_path)
         latentplan.load([*runs, tmp_path / "wider.safetensors"])
     with pytest.raises(ConfigError, match="found no run"):
         latentplan.load([])
-    with pytest.raises(ConfigError, match=r"objective.members: found 2, for 3 run\(s\)"):
-        latentplan.load(runs, overrides=["members=2"])
-    with pytest.raises(ConfigError, match=r"objective.members: found 2, for 1 run\(s\)"):
-        latentplan.load(untrained_run, objective="pessimistic", overrides=["members=2"])

@@ -1,4 +1,4 @@
-"""Pictures do not depend on who imported MuJoCo first."""
+"""Images do not depend on who imported MuJoCo first."""
 
 from __future__ import annotations
 

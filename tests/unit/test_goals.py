@@ -85,9 +85,9 @@ def test_a_model_that_is_wrong_about_everything_ranks_them_backwards():
 def test_no_start_or_goal_was_collected():
     recipe = Recipe(
         ToyEnv,
-        get("explorer", "random"),
+        get("policy", "random"),
         env_config=ToyConfig(),
-        explorer_config=get("explorer", "random").Config(),
+        policy_config=get("policy", "random").Config(),
         config=CollectConfig(length=1),
         seed=0,
     )
@@ -184,7 +184,7 @@ def test_costs_of_the_wrong_shape_are_an_error():
         def evaluate(self, observation, actions):
             return np.zeros((len(actions), 2))
 
-    with pytest.raises(ShapeError, match=r"Agent.evaluate: found shape \(1, 2\), need \(K=1,\)"):
+    with pytest.raises(ShapeError, match=r"evaluate: found shape \(1, 2\), need \(K=1,\)"):
         evaluate(Wrong())
 
 
@@ -211,9 +211,9 @@ class Asking(ToyEnv):
 class Listening(Sighted):
     """Remembers its instruction."""
 
-    def goal(self, observation, *, task=""):
-        self.instruction = task
-        return super().goal(observation, task=task)
+    def reset(self, goal=None, *, seed=None):
+        self.instruction = goal.text
+        return super().reset(goal, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from toy_problem import (
     seeded,
 )
 
-from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.goal import GoalDistance, LatentDistance
 from latentplan.planning import graph
 from latentplan.planning.graph import Captured
 from latentplan.planning.spaces import Box, Choices
@@ -99,7 +99,7 @@ def test_choices_of_any_number_and_objectives_of_any_setting(name):
         _, context, goal, _ = problem(2, actions=4, seed=seed)
         points = [torch.rand(k, 2, dtype=DOUBLE, generator=seeded(seed)) for k in (count, 5)]
         for power in (1.0, 2.0):
-            cost = GoalDistance(goal, GoalDistance.Config(power=power, effort=(0.1 * seed,) * 4))
+            cost = LatentDistance(goal, GoalDistance.Config(power=power, effort=(0.1 * seed,) * 4))
             space = Choices(low, high, choices=points)
             both(context, model, objective=cost, space=space)
 

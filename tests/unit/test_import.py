@@ -162,7 +162,7 @@ def test_what_is_damaged_is_skipped_and_nothing_shifts(tmp_path: Path, workers: 
 
 
 def test_an_episode_that_ends_its_process_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"worker process died .*at episode 5; what was stored"):
+    with pytest.raises(SourceError, match=r"worker process died .*at episode 5; stored episodes"):
         imported(tmp_path / "a.zarr", deadly=5, workers=2)
     assert imported(tmp_path / "a.zarr", workers=2) == list(range(12))
 
@@ -199,7 +199,7 @@ def test_observations_are_chosen_and_pictures_resized() -> None:
     assert (episode.labels, episode.info) == (before.labels, before.info)
     numbers = Selection(whole, keys=["q", "intrinsics"], size=16)
     assert numbers.spec.pick is None
-    for key, said in {"q": "", "intrinsics": "lens; of the picture before it was resized"}.items():
+    for key, said in {"q": "", "intrinsics": "lens; of the image before it was resized"}.items():
         assert numbers.spec.observation[key].meaning == said
         kept = numbers.episode(1).observations[key]
         np.testing.assert_array_equal(kept, before.observations[key])
@@ -295,7 +295,7 @@ def test_what_cannot_be_asked_for_is_told(calvin: Path, tmp_path: Path) -> None:
 def test_a_store_that_is_no_import_is_left_alone(calvin: Path, tmp_path: Path) -> None:
     spec = Spec({"x": ArraySpec((1,))}, ActionSpec((0.0,), (1.0,)))
     ZarrStore.create(tmp_path / "a.zarr", spec, settings={"seed": 1}).close()
-    with pytest.raises(StoreError, match="settings.format: the store has None, asked for is 'cal"):
+    with pytest.raises(StoreError, match="settings.format: the store has None, given is 'cal"):
         run("calvin", calvin, out=tmp_path / "a.zarr")
 
 

@@ -64,7 +64,7 @@ def test_a_v2_set_is_answered_with_the_converter(tmp_path):
     with pytest.raises(SourceError, match=r"is a LeRobot v2\.1 .*convert_dataset_v21_to_v30"):
         Lerobot(root)
     (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v4.0"}))
-    with pytest.raises(SourceError, match=r"'v4\.0' is not known"):
+    with pytest.raises(SourceError, match=r"'v4\.0' is unknown"):
         Lerobot(root)
 
 
@@ -245,7 +245,7 @@ def test_statistics_of_parts_are_those_of_the_whole():
     for name in ("min", "max", "mean", "std", "count"):
         np.testing.assert_allclose(together[name], whole[name])
     pictures = rng.integers(0, 256, (20, 8, 9, 3), np.uint8)
-    found, flat = statistics.of_pictures(pictures), pictures.reshape(-1, 3) / 255
+    found, flat = statistics.of_images(pictures), pictures.reshape(-1, 3) / 255
     for name, wanted in {"min": flat.min(0), "mean": flat.mean(0), "std": flat.std(0)}.items():
         np.testing.assert_allclose(found[name].ravel(), wanted)
     inverted = np.quantile(flat, 0.9, axis=0, method="inverted_cdf")

@@ -125,7 +125,7 @@ def test_the_arm_goes_where_it_is_sent_and_a_failing_bus_stops_it() -> None:
     robot = SlowArm(SlowConfig())
     found = driver(robot, still=True)
     config = SafetyFilter.Config(velocity=0.5, low=(-2, -2, -2), high=(2, 2, 2), age=0.5)
-    patient = Supervisor.Config(joints_age=0.3, overruns=100, picture_age=0.5)
+    patient = Supervisor.Config(joints_age=0.3, overruns=100, image_age=0.5)
     supervisor = Supervisor(SafetyFilter(ARM, config), patient, cameras=found.cameras)
     with LocalRobot(found, supervisor) as arm:
         start = arm.observe()
@@ -154,16 +154,16 @@ def test_what_lerobot_clips_is_told() -> None:
     found.close()
 
 
-def test_a_picture_that_a_camera_left_behind_is_no_new_one() -> None:
+def test_a_image_that_a_camera_left_behind_is_no_new_one() -> None:
     robot = SlowArm(SlowConfig())
     found = driver(robot)
     found.open()
     first = heard(found)
     heard(found, after=first.stamp + 0.03)
-    before = found.pictures()["front"]
-    robot.picture = np.full((24, 32, 3), 7, np.uint8)
+    before = found.images()["front"]
+    robot.image = np.full((24, 32, 3), 7, np.uint8)
     later = heard(found, after=time.monotonic() + 0.02)
-    after = found.pictures()["front"]
+    after = found.images()["front"]
     found.close()
     assert before.stamp <= first.stamp < after.stamp <= later.stamp
     assert (after.pixels == 7).all() and (before.pixels == 0).all()

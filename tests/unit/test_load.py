@@ -27,7 +27,7 @@ def act(planner: MPC) -> np.ndarray:
     return planner.act(start)
 
 
-@pytest.mark.parametrize("name", sorted(registry.names("planner").keys() - {"generate"}))
+@pytest.mark.parametrize("name", sorted(registry.names("planner")))
 def test_a_run_becomes_a_planner(run, name):
     planner = latentplan.load(run, planner=name)
     assert isinstance(planner, MPC)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from latentplan.planning.cem import CEM
 from latentplan.planning.mpc import MPC
 from latentplan.planning.solver import shift
 
-QUADRATIC = partial(GoalDistance, config=GoalDistance.Config(power=2, reduce="mean"))
+QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 
 
 def controller(*, context=1, chunk=1, horizon=3, warm_start=True, seed=0, objective=QUADRATIC):
@@ -133,11 +131,8 @@ def test_a_new_goal_ends_the_old_plan():
 
 
 def test_a_chunk_longer_than_the_horizon_is_refused():
-    mpc = controller(chunk=4)
-    mpc.goal(THERE)
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=r"MPC.chunk: 4 is not within \[1, horizon=3\]"):
-            mpc.act(HERE)
+    with pytest.raises(ConfigError, match=r"MPC.chunk: 4 is not within \[1, horizon=3\]"):
+        controller(chunk=4)
 
 
 def test_the_context_is_the_last_latents_oldest_first():
@@ -209,7 +204,7 @@ def test_acting_without_a_goal_is_refused():
 )
 def test_an_observation_that_does_not_fit_is_refused(observation, message):
     mpc = controller()
-    with pytest.raises(ShapeError, match=f"MPC.goal.*{message}"):
+    with pytest.raises(ShapeError, match=f"goal.observation.*{message}"):
         mpc.goal(observation)
     mpc.goal(THERE)
     with pytest.raises(ShapeError, match=f"MPC.act.*{message}"):
@@ -255,7 +250,7 @@ def test_privileged_keys_are_not_needed_and_picks_lie_on_what_is_seen():
     start, _ = env.reset(seed=0)
     goal, _ = env.reset(seed=1)
     model = ToyModel(env.data_spec, ToyModel.Config(key="rgb"))
-    mpc = MPC(model, CEM(CEM.Config(candidates=64)), objective=GoalDistance)
+    mpc = MPC(model, CEM(CEM.Config(candidates=64)), objective=GoalDistance())
     mpc.goal({"rgb": goal["rgb"]})
     for _ in range(3):
         action = mpc.act({"rgb": start["rgb"]})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from latentplan.objectives.goal import GoalDistance
 from latentplan.planning.cem import CEM
 from latentplan.planning.mpc import MPC
 
-QUADRATIC = partial(GoalDistance, config=GoalDistance.Config(power=2, reduce="mean"))
+QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 HERE = {"state": np.array([0.5, -0.5, 0.2, 0.0], np.float32)}
 THERE = {"state": np.array([-0.5, 0.8, 0.0, 0.6], np.float32)}
 
@@ -52,7 +50,7 @@ def drive(mpc: MPC, steps: int, *, push=None) -> np.ndarray:
 def test_successive_actions_keep_the_rate_across_plans(name, chunk):
     planner = build(name, candidates=64, horizon=3)
     rate = (0.1, 0.037)
-    actions = drive(controller(planner=planner, rate=rate, chunk=chunk), 12)
+    actions = drive(controller(planner=planner, action_rate_limit=rate, chunk=chunk), 12)
     change = np.abs(np.diff(actions.astype(np.float64), axis=0))
     assert (change <= np.float32(rate).astype(np.float64)).all()
     assert (change > 0.03).any()  # it moves
@@ -61,7 +59,7 @@ def test_successive_actions_keep_the_rate_across_plans(name, chunk):
 
 
 def test_the_first_action_is_free_and_so_is_that_after_a_reset():
-    mpc = controller(rate=(0.01, 0.01))
+    mpc = controller(action_rate_limit=(0.01, 0.01))
     first = drive(mpc, 5)
     assert (np.abs(first[0]) > 0.05).all()
     mpc.goal({"state": -THERE["state"]})  # a new goal does not free the arm
@@ -73,13 +71,13 @@ def test_the_first_action_is_free_and_so_is_that_after_a_reset():
 
 
 def test_rates_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="MPC.rate: 1 rates for actions of 2 numbers, one rate"):
-        controller(rate=(0.1,))
-    with pytest.raises(ConfigError, match=r"MPC.rate: 0\.0 must be at least"):
-        MPC.Config(rate=(0.1, 0.0))
+    with pytest.raises(ConfigError, match="MPC.action_rate_limit: 1 rates for actions"):
+        controller(action_rate_limit=(0.1,))
+    with pytest.raises(ConfigError, match=r"MPC.action_rate_limit: 0\.0 must be at least"):
+        MPC.Config(action_rate_limit=(0.1, 0.0))
     model = ToyModel(ToyEnv().data_spec, ToyModel.Config(key="rgb"))
-    with pytest.raises(ConfigError, match="MPC.rate: 4 rates .* which are picks"):
-        MPC(model, CEM(), objective=QUADRATIC, config=MPC.Config(rate=(0.1,) * 4))
+    with pytest.raises(ConfigError, match="MPC.action_rate_limit: 4 rates .* which are picks"):
+        MPC(model, CEM(), objective=QUADRATIC, config=MPC.Config(action_rate_limit=(0.1,) * 4))
 
 
 class Counting(CEM):
@@ -95,7 +93,7 @@ class Counting(CEM):
 @pytest.mark.parametrize(("push", "plans"), [(None, 2), (2, 3), (3, 2)])
 def test_a_surprise_replans_and_what_was_predicted_does_not(push, plans):
     planner = Counting(CEM.Config(candidates=64, horizon=3))
-    mpc = controller(planner=planner, chunk=3, surprise=0.5)
+    mpc = controller(planner=planner, chunk=3, replan_threshold=0.5)
     drive(mpc, 6, push=push)  # at step 3 a plan is due in any case
     assert planner.plans == plans
 
@@ -103,7 +101,7 @@ def test_a_surprise_replans_and_what_was_predicted_does_not(push, plans):
 def test_surprise_zero_replans_for_any_difference_and_none_for_nothing():
     for surprise, plans in ((0.0, 3), (None, 1)):
         planner = Counting(CEM.Config(candidates=64, horizon=3))
-        mpc = controller(planner=planner, chunk=3, surprise=surprise)
+        mpc = controller(planner=planner, chunk=3, replan_threshold=surprise)
         for _ in range(3):
             mpc.act(HERE)  # it does not move, as the model said it would
         assert planner.plans == plans
@@ -138,7 +136,7 @@ def test_half_precision_imagines_alike_and_encodes_in_full(dtype):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-@pytest.mark.parametrize("config", [{"graph": True}, {"dtype": "tf32"}])
+@pytest.mark.parametrize("config", [{"cuda_graph": True}, {"dtype": "tf32"}])
 def test_what_needs_cuda_is_refused_without(config):
     with pytest.raises(ConfigError, match="MPC.* needs a CUDA device, the model is on cpu"):
         controller(**config)
@@ -193,7 +191,7 @@ def test_an_observation_that_does_not_fit_ends_the_plan():
 
 
 def test_a_latent_that_is_not_a_number_is_a_surprise():
-    mpc = controller(chunk=3, surprise=100.0)
+    mpc = controller(chunk=3, replan_threshold=100.0)
     mpc.act(HERE)
     mpc.model.encode = lambda observations: torch.full((1, 1, 4), torch.nan)
     with pytest.raises(PlanningError, match="no candidate has a finite cost"):

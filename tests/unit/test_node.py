@@ -240,15 +240,15 @@ def test_a_goal_reaches_the_planner_that_is_there_and_the_next() -> None:
     thread = threading.Thread(target=node.run)
     thread.start()
     try:
-        picture = np.full((4, 5, 3), 7, np.uint8)
+        image = np.full((4, 5, 3), 7, np.uint8)
         with RemoteRobot(node.address, patience=20) as robot:
             assert robot.goal is None
-            node.aim({"front": picture})
+            node.set_goal({"front": image})
             robot.observe()
             robot.observe()
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], picture)
-            node.aim("fold the cloth")
+            np.testing.assert_array_equal(robot.goal["front"], image)
+            node.set_goal("fold the cloth")
             robot.observe()
             robot.observe()
             assert robot.goal == "fold the cloth"
@@ -276,9 +276,9 @@ def test_messages_survive_any_cut() -> None:
     a, b = socket.socketpair()
     sender, receiver = Channel(a), Channel(b)
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (200, 200, 3)).astype(np.uint8) for _ in range(10)]
-    for i, picture in enumerate(pictures):
-        sender.tell(Message("observation", {"number": i}, {"rgb": picture, "q": np.zeros(0)}))
+    images = [rng.integers(0, 255, (200, 200, 3)).astype(np.uint8) for _ in range(10)]
+    for i, image in enumerate(images):
+        sender.tell(Message("observation", {"number": i}, {"rgb": image, "q": np.zeros(0)}))
     assert not sender.idle  # nobody reads: more than a socket's buffer waits
     found: list[Message] = []
     while len(found) < 10:
@@ -287,7 +287,7 @@ def test_messages_survive_any_cut() -> None:
     assert sender.idle
     for i, message in enumerate(found):
         assert message.values["number"] == i and message.arrays["q"].shape == (0,)
-        np.testing.assert_array_equal(message.arrays["rgb"], pictures[i])
+        np.testing.assert_array_equal(message.arrays["rgb"], images[i])
     a.close()
     with pytest.raises(RobotError, match="closed by the other side"):
         list(receiver.heard())
@@ -296,7 +296,7 @@ def test_messages_survive_any_cut() -> None:
 def test_a_spec_survives_the_way() -> None:
     from latentplan.real_robot.loop.local import describe
 
-    spec = describe(SafetyFilter(load("ur5e")), pictures={"front": (4, 5, 3)}, period=0.1)
+    spec = describe(SafetyFilter(load("ur5e")), images={"front": (4, 5, 3)}, period=0.1)
     assert RobotSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     with pytest.raises(RobotError, match="robot spec: not one"):
         RobotSpec.from_json({"name": "x"})

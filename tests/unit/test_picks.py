@@ -40,12 +40,12 @@ def test_pixels_and_actions_are_inverse(row: float, column: float, height: int, 
 
 def test_a_pick_finds_the_object_that_the_picture_shows() -> None:
     env = ToyEnv()
-    explorer = RandomPick(env.data_spec, RandomPick.Config(miss=0, jitter=0))
-    rng = np.random.default_rng(0)
+    policy = RandomPick(env.data_spec, RandomPick.Config(miss=0, jitter=0))
+    policy.reset(seed=0)
     for seed in range(30):
         observation, _ = env.reset(seed=seed)
         points = observation["keypoints"]
-        pick = explorer.act(observation, rng)[:2] * 0.3  # metres
+        pick = policy.act(observation)[:2] * 0.3  # metres
         assert np.linalg.norm(points - pick, axis=1).min() <= env.config.radius + 1e-6
 
 
@@ -57,12 +57,14 @@ def test_actions_are_inside_their_bounds(seed: int, uniform: float, empty: bool)
         ActionSpec(low, high),
         pick=PickSpec("rgb", (150, 150, 150)),
     )
-    explorer = RandomPick(spec, RandomPick.Config(uniform=uniform, jitter=2.0))
+    policy = RandomPick(spec, RandomPick.Config(uniform=uniform, jitter=2.0))
     picture = np.full((6, 6, 3), 0 if empty else 255, np.uint8)
-    action = explorer.act({"rgb": picture}, np.random.default_rng(seed))
+    policy.reset(seed=seed)
+    action = policy.act({"rgb": picture})
     assert action.dtype == np.float32 and action.shape == (5,)
     assert (action >= np.float32(low)).all() and (action <= np.float32(high)).all()
-    again = explorer.act({"rgb": picture}, np.random.default_rng(seed))
+    policy.reset(seed=seed)
+    again = policy.act({"rgb": picture})
     assert (action == again).all()
 
 
@@ -70,11 +72,11 @@ def test_shares_of_misses_and_of_short_drags() -> None:
     env = ToyEnv()
     observation, _ = env.reset(seed=1)
     points = observation["keypoints"]
-    rng = np.random.default_rng(0)
 
     def drawn(**settings: float) -> np.ndarray:
-        explorer = RandomPick(env.data_spec, RandomPick.Config(jitter=0, **settings))
-        return np.stack([explorer.act(observation, rng) for _ in range(1500)])
+        policy = RandomPick(env.data_spec, RandomPick.Config(jitter=0, **settings))
+        policy.reset(seed=0)
+        return np.stack([policy.act(observation) for _ in range(1500)])
 
     def missed(actions: np.ndarray) -> float:
         away = np.linalg.norm(points - actions[:, None, :2] * 0.3, axis=-1).min(axis=1)

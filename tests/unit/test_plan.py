@@ -178,18 +178,31 @@ def test_an_object_is_evaluated_in_a_class_or_an_object(tmp_path, capsys):
     found = evaluate(Sighted(), env=Mine, episodes=2, overrides=quick, on_progress=seen.append)
     again = evaluate(Sighted(), env=Mine(), episodes=2, overrides=quick, out=tmp_path / "out")
     assert found.metrics.final == again.metrics.final < found.metrics.random_final
-    assert found.settings["env"].endswith("Mine") and found.settings["planner"] == "Sighted"
+    assert found.settings["env"].endswith("Mine") and found.settings["policy"] == "sighted:Sighted"
     assert [(p.done, p.total) for p in seen] == [(1, 2), (2, 2)]
     assert "progress" in found.metrics.table().notes[0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_policy_without_a_model_is_evaluated_by_its_name_or_class():
+    quick = {"evaluation": {"length": 4, "states": 2}}
+    named = evaluate(policy="oracle", env=ToyEnv, episodes=2, overrides=quick)
+    assert named.metrics.final == named.metrics.oracle_final
+    assert np.isnan(named.metrics.spearman) and named.metrics.to_json()["spearman"] is None
+    made = evaluate(registry.get("policy", "oracle"), env=Mine, episodes=2, overrides=quick)
+    assert made.metrics.final == named.metrics.final
+    with pytest.raises(ConfigError, match="evaluate.run: policy 'mpc' needs a run"):
+        evaluate(policy="mpc", env=ToyEnv)
+    with pytest.raises(ConfigError, match="evaluate.run: found neither a run nor a policy"):
+        evaluate(env=ToyEnv)
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
         ({}, "evaluate.env: found None"),
-        ({"env": ToyEnv, "planner": "cem"}, "evaluate.planner: an object has its planner"),
+        ({"env": ToyEnv, "planner": "cem"}, "evaluate.planner: only a run takes"),
     ],
 )
 def test_an_object_needs_an_env_and_has_its_planner(wrong, text):

@@ -226,7 +226,7 @@ def test_colours_and_light_are_seen():
     plain, _ = Rope().reset(seed=0)
     grey = rope(Randomisation(table_colour=(0.5, 0.5), object_colour=(1.0, 1.0)))
     seen = grey.reset(seed=0)[0]["rgb"]
-    rope_mask = grey._engine.picture("top", "segmentation") == 1
+    rope_mask = grey._engine.image("top", "segmentation") == 1
     table = seen[~rope_mask]
     assert (table == table[:, :1]).all() and 120 < table.mean() <= 128
     assert seen[rope_mask].mean() > 200
@@ -240,7 +240,7 @@ def test_a_tilted_light_makes_one_flank_of_the_rope_brighter():
     for seed in range(8):
         observation, info = env.reset(seed=seed)
         heading = np.radians(info["randomised"]["light_heading"])
-        mask = env._engine.picture("top", "segmentation") == 1
+        mask = env._engine.image("top", "segmentation") == 1
         rows, columns = np.nonzero(mask)
         light = observation["rgb"][rows, columns].astype(float).sum(-1)
         # Brightness against how far towards the light a pixel lies from the rope's line.
@@ -258,12 +258,12 @@ def test_a_pattern_is_on_the_table_and_stays_for_the_episode():
     plain, flat = Rope(), []
     for seed in range(2):
         observation, _ = env.reset(seed=seed)
-        mask = env._engine.picture("top", "segmentation") == 0
+        mask = env._engine.image("top", "segmentation") == 0
         assert observation["rgb"][mask][:, 1].std() > 8
         assert plain.reset(seed=seed)[0]["rgb"][mask][:, 1].std() < 3
         flat.append(observation["rgb"])
         away = env.step(np.array([-1.0, -1.0, 0, 0])).observation["rgb"]
-        both = mask & (env._engine.picture("top", "segmentation") == 0)
+        both = mask & (env._engine.image("top", "segmentation") == 0)
         assert np.array_equal(away[both], observation["rgb"][both])
     assert (flat[0] != flat[1]).mean() > 0.5
     env.close()

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-import rlbench_stand_in as stand_in
+import rlbench_simulation as simulation
 import rlbench_writer as writer
 from gymnasium.utils.env_checker import check_env
 
@@ -31,7 +31,7 @@ SMALL = {"image": 16, "cameras": ("front", "wrist")}
 @pytest.fixture
 def make(monkeypatch):
     """Return envs made from settings; each is closed when the next is made, and at the end."""
-    with stand_in.installed(monkeypatch):
+    with simulation.installed(monkeypatch):
         made = []
 
         def make(**values):
@@ -49,19 +49,19 @@ def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
-def test_the_stand_in_has_the_recorded_interface():
+def test_the_simulation_has_the_recorded_interface():
     for owner, module in (
-        (stand_in.Environment, "rlbench.environment.Environment"),
-        (stand_in.TaskEnvironment, "rlbench.task_environment.TaskEnvironment"),
-        (stand_in.ObservationConfig, "rlbench.observation_config.ObservationConfig"),
+        (simulation.Environment, "rlbench.environment.Environment"),
+        (simulation.TaskEnvironment, "rlbench.task_environment.TaskEnvironment"),
+        (simulation.ObservationConfig, "rlbench.observation_config.ObservationConfig"),
     ):
-        for name, parameters in stand_in.INTERFACE.items():
+        for name, parameters in simulation.INTERFACE.items():
             method = name.removeprefix(f"{module}.")
-            if method != name and not (owner is stand_in.ObservationConfig and "init" in method):
+            if method != name and not (owner is simulation.ObservationConfig and "init" in method):
                 assert list(inspect.signature(getattr(owner, method)).parameters) == parameters
-    assert list(inspect.signature(stand_in.name_to_task_class).parameters) == ["task_file"]
+    assert list(inspect.signature(simulation.name_to_task_class).parameters) == ["task_file"]
     with pytest.raises(TypeError):
-        stand_in.CameraConfig(image=16)
+        simulation.CameraConfig(image=16)
 
 
 def test_without_rlbench_one_line_says_how_to_get_it(tmp_path, monkeypatch):
@@ -79,15 +79,15 @@ def test_without_rlbench_one_line_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_simulator_that_does_not_start_says_why(make, monkeypatch):
-    monkeypatch.setattr(stand_in.Environment, "broken", stand_in.PyRepError)
+    monkeypatch.setattr(simulation.Environment, "broken", simulation.PyRepError)
     with pytest.raises(MissingDependency, match="COPPELIASIM_ROOT was not a correct path"):
         make()
-    monkeypatch.setattr(stand_in.Environment, "broken", None)
+    monkeypatch.setattr(simulation.Environment, "broken", None)
     make()  # the one that failed does not count as running
 
 
 def test_it_is_an_env(make):
-    env = make(pictures=("rgb", "depth", "mask"), clouds=True)
+    env = make(images=("rgb", "depth", "mask"), clouds=True)
     assert isinstance(env, Env)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(spec|render|Box|float64).*")
@@ -102,7 +102,7 @@ def test_it_is_an_env(make):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_its_spec_is_that_of_imported_demos(make, tmp_path, action):
-    settings = {"action": action, "pictures": ("rgb", "depth"), "clouds": True, "stride": 2}
+    settings = {"action": action, "images": ("rgb", "depth"), "clouds": True, "stride": 2}
     env = make(cameras=tuple(writer.EYES), **settings)
     writer.write_demo(tmp_path / "episode0", length=3, size=16)
     imported = Rlbench(tmp_path, Rlbench.Config(**settings)).spec
@@ -110,7 +110,7 @@ def test_its_spec_is_that_of_imported_demos(make, tmp_path, action):
 
 
 def test_observations_are_what_the_simulator_has(make):
-    env = make(pictures=("rgb", "depth", "mask"), clouds=True, stride=3)
+    env = make(images=("rgb", "depth", "mask"), clouds=True, stride=3)
     seen = env.reset(seed=4)[0]
     ball = env._task.ball
     drawn = writer.view("front", ball, 16, np.random.default_rng(0))
@@ -124,7 +124,7 @@ def test_observations_are_what_the_simulator_has(make):
 
 
 def test_masks_alone_still_have_their_cameras(make):
-    seen = make(pictures=("mask",)).reset(seed=0)[0]
+    seen = make(images=("mask",)).reset(seed=0)[0]
     assert "front_rgb" not in seen and seen["front_camera_intrinsics"][0, 0] < 0
 
 
@@ -171,7 +171,7 @@ def test_actions_go_to_rlbenchs_action_modes(make, action, kind, size):
 def test_steps_move_the_arm_and_then_the_gripper(make):
     env = make(action="next_joint")
     env.reset(seed=0)
-    target = stand_in.HOME + 0.1
+    target = simulation.HOME + 0.1
     observation, reward, terminated, truncated, info = env.step(np.append(target, 0.0))
     assert np.array_equal(observation["joint_positions"], target)
     assert observation["gripper_open"] == 0 and reward == 0
@@ -179,7 +179,7 @@ def test_steps_move_the_arm_and_then_the_gripper(make):
     env = make(action="joint_velocity")
     env.reset(seed=0)
     seen = env.step(np.append(np.full(7, 0.5), 1.0)).observation
-    assert np.allclose(seen["joint_positions"], stand_in.HOME + 0.025)
+    assert np.allclose(seen["joint_positions"], simulation.HOME + 0.025)
 
 
 def test_a_quaternion_becomes_unit_length(make):
@@ -226,7 +226,7 @@ def test_the_oracle_replays_a_demo_of_the_goal(make, action):
         if step.terminated:
             break
     assert step.info["success"] and step.reward == 1
-    assert env.distance(observation, goal) < stand_in.REACHED
+    assert env.distance(observation, goal) < simulation.REACHED
     with pytest.raises(LatentplanError, match="has none of this goal"):
         env.oracle(observation, observation)
     env.reset(seed=5)
@@ -236,18 +236,19 @@ def test_the_oracle_replays_a_demo_of_the_goal(make, action):
 
 def test_the_expert_does_the_episode_that_was_drawn(make):
     env = make(action="next_joint")
-    explorer = Expert(env.data_spec)
+    policy = Expert(env.data_spec)
     rng = np.random.default_rng(0)
+    policy.attach(env)
+    policy.reset(seed=0)
     start, _ = env.reset(seed=3)
-    explorer.begin(env, rng)
-    first = explorer.act(start, rng)
+    first = policy.act(start)
     assert np.array_equal(env._task.ball, start["task_low_dim_state"])  # as before the demo
     observation, taken = start, first
     for _ in range(40):
         observation, reward, terminated, _, info = env.step(taken)
         if terminated:
             break
-        taken = explorer.act(observation, rng)
+        taken = policy.act(observation)
     assert info["success"]
     assert np.array_equal(observation["task_low_dim_state"], start["task_low_dim_state"])
     env.reset(seed=4)
@@ -260,13 +261,13 @@ def test_demonstrations_are_collected_with_their_words(make):
     made = make(action="keyframe")
     recipe = Recipe(
         env=lambda config: made,
-        explorer=Expert,
+        policy=Expert,
         env_config=None,
-        explorer_config=None,
+        policy_config=None,
         config=CollectConfig(length=10),
         seed=0,
     )
-    stand_in.TaskEnvironment.fails.append(RuntimeError("Could not collect demos."))
+    simulation.TaskEnvironment.fails.append(RuntimeError("Could not collect demos."))
     episode, unstable, _ = Recorder(recipe).record(0)
     assert unstable == 1  # the first placement had no demo
     assert episode.terminated and episode.rewards[-1] == 1
@@ -279,23 +280,23 @@ def test_a_goal_ends_the_episode(make):
     env.reset(seed=0)
     env.goal(seed=1)
     with pytest.raises(LatentplanError, match="there is no episode; reset first"):
-        env.step(np.append(stand_in.HOME, 1.0))
+        env.step(np.append(simulation.HOME, 1.0))
 
 
 def test_failures_of_the_simulator_are_unstable_physics(make):
     env = make()
     env.reset(seed=0)
-    for failure in (RuntimeError("The call failed"), stand_in.PyRepError("gone")):
+    for failure in (RuntimeError("The call failed"), simulation.PyRepError("gone")):
         env.reset(seed=0)
-        stand_in.TaskEnvironment.fails.append(failure)
+        simulation.TaskEnvironment.fails.append(failure)
         with pytest.raises(UnstablePhysics, match=str(failure)):
-            env.step(np.append(stand_in.HOME, 1.0))
-    stand_in.TaskEnvironment.fails.append(stand_in.TaskEnvironmentError("Could not place it"))
+            env.step(np.append(simulation.HOME, 1.0))
+    simulation.TaskEnvironment.fails.append(simulation.TaskEnvironmentError("Could not place it"))
     with pytest.raises(UnstablePhysics, match="Could not place it"):
         env.reset(seed=0)
-    stand_in.TaskEnvironment.fails += [RuntimeError("Could not collect demos.")] * 2
+    simulation.TaskEnvironment.fails += [RuntimeError("Could not collect demos.")] * 2
     env.goal(seed=0)  # the third placement has a demo
-    stand_in.TaskEnvironment.fails += [RuntimeError("Could not collect demos.")] * 10
+    simulation.TaskEnvironment.fails += [RuntimeError("Could not collect demos.")] * 10
     with pytest.raises(UnstablePhysics, match="no demo of reach_target .* 10 times in a row"):
         env.goal(seed=0)
 

@@ -86,7 +86,7 @@ def test_actions_are_what_came_next(written):
         ("next_pose", "gripper_pose"),
         ("joint_velocity", "joint_velocities"),
     ):
-        source = rlbench(root, action=action, pictures=("rgb",), cameras=("front",))
+        source = rlbench(root, action=action, images=("rgb",), cameras=("front",))
         episode, spec = source.episode(0), source.spec.action
         wanted = np.concatenate([drawn[name][1:], opened], axis=1).astype(np.float32)
         assert np.array_equal(episode.actions, wanted)
@@ -220,21 +220,21 @@ def test_damage_is_one_error_that_names_the_file(copy):
             rlbench(copy, **values).episode(0)
         assert "\n" not in str(caught.value)
 
-    picture = copy / "front_rgb" / "4.png"
-    content = picture.read_bytes()
-    picture.write_bytes(content[: len(content) // 2])
+    image = copy / "front_rgb" / "4.png"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
     refused(r"front_rgb/4\.png: cannot be read as PNG")
-    picture.write_bytes(b"GIF89a, no PNG")
+    image.write_bytes(b"GIF89a, no PNG")
     refused(r"front_rgb/4\.png: cannot be read as PNG")
-    picture.unlink()
-    refused(r"front_rgb: holds 5 pictures, low_dim_obs.pkl has 6 .*; 4.png is missing")
-    picture.write_bytes(content)
+    image.unlink()
+    refused(r"front_rgb: holds 5 images, low_dim_obs.pkl has 6 .*; 4.png is missing")
+    image.write_bytes(content)
     (copy / "front_rgb" / "6.png").write_bytes(content)
     refused(r"6.png is too much")
     (copy / "front_rgb" / "6.png").unlink()
-    Image.open(picture).convert("L").save(picture)
+    Image.open(image).convert("L").save(image)
     refused(r"front_rgb/4\.png: is a PNG of mode L, need RGB")
-    picture.write_bytes(content)
+    image.write_bytes(content)
     rlbench(copy).episode(0)
 
 
@@ -255,7 +255,7 @@ def test_depth_that_was_resized_is_refused(copy):
     resize(copy / "wrist_rgb"), resize(copy / "wrist_mask")  # alike, but the lens is another's
     with pytest.raises(SourceError, match=r"wrist_depth: .* 16 x 16, .*_intrinsics is of 32 x 32"):
         Rlbench(copy).episode(0)
-    assert len(rlbench(copy, pictures=("rgb",)).episode(0)) == 5
+    assert len(rlbench(copy, images=("rgb",)).episode(0)) == 5
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_depth_that_was_resized_is_refused(copy):
         (
             "misc",
             lambda v, t: {k: x for k, x in v.items() if "wrist_camera_far" not in k},
-            r"misc of step 0 has no wrist_camera_far; .* pictures=\[rgb,mask\]",
+            r"misc of step 0 has no wrist_camera_far; .* images=\[rgb,mask\]",
         ),
         (
             "misc",
@@ -294,7 +294,7 @@ def test_odd_numbers_are_refused_by_name(tmp_path, name, function, match):
 
 def test_old_demos_without_misc_are_read_where_nothing_needs_it(tmp_path):
     drawn = writer.write_demo(tmp_path / "episode0", length=3, size=16, misc=lambda v, t: None)
-    episode = rlbench(tmp_path, pictures=("rgb", "mask"), matrices=False).episode(0)
+    episode = rlbench(tmp_path, images=("rgb", "mask"), matrices=False).episode(0)
     assert np.array_equal(episode.observations["front_rgb"], drawn["front_rgb"])
 
 
@@ -376,7 +376,7 @@ def test_demos_of_one_set_need_the_same_size_and_cameras(tmp_path):
     shutil.rmtree(other / "front_mask")
     with pytest.raises(SourceError, match="episode1/front_mask: no such folder; choose cameras"):
         Rlbench(root).episode(1)
-    assert len(rlbench(root, pictures=("rgb", "depth")).episode(1)) == 1
+    assert len(rlbench(root, images=("rgb", "depth")).episode(1)) == 1
 
 
 def test_folders_without_demos_say_what_is_needed(tmp_path):
@@ -400,7 +400,7 @@ def test_folders_without_demos_say_what_is_needed(tmp_path):
     [
         ({"action": "next"}, "Rlbench.action: no action named 'next'"),
         ({"cameras": ("frnt",)}, "Rlbench.cameras: .* did you mean 'front'"),
-        ({"pictures": ("rgb", "rgb")}, "name each once"),
+        ({"images": ("rgb", "rgb")}, "name each once"),
         ({"robot": "pandas"}, "did you mean 'panda'"),
         ({"stride": 0}, "Rlbench.stride"),
         ({"gap": 0}, "Rlbench.gap"),

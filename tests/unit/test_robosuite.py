@@ -16,7 +16,7 @@ from latentplan.sim.rendering import mujoco_renderer
 from latentplan.sim.robosuite import experts, state, tasks
 from latentplan.sim.robosuite.controllers import CONTROLLERS
 from latentplan.sim.robosuite.env import MODEL_SEED, RobosuiteConfig
-from latentplan.sim.robosuite.images import Pictures, outside
+from latentplan.sim.robosuite.images import ImageRenderer, outside
 from latentplan.types import ActionSpec, Convention
 
 NAMES = sorted(name for name in registry.BUILT_IN["env"] if name.startswith("robosuite/"))
@@ -108,27 +108,27 @@ def scene():
 
 def test_what_is_out_of_sight_is_left_out_and_no_pixel_changes():
     model, data = scene()
-    pictures = Pictures(model, cameras={"front": "front"}, size=96)
-    hidden = outside(pictures.camera(data, "front"), data.geom_xpos, model)
+    images = ImageRenderer(model, cameras={"front": "front"}, size=96)
+    hidden = outside(images.camera(data, "front"), data.geom_xpos, model)
     assert 10 < hidden.sum() < 60
-    seen, depth = pictures.picture(data, "front"), pictures.depth(data, "front")
-    assert np.array_equal(model.geom_group, pictures._groups)  # as it was
-    everything = pictures._renderers  # asked for directly, they leave nothing out
-    assert np.array_equal(everything[4].picture(data), seen)
+    seen, depth = images.image(data, "front"), images.depth(data, "front")
+    assert np.array_equal(model.geom_group, images._groups)  # as it was
+    everything = images._renderers  # asked for directly, they leave nothing out
+    assert np.array_equal(everything[4].image(data), seen)
     assert np.array_equal(everything[0].depth(data), depth)
-    pictures.close()
+    images.close()
 
 
 def test_the_camera_is_the_models_and_collision_geoms_are_not_drawn():
     model, data = scene()
-    pictures = Pictures(model, cameras={"front": "front"}, size=96)
-    camera, depth = pictures.camera(data, "front"), pictures.depth(data, "front")
+    images = ImageRenderer(model, cameras={"front": "front"}, size=96)
+    camera, depth = images.camera(data, "front"), images.depth(data, "front")
     points = camera.unproject(depth)
     floor = np.abs(points[..., 2]) < 2e-3
     assert floor.mean() > 0.5  # the sphere of the collision group hides none of it
     centre = np.linalg.norm(points - (0, 0, 0.3), axis=-1)
     assert (np.abs(centre - 0.3) > 1e-3).mean() > 0.99
-    pictures.close()
+    images.close()
 
 
 def observation(hand=(0, 0, 1.0), cube=(0, 0, 0.82), turn=0.0, grasped=False):
@@ -354,7 +354,7 @@ def test_diverging_physics_is_reported_and_a_reset_mends_it():
 
 
 @installed
-def test_pictures_stay_right_beside_other_envs_and_over_resets():
+def test_images_stay_right_beside_other_envs_and_over_resets():
     env = make("Stack", cameras=("agentview", "eye_in_hand"), observe=("rgb", "depth"))
     rope = registry.get("env", "rope")()
     want, rope_want = env.reset(seed=0)[0], rope.reset(seed=0)[0]["rgb"].copy()

@@ -54,7 +54,7 @@ def test_the_expert_s_drags_bring_the_rope_to_its_goal_without_an_intervention(
     np.testing.assert_allclose(home, PANDA.column("home"), atol=0.005)
 
 
-def test_its_camera_gives_the_env_s_very_picture(scene: Scene) -> None:
+def test_its_camera_gives_the_env_s_very_image(scene: Scene) -> None:
     scene.reset(seed=5)
     twin = Rope()
     twin.reset(seed=5)
@@ -116,9 +116,7 @@ def test_an_action_points_at_the_table_through_the_camera(scene: Scene) -> None:
         oblique = Camera("side", (0.7, 0.2, 0.6), width=96, height=64)
         turned = Picking(r, PANDA, camera=oblique)
         pixel, _ = oblique.project(np.array([0.1, -0.05, 0.009]))
-        np.testing.assert_allclose(
-            on_table(oblique, pixel, height=0.009), [0.1, -0.05], atol=1e-9
-        )
+        np.testing.assert_allclose(on_table(oblique, pixel, height=0.009), [0.1, -0.05], atol=1e-9)
         pick, place = turned.points(np.array([0.0, 0.0, 1.0, 0.0]))
         np.testing.assert_allclose(np.linalg.norm(place - pick), 0.1, atol=1e-9)
         assert place[1] > pick[1]  # to the right of who looks from +x

@@ -46,7 +46,7 @@ def test_a_pick_beside_the_rope_grasps_nothing(env):
     assert env.distance(step.observation, observation) < 2e-3
 
 
-def test_the_mask_of_the_picture_lies_on_the_rope(env):
+def test_the_mask_of_the_image_lies_on_the_rope(env):
     for seed in range(5):
         observation, _ = env.reset(seed=seed)
         rgb, pick, view = observation["rgb"], env.data_spec.pick, env.config.view

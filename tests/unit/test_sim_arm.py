@@ -145,7 +145,7 @@ def test_bad_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Rope(Rope.Config(actuator="arm"))
 
 
-def test_the_arm_looms_in_a_picture_of_its_own() -> None:
+def test_the_arm_looms_in_a_image_of_its_own() -> None:
     """What the collision checks know is what is drawn: capsules, where the joints put them."""
     from latentplan.robots import mjcf
     from latentplan.sim.rendering import mujoco_renderer
@@ -162,7 +162,7 @@ def test_the_arm_looms_in_a_picture_of_its_own() -> None:
     mujoco.mj_forward(model, data)
     top = Camera("top", (-0.3, 0.0, 3.0), target=(-0.3, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=40.0)
     renderer = mujoco_renderer.Renderer(model, top)
-    seen = renderer.picture(data).astype(int).sum(-1) > 30
+    seen = renderer.image(data).astype(int).sum(-1) > 30
     renderer.close()
     across, along = seen.any(0), seen.any(1)
     assert 15 < across.sum() < 40  # from behind the base to the hand, 0.55 m

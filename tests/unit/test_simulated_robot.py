@@ -14,7 +14,7 @@ from latentplan.real_robot.backends.sim import SimulatedDriver
 from latentplan.real_robot.loop.local import LocalRobot
 from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.loop.supervisor import Supervisor
-from latentplan.real_robot.robot import Picture, Reading
+from latentplan.real_robot.robot import CameraImage, Reading
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 from latentplan.robots.kinematics import Kinematics
@@ -34,15 +34,15 @@ def robot(driver: SimulatedDriver | None = None, **values: Any) -> LocalRobot:
 class Faulty(SimulatedDriver):
     """Sensors that go wrong when they are told to."""
 
-    mute_joints = freeze_pictures = False
+    mute_joints = freeze_images = False
 
     def reading(self) -> Reading | None:
         self.kept = getattr(self, "kept", None) if self.mute_joints else super().reading()
         return self.kept
 
-    def pictures(self) -> Mapping[str, Picture]:
-        if not self.freeze_pictures:
-            self.seen = dict(super().pictures())
+    def images(self) -> Mapping[str, CameraImage]:
+        if not self.freeze_images:
+            self.seen = dict(super().images())
         return self.seen
 
 
@@ -105,7 +105,7 @@ def test_a_camera_that_freezes_stops_the_arm() -> None:
     driver = Faulty(PANDA, cameras=[FRONT])
     with robot(driver) as r:
         r.send(np.append([0.4, 0, 0, 0, 0, 0, 0], 0))
-        driver.freeze_pictures, begin = True, driver.now()
+        driver.freeze_images, begin = True, driver.now()
         with pytest.raises(RobotError, match="front: silent for"):
             for _ in range(10):
                 r.send(np.append([0.4, 0, 0, 0, 0, 0, 0], 0))
@@ -113,7 +113,7 @@ def test_a_camera_that_freezes_stops_the_arm() -> None:
         assert np.abs(r.observe()["dq"]).max() < 2e-3  # it rests
         with pytest.raises(RobotError, match="reset: refused; front"):
             r.reset()
-        driver.freeze_pictures = False
+        driver.freeze_images = False
         driver.wait(driver.now() + 0.1)
         r.reset()
         assert r.health().state == "armed"

@@ -1,4 +1,4 @@
-"""The state machine that lets an arm move: every transition, every trip, and what it sends."""
+"""The state machine that lets an arm move: every transition, every fault, and what it sends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from latentplan.errors import ConfigError, RobotError
 from latentplan.real_robot.loop.safety import SafetyFilter
-from latentplan.real_robot.loop.supervisor import TRANSITIONS, Event, State, Supervisor, table
-from latentplan.real_robot.robot import Command, Picture, Reading, Setpoint, in_order
+from latentplan.real_robot.loop.supervisor import (
+    TRANSITIONS,
+    Event,
+    State,
+    Supervisor,
+    transition_table,
+)
+from latentplan.real_robot.robot import CameraImage, Command, Reading, Setpoint, in_order
 from latentplan.robots.description import load
 
 PANDA = load("panda")
@@ -42,7 +48,7 @@ class Bench:
         if "joints" not in self.muted:
             self.supervisor.hear(Reading(self.now, self.now, self.q, self.dq, 0.04), {})
         if "front" not in self.muted:
-            self.supervisor.hear(None, {"front": Picture(self.now, self.now, PIXELS)})
+            self.supervisor.hear(None, {"front": CameraImage(self.now, self.now, PIXELS)})
         command = None if action is None else Command(action, self.k, self.now)
         setpoint = self.supervisor.tick(command, now=self.now)
         if setpoint is not None:
@@ -77,7 +83,7 @@ def in_state(state: State) -> Bench:
         return bench
     bench.moving()
     if state is not State.ARMED:
-        (bench.supervisor.trip if state is State.FAULT else bench.supervisor.stop)("because")
+        (bench.supervisor.fault if state is State.FAULT else bench.supervisor.stop)("because")
     if state in (State.HOLD, State.FAULT):
         bench.until_silent()
     return bench
@@ -100,10 +106,10 @@ def cause(bench: Bench, event: Event) -> None:
     elif event is Event.CLOSE:
         supervisor.close()
     else:
-        (supervisor.stop if event is Event.STOP else supervisor.trip)("because")
+        (supervisor.stop if event is Event.STOP else supervisor.fault)("because")
 
 
-ASKED = (Event.ARM, Event.RESET, Event.CLOSE, Event.STOP, Event.TRIP)
+ASKED = (Event.ARM, Event.RESET, Event.CLOSE, Event.STOP, Event.FAULT)
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(product(State, Event)))
@@ -127,14 +133,14 @@ def test_a_stop_that_tripped_ends_in_fault() -> None:
     bench = Bench().moving()
     bench.supervisor.stop("enough")
     bench.tick()
-    bench.supervisor.trip("emergency stop")
-    bench.supervisor.trip("another")
+    bench.supervisor.fault("emergency stop")
+    bench.supervisor.fault("another")
     bench.until_silent()
     assert bench.supervisor.state is State.FAULT
     assert bench.supervisor.reason == "emergency stop"
 
 
-def trips(bench: Bench, message: str, within: float) -> None:
+def faults(bench: Bench, message: str, within: float) -> None:
     """Keep asking for motion; hold that the arm slows down in time, and stays stopped."""
     begin = bench.now
     while bench.supervisor.state is State.ARMED:
@@ -158,13 +164,13 @@ def trips(bench: Bench, message: str, within: float) -> None:
 def test_silent_joints_trip() -> None:
     bench = Bench().moving()
     bench.muted = {"joints"}
-    trips(bench, "joints: silent for", within=0.1 + DT)
+    faults(bench, "joints: silent for", within=0.1 + DT)
 
 
 def test_a_silent_camera_trips() -> None:
     bench = Bench().moving()
     bench.muted = {"front"}
-    trips(bench, "front: silent for", within=0.2 + DT)
+    faults(bench, "front: silent for", within=0.2 + DT)
 
 
 def test_a_frozen_clock_counts_as_silence() -> None:
@@ -215,7 +221,7 @@ def test_a_broken_action_trips_at_once() -> None:
     bench = Bench().moving()
     bench.tick(np.full(8, np.nan))
     assert bench.supervisor.state is State.STOPPING
-    trips(bench, "every number must be finite", within=0)
+    faults(bench, "every number must be finite", within=0)
 
 
 def test_three_late_ticks_trip_and_two_do_not() -> None:
@@ -243,7 +249,7 @@ def test_neither_arm_nor_reset_while_it_moves_or_nothing_is_heard() -> None:
     bench.tick()
     with pytest.raises(RobotError, match="arm: refused; joints: silent for"):
         bench.supervisor.arm(now=bench.now + 1)
-    bench.supervisor.trip("emergency stop")
+    bench.supervisor.fault("emergency stop")
     bench.dq = STILL + 0.05
     bench.tick()
     with pytest.raises(RobotError, match="reset: refused; joint1 moves"):
@@ -258,9 +264,9 @@ def test_neither_arm_nor_reset_while_it_moves_or_nothing_is_heard() -> None:
 
 def test_it_arms_where_the_arm_is_not_where_it_was_sent() -> None:
     bench = Bench().moving()
-    bench.supervisor.trip("protective stop")
+    bench.supervisor.fault("protective stop")
     bench.until_silent()
-    bench.q = HOME + 0.1  # somebody moved it meanwhile
+    bench.q = HOME + 0.1  # somebody moved it hold_position_while
     bench.tick()
     bench.supervisor.reset(now=bench.now)
     bench.supervisor.arm(now=bench.now)
@@ -280,7 +286,7 @@ def test_health_says_what_happened() -> None:
 
 
 def test_the_table_shows_every_transition() -> None:
-    lines = table().splitlines()
+    lines = transition_table().splitlines()
     assert len(lines) == 2 + len(State)
     for line, state in zip(lines[2:], State, strict=True):
         cells = [cell.strip() for cell in line.split("|")[2:-1]]
@@ -291,7 +297,7 @@ def test_the_table_shows_every_transition() -> None:
 
 def test_the_page_shows_the_table_that_the_code_has() -> None:
     page = Path(__file__).parents[2] / "docs" / "safety.md"
-    assert f"supervisor.table() -->\n{table()}\n" in page.read_text()
+    assert f"supervisor.transition_table() -->\n{transition_table()}\n" in page.read_text()
 
 
 def test_joints_are_taken_by_name() -> None:
@@ -373,7 +379,7 @@ def test_a_driver_that_fails_is_a_trip_not_an_end(part: str) -> None:
         def reading(self) -> Reading | None:
             raise RobotError("no read")
 
-        def pictures(self) -> dict[str, Picture]:
+        def images(self) -> dict[str, CameraImage]:
             return {}
 
         def write(self, setpoint: Setpoint) -> None:

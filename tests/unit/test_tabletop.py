@@ -1,4 +1,4 @@
-"""The tabletop: its actions, what its tasks ask for, its expert, its pictures."""
+"""The tabletop: its actions, what its tasks ask for, its expert, its images."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def begin(env: Tabletop, task: str, seed: int = 0) -> Observation:
 
 def run(env: Tabletop, observation: Observation, *, noise: float = 0.0, seed: int = 0) -> int:
     """Let the expert act until success and return after how many actions; 0 never."""
-    explorer = Expert(env.data_spec, Expert.Config(noise=noise))
-    rng = np.random.default_rng(seed)
-    explorer.begin(env, rng)
+    policy = Expert(env.data_spec, Expert.Config(noise=noise))
+    policy.attach(env)
+    policy.reset(seed=seed)
     for count in range(1, env.episode_length + 1):
-        step = env.step(explorer.act(observation, rng))
+        step = env.step(policy.act(observation))
         observation = step.observation
         if step.info["success"]:
             return count
@@ -164,9 +164,7 @@ def test_a_reset_tells_the_task_in_words_and_draws_both(blind: Tabletop) -> None
     told = [blind.reset(seed=seed)[1] for seed in range(40)]
     assert len({info["task"] for info in told}) > 10
     assert all(info["text"] in TASKS[info["task"]].sentences for info in told)
-    opened = {
-        blind.reset(seed=s, options={"task": "open_drawer"})[1]["text"] for s in range(12)
-    }
+    opened = {blind.reset(seed=s, options={"task": "open_drawer"})[1]["text"] for s in range(12)}
     assert len(opened) > 1
 
 
@@ -272,14 +270,14 @@ def test_the_lamp_shows_where_the_lever_is(switch: float, lit: bool) -> None:
     blocks[:, 0] = -0.15, 0, 0.15
     for other in (0.0, switch):  # it was otherwise before
         world.lay(Scene(0.0, 0.0, other, blocks), pose=np.array(HOME))
-        rgb = world.picture("static").rgb
+        rgb = world.image("static").rgb
     u, v = world.camera("static").project(np.array([0.24, 0.19, 0.12]))[0].round().astype(int)
     red, green, blue = rgb[v, u].astype(int)
     assert (red > 150 and green > 150 and blue < 100) == lit
     world.close()
 
 
-def test_pictures_show_things_where_they_are(seeing: Tabletop) -> None:
+def test_images_show_things_where_they_are(seeing: Tabletop) -> None:
     observation = begin(seeing, "open_drawer", 6)
     camera = seeing.cameras()["static"]
     points = camera.unproject(observation["depth_static"])

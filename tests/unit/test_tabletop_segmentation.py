@@ -1,4 +1,4 @@
-"""A table in depth pictures: what is found of ropes, cloths and boxes whose places are known."""
+"""A table in depth images: what is found of ropes, cloths and boxes whose places are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.motion.tracking import Tracking
 from latentplan.real_robot.perception import grasps
-from latentplan.real_robot.perception.tabletop_segmentation import Table
+from latentplan.real_robot.perception.tabletop_segmentation import TabletopSegmenter
 from latentplan.robots import description
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.robots.kinematics import Unreachable
@@ -78,7 +78,7 @@ def scenery(arm):
 def test_ropes_and_cloths_are_masked_as_the_simulator_says(env, least):
     made = env(env.Config(cameras=("angled",), observe=("depth", "segmentation"), image=128))
     observation, _ = made.reset(seed=1)
-    scene = Table().look(observation["depth_angled"], made.cameras()["angled"])
+    scene = TabletopSegmenter().look(observation["depth_angled"], made.cameras()["angled"])
     made.close()
     assert np.allclose(scene.plane, (0, 0, 1, 0), atol=1e-3)
     truth = observation["segmentation_angled"] == 1
@@ -89,7 +89,7 @@ def test_ropes_and_cloths_are_masked_as_the_simulator_says(env, least):
 def test_a_rope_is_taken_across_and_a_cloth_by_its_edge(arm):
     made = Rope(Rope.Config(cameras=("angled",), observe=("depth",), image=128))
     observation, _ = made.reset(seed=1)
-    scene = Table().look(observation["depth_angled"], made.cameras()["angled"])
+    scene = TabletopSegmenter().look(observation["depth_angled"], made.cameras()["angled"])
     best = grasps.find(scene, arm.gripper)[0]
     line = observation["keypoints"][:, :2]
     near = np.linalg.norm(line - best.point[:2], axis=1).argsort()[:2]
@@ -101,7 +101,7 @@ def test_a_rope_is_taken_across_and_a_cloth_by_its_edge(arm):
     made.close()
     made = Cloth(Cloth.Config(cameras=("angled",), observe=("depth",), image=128, task="fold"))
     observation, _ = made.reset(seed=0)
-    scene = Table().look(observation["depth_angled"], made.cameras()["angled"])
+    scene = TabletopSegmenter().look(observation["depth_angled"], made.cameras()["angled"])
     corners = observation["keypoints"].reshape(9, 9, 3)[[0, 0, -1, -1], [0, -1, 0, -1], :2]
     first = grasps.find(scene, arm.gripper)[0]
     assert np.linalg.norm(corners - first.point[:2], axis=1).min() < 0.02
@@ -112,7 +112,7 @@ def test_a_rope_is_taken_across_and_a_cloth_by_its_edge(arm):
 
 
 def test_boxes_are_found_through_noise_and_holes(arm, scenery):
-    scene = Table().look(scenery[1], CAMERA)
+    scene = TabletopSegmenter().look(scenery[1], CAMERA)
     assert abs(scene.plane[3]) < 2e-3 and scene.plane[2] > np.cos(np.radians(0.5))
     assert len(scene.cells) == 2
     for place, yaw, half in BOXES.values():
@@ -121,14 +121,14 @@ def test_boxes_are_found_through_noise_and_holes(arm, scenery):
         assert of[0].width == pytest.approx(2 * min(half), abs=5e-3)
         turned = (of[0].yaw - yaw) % (np.pi / 2)
         assert min(turned, np.pi / 2 - turned) < np.radians(12)
-    hidden = Table().look(scenery[1], CAMERA, hide=scene.labels == 1)
+    hidden = TabletopSegmenter().look(scenery[1], CAMERA, hide=scene.labels == 1)
     assert len(hidden.cells) == 1
 
 
 def test_what_is_seen_is_grasped_carried_and_put_down(arm, scenery):
     """Depth, grasp, motion, contacts: the hand closes at the box, which ends where it should."""
     simulated, depth = scenery
-    found = grasps.find(Table().look(depth, CAMERA), arm.gripper)
+    found = grasps.find(TabletopSegmenter().look(depth, CAMERA), arm.gripper)
     grasp, motion = grasps.carry(PickAndPlace(arm), found, SPOT)
     name = min(BOXES, key=lambda each: np.hypot(*(grasp.point[:2] - BOXES[each][0])))
     simulated.reset()
@@ -150,7 +150,7 @@ def test_an_arm_behind_its_filter_closes_its_fingers_where_the_box_is(arm, scene
         of = robot.spec.velocity, robot.spec.acceleration, robot.spec.jerk
         kept = Limits(*(share * np.array(each) for share, each in zip(shares, of, strict=True)))
         planner = PickAndPlace(arm, limits=kept)
-        found = grasps.find(Table().look(scenery[1], CAMERA), arm.gripper)
+        found = grasps.find(TabletopSegmenter().look(scenery[1], CAMERA), arm.gripper)
         q = robot.observe()["q"].astype(float)
         grasp, motion = grasps.carry(planner, found, SPOT, start=q)
         closed = np.flatnonzero(motion.phase == PHASES.index("grasp"))[-1]
@@ -211,39 +211,39 @@ def flat(camera, *, height=0.0, tilt=0.0):
         (lambda d: flat(CAMERA, height=0.08), "0.080 m above the origin"),
         (
             lambda d: d * np.random.default_rng(0).uniform(0.7, 1, d.shape),
-            "no table in the depth picture, the best plane has",
+            "no table in the depth image, the best plane has",
         ),
     ],
 )
-def test_a_picture_without_a_table_is_one_line(change, message):
+def test_a_image_without_a_table_is_one_line(change, message):
     with pytest.raises(RobotError, match=message) as e:
-        Table().look(change(flat(CAMERA)), CAMERA)
+        TabletopSegmenter().look(change(flat(CAMERA)), CAMERA)
     assert "\n" not in str(e.value) and "camera front" in str(e.value)
 
 
 def test_an_empty_table_and_one_without_a_grasp_are_one_line(arm):
     depth = flat(CAMERA)
-    scene = Table().look(depth, CAMERA)
+    scene = TabletopSegmenter().look(depth, CAMERA)
     assert scene.cells == () and not scene.mask.any()
     with pytest.raises(RobotError, match="table: nothing on it; put something"):
         grasps.find(scene, arm.gripper)
     points = CAMERA.unproject(depth)
     depth[(np.abs(points[..., :2]) < 0.1).all(-1)] -= 0.06  # a block as large as a book
     with pytest.raises(RobotError, match=r"none of 1 objects has a place narrower than 0\.08 m"):
-        grasps.find(Table().look(depth, CAMERA), arm.gripper)
+        grasps.find(TabletopSegmenter().look(depth, CAMERA), arm.gripper)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
     with pytest.raises(ShapeError, match=r"camera front: depth: found shape \(9, 9\)"):
-        Table().look(np.ones((9, 9)), CAMERA)
-    with pytest.raises(ConfigError, match=r"Table\.low: .* is not below"):
-        Table.Config(low=(0, 0, 1))
-    with pytest.raises(ConfigError, match=r"Table\.join"):
-        Table.Config(join=1e-3)
+        TabletopSegmenter().look(np.ones((9, 9)), CAMERA)
+    with pytest.raises(ConfigError, match=r"TabletopSegmenter\.low: .* is not below"):
+        TabletopSegmenter.Config(low=(0, 0, 1))
+    with pytest.raises(ConfigError, match=r"TabletopSegmenter\.join"):
+        TabletopSegmenter.Config(join=1e-3)
     real = CalibratedCamera("c", 320, 240, fx=300, fy=300, cx=159.5, cy=119.5)
-    assert Table().look(np.full((240, 320), 1.0), real).cells == ()
+    assert TabletopSegmenter().look(np.full((240, 320), 1.0), real).cells == ()
     clouds.library.cache_clear()
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(MissingDependency, match="open3d"):
-        Table()
+        TabletopSegmenter()
     clouds.library.cache_clear()

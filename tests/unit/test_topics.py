@@ -1,4 +1,4 @@
-"""What ROS messages hold: pictures of any encoding, joints of any order, settings of topics."""
+"""What ROS messages hold: images of any encoding, joints of any order, settings of topics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def image(encoding: str, values: Any, *, big: bool = False, padding: int = 0) ->
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("big", [False, True])
-def test_a_picture_is_the_same_in_any_encoding(encoding: str, padding: int, big: bool) -> None:
+def test_a_image_is_the_same_in_any_encoding(encoding: str, padding: int, big: bool) -> None:
     rng = np.random.default_rng(0)
     wanted = rng.integers(0, 256, (16, 20, 3)).astype(np.uint8)
     if "mono" in encoding or encoding == "8UC1":
@@ -69,7 +69,7 @@ def test_a_picture_is_the_same_in_any_encoding(encoding: str, padding: int, big:
         ({"height": -1}, "no rgb8 of 20x-1"),
     ],
 )
-def test_what_is_no_picture_is_refused(change: dict[str, Any], line: str) -> None:
+def test_what_is_no_image_is_refused(change: dict[str, Any], line: str) -> None:
     message = image("rgb8", np.zeros((16, 20, 3), np.uint8))
     vars(message).update(change)
     with pytest.raises(RobotError, match=line):
@@ -103,11 +103,11 @@ def test_a_bad_message_is_told_once_even_if_good_ones_follow() -> None:
     reading = inbox.reading()
     assert reading is not None and reading.stamp == 2
     inbox.image("front", image("rgb8", np.zeros((8, 8, 3), np.uint8)), stamp=1)
-    with pytest.raises(RobotError, match="front: a picture of 8x8 pixels, need 20x16"):
+    with pytest.raises(RobotError, match="front: an image of 8x8 pixels, need 20x16"):
         inbox.reading()
-    assert not inbox.pictures()
+    assert not inbox.images()
     inbox.image("front", image("rgb8", np.ones((16, 20, 3), np.uint8)), stamp=1)
-    assert inbox.pictures()["front"].pixels.sum() == 960
+    assert inbox.images()["front"].pixels.sum() == 960
 
 
 def test_another_device_on_the_topic_is_no_fault_but_it_alone_is(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentplan.data.unpickling import Bag, read_npy, read_pickle
+from latentplan.data.unpickling import Namespace, read_npy, read_pickle
 from latentplan.errors import SourceError
 
 DEMO, SEEN = "rlbench.demo.Demo", "rlbench.backend.observation.Observation"
@@ -39,10 +39,10 @@ class Runs:
 def test_what_would_run_a_command_is_refused_by_name_and_does_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     file = written(tmp_path / "a.pkl", {"x": [1, Runs(mark)]})
-    with pytest.raises(SourceError, match=r"a\.pkl: its pickle asks for (posix|nt)\.system"):
+    with pytest.raises(SourceError, match=r"a\.pkl: its pickle refers to (posix|nt)\.system"):
         read_pickle(file, known=(DEMO,))
     np.save(tmp_path / "b.npy", np.array(Runs(mark), object), allow_pickle=True)
-    with pytest.raises(SourceError, match=r"b\.npy: its pickle asks for posix\.system"):
+    with pytest.raises(SourceError, match=r"b\.npy: its pickle refers to posix\.system"):
         read_npy(tmp_path / "b.npy")
     assert not mark.exists()
     pickle.loads(file.read_bytes())
@@ -58,7 +58,7 @@ def test_what_would_run_a_command_is_refused_by_name_and_does_not_run(tmp_path: 
         (b"ccopy_reg\n_reconstructor\n.", "copy_reg._reconstructor"),
         (b"cnumpy\nload\n.", "numpy.load"),
         (b"cnumpy\nndarray.tofile\n.", "numpy.ndarray.tofile"),
-        (b"clatentplan.data.unpickling\nBag\n.", "latentplan.data.unpickling.Bag"),
+        (b"clatentplan.data.unpickling\nNamespace\n.", "latentplan.data.unpickling.Namespace"),
         (b"Pnumber 7\n.", "the persistent id 'number 7'"),
         (b"crlbench.demo\nDemo\n.", "a type as a value"),
         (b"cnumpy\ndtype\n.", "a method as a value"),
@@ -76,10 +76,10 @@ def test_every_other_name_is_refused(tmp_path: Path, pickled: bytes, named: str)
 
 def test_arrays_of_objects_and_records_are_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "a.pkl", {"x": np.array([{}, 1], object)})
-    with pytest.raises(SourceError, match=r"a\.pkl: its pickle asks for an array of objects"):
+    with pytest.raises(SourceError, match=r"a\.pkl: its pickle refers to an array of objects"):
         read_pickle(file)
     record = np.zeros(2, [("x", "f8"), ("y", "O")])
-    with pytest.raises(SourceError, match=r"b\.pkl: its pickle asks for an array of dtype 'V16'"):
+    with pytest.raises(SourceError, match=r"b\.pkl: its pickle refers to an array of dtype 'V16'"):
         read_pickle(written(tmp_path / "b.pkl", record))
     np.save(tmp_path / "c.npy", record, allow_pickle=True)
     with pytest.raises(SourceError, match=r"c\.npy: holds records of objects"):
@@ -133,7 +133,7 @@ def rlbench_classes() -> tuple[type, type]:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
-def test_known_classes_become_bags_of_attributes(
+def test_known_classes_become_namespaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, core: str
 ) -> None:
     demo_class, seen_class = rlbench_classes()
@@ -172,7 +172,7 @@ def test_known_classes_become_bags_of_attributes(
 
     found = read_pickle(tmp_path / "a.pkl", known=(DEMO, SEEN))
     assert "rlbench.demo" not in sys.modules
-    assert isinstance(found, Bag) and found.kind == DEMO
+    assert isinstance(found, Namespace) and found.kind == DEMO
     first, second = found._observations
     assert first is second and first.kind == SEEN
     for name, wanted in arrays.items():
@@ -181,7 +181,7 @@ def test_known_classes_become_bags_of_attributes(
         assert type(value) is np.ndarray
     assert first.gripper_open == 1.0 and first.none is None
     np.testing.assert_array_equal(found.random_seed[1], arrays["pose"])
-    with pytest.raises(SourceError, match=r"asks for rlbench\.backend\.observation\.Observation"):
+    with pytest.raises(SourceError, match=r"refers to rlbench\.backend\.observation\.Observation"):
         read_pickle(tmp_path / "a.pkl", known=(DEMO,))
 
 

@@ -133,8 +133,8 @@ def test_many_episodes_at_once_are_acted_in_as_one_alone_by_the_planner(folder, 
         for lane, action in zip(lanes, agent.act(lanes, asked), strict=True):
             made[lane].append(action)
     for lane, steps in enumerate((4, 6)):
-        planner = latentplan.load(folder, planner="generate")
-        planner.goal(dict(zip(KEYS, seen[lane, 0], strict=True)), task="open_drawer")
+        planner = latentplan.load(folder, policy="generative")
+        planner.goal(dict(zip(KEYS, seen[lane, 0], strict=True)), text="open_drawer")
         alone = [
             planner.act(dict(zip(KEYS, seen[lane, step], strict=True))) for step in range(steps)
         ]

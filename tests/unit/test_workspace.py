@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentplan.real_robot.loop.workspace import Room
+from latentplan.real_robot.loop.workspace import Workspace
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
@@ -18,7 +18,7 @@ def test_what_surely_holds_does_hold(arm):
         q = rng.uniform(low, high)
         ee = chain.ee(q[None])[0]
         size = rng.uniform(0.0, 0.1, 3)  # some faces are near
-        room = Room(chain, ee - size, ee + rng.uniform(0.0, 0.1, 3))
+        room = Workspace(chain, ee - size, ee + rng.uniform(0.0, 0.1, 3))
         assert room.holds(q[None])
         start = q + rng.normal(size=len(q)) * 10 ** rng.uniform(-4, -1)
         end = start + rng.normal(size=len(q)) * 10 ** rng.uniform(-4, -1)
@@ -38,8 +38,8 @@ def test_nothing_is_sure_before_it_looked_or_from_outside():
     chain = Chain(arm)
     q = np.array([joint.home for joint in arm.joints])
     ee = chain.ee(q[None])[0]
-    room = Room(chain, ee - 1, ee + 1)
+    room = Workspace(chain, ee - 1, ee + 1)
     assert not room.surely_holds(q.tolist(), q.tolist())
     assert room.holds(q[None]) and room.surely_holds(q.tolist(), q.tolist())
-    outside = Room(chain, ee + 0.01, ee + 1)
+    outside = Workspace(chain, ee + 0.01, ee + 1)
     assert not outside.holds(q[None]) and not outside.surely_holds(q.tolist(), q.tolist())

@@ -16,7 +16,7 @@ import numpy as np
 
 from latentplan.data.export import statistics
 from latentplan.data.export.statistics import Statistics
-from latentplan.data.export.video import Films
+from latentplan.data.export.video import Videos
 from latentplan.data.sources.lerobot_files import EPISODES, INFO, OURS, TASKS, needed
 from latentplan.errors import ConfigError, StoreError, check_range
 from latentplan.types import Array, ArraySpec, Episode, Spec
@@ -37,18 +37,18 @@ ENDS = {"next.reward": "float32", "next.done": "bool", "next.truncated": "bool"}
 
 @dataclass(frozen=True)
 class Config:
-    """How pictures are kept, and how large files get."""
+    """The encoding of images, and the size of files."""
 
-    video: bool = True  # pictures as mp4, with losses; else each as PNG in the tables, exact
-    codec: str = "libsvtav1"  # of the videos, or libx264, libx265; LeRobot's own is libsvtav1
+    video: bool = True  # images as mp4, lossy; else as PNG in the tables, exact
+    codec: str = "libsvtav1"  # of the videos: libsvtav1 (LeRobot's own), libx264 or libx265
     crf: int = 30  # quality of the videos: smaller is better; 30 is LeRobot's
-    gop: int = 2  # frames from one key frame to the next: few, for random access; 2 is LeRobot's
-    robot: str = ""  # robot_type to write
-    data_mib: int = 100  # a table's file ends once it holds so much
-    video_mib: int = 200  # and a video's
+    gop: int = 2  # frames between key frames: few, for random access; 2 is LeRobot's
+    robot: str = ""  # value of robot_type
+    data_mib: int = 100  # MiB of a table's file before a new one begins
+    video_mib: int = 200  # MiB of a video's file before a new one begins
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a setting is out of its range."""
+        """Raise ConfigError if a setting is out of its range."""
         if self.codec not in ("libsvtav1", "libx264", "libx265"):
             raise ConfigError(
                 f"Export.codec: {self.codec!r} is not one of libsvtav1, libx264, libx265"
@@ -60,13 +60,13 @@ class Config:
 
 
 class LerobotWriter:
-    """Appends episodes to a data set in a folder; a context manager that makes it whole or not.
+    """A data set in a folder that episodes are appended to; a context manager.
 
     An episode of L actions becomes L + 1 frames: the last one repeats the last action, since
     LeRobot wants as many actions as observations. Rewards and ends are `next.reward`, `next.done`
     (terminated) and `next.truncated`. A frame's task is the text of the first label that covers
     it, or "". Privileged observations are not called `observation.*`, so that no policy trains on
-    them. Statistics are of numbers, vectors and pictures.
+    them. Statistics are of numbers, vectors and images.
     """
 
     def __init__(self, folder: Path, spec: Spec, *, fps: int, config: Config | None = None) -> None:
@@ -74,16 +74,16 @@ class LerobotWriter:
         self.config, self.folder, self.spec, self.fps = config or Config(), folder, spec, fps
         self.named = {key: _feature(key, spec) for key in spec.observation}
         if len(set(self.named.values())) < len(self.named):
-            raise ConfigError(f"spec.observation: {sorted(self.named)} have names that meet")
-        pictures = [key for key, a in spec.observation.items() if is_picture(a)]
+            raise ConfigError(f"spec.observation: {sorted(self.named)} become the same name")
+        images = [key for key, a in spec.observation.items() if is_image(a)]
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, the latest
-        self._tables: list[Any] = []  # of meta/episodes, the rows before: a tenth of their size
+        self._tables: list[Any] = []  # of meta/episodes, the earlier rows: a tenth of their size
         self._statistics: dict[str, Statistics] = {}  # of all episodes so far
         self._table: Any = None  # the ParquetWriter of the file that is open
         self._file, self._episodes, self._frames = -1, 0, 0
-        self._films = {
-            key: Films(
+        self._videos = {
+            key: Videos(
                 str(folder / "videos" / self.named[key] / f"{PATTERN}.mp4"),
                 chunk=FILES,
                 fps=fps,
@@ -92,7 +92,7 @@ class LerobotWriter:
                 gop=self.config.gop,
                 file_bytes=self.config.video_mib * MIB,
             )
-            for key in (pictures if self.config.video else ())
+            for key in (images if self.config.video else ())
         }
 
     def append(self, episode: Episode) -> None:
@@ -101,23 +101,23 @@ class LerobotWriter:
         found = {n: statistics.of_numbers(v) for n, v in columns.items() if v.ndim <= 2}
         row: dict[str, Any] = {"episode_index": self._episodes, "length": steps}
         row["tasks"] = sorted(set(_texts(episode)))
-        pictures: dict[str, Array] = {}
+        images: dict[str, Array] = {}
         for key, values in episode.observations.items():
-            if not is_picture(self.spec.observation[key]):
+            if not is_image(self.spec.observation[key]):
                 continue
             name = self.named[key]
-            found[name] = statistics.of_pictures(values)
-            if key not in self._films:
-                pictures[name] = values
+            found[name] = statistics.of_images(values)
+            if key not in self._videos:
+                images[name] = values
                 continue
-            piece = self._films[key].append(values)
+            piece = self._videos[key].append(values)
             row |= {
                 f"videos/{name}/chunk_index": piece.file // FILES,
                 f"videos/{name}/file_index": piece.file % FILES,
                 f"videos/{name}/from_timestamp": piece.start,
                 f"videos/{name}/to_timestamp": piece.stop,
             }
-        self._write(columns, pictures)
+        self._write(columns, images)
         row |= {
             "data/chunk_index": self._file // FILES,
             "data/file_index": self._file % FILES,
@@ -160,8 +160,8 @@ class LerobotWriter:
 
     def close(self) -> None:
         """Close the files."""
-        for film in self._films.values():
-            film.close()
+        for video in self._videos.values():
+            video.close()
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -174,7 +174,7 @@ class LerobotWriter:
             self._rows = []
 
     def _columns(self, episode: Episode) -> dict[str, Array]:
-        """Return the columns (L + 1, ...) of an episode, but pictures."""
+        """Return the columns (L + 1, ...) of an episode, without images."""
         steps, index = len(episode) + 1, self._episodes
         texts = _texts(episode)
         for text in texts:
@@ -184,7 +184,7 @@ class LerobotWriter:
         columns = {
             self.named[key]: values
             for key, values in episode.observations.items()
-            if not is_picture(self.spec.observation[key])
+            if not is_image(self.spec.observation[key])
         }
         return columns | {
             "action": np.concatenate([episode.actions, episode.actions[-1:]]),
@@ -198,12 +198,12 @@ class LerobotWriter:
             "task_index": np.array([self._tasks[text] for text in texts]),
         }
 
-    def _write(self, columns: Mapping[str, Array], pictures: Mapping[str, Array]) -> None:
+    def _write(self, columns: Mapping[str, Array], images: Mapping[str, Array]) -> None:
         import pyarrow
         from pyarrow import parquet
 
         arrays = {name: _nested(values) for name, values in columns.items()}
-        arrays |= {name: _pngs(values) for name, values in pictures.items()}
+        arrays |= {name: _pngs(values) for name, values in images.items()}
         table = pyarrow.table(arrays)
         if self._table is None or self._written() >= self.config.data_mib * MIB:
             if self._table is not None:
@@ -226,9 +226,9 @@ class LerobotWriter:
         for key, spec in self.spec.observation.items():
             features[self.named[key]] = self._described(spec)
         names = [f"action_{i}" for i in range(self.spec.action.size)]
-        said = self.spec.action.meaning.split(", ")
+        meanings = self.spec.action.meaning.split(", ")
         features["action"] = _number("float32", (self.spec.action.size,))
-        features["action"]["names"] = said if len(said) == self.spec.action.size else names
+        features["action"]["names"] = meanings if len(meanings) == self.spec.action.size else names
         features |= {name: _number(dtype, (1,)) for name, dtype in (ENDS | COUNTERS).items()}
         return {
             "codebase_version": "v3.0",
@@ -242,12 +242,12 @@ class LerobotWriter:
             "fps": self.fps,
             "splits": {"train": f"0:{self._episodes}"},
             "data_path": f"data/{PATTERN}.parquet",
-            "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._films else None,
+            "video_path": f"videos/{{video_key}}/{PATTERN}.mp4" if self._videos else None,
             "features": features,
         }
 
     def _described(self, spec: ArraySpec) -> dict[str, Any]:
-        if not is_picture(spec):
+        if not is_image(spec):
             return _number(spec.dtype, spec.shape or (1,))
         height, width, _ = spec.shape
         feature: dict[str, Any] = {
@@ -274,9 +274,9 @@ class LerobotWriter:
 def writing(
     out: Path, spec: Spec, *, fps: int, config: Config | None = None
 ) -> Iterator[LerobotWriter]:
-    """Give a writer; its data set appears at `out` when the block ends well, else nothing does.
+    """Yield a writer; its data set appears at `out` if the block succeeds, else nothing does.
 
-    Raises StoreError where something is at `out`, MissingDependency without pyarrow and av.
+    Raises StoreError if something is at `out`, MissingDependency without pyarrow and av.
     """
     needed(f"export to {out}")
     if out.exists():
@@ -295,16 +295,16 @@ def writing(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_picture(spec: ArraySpec) -> bool:
-    """Return whether rows are colour pictures (h, w, 3) uint8; other arrays stay numbers."""
+def is_image(spec: ArraySpec) -> bool:
+    """Return whether rows are colour images (h, w, 3) uint8; other arrays are kept as numbers."""
     return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 
-def whole_fps(spec: Spec, asked: int | None = None) -> int:
-    """Return frames a second: what is asked, else 1 / dt; ConfigError where that is not whole."""
-    if asked is not None:
-        check_range("export.fps", asked, 1, 10_000)
-        return asked
+def whole_fps(spec: Spec, fps: int | None = None) -> int:
+    """Return frames a second: `fps`, else 1 / dt; ConfigError if that is not a whole number."""
+    if fps is not None:
+        check_range("export.fps", fps, 1, 10_000)
+        return fps
     if spec.dt is None:
         raise ConfigError("export.fps: the store's steps have no fixed time; set frames a second")
     rate = 1 / spec.dt
@@ -319,7 +319,7 @@ def _feature(key: str, spec: Spec) -> str:
     name = key.replace("/", ".")
     if key in spec.privileged:
         return f"privileged.{name}"
-    return f"observation.{'images.' if is_picture(spec.observation[key]) else ''}{name}"
+    return f"observation.{'images.' if is_image(spec.observation[key]) else ''}{name}"
 
 
 def _texts(episode: Episode) -> list[str]:
@@ -347,21 +347,21 @@ def _nested(values: Array) -> Any:
     return array
 
 
-def _pngs(pictures: Array) -> Any:
+def _pngs(images: Array) -> Any:
     import pyarrow
     from PIL import Image
 
     stored = []
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         content = io.BytesIO()
-        Image.fromarray(picture).save(content, format="PNG")
+        Image.fromarray(image).save(content, format="PNG")
         stored.append({"bytes": content.getvalue(), "path": f"frame-{place:06d}.png"})
     kinds = [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
     return pyarrow.array(stored, type=pyarrow.struct(kinds))
 
 
 def _tasks_table(tasks: Mapping[str, int]) -> Any:
-    """Return the table of tasks with its sentences as what pandas calls the index."""
+    """Return the table of tasks with its sentences as the index (of pandas)."""
     import pyarrow
 
     index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}

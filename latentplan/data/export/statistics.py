@@ -11,11 +11,11 @@ from latentplan.types import Array
 
 Statistics: TypeAlias = Mapping[str, Array]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-FRAMES = 100  # of an episode, evenly spread, whose pictures are counted
+FRAMES = 100  # of an episode, evenly spread, whose pixels are counted
 
 
 def of_numbers(values: Array) -> Statistics:
-    """Return the statistics (*shape) of rows (n, *shape); of single numbers (n,) they are (1,)."""
+    """Return the statistics (*shape) of rows (n, *shape); (1,) for single numbers (n,)."""
     rows = values.reshape(len(values), -1) if values.ndim == 1 else values
     rows = rows.astype(np.float64)
     quantiles = np.quantile(rows, list(QUANTILES.values()), axis=0)
@@ -29,14 +29,14 @@ def of_numbers(values: Array) -> Statistics:
     }
 
 
-def of_pictures(pictures: Array) -> Statistics:
-    """Return the statistics (3, 1, 1) of the colours of pictures (n, h, w, 3) uint8, in [0, 1].
+def of_images(images: Array) -> Statistics:
+    """Return the statistics (3, 1, 1) of the colours of images (n, h, w, 3) uint8, in [0, 1].
 
-    Exact for the pictures looked at, FRAMES at most, because uint8 has a histogram. A quantile is
-    the smallest value that so many pixels do not exceed.
+    Exact for the FRAMES images used, because uint8 has a histogram. A quantile is the smallest
+    value that so many pixels do not exceed.
     """
-    chosen = np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).astype(int)
-    flat = pictures[chosen].reshape(-1, 3)
+    chosen = np.linspace(0, len(images) - 1, min(FRAMES, len(images))).astype(int)
+    flat = images[chosen].reshape(-1, 3)
     counts = np.stack([np.bincount(plane, minlength=256) for plane in flat.T])  # (3, 256)
     levels, total = np.arange(256) / 255, len(flat)
     mean = counts @ levels / total
@@ -54,7 +54,7 @@ def of_pictures(pictures: Array) -> Statistics:
 
 
 def of_all(parts: Sequence[Statistics]) -> Statistics:
-    """Return the statistics of episodes together.
+    """Return the joint statistics of several episodes.
 
     Exact (Chan et al. 1979 for the variance) but for the quantiles, which are the episodes'
     weighted means, as LeRobot's are.

@@ -1,4 +1,4 @@
-"""Pictures of many episodes written into few videos, each frame at an exact time."""
+"""Images of many episodes written into few videos, each frame at an exact time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from latentplan.types import Array
 
 @dataclass(frozen=True)
 class Piece:
-    """Where an episode's pictures are: which file, and from when to when in it, in s."""
+    """The part of a video file that holds an episode's images, from `start` to `stop` in s."""
 
     file: int
     start: float
     stop: float
 
 
-class Films:
-    """Writes videos at `pattern`, of chunk_index and file_index, with frame i at i / fps."""
+class Videos:
+    """A series of videos at `pattern`, of chunk_index and file_index, with frame i at i / fps."""
 
     def __init__(
         self, pattern: str, *, fps: int, codec: str, crf: int, gop: int, file_bytes: int, chunk: int
@@ -32,25 +32,25 @@ class Films:
         self._options = {"crf": str(crf), "g": str(gop)}
         if codec == "libsvtav1":
             self._options["svtav1-params"] = "lp=2"  # threads; the default takes a whole machine
-            os.environ.setdefault("SVT_LOG", "1")  # errors alone: it tells its settings otherwise
+            os.environ.setdefault("SVT_LOG", "1")  # errors alone, without its settings
         self._limit = file_bytes
         self._file, self._frames, self._bytes = -1, 0, 0
         self._container: Any = None
         self._stream: Any = None
 
-    def append(self, pictures: Array) -> Piece:
-        """Write the pictures (n, h, w, 3) uint8 of an episode and return where they are.
+    def append(self, images: Array) -> Piece:
+        """Write the images (n, h, w, 3) uint8 of an episode and return their part of the video.
 
-        Raises ConfigError where the codec does not take pictures of this size.
+        Raises ConfigError if the codec does not take images of this size.
         """
         import av
 
         try:
             if self._container is None or self._bytes >= self._limit:
-                self._next(*pictures.shape[1:3])
+                self._next(*images.shape[1:3])
             start = self._frames / self._fps
-            for place, picture in enumerate(pictures):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for place, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = self._frames, Fraction(1, self._fps)
                 if place == 0:  # an episode can be decoded without the one before it
                     frame.pict_type = av.video.frame.PictureType.I
@@ -58,13 +58,13 @@ class Films:
                 self._frames += 1
         except (av.FFmpegError, ValueError) as e:
             raise ConfigError(
-                f"Export.codec: {self._codec} cannot encode pictures of {pictures.shape[1]} x "
-                f"{pictures.shape[2]} ({e}); export images instead"
+                f"Export.codec: {self._codec} cannot encode images of {images.shape[1]} x "
+                f"{images.shape[2]} ({e}); export images instead"
             ) from None
         return Piece(self._file, start, self._frames / self._fps)
 
     def close(self) -> None:
-        """Finish the file that is open."""
+        """Finish the open file."""
         if self._container is not None:
             try:
                 self._mux(self._stream.encode())

@@ -11,7 +11,7 @@ import numpy as np
 
 from latentplan import config as settings
 from latentplan.data.sources import bag_files, bag_series
-from latentplan.data.sources.bag_series import Heard, Topics
+from latentplan.data.sources.bag_series import Recording, Topics
 from latentplan.data.sources.bag_timeline import (
     mean_held,
     newest,
@@ -29,10 +29,10 @@ NS = 1e9  # in a second
 
 
 class _Part(NamedTuple):
-    """An episode: where its pictures are, and all the rest of it."""
+    """An episode without its images, and the stamps of those."""
 
     bag: int
-    pictures: dict[str, Array]  # stamps (L + 1,), ns, of each camera's pictures
+    images: dict[str, Array]  # stamps (L + 1,), ns, of each camera's images
     recorded: tuple[int, int]  # ns, of the first and the last of them
     observations: dict[str, Array]
     actions: Array  # (L, A)
@@ -42,39 +42,39 @@ class _Part(NamedTuple):
 class Bag:
     """A Source of a bag (.bag, .mcap, .db3, a ROS 2 bag's folder), or of a folder of them.
 
-    Rows are the pictures of the first camera (without any: joint states), `rate` a second. With
-    each go the newest joint state and the newest picture of every other camera that were there by
-    then. Where one is older than `age`, or a picture is missing, there is a gap: the bag is cut
-    into several episodes, or such rows are left out of one. `notes` count them.
+    Rows are the images of the first camera (without cameras: joint states), `rate` a second. Each
+    row has the newest joint state and the newest image of every other camera up to that time. If
+    one is older than `age`, or an image is missing, there is a gap: the bag is cut into several
+    episodes, or such rows are left out of one. `notes` count them.
 
-    `q` (rad), `dq` (rad/s; where it is sent) and `gripper` (m; where `finger` is set) have the
-    order of `joints`. An action is what was commanded: the newest position by the next row, or the
-    mean velocity until then; without a topic, the joints' next positions. With a gripper its next
-    width follows, 0 closed to 1 open. Rewards are zero.
+    `q` (rad), `dq` (rad/s; if it is sent) and `gripper` (m; if `finger` is set) have the
+    order of `joints`. An action is the command: the newest position by the next row, or the mean
+    velocity until then; without a topic, the joints' next positions. A gripper adds its next width,
+    0 closed to 1 open. Rewards are zero.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """What is read, on which clock."""
+        """The topics that are read, and their clock."""
 
         images: tuple[str, ...] = ()  # topics or NAME=TOPIC, the first the clock; none: all
         joint_states: str = ""  # topic; empty: the only one of that type
         joints: tuple[str, ...] = ()  # names, in the order of q; none: as in the first message
-        finger: str = ""  # joint that tells the gripper; empty: there is none
+        finger: str = ""  # joint of the gripper; empty: there is none
         finger_scale: float = 2.0  # m of width for a metre (or a radian) of that joint
         width: float = 0.0  # m between the fingers when open; needed with finger
         command: str = ""  # topic of actions; empty: the joints' next positions
-        control: str = ""  # joint_position, joint_velocity: of a command without names
-        frame: str = ""  # world, base, tool: of a commanded twist
+        control: str = ""  # of a command without joint names: joint_position or joint_velocity
+        frame: str = ""  # frame of a commanded twist: world, base or tool
         rate: float = 0.0  # rows a second; 0: the first camera's
-        age: float = 0.1  # s that what goes with a picture may be older than it
-        hold: float = 0.5  # s that a command holds
-        gap: float = 1.5  # rows that are so many times 1 / rate apart are a gap
-        gaps: str = "cut"  # into episodes; drop: leave such rows out
-        clock: str = "header"  # times in the messages; recorded: when they were recorded
+        age: float = 0.1  # s, the largest age of a joint state or image beside the row's image
+        hold: float = 0.5  # s for which a command holds
+        gap: float = 1.5  # times 1 / rate between two rows from which on there is a gap
+        gaps: str = "cut"  # cut into episodes at gaps, or drop such rows
+        clock: str = "header"  # header: times in the messages; recorded: times of the recorder
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             for name, known in (
                 *(("control", CONTROLS), ("frame", FRAMES)),
                 *(("gaps", GAPS), ("clock", CLOCKS)),
@@ -91,9 +91,9 @@ class Bag:
             check_range("Bag.gap", self.gap, 1.05, 100)
 
     def __init__(self, path: Path | str, config: Config | None = None) -> None:
-        """Read all but the pictures; SourceError where there is no bag, or none is whole.
+        """Read all but the images; SourceError if there is no bag, or none is whole.
 
-        Of several bags, one that is damaged counts as an episode, which says so when it is read.
+        Of several bags, a damaged one counts as an episode, whose reading raises.
         """
         self.path, self.config = Path(path), config or self.Config()
         self.settings: dict[str, Any] = {"format": "bag", **settings.to_values(self.config)}
@@ -119,16 +119,16 @@ class Bag:
         return len(self._parts)
 
     def choose(self, keys: Sequence[str]) -> None:
-        """Give these observations alone; pictures that are not among them are not read again."""
+        """Read these observations alone; other images are not read again."""
         kept = {key: a for key, a in self.spec.observation.items() if key in keys}
         self.spec = replace(self.spec, observation=kept)
 
     def episode(self, index: int) -> Episode:
-        """Return one episode; SourceError where a picture is damaged or of another size."""
+        """Return one episode; SourceError if an image is damaged or of another size."""
         part = self._parts[index]
         if isinstance(part, SourceError):
             raise part
-        seen = part.observations | self._pictures(part)
+        seen = part.observations | self._images(part)
         return Episode(
             observations={key: seen[key] for key in self.spec.observation},
             actions=part.actions,
@@ -141,13 +141,13 @@ class Bag:
         """Return the episodes of one bag."""
         with bag_files.opened(file) as bag:
             topics = self._topics or self._chosen(bag)
-            heard = bag_series.hear(bag, topics)
-        spec, dt = self._described(file, topics, heard)
+            recording = bag_series.record(bag, topics)
+        spec, dt = self._described(file, topics, recording)
         if self._spec is None:
             self._topics, self._spec = topics, spec
         elif spec != self._spec:
             raise SourceError(f"{file}: {_difference(self._spec, spec)}")
-        return self._cut(index, heard, dt * NS)
+        return self._cut(index, recording, dt * NS)
 
     def _chosen(self, bag: bag_files.Bag) -> Topics:
         c = self.config
@@ -161,13 +161,13 @@ class Bag:
             recorded=c.clock == "recorded",
         )
 
-    def _described(self, file: Path, topics: Topics, heard: Heard) -> tuple[Spec, float]:
-        """Return what a bag holds, with open bounds, and the time between rows, s."""
+    def _described(self, file: Path, topics: Topics, recording: Recording) -> tuple[Spec, float]:
+        """Return the spec of a bag, with open bounds, and the time between rows, s."""
         c = self.config
-        stamps = _clock(heard)
+        stamps = _clock(recording)
         own = float(np.median(np.diff(stamps))) / NS if len(stamps) > 1 else np.inf
         if not own < np.inf:
-            raise SourceError(f"{file}: has fewer than two pictures or joint states")
+            raise SourceError(f"{file}: has fewer than two images or joint states")
         if c.rate * own > 1.05:
             raise SourceError(
                 f"{file}: Bag.rate: {c.rate} is more than the {1 / own:.1f} a second that the "
@@ -176,28 +176,28 @@ class Bag:
         dt = 1 / c.rate if c.rate else round(own, 4)
         before = self._spec.dt if self._spec else None
         if before is not None and abs(dt - before) < 0.05 * before:
-            dt = before  # no two clocks agree
+            dt = before  # clocks differ a little
         names = ", ".join(topics.joints)
         size = len(topics.joints)
         observation = {"q": ArraySpec((size,), "float32", f"joint positions, rad: {names}")}
-        if np.isfinite(heard.joints.values).all():
+        if np.isfinite(recording.joints.values).all():
             observation["dq"] = ArraySpec((size,), "float32", f"joint velocities, rad/s: {names}")
         if topics.finger:
             meaning = "width between the fingers, m"
             observation["gripper"] = ArraySpec((1,), "float32", meaning)
         observation |= {
-            key: ArraySpec(shape, "uint8", f"picture, {topics.cameras[key]}")
-            for key, shape in heard.shapes.items()
+            key: ArraySpec(shape, "uint8", f"image, {topics.cameras[key]}")
+            for key, shape in recording.shapes.items()
         }
-        return Spec(observation, self._action(file, topics, heard, dt), dt=dt), dt
+        return Spec(observation, self._action(file, topics, recording, dt), dt=dt), dt
 
-    def _action(self, file: Path, topics: Topics, heard: Heard, dt: float) -> ActionSpec:
+    def _action(self, file: Path, topics: Topics, recording: Recording, dt: float) -> ActionSpec:
         c, names = self.config, ", ".join(topics.joints)
         gripper = "open_is_1" if topics.finger else ""
-        control = heard.control or c.control
+        control = recording.control or c.control
         if not topics.command:
             control, meaning = "joint_position", f"next joint positions, rad: {names}"
-        elif not len(heard.command.stamps):
+        elif not len(recording.command.stamps):
             raise SourceError(f"{file}: {topics.command} commands none of {names}; set joints")
         elif control == "twist":
             if not c.frame:
@@ -211,7 +211,7 @@ class Bag:
             meaning = f"commanded joint {unit[control]}: {names}"
         else:
             raise SourceError(
-                f"{file}: {topics.command} does not say what its numbers are; set control to "
+                f"{file}: {topics.command} does not define its numbers; set control to "
                 "joint_position or joint_velocity"
             )
         if control == "twist":  # a 1 moves by 1 m/s or rad/s for dt s
@@ -222,39 +222,39 @@ class Bag:
         meaning += "; gripper, 0 closed to 1 open" if gripper else ""
         return ActionSpec((0.0,) * size, (0.0,) * size, meaning, convention)
 
-    def _cut(self, index: int, heard: Heard, dt: float) -> list[_Part]:
+    def _cut(self, index: int, recording: Recording, dt: float) -> list[_Part]:
         """Return the episodes of the bag number `index`, with rows `dt` ns apart."""
         c, file = self.config, self._files[index]
-        stamps = _clock(heard)
+        stamps = _clock(recording)
         rows = sampled(stamps, dt) if c.rate else np.arange(len(stamps))
         at = stamps[rows]
-        lacking = {"joint state": newest(heard.joints.stamps, at, age=c.age * NS) < 0}
-        for key, series in list(heard.cameras.items())[1:]:
-            lacking[f"picture of {key}"] = newest(series.stamps, at, age=c.age * NS) < 0
+        lacking = {"joint state": newest(recording.joints.stamps, at, age=c.age * NS) < 0}
+        for key, series in list(recording.cameras.items())[1:]:
+            lacking[f"image of {key}"] = newest(series.stamps, at, age=c.age * NS) < 0
         assert self._topics is not None
         if self._topics.finger:
-            lacking["gripper"] = newest(heard.finger.stamps, at, age=c.age * NS) < 0
+            lacking["gripper"] = newest(recording.finger.stamps, at, age=c.age * NS) < 0
         if self._topics.command:
-            lacking["command"] = newest(heard.command.stamps, at, age=c.hold * NS) < 0
+            lacking["command"] = newest(recording.command.stamps, at, age=c.hold * NS) < 0
         kept = np.flatnonzero(~np.any(list(lacking.values()), axis=0))
         found = stretches(kept, at, gap=c.gap * dt)
         if c.gaps == "drop" and len(kept) > 1:
             found = [kept]
         missing = np.diff(at) > c.gap * dt
-        self._note(file, heard, len(at), found, lacking=lacking, missing=missing)
+        self._note(file, recording, len(at), found, lacking=lacking, missing=missing)
         if not found:
             counts = ", ".join(f"{n.sum()} without {what}" for what, n in lacking.items())
             raise SourceError(
                 f"{file}: no two rows of {len(at)} belong together: {counts} (age {c.age} s, hold "
                 f"{c.hold} s); set age, hold, or clock=recorded"
             )
-        return [self._part(index, heard, at[part], first=at[0]) for part in found]
+        return [self._part(index, recording, at[part], first=at[0]) for part in found]
 
-    def _part(self, index: int, heard: Heard, at: Array, *, first: int) -> _Part:
+    def _part(self, index: int, recording: Recording, at: Array, *, first: int) -> _Part:
         """Return the episode with rows at `at` (L + 1,), ns, of the bag number `index`."""
 
         def values(name: str) -> Array:
-            series = getattr(heard, name)
+            series = getattr(recording, name)
             found = series.values[newest(series.stamps, at, age=np.inf)]
             return np.asarray(found, np.float64)
 
@@ -270,28 +270,28 @@ class Bag:
         elif convention.control == "joint_position":
             actions = values("command")[1:]
         else:
-            actions = mean_held(heard.command, at)
+            actions = mean_held(recording.command, at)
         if self._topics.finger:
             width = values("finger") * self.config.finger_scale
             observations["gripper"] = width.astype(np.float32)
             share = np.clip(width[1:] / self.config.width, 0, 1)
             actions = np.concatenate([actions, share], axis=1)
-        pictures, recorded = {}, []
-        for key, series in heard.cameras.items():
+        images, recorded = {}, []
+        for key, series in recording.cameras.items():
             shown = newest(series.stamps, at, age=np.inf)
-            pictures[key] = series.stamps[shown]
+            images[key] = series.stamps[shown]
             recorded += series.values[shown].tolist()
         return _Part(
             bag=index,
-            pictures=pictures,
+            images=images,
             recorded=(min(recorded, default=0), max(recorded, default=0)),
             observations=observations,
             actions=np.ascontiguousarray(actions, np.float32),
             info={"bag": float(index), "start_s": float((at[0] - first) / NS)},
         )
 
-    def _pictures(self, part: _Part) -> dict[str, Array]:
-        """Return the pictures (L + 1, h, w, 3) of an episode by camera."""
+    def _images(self, part: _Part) -> dict[str, Array]:
+        """Return the images (L + 1, h, w, 3) of an episode by camera."""
         assert self._topics is not None
         file, topics = self._files[part.bag], self._topics
         keys = {t: key for key, t in topics.cameras.items() if key in self.spec.observation}
@@ -301,8 +301,8 @@ class Bag:
             key: np.empty((len(part.actions) + 1, *self.spec.observation[key].shape), np.uint8)
             for key in keys.values()
         }
-        # Rows that show the picture of a stamp: several where one camera is slower.
-        wanted = {key: _rows(part.pictures[key]) for key in keys.values()}
+        # Rows with the image of a stamp: several if one camera is slower.
+        wanted = {key: _rows(part.images[key]) for key in keys.values()}
         start, last = part.recorded
         with bag_files.opened(file) as bag:
             for received in bag.messages(sorted(keys), start=start, stop=last + 1):
@@ -311,35 +311,35 @@ class Bag:
                 rows = wanted[key].pop(at, None)
                 if rows is None:
                     continue
-                picture = bag_series.pixels(bag, received)
-                if picture.shape != found[key].shape[1:]:
+                image = bag_series.pixels(bag, received)
+                if image.shape != found[key].shape[1:]:
                     raise SourceError(
-                        f"{file}: {received.topic}: a picture is {picture.shape}, the first was "
+                        f"{file}: {received.topic}: an image is {image.shape}, the first was "
                         f"{found[key].shape[1:]}"
                     )
-                found[key][rows] = picture
+                found[key][rows] = image
         left = {key: len(rows) for key, rows in wanted.items() if rows}
         if left:
-            raise SourceError(f"{file}: changed while it was read; pictures missing: {left}")
+            raise SourceError(f"{file}: changed while it was read; images missing: {left}")
         return found
 
     def _note(
         self,
         file: Path,
-        heard: Heard,
+        recording: Recording,
         rows: int,
         found: list[Array],
         *,
         lacking: Mapping[str, Array],
         missing: Array,
     ) -> None:
-        """Write down what was left out of a bag, and why."""
+        """Add a note on what was left out of a bag, and why."""
         kept = sum(map(len, found))
         reasons = [f"{n.sum()} without {what}" for what, n in lacking.items() if n.any()]
         if missing.any():
-            reasons.append(f"{missing.sum()} gaps between pictures")
-        if heard.repeated:
-            reasons.append(f"{heard.repeated} messages not later than the one before")
+            reasons.append(f"{missing.sum()} gaps between images")
+        if recording.repeated:
+            reasons.append(f"{recording.repeated} messages not later than the one before")
         if reasons:
             self.notes.append(
                 f"{file.name}: {kept} of {rows} rows in {len(found)} episodes; "
@@ -347,19 +347,19 @@ class Bag:
             )
 
 
-def _clock(heard: Heard) -> Array:
-    """Return the times (M,) that rows have: of the first camera, without any of the joints."""
-    return next(iter(heard.cameras.values()), heard.joints).stamps
+def _clock(recording: Recording) -> Array:
+    """Return the times (M,) of rows: of the first camera, else of the joint states."""
+    return next(iter(recording.cameras.values()), recording.joints).stamps
 
 
 def _rows(stamps: Array) -> dict[int, Array]:
-    """Return the rows that have each of stamps (L + 1,)."""
+    """Return the rows of each stamp in stamps (L + 1,)."""
     each, first = np.unique(stamps, return_index=True)
     return dict(zip(each.tolist(), np.split(np.arange(len(stamps)), first[1:]), strict=True))
 
 
 def _bounded(spec: Spec, actions: list[Array]) -> Spec:
-    """Return `spec` with the smallest and largest action in the data; a gripper's are 0 and 1."""
+    """Return `spec` bounded by the smallest and largest action in the data, a gripper by 0, 1."""
     low = np.min([part.min(0) for part in actions], axis=0)
     high = np.max([part.max(0) for part in actions], axis=0)
     convention = spec.action.convention
@@ -372,7 +372,7 @@ def _bounded(spec: Spec, actions: list[Array]) -> Spec:
 
 
 def _difference(first: Spec, other: Spec) -> str:
-    """Return how a bag differs from the first one."""
+    """Return in what a bag's spec differs from that of the first bag."""
     for key in {**first.observation, **other.observation}:
         a, b = first.observation.get(key), other.observation.get(key)
         if a != b:

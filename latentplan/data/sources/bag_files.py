@@ -1,4 +1,4 @@
-"""Bags of ROS 1 and ROS 2 (.bag, .mcap, .db3): which there are, and what is in them."""
+"""Files of ROS 1 and ROS 2 bags (.bag, .mcap, .db3), and their messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METADATA = "metadata.yaml"  # in the folder of a ROS 2 bag
 
 
 class Received(NamedTuple):
-    """A message and when it was recorded."""
+    """A message and the time of its recording."""
 
     topic: str
     recorded: int  # ns
@@ -26,14 +26,14 @@ class Received(NamedTuple):
 def find(path: Path) -> list[Path]:
     """Return the bags at `path`: itself, or those in the folder, in the order of their names.
 
-    A bag is a file, or a folder with a metadata.yaml. SourceError where there is none.
+    A bag is a file, or a folder with a metadata.yaml. SourceError if there is none.
     """
     if not path.exists():
         raise SourceError(f"{path}: no such bag")
     if _is_bag(path):
         return [path]
     if path.is_file():
-        raise SourceError(f"{path}: is no bag; need a {', '.join(SUFFIXES)}, or a folder of them")
+        raise SourceError(f"{path}: is not a bag, need a {', '.join(SUFFIXES)} or a folder")
     found = sorted((inner for inner in path.iterdir() if _is_bag(inner)), key=_natural)
     if not found:
         raise SourceError(f"{path}: holds no bag ({', '.join(SUFFIXES)}, or a ROS 2 bag's folder)")
@@ -46,7 +46,7 @@ class Bag:
     def __init__(self, path: Path, reader: Any) -> None:
         """Take an open rosbags.highlevel.AnyReader."""
         self.path, self._reader = path, reader
-        # A topic that was announced and never written is not there for us.
+        # A topic that was announced and never written does not count.
         self.topics: dict[str, str] = {
             c.topic: c.msgtype for c in reader.connections if c.msgcount > 0
         }
@@ -58,7 +58,7 @@ class Bag:
         wanted = [c for c in self._reader.connections if c.topic in topics and c.msgcount > 0]
         if not wanted:
             return
-        with _told(self.path):
+        with _damage(self.path):
             for connection, recorded, raw in self._reader.messages(wanted, start, stop):
                 message = self._reader.deserialize(raw, connection.msgtype)
                 yield Received(connection.topic, recorded, message)
@@ -66,16 +66,16 @@ class Bag:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Bag]:
-    """Give the bag at `path`, read-only.
+    """Yield the bag at `path`, read-only.
 
-    Raises MissingDependency without rosbags; SourceError where the bag is damaged, then or later.
+    Raises MissingDependency without rosbags, SourceError if the bag is damaged, also in the block.
     """
     try:
         from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
     except ImportError:
         raise MissingDependency(f'{path}: needs rosbags: pip install "latentplan[bags]"') from None
-    with _told(path):
+    with _damage(path):
         # Bags of ROS 2 before Iron hold no definitions; those of sensor messages never changed.
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
         reader.open()
@@ -86,8 +86,8 @@ def opened(path: Path) -> Iterator[Bag]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell what rosbags makes of damage as a SourceError."""
+def _damage(path: Path) -> Iterator[None]:
+    """Raise SourceError for the errors of rosbags on damage."""
     import apsw
     from rosbags.highlevel import AnyReaderError
     from rosbags.rosbag1 import ReaderError as Ros1Error
@@ -113,5 +113,5 @@ def _is_bag(path: Path) -> bool:
 
 
 def _natural(path: Path) -> list[Any]:
-    """Return what sorts run_2 before run_10."""
+    """Return a key that sorts run_2 before run_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

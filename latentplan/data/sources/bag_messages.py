@@ -1,4 +1,4 @@
-"""The numbers in messages about joints: what was measured, and what was commanded."""
+"""Measured and commanded values in messages about joints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TWIST, TWIST_STAMPED = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStampe
 
 
 class Command(NamedTuple):
-    """What an arm was told: `values` mean what `control` says; empty: the sender did not say."""
+    """A command to an arm; an empty `control` means that the message does not define it."""
 
     control: str  # joint_position (rad), joint_velocity (rad/s), twist (m/s, rad/s)
     values: Array
 
 
 def stamp(message: Any) -> int | None:
-    """Return when a message says that it was measured, ns; None where its type does not say."""
+    """Return the time of measurement in a message, ns; None if its type has none."""
     header = getattr(message, "header", None)
     if header is None:
         return None
@@ -35,9 +35,9 @@ def stamp(message: Any) -> int | None:
 def ordered(
     where: str, wanted: Sequence[str], names: Sequence[str], *, values: Sequence[float]
 ) -> Array | None:
-    """Return the values (J,) of the joints `wanted`, None where a message has none of them.
+    """Return the values (J,) of the joints `wanted`, None if a message has none of them.
 
-    Raises SourceError where it has some but not all, or a value is missing or not finite.
+    Raises SourceError if it has some but not all, or a value is missing or not finite.
     """
     missing = [name for name in wanted if name not in names]
     if len(missing) == len(wanted):
@@ -52,9 +52,9 @@ def ordered(
 
 
 def command(where: str, kind: str, message: Any, *, joints: Sequence[str]) -> Command | None:
-    """Return what a message of the type `kind` commands; None where it is for other joints.
+    """Return the command in a message of the type `kind`; None if it is for other joints.
 
-    Raises SourceError where it cannot be told.
+    Raises SourceError if the message is ambiguous.
     """
     return COMMANDS[kind](where, message, joints)
 
@@ -63,7 +63,7 @@ def _trajectory(where: str, message: Any, joints: Sequence[str]) -> Command | No
     if len(message.points) != 1:
         raise SourceError(
             f"{where}: a trajectory of {len(message.points)} points; single points alone are read; "
-            "leave command out to take where the joints are next"
+            "leave command out to use the joints' next positions"
         )
     return _of_joints(
         where,

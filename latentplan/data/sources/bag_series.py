@@ -1,4 +1,4 @@
-"""What the topics of a bag said, each with its times: all but the pictures themselves."""
+"""The messages of a bag's topics as series over time, without the images themselves."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ TAILS = ("compressed", "image_raw", "image", "image_color", "image_rect", "image
 
 @dataclass(frozen=True)
 class Topics:
-    """Which topics are read, and for which joints."""
+    """The topics and joints that are read."""
 
-    cameras: Mapping[str, str]  # topic of each, by the key of its pictures
+    cameras: Mapping[str, str]  # topic of each, by the key of its images
     joint_states: str
     joints: tuple[str, ...]  # in the order of every (J,)
-    finger: str = ""  # joint that tells the gripper
+    finger: str = ""  # joint of the gripper
     command: str = ""  # empty: none
-    recorded: bool = False  # whether times are those of the recorder, not those in the messages
+    recorded: bool = False  # whether times are the recorder's instead of the messages'
 
 
-class Heard(NamedTuple):
-    """What was said; times are ns, and increase."""
+class Recording(NamedTuple):
+    """The series of a bag; times are in ns and increase."""
 
-    cameras: dict[str, Series]  # when each picture was recorded, ns
-    shapes: dict[str, tuple[int, ...]]  # (h, w, 3) of each camera's first picture
-    joints: Series  # (M, 2, J): rad, and rad/s or NaN where none are sent
+    cameras: dict[str, Series]  # when each image was recorded, ns
+    shapes: dict[str, tuple[int, ...]]  # (h, w, 3) of each camera's first image
+    joints: Series  # (M, 2, J): rad, and rad/s or NaN if a message has none
     finger: Series  # (M, 1): m or rad
     command: Series  # (M, C)
-    control: str  # joint_position, joint_velocity, twist; empty where nobody says
-    repeated: int  # messages left out whose time was not later than the one before
+    control: str  # joint_position, joint_velocity, twist; empty if the messages do not define it
+    repeated: int  # messages left out because their time is not later than the one before
 
 
 def cameras(bag: Bag, wanted: tuple[str, ...]) -> dict[str, str]:
-    """Return the topics of pictures by their key; without any in `wanted`, all in the bag.
+    """Return the topics of images by their key; without any in `wanted`, all in the bag.
 
     `wanted` are topics or NAME=TOPIC; without a name, `/arm/front/image_raw` is `arm_front`.
     """
@@ -86,29 +86,29 @@ def first_joints(bag: Bag, topic: str, *, finger: str) -> tuple[str, ...]:
     raise SourceError(f"{bag.path}: {topic} names no joint")
 
 
-def hear(bag: Bag, topics: Topics) -> Heard:
-    """Return all that the topics of `topics` said; SourceError where one is missing or odd."""
+def record(bag: Bag, topics: Topics) -> Recording:
+    """Return the series of `topics`; SourceError if a topic is missing or of another type."""
     for topic in topics.cameras.values():
         _check(bag, "images", topic, (IMAGE, COMPRESSED))
     _check(bag, "joint_states", topics.joint_states, (JOINT_STATE,))
     if topics.command:
         _check(bag, "command", topics.command, tuple(COMMANDS))
-    said = _Said(bag, topics)
+    said = _Collector(bag, topics)
     listened = {*topics.cameras.values(), topics.joint_states, topics.command} - {""}
     for received in bag.messages(sorted(listened)):
         said.add(received)
-    return said.heard()
+    return said.recording()
 
 
 def pixels(bag: Bag, received: Received) -> Array:
-    """Return the picture (h, w, 3) uint8 in a message; SourceError where it is none."""
+    """Return the image (h, w, 3) uint8 in a message; SourceError if it cannot be decoded."""
     where = f"{bag.path}: {received.topic}"
     decode = {IMAGE: ros_images.pixels, COMPRESSED: ros_images.decompressed}
     return decode[bag.topics[received.topic]](where, received.message)
 
 
 def time(bag: Bag, received: Received, *, recorded: bool) -> int:
-    """Return when a message was measured, ns; SourceError where nobody filled that in."""
+    """Return the time of measurement of a message, ns; SourceError if it is 0."""
     stamp = None if recorded else bag_messages.stamp(received.message)
     if stamp == 0:
         raise SourceError(
@@ -118,8 +118,8 @@ def time(bag: Bag, received: Received, *, recorded: bool) -> int:
     return received.recorded if stamp is None else stamp
 
 
-class _Said:
-    """Collects messages by topic."""
+class _Collector:
+    """The values of messages so far, by topic."""
 
     def __init__(self, bag: Bag, topics: Topics) -> None:
         self._bag, self._topics = bag, topics
@@ -144,13 +144,13 @@ class _Said:
             self._measured(where, received)
         if topic == topics.command:
             kind = bag.topics[topic]
-            told = bag_messages.command(where, kind, received.message, joints=topics.joints)
-            if told is not None:
-                if told.control != (self._control or told.control):
-                    raise SourceError(f"{where}: commands {self._control} and {told.control}")
-                self._control = told.control
-                # Its stamp says when it is due, not when it was sent; by custom it is 0.
-                self._rows["/command"].append((received.recorded, told.values))
+            command = bag_messages.command(where, kind, received.message, joints=topics.joints)
+            if command is not None:
+                if command.control != (self._control or command.control):
+                    raise SourceError(f"{where}: commands {self._control} and {command.control}")
+                self._control = command.control
+                # Its stamp is when it is due, not when it was sent, and usually 0.
+                self._rows["/command"].append((received.recorded, command.values))
 
     def _measured(self, where: str, received: Received) -> None:
         topics, message = self._topics, received.message
@@ -168,7 +168,7 @@ class _Said:
             width = bag_messages.ordered(where, [topics.finger], names, values=message.position)
             self._rows["/finger"].append((at, width))
 
-    def heard(self) -> Heard:
+    def recording(self) -> Recording:
         bag, topics = self._bag, self._topics
         for name, row, wanted in (
             ("joints", "/joints", ", ".join(topics.joints)),
@@ -177,11 +177,11 @@ class _Said:
             if wanted and not self._rows[row]:
                 found = ", ".join(sorted(self._strangers)) or "none"
                 raise SourceError(
-                    f"{bag.path}: {topics.joint_states} never tells of {wanted}; found {found}; "
+                    f"{bag.path}: {topics.joint_states} never has {wanted}; found {found}; "
                     f"set {name}"
                 )
         series = {name: _series(rows) for name, rows in self._rows.items()}
-        return Heard(
+        return Recording(
             cameras={key: series[key] for key in topics.cameras},
             shapes={key: self._shapes[key] for key in topics.cameras},
             joints=series["/joints"],

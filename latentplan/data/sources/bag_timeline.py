@@ -1,4 +1,4 @@
-"""Which messages belong together: the newest of each topic at the instants of one of them.
+"""Alignment of messages: the newest of each topic at the times of one topic.
 
 Times are ns, int64, increasing.
 """
@@ -13,7 +13,7 @@ from latentplan.types import Array
 
 
 class Series(NamedTuple):
-    """What a topic said, and when."""
+    """The values of a topic and their times."""
 
     stamps: Array  # (M,) ns
     values: Array  # (M, ...)
@@ -30,7 +30,7 @@ def later(stamps: Array) -> Array:
 def sampled(stamps: Array, dt: float) -> Array:
     """Return the indices of those of stamps (M >= 1,) that are nearest to a grid of `dt` ns.
 
-    Each is there once; where nothing was said for some time, the grid has none.
+    Each appears once; a part of the grid without messages has none.
     """
     since = (stamps - stamps[0]).astype(np.float64)
     cell = np.rint(since / dt)
@@ -42,7 +42,7 @@ def sampled(stamps: Array, dt: float) -> Array:
 def newest(stamps: Array, at: Array, *, age: float) -> Array:
     """Return the index of the last of stamps (M,) at or before each of `at` (N,).
 
-    -1 where there is none, or it is older than `age` ns.
+    -1 if there is none, or it is older than `age` ns.
     """
     index = np.searchsorted(stamps, at, side="right") - 1
     if not len(stamps):

@@ -24,13 +24,14 @@ from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Episode, 
 
 SEGMENTS = "ep_start_end_ids.npy"
 RATE = 30.0  # Hz, of the frames
-PLACE, ANGLE = 0.02, 0.05  # metres and rad that a relative action of 1 asks for
+PLACE, ANGLE = 0.02, 0.05  # metres and rad of a relative action of 1
 STORED = {"absolute": "actions", "relative": "rel_actions"}  # names in the .npz files
-PRIVILEGED = ("scene_obs", "actions", "rel_actions")  # truth, and what tells the next pose
+# Simulator state, and actions, which reveal the next pose.
+PRIVILEGED = ("scene_obs", "actions", "rel_actions")
 MEANINGS = {
-    "rgb_static": "picture of the table, from a fixed camera",
-    "rgb_gripper": "picture from the gripper",
-    "rgb_tactile": "two pictures of the fingers' sensors",
+    "rgb_static": "image of the table, from a fixed camera",
+    "rgb_gripper": "image from the gripper",
+    "rgb_tactile": "two images of the fingers' sensors",
     "depth_static": "depth of rgb_static, m",
     "depth_gripper": "depth of rgb_gripper, m",
     "depth_tactile": "depth of rgb_tactile, m",
@@ -42,33 +43,33 @@ MEANINGS = {
 
 
 class Calvin:
-    """A Source of one split of a CALVIN data set: D, ABC, ABCD, debug, or one recorded alike.
+    """A Source of one split of a CALVIN data set: D, ABC, ABCD, debug, or one of the same format.
 
-    Each recording is cut into pieces of much the same length that share the frame where they meet,
-    so no transition is lost; recordings of one frame have none. Action t leads from frame t to
-    t + 1, so the last action of a recording is left out. Rewards are 0: it is play. Observations
+    Each recording is cut into pieces of similar length that share a frame with the next, so that no
+    transition is lost; recordings of one frame have none. Action t leads from frame t to t + 1, so
+    the last action of a recording is left out. Rewards are 0, since it is play data. Observations
     have the files' dtypes; `actions` and `rel_actions` are kept among them as they are (float64).
-    Labels are the annotated windows, both ends included, cut to the piece. The info says the
+    Labels are the annotated windows, both ends included, cut to the piece. The info holds the
     number of the first `frame`, and the `scene`: 0 is A, 3 is D.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Which part is read, and what an action is."""
+        """The split that is read, and the kind of action."""
 
         split: str = "training"  # or validation
-        action: str = "relative"  # relative to what is seen, in [-1, 1]; or absolute, m and rad
+        action: str = "relative"  # relative to the pose, in [-1, 1]; or absolute, m and rad
         length: int = 256  # actions an episode at most
-        language: str = "lang_annotations"  # folder of the annotations; none of that name: no words
+        language: str = "lang_annotations"  # folder of the annotations, if there are any
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Calvin.length", self.length, 1)
             if self.action not in STORED:
                 raise ConfigError(f"Calvin.action: {self.action!r} is not relative or absolute")
 
     def __init__(self, path: Path | str, config: Config | None = None) -> None:
-        """Find recordings and words in the data set at `path`; SourceError where it is none."""
+        """Find the recordings and labels at `path`; SourceError if it is not a CALVIN data set."""
         self.config = config or self.Config()
         self._folder = _split(Path(path), self.config.split)
         self._segments = _segments(self._folder / SEGMENTS)
@@ -99,7 +100,7 @@ class Calvin:
         self.spec = replace(self.spec, observation=observation, privileged=privileged)
 
     def episode(self, index: int) -> Episode:
-        """Return one piece of a recording; SourceError where a frame is missing or damaged."""
+        """Return one piece of a recording; SourceError if a frame is missing or damaged."""
         first, last = self._pieces[index].tolist()
         stored = STORED[self.config.action]
         rows = {
@@ -180,7 +181,7 @@ class Calvin:
         )
 
     def _example(self) -> dict[str, Array]:
-        """Return the arrays of the first frame that can be read; the first error where none can."""
+        """Return the arrays of the first readable frame; raise the first error if there is none."""
         errors = []
         for first, _ in self._segments.tolist():
             file = self._file(first)
@@ -199,7 +200,7 @@ def _fill(values: Array, row: int, value: Array, *, where: str) -> None:
 
 
 def _split(root: Path, name: str) -> Path:
-    """Return the folder of a split; SourceError that lists those there where it is not."""
+    """Return the folder of a split; SourceError that lists the others if it is missing."""
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
     if (root / SEGMENTS).exists():
@@ -235,7 +236,7 @@ def _pieces(segments: Array, length: int) -> Array:
 
 
 def _annotations(folder: Path, language: str) -> list[Label]:
-    """Return what is said of the split, in frames; nothing where nothing is."""
+    """Return the labels of the split, in frames; none without annotations."""
     files = [folder / language / "auto_lang_ann.npy", folder / "auto_lang_ann.npy"]
     file = next((f for f in files if f.exists()), None)
     if file is None:
@@ -265,7 +266,7 @@ def _scenes(folder: Path) -> dict[str, list[int]]:
 
 
 def _statistics(folder: Path) -> dict[str, Any]:
-    """Return means, deviations and bounds, of the training split where this one has none."""
+    """Return means, deviations and bounds, of the training split if this one has none."""
     files = [folder / "statistics.yaml", folder.parent / "training" / "statistics.yaml"]
     file = next((f for f in files if f.exists()), None)
     if file is None:

@@ -1,4 +1,4 @@
-"""HDF5 files of other packages: opened, and their arrays read, with errors that name the file."""
+"""Reading of other packages' HDF5 files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from latentplan.types import Array, ArraySpec
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Give the `h5py.File` at `path`, read-only.
+    """Yield the `h5py.File` at `path`, read-only.
 
-    Raises MissingDependency without h5py, SourceError where the file is missing or damaged, also
-    where the block comes upon damage.
+    Raises MissingDependency without h5py, SourceError if the file is missing or damaged, also
+    in the block.
     """
     try:
         import h5py
@@ -32,12 +32,12 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError) as e:  # what h5py makes of damage
+    except (OSError, KeyError, RuntimeError) as e:  # h5py's errors on damage
         raise SourceError(f"{path}: damaged, or not an HDF5 file ({_line(e)})") from None
 
 
 def array(group: Any, name: str) -> Any:
-    """Return the `h5py.Dataset` of numbers that `group` has under `name`; SourceError else."""
+    """Return the `h5py.Dataset` of numbers that `group` has under `name`; SourceError otherwise."""
     import h5py
 
     found = group.get(name)
@@ -47,14 +47,14 @@ def array(group: Any, name: str) -> Any:
 
 
 def row_spec(dataset: Any) -> ArraySpec:
-    """Return what a row of a dataset (L, ...) is."""
+    """Return the spec of a row of a dataset (L, ...)."""
     return ArraySpec(tuple(dataset.shape[1:]), dataset.dtype.name)
 
 
 def read(dataset: Any, spec: ArraySpec) -> Array:
     """Return all rows of a dataset (L, ...), in the machine's byte order.
 
-    Raises SourceError where rows are not of `spec`, or hold a NaN or an infinity.
+    Raises SourceError if rows are not of `spec`, or hold a NaN or an infinity.
     """
     where = f"{dataset.file.filename}: {dataset.name}"
     if row_spec(dataset) != ArraySpec(spec.shape, spec.dtype):
@@ -68,7 +68,7 @@ def read(dataset: Any, spec: ArraySpec) -> Array:
 
 
 def check_finite(where: str, values: Array) -> None:
-    """Raise SourceError where `values` hold a NaN or an infinity."""
+    """Raise SourceError if `values` hold a NaN or an infinity."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise SourceError(f"{where}: {bad} of {values.size} numbers are NaN or infinite")

@@ -16,7 +16,7 @@ from latentplan.data.sources.lerobot_files import INFO
 from latentplan.errors import SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
-OBSERVATION, PICTURES = "observation.", "observation.images."
+OBSERVATION, IMAGES = "observation.", "observation.images."
 ENDS = ("next.reward", "next.done", "next.truncated")
 
 
@@ -25,20 +25,20 @@ class Lerobot:
 
     `observation.images.top` is called `top`, `observation.state` is `state`; features that are
     neither observation nor action are left out. LeRobot keeps as many actions as frames: the last
-    leads to nothing that was seen, so it is left out. Rewards are `next.reward`, or zero; an
-    episode is terminated where `next.done` is set before the last frame, else truncated. Stretches
-    of one task become labels. What the numbers of an action are is not recorded by LeRobot beyond
-    their names, so that its convention is open.
+    has no next observation, so it is left out. Rewards are `next.reward`, or zero; an episode is
+    terminated if `next.done` is set before the last frame, else truncated. Stretches of one task
+    become labels. LeRobot records no more than names of an action's numbers, so that its convention
+    is open.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """What is read."""
+        """The cameras that are read."""
 
-        cameras: tuple[str, ...] = ()  # pictures by their short name (top); none: all
+        cameras: tuple[str, ...] = ()  # images by their short name (top); none: all
 
     def __init__(self, path: Path | str, config: Config | None = None) -> None:
-        """Read the description of the data set at `path`; SourceError where it is not whole."""
+        """Read the description of the data set at `path`; SourceError if it is not whole."""
         self.path, self.config = Path(path), config or self.Config()
         self.settings: dict[str, Any] = {
             "format": "lerobot",
@@ -48,8 +48,8 @@ class Lerobot:
         self.ours = lerobot_files.ours(self.path)
         self.chosen = self._chosen()
         for index in range(len(self)):
-            films = (f for f in self.chosen.values() if self.files.features[f]["dtype"] == "video")
-            for file in (self.files.data(index), *(self.files.video(index, f) for f in films)):
+            videos = (f for f in self.chosen.values() if self.files.features[f]["dtype"] == "video")
+            for file in (self.files.data(index), *(self.files.video(index, f) for f in videos)):
                 if not file.exists():
                     raise SourceError(f"{file}: no such file; episode {index} lies in it")
         self.spec = self._spec()
@@ -59,7 +59,7 @@ class Lerobot:
         return len(self.files.episodes)
 
     def episode(self, index: int) -> Episode:
-        """Return one episode; SourceError that names the file where it is odd."""
+        """Return one episode; SourceError that names the file if it is damaged or unexpected."""
         index = range(len(self))[index]
         features, path = self.files.features, self.files.data(index)
         stored = [f for f in self.chosen.values() if features[f]["dtype"] != "video"]
@@ -107,15 +107,15 @@ class Lerobot:
     def _chosen(self) -> dict[str, str]:
         """Return the features that are read, by the observation's key."""
         features, known = self.files.features, self._known()
-        pictures = [key for key, feature in known.items() if _is_picture(features[feature])]
+        images = [key for key, feature in known.items() if _is_image(features[feature])]
         for camera in self.config.cameras:
-            if camera not in pictures:
-                raise SourceError(f"{self.path}: {unknown('camera', camera, pictures)}")
-        left_out = set(pictures) - set(self.config.cameras or pictures)
+            if camera not in images:
+                raise SourceError(f"{self.path}: {unknown('camera', camera, images)}")
+        left_out = set(images) - set(self.config.cameras or images)
         chosen = {key: feature for key, feature in known.items() if key not in left_out}
         for feature in chosen.values():
             if (features[feature].get("info") or {}).get("video.is_depth_map"):
-                raise SourceError(f"{self.path}: {feature} is a film of depths; choose cameras")
+                raise SourceError(f"{self.path}: {feature} is a video of depths; choose cameras")
         if not chosen:
             raise SourceError(f"{self.path / INFO}: has no features observation.*")
         return chosen
@@ -126,9 +126,9 @@ class Lerobot:
         for feature, about in self.files.features.items():
             if not feature.startswith(OBSERVATION) and feature not in ours:
                 continue
-            if not _is_picture(about) and about["dtype"] not in np.sctypeDict:
+            if not _is_image(about) and about["dtype"] not in np.sctypeDict:
                 continue  # texts
-            key = feature.removeprefix(PICTURES).removeprefix(OBSERVATION)
+            key = feature.removeprefix(IMAGES).removeprefix(OBSERVATION)
             key = str(ours.get(feature, key))
             known[feature if key in known else key] = feature
         return known
@@ -139,13 +139,13 @@ class Lerobot:
         for key, feature in self.chosen.items():
             about = features[feature]
             shape = tuple(int(n) for n in about["shape"])
-            if _is_picture(about):
+            if _is_image(about):
                 names = [str(n) for n in about.get("names") or ()]
                 first = bool(names and names[0].startswith("channel")) or shape[0] == 3 != shape[2]
                 shape = (*shape[1:], shape[0]) if first else shape
                 if len(shape) != 3 or shape[2] != 3:
                     raise SourceError(f"{self.path / INFO}: {feature} has shape {shape}, not rgb")
-            dtype = "uint8" if _is_picture(about) else np.dtype(about["dtype"]).name
+            dtype = "uint8" if _is_image(about) else np.dtype(about["dtype"]).name
             observation[key] = ArraySpec(shape, dtype, _meaning(about.get("names")))
         about = features.get("action", {})
         shape = tuple(about.get("shape", ()))
@@ -163,13 +163,13 @@ class Lerobot:
             column = self.files.column(path, "action")
             where = f"{path}: action"
             values = lerobot_files.numbers(column, shape=(size,), where=where).astype(np.float32)
-            values[~np.isfinite(values)] = np.nan  # that episode will say so
+            values[~np.isfinite(values)] = np.nan  # reading that episode raises
             low = np.fmin(low, np.fmin.reduce(values))
             high = np.fmax(high, np.fmax.reduce(values))
         return tuple(low.tolist()), tuple(high.tolist())
 
     def _labels(self, tasks: Array) -> tuple[Label, ...]:
-        """Return the stretches of frames (n,) that have one task, but those without words."""
+        """Return the stretches of frames (n,) with one task as labels, if it has a text."""
         starts = np.flatnonzero(np.diff(tasks, prepend=tasks[0] - 1)).tolist()
         labels = []
         for start, end in zip(starts, [*starts[1:], len(tasks)], strict=True):
@@ -179,7 +179,7 @@ class Lerobot:
         return tuple(labels)
 
 
-def _is_picture(feature: Mapping[str, Any]) -> bool:
+def _is_image(feature: Mapping[str, Any]) -> bool:
     return feature["dtype"] in ("image", "video")
 
 
@@ -191,7 +191,7 @@ def _meaning(names: Any) -> str:
 
 
 def _restored(spec: Spec, values: Mapping[str, Any]) -> Spec:
-    """Return `spec` with what `latentplan export` wrote down, as far as it still fits."""
+    """Return `spec` with what `latentplan export` recorded, as far as it still fits."""
     before = Spec.from_json(values)
     observation = {
         key: was if (was := before.observation.get(key)) and _same_rows(was, now) else now
@@ -214,17 +214,17 @@ def _same_rows(one: ArraySpec, other: ArraySpec) -> bool:
 
 
 def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
-    """Return the pictures (n, h, w, 3) whose files (PNG, JPEG) are in a column."""
+    """Return the images (n, h, w, 3) of a column of PNG or JPEG files."""
     from PIL import Image, UnidentifiedImageError
 
     found = np.empty((len(column), *spec.shape), np.uint8)
     for row, stored in enumerate(column.to_pylist()):
         content = (stored or {}).get("bytes")
         if not content:
-            raise SourceError(f"{where}: frame {row} holds no picture")
+            raise SourceError(f"{where}: frame {row} holds no image")
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                values = np.asarray(picture.convert("RGB"))
+            with Image.open(io.BytesIO(content)) as image:
+                values = np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
             raise SourceError(f"{where}: frame {row} is damaged ({e})") from None
         if values.shape != spec.shape:

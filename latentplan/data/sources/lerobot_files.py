@@ -1,12 +1,12 @@
-"""What LeRobot's v3 data sets say of themselves, and the tables they hold.
+"""The description and the tables of LeRobot's v3 data sets.
 
     DATASET/
       meta/info.json                                 version, fps, features, patterns of the paths
       meta/tasks.parquet                             task_index, and the sentence as the index
-      meta/episodes/chunk-000/file-000.parquet       where each episode lies
-      meta/latentplan.json                           the store's spec, where latentplan wrote it
+      meta/episodes/chunk-000/file-000.parquet       the files and rows of each episode
+      meta/latentplan.json                           the store's spec, if latentplan wrote it
       data/chunk-000/file-000.parquet                a row a frame, of several episodes
-      videos/<feature>/chunk-000/file-000.mp4        of several episodes, too
+      videos/<feature>/chunk-000/file-000.mp4        also of several episodes
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONVERTER = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id
 
 
 def needed(what: str) -> None:
-    """Raise MissingDependency where pyarrow or av is not there."""
+    """Raise MissingDependency if pyarrow or av is not there."""
     try:
         import av  # noqa: F401
         import pyarrow  # noqa: F401
@@ -42,7 +42,7 @@ def needed(what: str) -> None:
 
 @dataclass
 class Files:
-    """A data set's own description, and its tables; made by `find`."""
+    """The description and the tables of a data set; made by `find`."""
 
     root: Path
     fps: float
@@ -58,7 +58,7 @@ class Files:
         return self._path("data_path", self.episodes[index], "data")
 
     def video(self, index: int, feature: str) -> Path:
-        """Return the mp4 file that holds an episode's pictures."""
+        """Return the mp4 file that holds an episode's images."""
         episode = self.episodes[index]
         return self._path("video_path", episode, f"videos/{feature}", video_key=feature)
 
@@ -74,7 +74,7 @@ class Files:
         if whose != [index] * int(episode["length"]) or not whose:
             raise SourceError(
                 f"{path}: rows {start - first} to {stop - first} are not the "
-                f"{episode['length']} frames of episode {index}, as {EPISODES} says"
+                f"{episode['length']} frames of episode {index}, as in {EPISODES}"
             )
         return rows
 
@@ -111,13 +111,13 @@ class Files:
             return self.root / self.patterns[pattern].format(**place, **names)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             raise SourceError(
-                f"{self.root / INFO}: {pattern} or {EPISODES} does not say where {prefix} of "
+                f"{self.root / INFO}: {pattern} or {EPISODES} does not locate {prefix} of "
                 f"episode {episode.get('episode_index')} lies ({type(e).__name__}: {e})"
             ) from None
 
 
 def find(root: Path) -> Files:
-    """Return what is at `root`; SourceError where it is not a whole v3 data set."""
+    """Return the files at `root`; SourceError if it is not a whole v3 data set."""
     needed(str(root))
     info = _info(root)
     try:
@@ -146,7 +146,7 @@ def find(root: Path) -> Files:
 
 
 def ours(root: Path) -> dict[str, Any]:
-    """Return what `latentplan export` wrote down about the store; {} where another wrote."""
+    """Return what `latentplan export` recorded of the store; {} if another program wrote it."""
     path = root / OURS
     if not path.exists():
         return {}
@@ -158,7 +158,7 @@ def ours(root: Path) -> dict[str, Any]:
 
 
 def numbers(column: Any, *, shape: tuple[int, ...], where: str) -> Array:
-    """Return a column as an array (n, *shape); SourceError where a row is empty or of another."""
+    """Return a column as an array (n, *shape); SourceError if a row is empty or does not fit."""
     import pyarrow
 
     values = column.combine_chunks()
@@ -192,7 +192,7 @@ def _info(root: Path) -> dict[str, Any]:
             f"{root}: is a LeRobot {version} data set, v3 is read; convert it: {CONVERTER}"
         )
     if not version.startswith("v3"):
-        raise SourceError(f"{path}: codebase_version {version!r} is not known; v3 is read")
+        raise SourceError(f"{path}: codebase_version {version!r} is unknown; v3 is read")
     return dict(info)
 
 
@@ -215,7 +215,7 @@ def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
 
 
 class _damage:  # noqa: N801
-    """A context that tells what pyarrow makes of a damaged file as the file's matter."""
+    """A context that raises SourceError for pyarrow's errors on a damaged file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Minari's data sets (Farama's offline data of gymnasium envs) as episodes, from their HDF5 files.
+"""Minari's data sets (Farama's offline data of gymnasium envs) as episodes, read from HDF5 files.
 
     DATASET/data/
       metadata.json       observation_space and action_space, as JSON in a string
@@ -35,10 +35,10 @@ class Minari:
 
     @dataclass(frozen=True)
     class Config:
-        """Nothing to set."""
+        """No settings."""
 
     def __init__(self, path: Path | str, config: Config | None = None) -> None:
-        """Find the episodes of the data set at `path`; SourceError where there are none."""
+        """Find the episodes of the data set at `path`; SourceError if there are none."""
         self.config = config or self.Config()
         self.path = _main(Path(path))
         self.settings: dict[str, Any] = {"format": "minari"}
@@ -55,7 +55,7 @@ class Minari:
         return len(self.names)
 
     def episode(self, index: int) -> Episode:
-        """Return one episode; SourceError where it is odd."""
+        """Return one episode; SourceError if it is damaged or unexpected."""
         with hdf5.opened(self.path) as file:
             group = file[self.names[index]]
             arrays, texts = _leaves(group)
@@ -175,7 +175,7 @@ def _vectors(dataset: Any, *, finite: bool = True) -> Array:
 
 
 def _bound(space: dict[str, Any], name: str, data: Array) -> Array:
-    """Return a Box's bound (A,), the data's where the Box has none (an infinity)."""
+    """Return a Box's bound (A,), the data's if the Box has none (an infinity)."""
     try:
         bound = np.asarray(space[name], np.float64).reshape(-1)
     except (KeyError, TypeError, ValueError):

@@ -19,12 +19,12 @@ from latentplan.data.sources.rlbench_demos import (
     planes,
     stacked,
 )
-from latentplan.data.sources.rlbench_spec import PICTURES, STATE
-from latentplan.data.unpickling import Bag
+from latentplan.data.sources.rlbench_spec import IMAGES, STATE
+from latentplan.data.unpickling import Namespace
 from latentplan.errors import SourceError, check_range
 from latentplan.types import Array, Episode, Spec
 
-NEEDED = {  # what actions are made of
+NEEDED = {  # observations that actions are made of
     "next_joint": ("joint_positions", "gripper_open"),
     "next_pose": ("gripper_pose", "gripper_open"),
     "keyframe": ("gripper_pose", "gripper_open", "joint_velocities"),
@@ -35,33 +35,33 @@ NEEDED = {  # what actions are made of
 class Rlbench:
     """A Source of RLBench demos: each becomes an episode that ends with the task done.
 
-    Demos hold observations alone. Action t is where the arm and the gripper were at observation
-    t + 1, as joint positions, pose or joint velocities; with action=keyframe, the pose at the next
-    keyframe, and the episode is the first observation and the keyframes. Reward is 1 for the last
-    action and 0 before: RLBench records no demo that fails.
+    Demos hold no actions. Action t is the state of the arm and the gripper at observation t + 1, as
+    joint positions, pose or joint velocities. With action=keyframe it is the pose at the next
+    keyframe, and the episode consists of the first observation and the keyframes. The last action
+    has reward 1, the others 0: RLBench records no demo that fails.
 
-    All demos have the pictures, sizes and numbers of the first that can be read; one that has not
-    is refused, more than those is left out. The length of `task_low_dim_state` alone differs
-    between tasks: the set has the largest that the first demo of a task has, with zeros behind.
+    All demos must have the images, sizes and numbers of the first that can be read; a demo without
+    them is refused, what it has more is left out. Only the length of `task_low_dim_state` differs
+    between tasks: it is the largest of the tasks' first demos, padded with zeros.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Which observations are read, and what an action is."""
+        """The observations that are read, and the kind of action."""
 
         action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
         cameras: tuple[str, ...] = ()  # left_shoulder, ...; none: all that the first demo has
-        pictures: tuple[str, ...] = ()  # rgb, depth, mask; none: all that the first demo has
+        images: tuple[str, ...] = ()  # rgb, depth, mask; none: all that the first demo has
         clouds: bool = False  # also points in the world, from the depth of every camera
         stride: int = 1  # pixels between the points of a cloud
-        matrices: bool = True  # also where the cameras are, and their lenses
+        matrices: bool = True  # also the cameras' poses and lenses
         robot: str = "panda"  # or sawyer, jaco, mico, ur5: whose limits bound the actions
-        task_state: int = 0  # numbers of task_low_dim_state; 0: as the class says
-        still: float = 0.1  # rad/s, of each joint at most where the arm rests; action=keyframe
-        gap: int = 5  # observations between two rests at least; action=keyframe
+        task_state: int = 0  # numbers of task_low_dim_state; 0: the largest of the tasks
+        still: float = 0.1  # rad/s, the fastest joint of an arm at rest; action=keyframe
+        gap: int = 5  # the fewest observations between two rests; action=keyframe
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             rlbench_spec.check("Rlbench", self)
             check_range("Rlbench.still", self.still, 0, 100)
             check_range("Rlbench.gap", self.gap, 1, 1_000_000)
@@ -78,7 +78,7 @@ class Rlbench:
         return len(self.demos)
 
     def choose(self, keys: Sequence[str]) -> None:
-        """Give these observations alone from now on: files of others are not opened."""
+        """Read these observations alone from now on; files of others are not opened."""
         self.spec = replace(
             self.spec,
             observation={key: self.spec.observation[key] for key in keys},
@@ -86,7 +86,7 @@ class Rlbench:
         )
 
     def episode(self, index: int) -> Episode:
-        """Return one demo as an episode; SourceError that names the file where it is odd."""
+        """Return one demo as an episode; SourceError that names the file if it is unexpected."""
         demo, c = self.demos[index], self.config
         observations = demo.observations()
         count = len(observations)
@@ -119,14 +119,14 @@ class Rlbench:
                 return self._spec(demo)
             except SourceError as e:
                 first = first or e
-        assert first is not None  # `find` gives one demo at least
+        assert first is not None  # `find` returns at least one demo
         raise first
 
     def _spec(self, demo: Demo) -> tuple[Spec, dict[str, tuple[int, int]]]:
         c, observations = self.config, demo.observations()
         there = demo.cameras()
         kinds = {
-            camera: [k for k in c.pictures or there[camera] if k in PICTURES]
+            camera: [k for k in c.images or there[camera] if k in IMAGES]
             for camera in c.cameras or there
         }
         sizes = {}
@@ -134,7 +134,7 @@ class Rlbench:
             files = [demo.folder / f"{camera}_{k}" / "0.png" for k in there.get(camera, ["rgb"])]
             sizes[camera] = rlbench_images.size(files[0])
             for file in files[1:]:
-                rlbench_images.check_size(file, sizes[camera], "the camera's other pictures have")
+                rlbench_images.check_size(file, sizes[camera], "the camera's other images have")
         lengths = {}
         for name in STATE:
             values = stacked(demo, observations, name)
@@ -167,12 +167,12 @@ class Rlbench:
             try:
                 values = stacked(demo, demo.observations(), "task_low_dim_state")
             except SourceError:
-                continue  # its own episode says what is wrong
+                continue  # reading that episode raises
             tasks.add(demo.task)
             yield 0 if values is None else values.shape[1]
 
-    def _state(self, demo: Demo, observations: Sequence[Bag]) -> dict[str, Array]:
-        """Return the numbers (T, n) by name, those that actions are made of in any case."""
+    def _state(self, demo: Demo, observations: Sequence[Namespace]) -> dict[str, Array]:
+        """Return the numbers (T, n) by name, always including those that actions are made of."""
         found = {}
         for name in STATE:
             array = self.spec.observation.get(name)
@@ -207,14 +207,14 @@ class Rlbench:
         return np.pad(values, ((0, 0), (0, wanted - values.shape[1])))
 
     def _seen(
-        self, demo: Demo, observations: Sequence[Bag], frames: Sequence[int], *, count: int
+        self, demo: Demo, observations: Sequence[Namespace], frames: Sequence[int], *, count: int
     ) -> dict[str, Array]:
-        """Return what the cameras saw at `frames` of a demo of `count` observations."""
+        """Return the cameras' observations at `frames` of a demo of `count` observations."""
         specs, found = self.spec.observation, {}
         for camera, size in self._sizes.items():
             for kind in ("rgb", "mask"):
                 if f"{camera}_{kind}" in specs:
-                    folder = demo.pictures(f"{camera}_{kind}", count)
+                    folder = demo.images(f"{camera}_{kind}", count)
                     coded = rlbench_images.read(folder, frames, size=size)
                     found[folder.name] = coded if kind == "rgb" else rlbench_images.handles(coded)
             depth, cloud = f"{camera}_depth", f"{camera}_point_cloud"
@@ -226,7 +226,7 @@ class Rlbench:
                         demo, observations, name, shape=shape, advice=advice
                     )
             if depth in specs or cloud in specs:
-                folder = demo.pictures(depth, count)
+                folder = demo.images(depth, count)
                 check_lens(demo, observations, camera, size=size)
                 near, far = planes(demo, observations, camera)
                 coded = rlbench_images.read(folder, frames, size=size)

@@ -1,4 +1,4 @@
-"""Where RLBench's demos lie, in RLBench's own layout and in PerAct's, and what their pickles hold.
+"""Files of RLBench's demos, in RLBench's own layout and in PerAct's, and their pickles.
 
     TASK/variationN/variation_descriptions.pkl            RLBench
     TASK/variationN/episodes/episodeM/low_dim_obs.pkl
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.data.sources.rlbench_spec import CAMERAS, PICTURES
-from latentplan.data.unpickling import Bag, read_pickle
+from latentplan.data.sources.rlbench_spec import CAMERAS, IMAGES
+from latentplan.data.unpickling import Namespace, read_pickle
 from latentplan.errors import SourceError
 from latentplan.types import Array, Label
 
@@ -28,7 +28,7 @@ LOW_DIM = "low_dim_obs.pkl"
 DESCRIPTIONS = "variation_descriptions.pkl"
 TOGETHER = "all_variations"
 EPISODE, VARIATION = re.compile(r"episode(\d+)"), re.compile(r"variation(\d+)")
-# The classes in pickles; forks with two arms have other observations, which are read as bags, too.
+# The classes in pickles; forks with two arms have other observations, also read as namespaces.
 KNOWN = (
     "rlbench.demo.Demo",
     "rlbench.backend.observation.Observation",
@@ -46,14 +46,14 @@ class Demo:
 
     @property
     def low_dim(self) -> Path:
-        """The file of everything but the pictures."""
+        """The file of all observations but the images."""
         return self.folder / LOW_DIM
 
-    def observations(self) -> list[Bag]:
-        """Return the T observations, T at least 2, without pictures; SourceError otherwise."""
+    def observations(self) -> list[Namespace]:
+        """Return the T observations, T at least 2, without images; SourceError otherwise."""
         found = read_pickle(self.low_dim, known=KNOWN)
         found = getattr(found, "_observations", found)
-        if not isinstance(found, list) or not all(isinstance(o, Bag) for o in found):
+        if not isinstance(found, list) or not all(isinstance(o, Namespace) for o in found):
             raise SourceError(f"{self.low_dim}: holds no RLBench demo, but a {_kind(found)}")
         if len(found) < 2:
             raise SourceError(
@@ -64,8 +64,8 @@ class Demo:
     def labels(self) -> tuple[Label, ...]:
         """Return all descriptions of the variation, each over the whole episode.
 
-        The task's name in words where there is no file, or where it holds something else than
-        texts, as in RLBench's own example demos.
+        The task's name in words if there is no file, or if it holds no texts, as in RLBench's own
+        example demos.
         """
         near = self.folder / DESCRIPTIONS
         above = self.folder.parent.parent / DESCRIPTIONS  # of all episodes of the variation
@@ -79,7 +79,7 @@ class Demo:
         return tuple(Label(t, self.task) for t in texts or [self.task.replace("_", " ")])
 
     def variation(self) -> int | None:
-        """Return the number of the task's variation, None where nothing says it."""
+        """Return the number of the task's variation, None if it is not recorded."""
         named = VARIATION.fullmatch(self.folder.parent.parent.name)
         if named:
             return int(named[1])
@@ -88,31 +88,31 @@ class Demo:
         return int(number) if isinstance(number, int | np.integer) else None
 
     def cameras(self) -> dict[str, list[str]]:
-        """Return the kinds of pictures (rgb, depth, mask) that there are, by camera."""
+        """Return the kinds of images (rgb, depth, mask) that there are, by camera."""
         there = {
-            camera: [kind for kind in PICTURES if (self.folder / f"{camera}_{kind}").is_dir()]
+            camera: [kind for kind in IMAGES if (self.folder / f"{camera}_{kind}").is_dir()]
             for camera in CAMERAS
         }
         return {camera: kinds for camera, kinds in there.items() if kinds}
 
-    def pictures(self, name: str, count: int) -> Path:
-        """Return the folder with the pictures 0.png ... of `count` observations.
+    def images(self, name: str, count: int) -> Path:
+        """Return the folder with the images 0.png ... of `count` observations.
 
-        Raises SourceError where it is missing, or has fewer, more or others.
+        Raises SourceError if it is missing, or has other files.
         """
         folder = self.folder / name
         try:
             there = {file.name for file in folder.iterdir() if file.suffix == ".png"}
         except OSError:
             raise SourceError(
-                f"{folder}: no such folder; choose cameras=[...] and pictures=[...] that all "
+                f"{folder}: no such folder; choose cameras=[...] and images=[...] that all "
                 "demos of the set have"
             ) from None
         wanted = {f"{k}.png" for k in range(count)}
         if there != wanted:
             odd = min(there ^ wanted, key=_number)
             raise SourceError(
-                f"{folder}: holds {len(there)} pictures, {LOW_DIM} has {count} observations; "
+                f"{folder}: holds {len(there)} images, {LOW_DIM} has {count} observations; "
                 f"{odd} is {'missing' if odd in wanted else 'too much'}"
             )
         return folder
@@ -121,7 +121,7 @@ class Demo:
 def find(path: Path | str) -> list[Demo]:
     """Return all demos below a root, a task, a variation or an episode, in order.
 
-    Raises SourceError where there is none, or where a task is there in both layouts.
+    Raises SourceError if there is none, or if a task is there in both layouts.
     """
     root = Path(path).absolute()
     if not root.is_dir():
@@ -148,10 +148,10 @@ def find(path: Path | str) -> list[Demo]:
     return found
 
 
-def stacked(demo: Demo, observations: Sequence[Bag], name: str) -> Array | None:
-    """Return a low-dimensional observation (T, n) float64, None where the demo has none.
+def stacked(demo: Demo, observations: Sequence[Namespace], name: str) -> Array | None:
+    """Return a low-dimensional observation (T, n) float64, None if the demo has none.
 
-    Raises SourceError where it is there at some steps alone, not numbers, or not finite.
+    Raises SourceError if it is missing at some steps, not numbers, or not finite.
     """
     values = [getattr(o, name, None) for o in observations]
     if all(value is None for value in values):
@@ -160,12 +160,12 @@ def stacked(demo: Demo, observations: Sequence[Bag], name: str) -> Array | None:
 
 
 def camera_values(
-    demo: Demo, observations: Sequence[Bag], name: str, *, shape: tuple[int, ...], advice: str
+    demo: Demo, observations: Sequence[Namespace], name: str, *, shape: tuple[int, ...], advice: str
 ) -> Array:
-    """Return what `misc` says of a camera at each step, (T, *shape) float64.
+    """Return an entry of `misc` for a camera at each step, (T, *shape) float64.
 
-    `name` is for instance front_camera_near. Raises SourceError with the advice where it is not
-    there, of another shape or not finite.
+    `name` is for instance front_camera_near. Raises SourceError with the advice if it is
+    missing, of another shape or not finite.
     """
     values = []
     for step, observation in enumerate(observations):
@@ -176,9 +176,9 @@ def camera_values(
     return _array(demo, f"misc {name}", values, shape=shape)
 
 
-def planes(demo: Demo, observations: Sequence[Bag], camera: str) -> tuple[Array, Array]:
-    """Return a camera's near and far plane at each step, (T,) m; SourceError where they are odd."""
-    advice = "without it depth has no unit; set pictures=[rgb,mask]"
+def planes(demo: Demo, observations: Sequence[Namespace], camera: str) -> tuple[Array, Array]:
+    """Return a camera's near and far plane at each step, (T,) m; SourceError if they are wrong."""
+    advice = "without it depth has no unit; set images=[rgb,mask]"
     names = [f"{camera}_camera_near", f"{camera}_camera_far"]
     near, far = (
         camera_values(demo, observations, name, shape=(), advice=advice) for name in names
@@ -189,25 +189,25 @@ def planes(demo: Demo, observations: Sequence[Bag], camera: str) -> tuple[Array,
 
 
 def check_lens(
-    demo: Demo, observations: Sequence[Bag], camera: str, *, size: tuple[int, int]
+    demo: Demo, observations: Sequence[Namespace], camera: str, *, size: tuple[int, int]
 ) -> None:
-    """Raise SourceError where a camera's matrix was not made for pictures of (height, width).
+    """Raise SourceError if a camera's matrix was not made for images of (height, width).
 
-    Its principal point is in the middle of the picture that RLBench drew, so that depth that was
-    resized afterwards shows, even where all pictures were.
+    Its principal point is the centre of the image that RLBench rendered, which reveals depth that
+    was resized afterwards, even if all images were.
     """
     name = f"{camera}_camera_intrinsics"
     if name not in (getattr(observations[0], "misc", None) or {}):
-        return  # old demos; nothing else can tell
-    advice = "set pictures=[rgb,mask]"
+        return  # old demos: nothing else reveals it
+    advice = "set images=[rgb,mask]"
     lens = camera_values(demo, observations, name, shape=(3, 3), advice=advice)
     drawn = 2 * lens[:, 1::-1, 2]  # (T, 2) height, width
     if (np.abs(drawn - size) > 1).any():
         height, width = drawn[0].round().astype(int)
         raise SourceError(
-            f"{demo.folder / f'{camera}_depth'}: pictures are {size[1]} x {size[0]}, {name} is of "
+            f"{demo.folder / f'{camera}_depth'}: images are {size[1]} x {size[0]}, {name} is of "
             f"{width} x {height}; depth that was resized has lost its numbers: take the original, "
-            "or set pictures=[rgb,mask]"
+            "or set images=[rgb,mask]"
         )
 
 
@@ -237,7 +237,7 @@ def _demos(folder: Path, episodes: list[Path]) -> list[Demo]:
 
 
 def _variations(task: Path) -> list[Path]:
-    """Return a task's folders of variations; SourceError where demos may be there twice."""
+    """Return a task's folders of variations; SourceError if demos may appear twice."""
     single, together = _numbered(task, VARIATION), task / TOGETHER
     if not together.is_dir():
         return single
@@ -254,7 +254,7 @@ def _is_variation(folder: Path) -> bool:
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """Return the folders whose whole name is like `name`, by number."""
+    """Return the folders whose whole name matches `name`, by number."""
     return sorted((f for f in _folders(folder) if name.fullmatch(f.name)), key=_by_number)
 
 
@@ -273,4 +273,4 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _kind(value: Any) -> str:
-    return value.kind if isinstance(value, Bag) else type(value).__name__
+    return value.kind if isinstance(value, Namespace) else type(value).__name__

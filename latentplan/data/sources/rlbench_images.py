@@ -1,7 +1,7 @@
-"""RLBench's pictures: PNG files as arrays, depth in metres, masks as handles, clouds.
+"""RLBench's images: PNG files as arrays, depth in metres, masks as handles, clouds.
 
-Depth and masks are 24-bit numbers in the three bytes of a colour picture, in opposite orders. The
-bytes mean nothing one by one, so that a depth picture that was resized with interpolation is wrong
+Depth and masks are 24-bit numbers in the three bytes of a colour image, in opposite orders. A
+single byte has no meaning, so that a depth image that was resized with interpolation is wrong
 wherever the higher bytes change.
 """
 
@@ -19,7 +19,7 @@ DEPTH_STEPS = 2**24 - 1
 
 
 def size(file: Path) -> tuple[int, int]:
-    """Return (height, width) of a PNG, from its header; SourceError where it is not one."""
+    """Return (height, width) of a PNG, from its header; SourceError if it is not one."""
     from PIL import Image
 
     try:
@@ -29,22 +29,22 @@ def size(file: Path) -> tuple[int, int]:
         raise _unreadable(file, e) from None
 
 
-def check_size(file: Path, wanted: tuple[int, int], who: str) -> None:
-    """Raise SourceError unless a PNG is (height, width); `who` has that size, and a verb."""
+def check_size(file: Path, wanted: tuple[int, int], owner: str) -> None:
+    """Raise SourceError unless a PNG is (height, width), the size that the phrase `owner` names."""
     found = size(file)
     if found != wanted:
-        raise _other_size(file, found, wanted, who)
+        raise _other_size(file, found, wanted, owner)
 
 
 def read(folder: Path, frames: Sequence[int], *, size: tuple[int, int]) -> Array:
-    """Return pictures (n, h, w, 3) uint8 of the files `K.png` of a folder, K from `frames`.
+    """Return images (n, h, w, 3) uint8 of the files `K.png` of a folder, K from `frames`.
 
     Raises SourceError naming the file that is missing, damaged, of another size or not RGB.
     """
     from PIL import Image
 
-    pictures = np.empty((len(frames), *size, 3), np.uint8)
-    for picture, frame in zip(pictures, frames, strict=True):
+    images = np.empty((len(frames), *size, 3), np.uint8)
+    for pixels, frame in zip(images, frames, strict=True):
         file = folder / f"{frame}.png"
         try:
             with Image.open(file, formats=("PNG",)) as image:
@@ -55,14 +55,14 @@ def read(folder: Path, frames: Sequence[int], *, size: tuple[int, int]) -> Array
                     raise SourceError(
                         f"{file}: is a PNG of mode {image.mode}, need RGB with 8 bits a colour"
                     )
-                picture[:] = np.asarray(image)
+                pixels[:] = np.asarray(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
             raise _unreadable(file, e) from None
-    return pictures
+    return images
 
 
 def metres(coded: Array, near: Array, *, far: Array) -> Array:
-    """Return depth (T, h, w) float32 in m of pictures (T, h, w, 3); near and far are (T,) in m.
+    """Return depth (T, h, w) float32 in m of images (T, h, w, 3); near and far are (T,) in m.
 
     The first byte is the highest; 0 is near, 2**24 - 1 far, linear along the line of sight.
     """
@@ -97,11 +97,11 @@ def cloud(depth: Array, *, extrinsics: Array, intrinsics: Array, stride: int) ->
 
 
 def _other_size(
-    file: Path, found: tuple[int, int], wanted: tuple[int, int], who: str
+    file: Path, found: tuple[int, int], wanted: tuple[int, int], owner: str
 ) -> SourceError:
     return SourceError(
-        f"{file}: is {found[1]} x {found[0]} pixels, {who} {wanted[1]} x {wanted[0]}; all need the "
-        "same, and a depth picture or a mask that was resized has lost its numbers: take the "
+        f"{file}: is {found[1]} x {found[0]} pixels, {owner} {wanted[1]} x {wanted[0]}; all need "
+        "the same, and a depth image or a mask that was resized has lost its numbers: take the "
         "original"
     )
 

@@ -1,4 +1,4 @@
-"""What RLBench's observations and actions are: keys, shapes, units, bounds; in demos and live.
+"""RLBench's observations and actions, in demos and live: keys, shapes, units, bounds.
 
 World: metres, z up, the table at about z = 0.75. Quaternions are x, y, z, w. A camera's extrinsics
 are camera -> world, and its focal lengths are negative: a pixel (u, v) at depth z is the point
@@ -19,7 +19,7 @@ from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Spec
 Row = tuple[float, ...]
 
 CAMERAS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
-PICTURES = ("rgb", "depth", "mask")
+IMAGES = ("rgb", "depth", "mask")
 ACTIONS = ("next_joint", "next_pose", "keyframe", "joint_velocity")
 STATE = {  # low-dimensional observations by name, with their meaning
     "joint_positions": "rad",
@@ -29,17 +29,17 @@ STATE = {  # low-dimensional observations by name, with their meaning
     "gripper_open": "1 open, 0 closed",
     "gripper_joint_positions": "m, of the two fingers",
     "gripper_touch_forces": "N, x, y, z of the two fingers",
-    "task_low_dim_state": "of the task's objects, which ones differs by task; zeros behind them",
+    "task_low_dim_state": "of the task's objects, which differ by task; padded with zeros",
 }
 PRIVILEGED = ("task_low_dim_state",)
 DT = 0.05  # s between observations of a demo, and of a step that moves joints
 
 JOINTS = {"panda": 7, "sawyer": 7, "jaco": 6, "mico": 6, "ur5": 6}  # of RLBench's robots
-# Franka Emika's data sheet of the Panda; of the other arms no limits are known here.
+# Franka Emika's data sheet of the Panda; limits of the other arms are not published.
 PANDA_LOW: Row = (-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973)  # rad
 PANDA_HIGH: Row = (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973)  # rad
 PANDA_SPEED: Row = (2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61)  # rad/s
-SCENE_LOW: Row = (-0.3, -0.5, 0.6)  # m, the box that PerAct looks at
+SCENE_LOW: Row = (-0.3, -0.5, 0.6)  # m, the workspace of PerAct
 SCENE_HIGH: Row = (0.7, 0.5, 1.6)  # m
 
 
@@ -55,7 +55,7 @@ def spec(observation: dict[str, ArraySpec], action: str, *, robot: str) -> Spec:
 
 
 def action_spec(action: str, *, robot: str) -> ActionSpec:
-    """Return what an action is: next_joint, next_pose, keyframe or joint_velocity, by robot."""
+    """Return the spec of an action: next_joint, next_pose, keyframe or joint_velocity, by robot."""
     joints = JOINTS[robot]
     low: Row
     high: Row
@@ -80,7 +80,7 @@ def action_spec(action: str, *, robot: str) -> ActionSpec:
 
 
 def observation_spec(
-    pictures: Mapping[tuple[str, str], tuple[int, int]],
+    images: Mapping[tuple[str, str], tuple[int, int]],
     *,
     clouds: Mapping[str, tuple[int, int]],
     matrices: Sequence[str],
@@ -88,11 +88,11 @@ def observation_spec(
 ) -> dict[str, ArraySpec]:
     """Return every observation by key.
 
-    `pictures` are (height, width) by (camera, kind), `clouds` rows and columns of points by camera,
+    `images` are (height, width) by (camera, kind), `clouds` rows and columns of points by camera,
     `matrices` the cameras whose matrices there are, `state` lengths by name.
     """
     found = {}
-    for (camera, kind), size in pictures.items():
+    for (camera, kind), size in images.items():
         found[f"{camera}_{kind}"] = {
             "rgb": ArraySpec((*size, 3), "uint8", "red, green, blue"),
             "depth": ArraySpec(size, "float32", "m along the line of sight"),
@@ -121,8 +121,8 @@ def points(size: tuple[int, int], stride: int) -> tuple[int, int]:
 def actions(action: str, state: Mapping[str, Array]) -> Array:
     """Return the actions (L, A) float32 between L + 1 observations, whose state is (L + 1, ...).
 
-    The action is what the arm and the gripper did until the next observation: demos hold none.
-    The joints' velocity is that of the next observation, to which the last step brought them.
+    An action is the motion of the arm and the gripper until the next observation: demos hold none.
+    The joints' velocity is that of the next observation, which the last step reached.
     """
     source = {"next_joint": "joint_positions", "joint_velocity": "joint_velocities"}
     arm = state[source.get(action, "gripper_pose")]
@@ -132,7 +132,7 @@ def actions(action: str, state: Mapping[str, Array]) -> Array:
 def keyframes(velocities: Array, opened: Array, *, still: float, gap: int) -> Array:
     """Return the numbers (K,) of the observations that a demo of T is made of, the last included.
 
-    One where the gripper has opened or closed, and the first where no joint is faster than `still`
+    One at which the gripper has opened or closed, and the first at which no joint exceeds `still`
     rad/s, at least `gap` observations after the one before, with the gripper at rest. `velocities`
     are (T, n) in rad/s, `opened` (T,) 0 or 1. (James and Davison, Q-attention, 2022, section IV;
     Shridhar et al., Perceiver-Actor, 2022.)
@@ -142,7 +142,7 @@ def keyframes(velocities: Array, opened: Array, *, still: float, gap: int) -> Ar
     padded = np.pad(opened, (2, 1), mode="edge")
     steady = (np.lib.stride_tricks.sliding_window_view(padded, 4) == opened[:, None]).all(1)
     slow = (np.abs(velocities) <= still).all(1) & steady
-    slow[-2:] = False  # the end is a keyframe anyway
+    slow[-2:] = False  # the end is a keyframe in any case
     stops: list[int] = []
     for t in np.flatnonzero(slow).tolist():
         if not stops or t - stops[-1] >= gap:
@@ -153,8 +153,8 @@ def keyframes(velocities: Array, opened: Array, *, still: float, gap: int) -> Ar
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError where cameras, pictures, action, robot or stride are none of RLBench's."""
-    for name, known in (("cameras", CAMERAS), ("pictures", PICTURES)):
+    """Raise ConfigError if cameras, images, action, robot or stride are none of RLBench's."""
+    for name, known in (("cameras", CAMERAS), ("images", IMAGES)):
         chosen = getattr(config, name)
         for entry in chosen:
             if entry not in known:

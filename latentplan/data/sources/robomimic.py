@@ -22,27 +22,27 @@ from latentplan.data.sources import hdf5, robosuite_actions
 from latentplan.errors import SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
-TRUTH = ("object", "object-state")  # what robosuite says of its objects: simulator truth
+TRUTH = ("object", "object-state")  # robosuite's state of its objects: simulator truth
 
 
 class Robomimic:
     """A Source of the demos in one file, in the order of their numbers (demo_9 before demo_10).
 
-    Where `next_obs` is there its last row is the episode's last observation. Where it is not, the
-    last action leads nowhere that was seen: it is left out. An episode is terminated where its
-    last `dones` is set; robomimic sets it at success, at the end of a demo, or both. Where a file
-    has no rewards they are zero. `object` is the simulator's truth, so it is privileged.
+    The last row of `next_obs`, if there is one, is the episode's last observation. Without it the
+    last action has no next observation and is left out. An episode is terminated if its last
+    `dones` is set; robomimic sets it at success, at the end of a demo, or both. Missing rewards
+    are zero. `object` is simulator truth, so it is privileged.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Which demos are read, and which way up their pictures are."""
+        """The demos that are read, and the orientation of their images."""
 
         filter: str = ""  # name of a mask, such as train or 20_percent; none: every demo
-        flip: bool = False  # rows from the bottom up: robosuite's own and LIBERO's pictures
+        flip: bool = False  # flip rows: robosuite's own and LIBERO's images begin at the bottom
 
     def __init__(self, path: Path | str, config: Config | None = None) -> None:
-        """Find the demos in the file at `path`; SourceError where it has none to read."""
+        """Find the demos in the file at `path`; SourceError if it has none to read."""
         self.path, self.config = Path(path), config or self.Config()
         self.settings: dict[str, Any] = {
             "format": "robomimic",
@@ -59,7 +59,7 @@ class Robomimic:
         return len(self.demos)
 
     def episode(self, index: int) -> Episode:
-        """Return one demo as an episode; SourceError where it is odd."""
+        """Return one demo as an episode; SourceError if it is damaged or unexpected."""
         name = self.demos[index]
         with hdf5.opened(self.path) as file:
             demo = file["data"][name]
@@ -142,7 +142,7 @@ class Robomimic:
         )
 
     def _observed(self, demo: Any, key: str, *, length: int) -> Array:
-        """Return (L + 1, ...), or (L, ...) without next_obs."""
+        """Return the rows (L + 1, ...) of an observation, or (L, ...) without next_obs."""
         spec = self.spec.observation[key]
         groups = [demo["obs"]] if "obs" in demo else []
         groups += [demo["next_obs"]] if "next_obs" in demo else []
@@ -157,16 +157,16 @@ class Robomimic:
         if not parts:
             raise SourceError(f"{self.path}: {demo.name} has no obs")
         values = parts[0] if len(parts) == 1 else np.concatenate([parts[0], parts[1][-1:]])
-        return values[:, ::-1] if self.config.flip and _is_picture(spec) else values
+        return values[:, ::-1] if self.config.flip and _is_image(spec) else values
 
 
-def _is_picture(spec: ArraySpec) -> bool:
-    """Return whether rows are (h, w, c) pictures: colours, or depth with c = 1."""
+def _is_image(spec: ArraySpec) -> bool:
+    """Return whether rows are (h, w, c) images: colours, or depth with c = 1."""
     return len(spec.shape) == 3
 
 
 def _numbers(demo: Any, name: str, length: int) -> Array:
-    """Return (L,) float32, zeros where the demo has none."""
+    """Return (L,) float32, zeros if the demo has none."""
     if name not in demo:
         return np.zeros(length, np.float32)
     dataset = hdf5.array(demo, name)
@@ -179,7 +179,7 @@ def _numbers(demo: Any, name: str, length: int) -> Array:
 
 
 def _values(group: Any, name: str) -> dict[str, Any]:
-    """Return the JSON mapping in an attribute; empty where there is none."""
+    """Return the JSON mapping in an attribute; empty if there is none."""
     text = group.attrs.get(name)
     if not isinstance(text, str | bytes) or not text.strip():
         return {}

@@ -1,4 +1,4 @@
-"""What the numbers of a robosuite action mean, from the controller that a file records."""
+"""The meaning of a robosuite action's numbers, from the controller that a file records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from latentplan.types import Convention
 
 GRIPPER = "close_is_+1"
-CONTROLS = {  # of one arm: numbers without the gripper's, and what they are where they are deltas
+CONTROLS = {  # of one arm: numbers without the gripper's, and their convention as deltas
     "OSC_POSE": (6, "ee_delta"),
     "OSC_POSITION": (3, "ee_delta"),
     "JOINT_POSITION": (None, "joint_delta"),
@@ -20,7 +20,7 @@ CONTROLS = {  # of one arm: numbers without the gripper's, and what they are whe
 
 @dataclass(frozen=True)
 class Described:
-    """What is known of an action."""
+    """The description of an action."""
 
     meaning: str = ""
     normalised: bool = False  # to [-1, 1]
@@ -28,7 +28,7 @@ class Described:
 
 
 def describe(arguments: Mapping[str, Any], size: int) -> Described:
-    """Return what robomimic's `env_args` say of an action of `size` numbers.
+    """Return the description of an action of `size` numbers from robomimic's `env_args`.
 
     robosuite 1.5 records a composite controller with one part an arm, 1.4 one controller an arm.
     Source: robosuite 1.4.1 and 1.5.1, `controllers/.../osc.py` (a rotation vector, world frame in
@@ -87,7 +87,7 @@ def _convention(part: Mapping[str, Any], size: int, *, composite: bool) -> Conve
 
 
 def _unit(part: Mapping[str, Any], which: slice) -> Any:
-    """Return what a 1 stands for; None where that differs between axes or directions."""
+    """Return the unit of a 1; None if it differs between axes or directions."""
     outputs = [part.get("output_min"), part.get("output_max")]
     low, high = ([o] * 6 if isinstance(o, int | float) else list(o or ()) for o in outputs)
     units = {*map(float, high[which]), *(-float(x) for x in low[which])}

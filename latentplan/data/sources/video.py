@@ -11,10 +11,10 @@ from latentplan.types import Array
 
 
 def frames(path: Path, times: Array, *, fps: float, size: tuple[int, int]) -> Array:
-    """Return the pictures (n, h, w, 3) uint8 that a video shows at `times` (n,), rising, in s.
+    """Return the images (n, h, w, 3) uint8 of a video at the increasing `times` (n,), in s.
 
-    It is decoded once, from the key frame before the first. A frame counts for a time when it is
-    nearer than half a frame. Raises SourceError where the file is missing or damaged, has no
+    The video is decoded once, from the key frame before the first time. A frame is that of a time
+    if it is nearer than half a frame. Raises SourceError if the file is missing or damaged, has no
     frame at a time, or frames that are not `size` (h, w).
     """
     import av

@@ -97,32 +97,6 @@ class ChainRates:
         return float(np.mean(self.done))
 
 
-class GoalImagePolicy:
-    """A Policy made of a planner that is given a goal observation, such as `planning.mpc.MPC`.
-
-    Chains come without goal observations: ConfigError there.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        """Take an object with `reset(seed)`, `goal(observation)` and `act(observation)`."""
-        self.agent = agent
-
-    def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Give the planner the goal observation."""
-        if goal is None or goal.observation is None:
-            raise ConfigError(
-                f"instruction {goal.text if goal else ''!r}: comes with no goal observation, and "
-                "the planner needs one; use the evaluation calvin-mtlc"
-            )
-        self.agent.reset(seed=0 if seed is None else seed)
-        self.agent.goal(goal.observation)
-
-    def act(self, observation: Observation) -> Array:
-        """Return the planner's action."""
-        action: Array = self.agent.act(observation)
-        return action
-
-
 def sentences(checkout: Path | str) -> dict[str, str]:
     """Return the instruction that CALVIN's evaluation gives for each task, from a checkout of it.
 

@@ -46,7 +46,7 @@ class VideoWorld(nn.Module):
     """A `protocols.VideoModel` whose latents (D = K d) are the numbers of a frame's tokens."""
 
     Training = StageTraining  # how each part is trained
-    planner = "generate"  # what acts with it unless another is asked for
+    default_policy = "generative"
 
     @dataclass(frozen=True)
     class Config:

@@ -1,4 +1,4 @@
-"""What the PyBullet engines share: the world, the gripper, the state, the pictures."""
+"""What the PyBullet engines share: the world, the gripper, the state, the images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latentplan.sim.rendering.appearance import TILE, Appearance, Colour
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-NEAR, FAR = 0.05, 50.0  # m from the camera, what a picture shows
+NEAR, FAR = 0.05, 50.0  # m from the camera, what an image shows
 ERP = 0.8  # share of a joint's error that is corrected in a timestep
 NO_TIME = 1e-15  # s; Bullet skips a step that takes less than its epsilon
 TEXEL = 0.5 / TILE  # m, of the table's pattern
@@ -69,7 +69,7 @@ class BulletEngine(ABC):
         """Put the object's bodies into the empty world and return them, the grips first."""
 
     def _draw(self) -> None:  # noqa: B027, a hook: most bodies move by themselves
-        """Bring what pictures show, `self._drawn`, up to date: bodies move by themselves."""
+        """Bring what images show, `self._drawn`, up to date: bodies move by themselves."""
 
     def points(self) -> Array:
         """Return the keypoints (P, 3): here the grips."""
@@ -125,8 +125,8 @@ class BulletEngine(ABC):
         """Return where the gripper is, (3,)."""
         return self._position.copy()
 
-    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
-        """Return what a camera sees; see `Engine.picture`."""
+    def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+        """Return what a camera sees; see `Engine.image`."""
         self._draw()
         p, view, seen = self._p, self._cameras[camera], self._appearance
         light = seen.toward_light()
@@ -167,7 +167,7 @@ class BulletEngine(ABC):
         return colours.astype(np.uint8)
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its pictures keep their size."""
+        """Put the camera of this name where it says; its images keep their size."""
         self._cameras[camera.name] = camera
 
     def paint(self, appearance: Appearance) -> None:
@@ -335,9 +335,7 @@ class BulletEngine(ABC):
 
     def _time(self, step: float, *, erp: float) -> None:
         """Set what a step takes, s, and the share of a joint's error that it corrects."""
-        self._p.setPhysicsEngineParameter(
-            fixedTimeStep=step, erp=erp, physicsClientId=self._client
-        )
+        self._p.setPhysicsEngineParameter(fixedTimeStep=step, erp=erp, physicsClientId=self._client)
 
 
 def _bullet() -> Any:

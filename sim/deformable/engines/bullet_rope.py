@@ -94,6 +94,7 @@ class BulletRope(BulletEngine):
             self._ball_joint(a, b, at=(half, -half))
         return links
 
+
 def _capsule(radius: float, *, length: float) -> tuple[Array, Array, Array]:
     """Return vertices (V, 3), triangles (T, 3), normals (V, 3) of a capsule along x."""
     sides, rings = 8, 3  # vertices of a ring; rings of a half

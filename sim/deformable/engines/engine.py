@@ -39,7 +39,7 @@ class Engine(Protocol[Pose]):
     Pose is what describes the object when it is laid down: a `Curve` for a rope, the grid points
     (P, 3) for a cloth. Whatever diverges raises UnstablePhysics from `check`; after `lay` the
     engine is well again. All else is deterministic: the same calls after the same `lay` or
-    `restore` give bit-equal points and pictures.
+    `restore` give bit-equal points and images.
     """
 
     timestep: float  # s, one point of a path
@@ -78,7 +78,7 @@ class Engine(Protocol[Pose]):
     def gripper(self) -> Array:
         """Return where the gripper is, (3,)."""
 
-    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+    def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
         """Return what a camera sees, top row first.
 
         `rgb` is (h, w, 3) uint8; `depth` (h, w) float32, metres along the camera's axis;
@@ -87,7 +87,7 @@ class Engine(Protocol[Pose]):
         """
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its pictures keep their size."""
+        """Put the camera of this name where it says; its images keep their size."""
 
     def paint(self, appearance: Appearance) -> None:
         """Show the scene like this from now on, until the next call."""
@@ -99,7 +99,7 @@ class Engine(Protocol[Pose]):
         """Go back to a `snapshot` of this engine."""
 
     def close(self) -> None:
-        """Free what the pictures need."""
+        """Free what the images need."""
 
 
 def make(task: str, name: str, *, config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the MuJoCo engines share: the gripper, the state, the pictures."""
+"""What the MuJoCo engines share: the gripper, the state, the images."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class MujocoEngine:
         position: Array = self._data.mocap_pos[0].copy()
         return position
 
-    def picture(self, camera: str = "top", kind: Kind = "rgb") -> Array:
-        """Return what a camera sees; see `Engine.picture`."""
+    def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
+        """Return what a camera sees; see `Engine.image`."""
         if camera not in self._renderers:
             mujoco_renderer.self_test()
             self._renderers[camera] = mujoco_renderer.Renderer(self._model, self._cameras[camera])
@@ -116,10 +116,10 @@ class MujocoEngine:
             return renderer.depth(self._data)
         if kind == "segmentation":
             return self._labels(renderer.segmentation(self._data))
-        return renderer.picture(self._data)
+        return renderer.image(self._data)
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its pictures keep their size."""
+        """Put the camera of this name where it says; its images keep their size."""
         self._cameras[camera.name] = camera
         if camera.name in self._renderers:
             self._renderers[camera.name].camera = camera
@@ -160,7 +160,7 @@ class MujocoEngine:
         self._pose()
 
     def close(self) -> None:
-        """Free the pictures' resources."""
+        """Free the images' resources."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
@@ -236,5 +236,3 @@ def walls(edge: float, *, friction: float = 0.1) -> str:
         f' contype="1" conaffinity="0" friction="{friction}" rgba="0 0 0 0"/>'
         for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))
     )
-
-

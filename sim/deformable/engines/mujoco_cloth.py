@@ -29,13 +29,13 @@ class MujocoCloth(MujocoEngine):
     together, not pulled apart, and cost nothing while slack. A ball at each point touches the
     table, with Coulomb's friction, and the other balls, without: layers lie on each other, and
     slide. (The solver would need more iterations for friction among layers: at 0.3 the cloth blew
-    up.) Limits of the joints keep what swings out in the picture. The flex is only drawn. Timesteps
+    up.) Limits of the joints keep what swings out in the image. The flex is only drawn. Timesteps
     are 12.5 ms. MuJoCo's own `flexcomp` was tried: rigid edges took twice as long a step, elastic
     ones were rubbery and stable to 5 ms only.
     """
 
     def __init__(self, config: Cloth.Config) -> None:
-        """Build the model; rendering is checked when the first picture is taken."""
+        """Build the model; rendering is checked when the first image is taken."""
         count = config.rows * config.columns
         super().__init__(
             _xml(config), name="cloth", bodies=range(1, count + 1), cameras=cameras.of(config)
@@ -68,7 +68,7 @@ class MujocoCloth(MujocoEngine):
 
     def _pose(self) -> None:
         super()._pose()
-        mujoco.mj_flex(self._model, self._data)  # the points that a picture shows
+        mujoco.mj_flex(self._model, self._data)  # the points that an image shows
 
 
 def _xml(c: Cloth.Config) -> str:

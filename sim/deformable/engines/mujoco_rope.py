@@ -19,7 +19,7 @@ class MujocoRope(MujocoEngine):
     """Keypoints are the links' ends (links + 1, 3), grips the links' centres (links, 3)."""
 
     def __init__(self, config: Rope.Config) -> None:
-        """Build the model; rendering is checked when the first picture is taken."""
+        """Build the model; rendering is checked when the first image is taken."""
         super().__init__(
             _xml(config), name="rope", bodies=range(1, config.links + 1), cameras=cameras.of(config)
         )
@@ -74,7 +74,7 @@ def _xml(c: Rope.Config) -> str:
         "rope",
         patterned=bool(c.randomise.texture),
         option=f'timestep="{c.timestep}" integrator="implicitfast" cone="pyramidal" iterations="8"',
-        # The walls keep a tail that swings out in the picture.
+        # The walls keep a tail that swings out in the image.
         body=walls(c.view - c.radius / 2) + chain,
         tail="""<equality>
         <connect body1="gripper" body2="link0" anchor="0 0 0" active="false" solref="0.03 1"/>

@@ -1,4 +1,4 @@
-"""The planner that takes what proposals offer, and the models that propose by themselves."""
+"""The policy of what a model generates, and models that propose or predict subgoals."""
 
 from dataclasses import replace
 
@@ -12,10 +12,16 @@ from toy_problem import Scripted, build, cost_of, imagined, objective, problem, 
 import latentplan
 from latentplan.errors import CheckpointError, ConfigError, PlanningError, ShapeError
 from latentplan.models.videoworld.videoworld import VideoWorld
+from latentplan.objectives.goal import GoalDistance
+from latentplan.objectives.subgoal import Subgoal
+from latentplan.planning.generative import GenerativePolicy, Proposed
 from latentplan.planning.mpc import MPC
 from latentplan.planning.spaces import Box
+from latentplan.protocols import Policy
 from latentplan.training import checkpoint
 from latentplan.types import ArraySpec
+
+QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 
 
 class Knowing(ToyModel):
@@ -31,7 +37,7 @@ def test_the_plan_is_the_cheapest_of_what_is_proposed_inside_the_space():
     model, context, goal, (low, high) = problem()
     offered = 2 * torch.randn(3, 5, 2, 2, dtype=torch.float64)
     plan = solve(
-        build("generate", horizon=2, candidates=5),
+        Proposed(Proposed.Config(horizon=2, candidates=5)),
         model,
         context,
         goal,
@@ -48,17 +54,18 @@ def test_the_plan_is_the_cheapest_of_what_is_proposed_inside_the_space():
 
 def test_nothing_proposed_is_an_error():
     model, context, goal, (low, high) = problem()
-    with pytest.raises(PlanningError, match="generate: needs a model that proposes"):
-        solve(build("generate"), model, context, goal, Box(low, high, problems=3))
+    with pytest.raises(PlanningError, match="generative: found no proposals"):
+        solve(Proposed(), model, context, goal, Box(low, high, problems=3))
 
 
 def test_a_model_proposes_for_the_task_at_hand():
     spec = toy_spec(4, 2, 1.0)
-    mpc = MPC(Knowing(spec), build("generate"), objective=lambda z: objective(z))
+    mpc = GenerativePolicy(Knowing(spec), objective=QUADRATIC)
+    assert isinstance(mpc, Policy)
     seen = {key: np.zeros(a.shape, a.dtype) for key, a in spec.observation.items()}
-    mpc.goal(seen, task="0.25")
+    mpc.goal(seen, text="0.25")
     assert mpc.act(seen).tolist() == [0.25, 0.25]
-    mpc.goal(seen, task="-0.5")
+    mpc.goal(seen, text="-0.5")
     assert mpc.act(seen).tolist() == [-0.5, -0.5]
     with pytest.raises(ConfigError, match="not trained on"):
         mpc.goal(seen)
@@ -68,19 +75,18 @@ def test_with_cem_they_compete():
     spec = toy_spec(4, 2, 1.0)
     planner = build("cem", candidates=8, iterations=1, horizon=4)
     config = MPC.Config(propose=True)
-    mpc = MPC(Knowing(spec), planner, objective=lambda z: objective(z), config=config)
+    mpc = MPC(Knowing(spec), planner, objective=QUADRATIC, config=config)
     seen = {key: np.zeros(a.shape, a.dtype) for key, a in spec.observation.items()}
-    mpc.goal(seen, task="0.0")  # stays at the goal: nothing beats it
+    mpc.goal(seen, text="0.0")  # stays at the goal: nothing beats it
     np.testing.assert_allclose(mpc.act(seen), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("planner", "config"), [("generate", MPC.Config()), ("cem", MPC.Config(propose=True))]
-)
-def test_a_model_that_proposes_nothing_is_refused(planner, config):
+def test_a_model_that_proposes_nothing_is_refused():
     model = ToyModel(toy_spec(4, 2, 1.0))
     with pytest.raises(ConfigError, match="needs a model that proposes actions.*ToyModel"):
-        MPC(model, build(planner), objective=lambda z: objective(z), config=config)
+        MPC(model, build("cem"), config=MPC.Config(propose=True))
+    with pytest.raises(ConfigError, match="policy generative: needs a model that proposes.*ToyM"):
+        GenerativePolicy(model)
 
 
 class Leading(ToyModel):
@@ -96,12 +102,13 @@ def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
     spec = toy_spec(4, 4, 1.0)
     model = Leading(spec)
     planner = build("cem", candidates=256, iterations=8, horizon=2)
-    mpc = MPC(model, planner, objective=objective, config=MPC.Config(subgoal=True))
+    quadratic = Subgoal.Config(power=2, reduce="mean", steps=2)
+    mpc = MPC(model, planner, objective=Subgoal(quadratic))
     seen = {"state": np.zeros(4, np.float32)}
     with pytest.raises(PlanningError, match="no goal is set"):
         mpc.act(seen)
     for task in ("0.1", "-0.1"):
-        mpc.goal(task=task)
+        mpc.goal(text=task)
         action = torch.from_numpy(mpc.act(seen))
         with torch.no_grad():
             after = imagined(model, torch.zeros(1, 1, 4), mpc.plan.actions[:, None])[0, 0, -1]
@@ -109,29 +116,33 @@ def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
         costs = mpc.evaluate(seen, torch.stack([action, -action]).numpy())
         assert costs[0] < costs[1]
     with pytest.raises(ConfigError, match="not trained on"):
-        mpc.goal(task="")
+        mpc.goal(text="")
 
 
 def test_told_the_task_alone_it_does_what_is_proposed_first():
     spec = toy_spec(4, 2, 1.0)
     offered = torch.tensor([0.5, 0.0, -0.5])[None, :, None, None].expand(1, 3, 4, 2)
-    generate = build("generate", candidates=3)
-    mpc = MPC(ToyModel(spec), generate, objective=objective, proposals=[Scripted(offered)])
+    mpc = GenerativePolicy(
+        ToyModel(spec),
+        GenerativePolicy.Config(candidates=3),
+        objective=QUADRATIC,
+        proposals=[Scripted(offered)],
+    )
     seen = {key: np.zeros(a.shape, a.dtype) for key, a in spec.observation.items()}
     mpc.goal(seen)  # where it is: to stay is best
     assert mpc.act(seen).tolist() == [0.0, 0.0]
-    mpc.goal(task="push")
+    mpc.goal(text="push")
     assert mpc.act(seen).tolist() == [0.5, 0.5]
-    with pytest.raises(ConfigError, match="or planner generate and a task"):
+    with pytest.raises(ConfigError, match="goal.observation: found none"):
         mpc.goal()
 
 
 def test_without_a_goal_or_a_model_that_imagines_there_is_nothing_to_reach():
     model = ToyModel(toy_spec(4, 2, 1.0))
-    with pytest.raises(ConfigError, match="MPC.goal: needs an observation, or mpc.subgoal=true"):
-        MPC(model, build("cem"), objective=objective).goal(task="push")
-    with pytest.raises(ConfigError, match="MPC.subgoal: needs a model that imagines.*ToyModel"):
-        MPC(model, build("cem"), objective=objective, config=MPC.Config(subgoal=True))
+    with pytest.raises(ConfigError, match="goal.observation: found none, .*objective subgoal"):
+        MPC(model, build("cem")).goal(text="push")
+    with pytest.raises(ConfigError, match="subgoal: needs a model that predicts.*ToyModel"):
+        MPC(model, build("cem"), objective=Subgoal()).goal(text="push")
 
 
 class Steering(ToyModel):
@@ -153,12 +164,12 @@ def test_another_model_proposes_of_what_it_sees_itself():
     spec = toy_spec(4, 2, 1.0)
     both = replace(spec, observation={**spec.observation, "force": ArraySpec((6,))})
     other = Steering(both, ToyModel.Config(key="force", context=3))
-    generate = build("generate", candidates=1, horizon=3)
-    mpc = MPC(ToyModel(spec), generate, objective=objective, proposers=[other])
+    config = GenerativePolicy.Config(candidates=1, horizon=3)
+    mpc = GenerativePolicy(ToyModel(spec), config, objective=QUADRATIC, proposers=[other])
     seen = {"state": np.zeros(4, np.float32), "force": np.full(6, 0.4, np.float32)}
     for task, wanted in (("0.5", 0.2), ("-1", -0.4)):
         mpc.reset()
-        mpc.goal(seen, task=task)
+        mpc.goal(seen, text=task)
         np.testing.assert_allclose(mpc.act(seen), wanted, atol=1e-6)
     with pytest.raises(ShapeError, match="MPC.act: the observation has no 'force'"):
         mpc.act({"state": seen["state"]})
@@ -166,13 +177,12 @@ def test_another_model_proposes_of_what_it_sees_itself():
 
 def test_a_proposer_that_cannot_propose_or_is_not_loaded_is_refused():
     model = ToyModel(toy_spec(4, 2, 1.0))
-    with pytest.raises(ConfigError, match="MPC.proposer: needs a model that proposes.*ToyModel"):
-        MPC(model, build("cem"), objective=objective, proposers=[model])
-    with pytest.raises(ConfigError, match="MPC.graph: a captured solve cannot ask a model"):
-        asking = MPC.Config(graph=True, propose=True)
-        MPC(Knowing(model.spec), build("cem"), objective=objective, config=asking)
+    with pytest.raises(ConfigError, match="needs a model that proposes actions.*ToyModel"):
+        MPC(model, build("cem"), proposers=[model])
+    with pytest.raises(ConfigError, match="MPC.cuda_graph: .* cannot .* ask a model for proposals"):
+        MPC.Config(cuda_graph=True, propose=True)
     with pytest.raises(ConfigError, match="MPC.proposer: 'run' is loaded by latentplan.load"):
-        MPC(model, build("cem"), objective=objective, config=MPC.Config(proposer="run"))
+        MPC(model, build("cem"), config=MPC.Config(proposer="run"))
 
 
 def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
@@ -182,9 +192,9 @@ def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
     checkpoint.save(tmp_path / "v.safetensors", video, name="videoworld", step=1, metrics={})
     seen = toy.reset(seed=1)[0]
     made = []
-    for planner in ("generate", "cem"):
+    for policy in ("generative", "mpc"):
         mpc = latentplan.load(
-            untrained_run, planner=planner, overrides=[f"proposer={tmp_path}/v.safetensors"]
+            untrained_run, policy=policy, overrides=[f"proposer={tmp_path}/v.safetensors"]
         )
         mpc.goal(toy.reset(seed=2)[0])
         made.append(mpc.act(seen))
@@ -193,7 +203,7 @@ def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
     arm = replace(toy.data_spec, action=replace(toy.data_spec.action, low=(-2.0,) * 4))
     other = VideoWorld(arm, VideoWorld.Config())
     checkpoint.save(tmp_path / "o.safetensors", other, name="videoworld", step=1, metrics={})
-    with pytest.raises(CheckpointError, match="mpc.proposer: the actions of .* have low"):
+    with pytest.raises(CheckpointError, match="proposer: the actions of .* have low"):
         latentplan.load(untrained_run, overrides=[f"proposer={tmp_path}/o.safetensors"])
 
 
@@ -212,3 +222,24 @@ def test_cem_plans_in_videoworlds_latents():
     cem = build("cem", candidates=64, iterations=6, horizon=1)
     plan = solve(cem, model, context, goal, box)
     assert plan.cost < cost.min() and plan.cost < 0.01 * cost.mean()
+
+
+def test_a_model_is_used_with_its_own_policy_unless_another_is_named(untrained_run, tmp_path):
+    toy = ToyEnv()
+    video = VideoWorld(toy.data_spec, VideoWorld.Config())
+    checkpoint.save(tmp_path / "v.safetensors", video, name="videoworld", step=1, metrics={})
+    file = tmp_path / "v.safetensors"
+    own = latentplan.load(file, overrides=["candidates=3", "chunk=2"])
+    assert isinstance(own, GenerativePolicy)
+    assert own.planner.config.candidates == 3 and own.config.chunk == 2
+    own.goal(toy.reset(seed=2)[0])
+    assert np.isfinite(own.act(toy.reset(seed=1)[0])).all()
+    for settings in ({"planner": "cem"}, {"policy": "mpc"}):
+        assert type(latentplan.load(file, **settings)) is MPC
+    leading = latentplan.load(file, planner="cem", objective="subgoal", overrides=["horizon=3"])
+    assert leading._planner.objective.config.steps == 3  # the planner's horizon
+    assert type(latentplan.load(untrained_run)) is MPC
+    with pytest.raises(ConfigError, match="load.planner: policy 'generative' has none"):
+        latentplan.load(file, policy="generative", planner="cem")
+    with pytest.raises(ConfigError, match="load.policy: .* is not made of a model"):
+        latentplan.load(file, policy="noop")

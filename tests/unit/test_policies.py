@@ -9,20 +9,19 @@ from toy import ToyEnv
 from latentplan.errors import ConfigError
 from latentplan.exploration.box import Box
 from latentplan.exploration.expert import Expert
-from latentplan.exploration.scripted import Mixture, NoisyOracle, Oracle
-from latentplan.protocols import Explorer
-from latentplan.types import ActionSpec, Convention, Observation, Spec
+from latentplan.exploration.oracle import Mixture, NoisyOracle, Oracle
+from latentplan.types import ActionSpec, Convention, Goal, Observation, Spec
 
 TWO = Spec({}, ActionSpec((-1.0, 0.0), (1.0, 4.0)), env="arm")
 
 
 def drawn(colour: float, episodes: int = 300, length: int = 40) -> np.ndarray:
     """Return (episodes, length, 2) actions."""
-    explorer, rng = Box(TWO, Box.Config(colour=colour)), np.random.default_rng(0)
+    policy, rng = Box(TWO, Box.Config(colour=colour)), np.random.default_rng(0)
     every = []
     for _ in range(episodes):
-        explorer.begin(ToyEnv(), rng)
-        every.append([explorer.act({}, rng) for _ in range(length)])
+        policy.reset(seed=rng)
+        every.append([policy.act({}) for _ in range(length)])
     return np.array(every)
 
 
@@ -53,25 +52,27 @@ def test_noise_goes_on_when_an_episode_is_long() -> None:
 
 @given(low=st.floats(-1e3, 1e3), width=st.floats(0, 1e3), seed=st.integers(0, 99))
 def test_a_box_is_never_left(low: float, width: float, seed: int) -> None:
-    explorer = Box(Spec({}, ActionSpec((low,), (low + width,))))
-    action = explorer.act({}, np.random.default_rng(seed))
+    policy = Box(Spec({}, ActionSpec((low,), (low + width,))))
+    policy.reset(seed=seed)
+    action = policy.act({})
     assert np.float32(low) <= action[0] <= np.float32(low + width)
 
 
-def final(explorer: Explorer, seed: int) -> tuple[float, float]:
+def final(policy: Oracle | NoisyOracle, seed: int) -> tuple[float, float]:
     """Return the distance to the goal at the start and at the end of an episode."""
-    env, rng = ToyEnv(ToyEnv.Config(discs=2)), np.random.default_rng(seed)
-    goal = explorer.begin(env, rng)
-    assert goal is not None
+    env = ToyEnv(ToyEnv.Config(discs=2))
+    policy.attach(env)
+    policy.reset(seed=seed)
+    goal = policy.goal_chosen.observation
     observation: Observation = env.reset(seed=seed)[0]
     start = env.distance(observation, goal)
     for _ in range(20):
-        observation = env.step(explorer.act(observation, rng)).observation
+        observation = env.step(policy.act(observation)).observation
     return start, env.distance(observation, goal)
 
 
-def mean_final(explorer: Explorer) -> tuple[float, float]:
-    start, end = zip(*(final(explorer, seed) for seed in range(20)), strict=True)
+def mean_final(policy: Oracle | NoisyOracle) -> tuple[float, float]:
+    start, end = zip(*(final(policy, seed) for seed in range(20)), strict=True)
     return float(np.mean(start)), float(np.mean(end))
 
 
@@ -89,8 +90,12 @@ def test_the_oracle_reaches_its_goals_and_noise_costs() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_mixture_has_its_share_of_the_expert(share: float) -> None:
     env, rng = ToyEnv(), np.random.default_rng(0)
-    explorer = Mixture(env.data_spec, Mixture.Config(share=share))
-    expert = [explorer.begin(env, rng) is not None for _ in range(400)]
+    policy = Mixture(env.data_spec, Mixture.Config(share=share))
+    policy.attach(env)
+    expert = []
+    for _ in range(400):
+        policy.reset(seed=rng)
+        expert.append(policy.goal_chosen is not None)
     assert abs(np.mean(expert) - share) < 0.08
     assert share not in (0, 1) or np.mean(expert) == share
 
@@ -100,12 +105,13 @@ def test_a_mixture_without_picks_takes_the_box() -> None:
         def oracle(self, observation: Observation, goal: Observation) -> np.ndarray:
             return np.array([0.5, 2.0], np.float32)
 
-    explorer = Mixture(TWO, Mixture.Config(expert=NoisyOracle.Config(noise=0)))
+    policy = Mixture(TWO, Mixture.Config(expert=NoisyOracle.Config(noise=0)))
+    policy.attach(Reach())
     rng = np.random.default_rng(3)
     seen = {True: [], False: []}
     for _ in range(40):
-        goal = explorer.begin(Reach(), rng)
-        seen[goal is not None].append(tuple(explorer.act({}, rng).tolist()))
+        policy.reset(seed=rng)
+        seen[policy.goal_chosen is not None].append(tuple(policy.act({}).tolist()))
     assert set(seen[True]) == {(0.5, 2.0)}
     assert len(set(seen[False])) == len(seen[False]) > 5
 
@@ -128,15 +134,17 @@ class NotSkilled:
 
 
 def test_an_expert_needs_no_goal_and_is_refused_where_there_is_none() -> None:
-    env, rng = ToyEnv(ToyEnv.Config(discs=2)), np.random.default_rng(0)
-    explorer = Expert(env.data_spec)
-    explorer.begin(env, rng)
+    env = ToyEnv(ToyEnv.Config(discs=2))
+    policy = Expert(env.data_spec)
+    with pytest.raises(ConfigError, match="found no env; attach"):
+        policy.act(env.reset(seed=3)[0])
+    policy.attach(env)
     observation: Observation = env.reset(seed=3)[0]
     for _ in range(20):
-        observation = env.step(explorer.act(observation, rng)).observation
+        observation = env.step(policy.act(observation)).observation
     assert np.abs(observation["keypoints"]).max() < 1e-3  # the toy's expert goes to the middle
-    with pytest.raises(ConfigError, match="env 'toy' has none that needs no goal"):
-        explorer.begin(NotSkilled(), rng)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="env 'toy' has no expert that needs no goal"):
+        policy.attach(NotSkilled())  # type: ignore[arg-type]
 
 
 def test_an_experts_noise_spares_the_gripper() -> None:
@@ -148,9 +156,19 @@ def test_an_experts_noise_spares_the_gripper() -> None:
 
     convention = Convention("ee_delta", gripper="open_is_1")
     spec = Spec({}, ActionSpec((-1.0, 0.0), (1.0, 1.0), convention=convention))
-    rng = np.random.default_rng(0)
-    explorer = Expert(spec, Expert.Config(noise=0.3))
-    explorer.begin(Grasping(), rng)  # type: ignore[arg-type]
-    actions = np.array([explorer.act({}, rng) for _ in range(2000)])
+    policy = Expert(spec, Expert.Config(noise=0.3))
+    policy.attach(Grasping())  # type: ignore[arg-type]
+    policy.reset(seed=0)
+    actions = np.array([policy.act({}) for _ in range(2000)])
     assert (actions[:, 1] == 1).all()
     assert 0.27 < actions[:, 0].std() < 0.33
+
+
+def test_an_oracle_says_what_it_lacks() -> None:
+    oracle = Oracle(TWO)
+    with pytest.raises(ConfigError, match="oracle: found no env; attach"):
+        oracle.reset(seed=0)
+    with pytest.raises(ConfigError, match="oracle: found a goal without an observation"):
+        oracle.reset(Goal(text="open"))
+    with pytest.raises(ConfigError, match="oracle: found no goal; reset"):
+        oracle.act({})

@@ -1,0 +1,48 @@
+"""Policies that a planner is compared with, and what a policy under evaluation may read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan import registry
+from latentplan.errors import ShapeError
+from latentplan.protocols import CostPredictor, Env, EnvPolicy, Policy
+from latentplan.types import Array, Observation, Spec
+
+
+def random_policy(spec: Spec) -> Policy:
+    """Return the policy whose actions collection takes by default."""
+    policy: Policy = registry.get("policy", "box" if spec.pick is None else "random")(spec)
+    return policy
+
+
+def baselines(env: Env) -> dict[str, Policy]:
+    """Return random actions, no action, and the env's scripted expert, by name."""
+    spec = env.data_spec
+    oracle = registry.get("policy", "oracle")(spec)
+    oracle.attach(env)
+    return {
+        "random": random_policy(spec),
+        "noop": registry.get("policy", "noop")(spec),
+        "oracle": oracle,
+    }
+
+
+def visible(policy: Policy, observation: Observation, spec: Spec) -> Observation:
+    """Return what a policy may read: simulator truth is for policies of the env alone."""
+    if isinstance(policy, EnvPolicy):
+        return observation
+    return {k: v for k, v in observation.items() if k not in spec.privileged}
+
+
+def predicted_cost(
+    policy: CostPredictor, observation: Observation, actions: Array, spec: Spec
+) -> Array:
+    """Return the cost (K,) that a policy predicts for each of the actions (K, A)."""
+    public = {k: v for k, v in observation.items() if k not in spec.privileged}
+    cost = np.asarray(policy.evaluate(public, actions), np.float64)
+    if cost.shape != (len(actions),):
+        raise ShapeError(
+            f"CostPredictor.evaluate: found shape {cost.shape}, need (K={len(actions)},) costs"
+        )
+    return cost

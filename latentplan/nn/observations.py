@@ -1,0 +1,64 @@
+"""Observations as a model reads them: checked, copied to its device, encoded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentplan.errors import LatentplanError, PlanningError, ShapeError
+from latentplan.protocols import Dynamics
+from latentplan.shapes import check_finite
+from latentplan.types import Array, Observation, Spec
+
+
+def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array]:
+    """Return copies of the public arrays of `spec`, of its dtypes.
+
+    Raises ShapeError that begins with `where` unless the observation has them, finite.
+    """
+    if not isinstance(observation, Mapping):
+        found = type(observation).__name__
+        raise ShapeError(f"{where}: found {found}, need a mapping from names to arrays")
+    inputs = {}
+    for key, array in spec.observation.items():
+        if key in spec.privileged:
+            continue
+        if key not in observation:
+            given = ", ".join(sorted(observation)) or "nothing"
+            raise ShapeError(f"{where}: the observation has no {key!r}, only {given}")
+        value, wanted = np.asarray(observation[key]), np.dtype(array.dtype)
+        if value.shape != array.shape:
+            raise ShapeError(f"{where}[{key!r}]: found shape {value.shape}, need {array.shape}")
+        if value.dtype != wanted and (value.dtype.kind, wanted.kind) != ("f", "f"):
+            raise ShapeError(f"{where}[{key!r}]: found {value.dtype}, need {wanted}")
+        with np.errstate(over="ignore"):  # an overflow is found infinite below
+            value = np.array(value, wanted, order="C")  # a copy: torch needs it writable
+        check_finite(f"{where}[{key!r}]", value)
+        inputs[key] = value
+    return inputs
+
+
+def encode(model: Dynamics, inputs: Mapping[str, Array]) -> Tensor:
+    """Return the latent (1, 1, D) of `checked` arrays; PlanningError if the model raises."""
+    device = device_of(model)
+    try:
+        with torch.no_grad():
+            tensors = {key: torch.from_numpy(x).to(device)[None, None] for key, x in inputs.items()}
+            return model.encode(tensors)
+    except LatentplanError:
+        raise
+    except Exception as e:
+        name = type(model).__name__
+        raise PlanningError(f"{name}.encode raised {type(e).__name__}: {e}") from e
+
+
+def device_of(model: Dynamics) -> torch.device:
+    """Return the device of the model's weights."""
+    module = cast(nn.Module, model)
+    weight = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if weight is None else weight.device

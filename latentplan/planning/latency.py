@@ -1,0 +1,59 @@
+"""How long a policy takes to act."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from latentplan.errors import PlanningError
+
+KEPT = 10_000  # calls that the quantiles are of
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of the time of `act`, encoding included, over the last calls."""
+
+    count: int  # calls
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+class Stopwatch:
+    """The milliseconds of the last calls."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._milliseconds: deque[float] = deque(maxlen=KEPT)
+
+    def add(self, milliseconds: float) -> None:
+        """Append a call."""
+        self._milliseconds.append(milliseconds)
+
+    @property
+    def latency(self) -> Latency:
+        """The quantiles; NaN before the first call."""
+        if not self._milliseconds:
+            return Latency(0, np.nan, np.nan, np.nan)
+        p50, p90, p99 = np.percentile(self._milliseconds, (50, 90, 99))
+        return Latency(len(self._milliseconds), float(p50), float(p90), float(p99))
+
+
+def remaining(where: str, deadline_ms: float | None, *, since: float) -> float | None:
+    """Return what is left of a deadline, ms; None without one.
+
+    Raises PlanningError that begins with `where` if nothing is left.
+    """
+    if deadline_ms is None:
+        return None
+    took = (perf_counter() - since) * 1e3
+    if took >= deadline_ms:
+        raise PlanningError(
+            f"{where}: {deadline_ms:g} ms are over before planning begins: encoding took "
+            f"{took:.1f} ms; set it higher"
+        )
+    return deadline_ms - took
