@@ -42,7 +42,7 @@ from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros2 import launching
-from latentplan.real_robot.ros2.mpc_node import RANGES, settings
+from latentplan.real_robot.ros2.parameters import RANGES, settings
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
