@@ -166,7 +166,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     @property
     def engine(self) -> Any:
-        """Return the object's physics, for whoever moves it in another way than by actions."""
+        """Return the object's physics, to move it in another way than by actions."""
         return self._engine
 
     def observe(self) -> dict[str, Array]:
@@ -369,7 +369,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._build(drawn)
         for camera in self._conditions.cameras().values():
             self._engine.place_camera(camera)
-        self._engine.paint(self._conditions.appearance())
+        self._engine.apply(self._conditions.appearance())
 
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}
