@@ -150,7 +150,7 @@ class Reaching(RobotTask):
 
 
 class Planned(RobotTask):
-    """A trained model's plans towards a goal, a picture or words: picks, or the arm's actions."""
+    """A trained model's plans towards a goal, an image or words: picks, or the arm's actions."""
 
     def __init__(
         self,
