@@ -186,12 +186,12 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
             for name, kind in (("image", Image), ("text", String))
         )
         with RemoteRobot(("127.0.0.1", 15757), patience=20) as robot:
-            image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-            image.publish(message_of(image))
+            pixels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            image.publish(message_of(pixels))
             until(lambda: moved(robot) and robot.goal is not None)
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], image)
-            image.publish(message_of(image[:32]))  # of another size: the goal stays
+            np.testing.assert_array_equal(robot.goal["front"], pixels)
+            image.publish(message_of(pixels[:32]))  # of another size: the goal stays
             text.publish(String(data="close the drawer"))
             until(lambda: moved(robot) and robot.goal == "close the drawer")
             assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().success
