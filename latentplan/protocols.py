@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+@runtime_checkable
 class Component(Protocol):
     """What a registered name stands for: a class, or a function that has a `Config`.
 

@@ -183,8 +183,7 @@ class Reach:
         # The first calls of torch take long: not while an arm waits for an answer.
         home = {"q": arm.column("home").astype(np.float32)}
         self._mpc.goal(home)
-        self._mpc.act(home)
-        self._mpc.reset(seed=seed)
+        self._mpc.warm_up()
 
     def _objective(self, goal: Goal, context: Context, model: Dynamics) -> PointDistance:
         """Return the distance of the end effector to where the goal's joints bring it."""

@@ -31,7 +31,7 @@ from latentplan.sim.deformable.scene import Scene
 # The machines that run tests are busy; what is late there is not what is tested.
 PATIENT = [
     "supervisor.joints_age=5",
-    "supervisor.picture_age=5",
+    "supervisor.image_age=5",
     "supervisor.overruns=100",
     "supervisor.clock_jump=10",
     "safety.age=5",
