@@ -1,4 +1,4 @@
-"""Domain randomisation: what differs from episode to episode, or from step to step.
+"""Domain randomisation: quantities drawn for each episode, or for each step.
 
 Tobin et al. 2017 (arXiv 1703.06907) for what is seen, Peng et al. 2018 (arXiv 1710.06537) for the
 physics, noise and latency. All of it is uniform within ranges.
@@ -90,7 +90,7 @@ class Randomisation:
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError where `config.randomise` has a range that its env cannot take."""
+    """Raise ConfigError if `config.randomise` has a range that its env cannot take."""
     ranges = config.randomise.ranges()
     if "latency" in ranges and config.control != "velocity":
         raise ConfigError(
@@ -118,7 +118,7 @@ class State:
 
 
 class Conditions:
-    """What is drawn for an episode. Each number depends on its name, the key and the step alone.
+    """The draws of an episode. Each number depends on its name, the key and the step alone.
 
     So a moment can be gone back to by its `state`, and what one range gives does not depend on
     which others are set.

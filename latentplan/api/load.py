@@ -16,6 +16,7 @@ from latentplan.planning.mpc import MPC
 from latentplan.planning.precision import own_torch_settings
 from latentplan.protocols import Constraint, DefaultPolicy, Dynamics, Proposal
 from latentplan.training import checkpoint
+from latentplan.types import Part
 
 POLICIES = ("generative", "mpc")  # that are made of a model
 
@@ -137,7 +138,7 @@ def assemble(
         "seed": seed,
         "proposals": proposals,
         "constraints": constraints,
-        "proposers": [_proposer(own.proposer, found)] if own.proposer else (),
+        "proposers": _proposers(own.proposer, found),
     }
     if not parts.planner:
         return GenerativePolicy(found.model, own, **more)
@@ -145,8 +146,16 @@ def assemble(
     return MPC(found.model, planner, config=own, **more)
 
 
-def _proposer(run: str, planned: checkpoint.Checkpoint) -> Any:
-    """Return the model of `run`; CheckpointError unless its actions are those of `planned`."""
+def _proposers(part: Part, planned: checkpoint.Checkpoint) -> list[Any]:
+    """Return the model of another run, if there is one.
+
+    CheckpointError unless its actions are those of `planned`.
+    """
+    run = part.run
+    if part.name:
+        raise ConfigError(f"proposer.name: found {part.name!r}, need a trained run: proposer.run")
+    if not run:
+        return []
     device = next(planned.model.parameters()).device
     model = checkpoint.load(checkpoint.find(run), device=str(device)).model
     own, other = model.spec.action, planned.spec.action
@@ -160,4 +169,4 @@ def _proposer(run: str, planned: checkpoint.Checkpoint) -> Any:
                 f"proposer: the actions of {run!r} have {name} {found}, those of the planning "
                 f"model {need}; take a run of the same env"
             )
-    return model.requires_grad_(False)
+    return [model.requires_grad_(False)]

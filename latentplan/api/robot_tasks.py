@@ -227,7 +227,8 @@ class Planned(RobotTask):
     def _act(self, robot: LocalRobot | RemoteRobot, record: Record) -> None:
         """Plan and do one action."""
         if self._picking is None:
-            robot.send(self.agent.act(self._public(robot.observe())))
+            sent = robot.send(self.agent.act(self._public(robot.observe())))
+            self.agent.sent(sent)
             record.actions += 1
             return
         seen = robot.observe()

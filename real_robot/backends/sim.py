@@ -34,7 +34,7 @@ class SimulatedDriver:
 
     @dataclass(frozen=True)
     class Config:
-        """What lies on the table, and how fast sensors and clock are."""
+        """The scene on the table, and the rates of sensors and clock."""
 
         dt: float = 0.02  # s in which a setpoint is reached
         rate: float = 100.0  # joint readings a second
@@ -44,7 +44,7 @@ class SimulatedDriver:
         seed: int = 0  # of how it lies
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("SimulatedDriver.dt", self.dt, 1e-3, 0.1)
             check_range("SimulatedDriver.rate", self.rate, 1, 1000)
             check_range("SimulatedDriver.fps", self.fps, 0.1, 1000)
@@ -80,7 +80,7 @@ class SimulatedDriver:
         self._shown = -1  # how often the scene had moved when its images were taken
 
     def open(self) -> None:
-        """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
+        """Start the clock, with the arm at home; MissingDependency if nothing can be drawn."""
         if self._views:
             from latentplan.sim.rendering import mujoco_renderer
 

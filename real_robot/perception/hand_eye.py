@@ -73,7 +73,7 @@ class Fit:
 
         Gauss and Newton's steps. An image that is `robust` times further off than the arm's error
         explains counts half, and less and less beyond (Cauchy): its joints are wrong. Raises
-        RobotError where that leads nowhere.
+        RobotError if that leads nowhere.
         """
         self.x, self.y = x, y
         unknowns = 12 + (len(self.lens) if lens_free else 0)
@@ -100,7 +100,7 @@ class Fit:
         return rms
 
     def spread(self) -> Array:
-        """Return the std of each unknown, by the jackknife: leaving out one image at a time.
+        """Return the std of each unknown, by the jackknife: as if each image were left out once.
 
         Corners of one image share the arm's error, so they are no independent measurements;
         images are. Each is left out to first order. Infinite where all hinges on one image.

@@ -35,7 +35,7 @@ WATCH = 0.2  # s between looks at the state
 def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
     """Return the node that parameters ask for, and its cameras; it listens, and nothing moves.
 
-    Raises ConfigError for a parameter that is unknown or out of its range, RobotError where the
+    Raises ConfigError for a parameter that is unknown or out of its range, RobotError if the
     address cannot be had.
     """
     own = Parameters.__dataclass_fields__

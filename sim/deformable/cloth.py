@@ -53,7 +53,7 @@ class Cloth(Deformable):
         rest_steps: int = 20  # physics steps after letting go, at most
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_choice("Cloth.task", self.task, ("flatten", "fold", "place", "goal"))
             check_choice("Cloth.fold", self.fold, folds.FOLDS)
@@ -86,7 +86,7 @@ class Cloth(Deformable):
     FLAT = 0.9  # the same of a flattened one at least
     POINTS = 6  # that the oracle considers
     # How far beyond its place (m) and how high (share of the way) the oracle drags a point.
-    TRIES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
+    CANDIDATES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
     THRESHOLD = {  # m, distance to the goal
         "flatten": 0.02,
         "half": 0.009,
@@ -143,7 +143,7 @@ class Cloth(Deformable):
         missing = self._places(observation, goal) - points[:, :2]
         for grip in self._worst(points, missing):
             short = float(np.linalg.norm(missing[grip]))
-            for beyond, height in self.TRIES:
+            for beyond, height in self.CANDIDATES:
                 way = missing[grip] * (1 + beyond / max(short, 1e-6))
                 lift = height * float(np.linalg.norm(way))
                 yield self._drag(points[grip], way, lift=lift)

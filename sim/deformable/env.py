@@ -1,7 +1,7 @@
-"""What all tasks with one deformable object on a table share: actions, goals, observations.
+"""The env of all tasks with one deformable object on a table: actions, goals, observations.
 
-A task adds how its object is laid down, what a goal is, how far from it an observation is, and a
-scripted expert. What happens to the object is the engine's part (`engines/engine.py`).
+A task adds the start of its object, its goals, its distance and a scripted expert. An engine
+(`engines/engine.py`) simulates the object.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     `reset` draws a goal of the task unless `options["goal"]` gives one (an observation with
     keypoints): `info["goal"]`. Reward: minus `distance` to it. After each step `info` holds
-    `picked`, `distance` (m) and `success`. Never terminates by itself. Raises UnstablePhysics where
+    `picked`, `distance` (m) and `success`. Never terminates by itself. Raises UnstablePhysics if
     the simulation diverges; reset it then.
     """
 
@@ -166,7 +166,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     @property
     def engine(self) -> Any:
-        """Return the object's physics, to move it in another way than by actions."""
+        """Return the object's physics, for callers that move it other than by actions."""
         return self._engine
 
     def observe(self) -> dict[str, Array]:
@@ -266,7 +266,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         """Return the observation `keypoints`."""
 
     def _choose(self, grips: Array, point: Array) -> int:
-        """Return the grip nearest to `point` (2,), -1 where none is within the pick radius."""
+        """Return the grip nearest to `point` (2,), -1 if none is within the pick radius."""
         gap = np.linalg.norm(grips[:, :2] - point, axis=1)
         nearest = int(gap.argmin())
         return nearest if gap[nearest] <= self.config.pick_radius else -1
@@ -291,7 +291,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return grip
 
     def _carry(self, grip: int, end: Array, *, lift: float) -> int:
-        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 where refused."""
+        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 if refused."""
         start = self._engine.grips()[grip]
         if self._arm is None:
             path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
@@ -369,7 +369,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._build(drawn)
         for camera in self._conditions.cameras().values():
             self._engine.place_camera(camera)
-        self._engine.apply(self._conditions.appearance())
+        self._engine.set_appearance(self._conditions.appearance())
 
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}

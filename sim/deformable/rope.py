@@ -56,7 +56,7 @@ class Rope(Deformable):
         bend: float = 0.2  # rad between links (smoothed) of the most bent shape that a reset draws
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_choice("Rope.task", self.task, ("goal", "straighten", "shape"))
             check_choice("Rope.shape", self.shape, tuple(curves.SHAPES))
