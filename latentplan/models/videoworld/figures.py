@@ -191,20 +191,20 @@ def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[st
 
     Each frame is drawn by the transformer after codes of its own; None where it has no codes.
     """
-    generator = model.generator
+    transformer = model.transformer
     before = {k: torch.from_numpy(x)[None] for k, x in clip.before.items()}
     tokens = model.tokenizer.encode(before).ids
-    known = [said for said in (clip.task, clip.text) if said in generator.config.tasks]
-    task = torch.tensor([generator.number(known[0]) if known else 0])
+    known = [said for said in (clip.task, clip.text) if said in transformer.config.tasks]
+    task = torch.tensor([transformer.number(known[0]) if known else 0])
     first, frames = None, []
     for _ in range(len(next(iter(clip.after.values())))):
-        said = generator.generate(tokens[:, -model.context :], task).codes[:, 0]
+        said = transformer.generate(tokens[:, -model.context :], task).codes[:, 0]
         first = said if first is None else first
-        after = generator.imagine(tokens, said, task)
+        after = transformer.imagine(tokens, said, task)
         tokens = torch.cat([tokens, after[:, None]], dim=1)
         frames.append(after)
     reconstructed = model.tokenizer.decode(Tokens(torch.stack(frames, dim=1)))
-    horizon = model.generator.config.horizon
+    horizon = model.transformer.config.horizon
     full = horizon == model.ldm.config.horizon  # the decoder takes all codes or none
     return first if full else None, {key: x[0].numpy() for key, x in reconstructed.items()}
 
