@@ -482,6 +482,13 @@ class DefaultPolicy(Protocol):
     default_policy: str  # registry name
 
 
+@runtime_checkable
+class LanguageConfig(Protocol):
+    """A model's Config that says whether its tasks are sentences; else they are names."""
+
+    language: bool
+
+
 class Planner(Protocol):
     """A sampling or gradient optimiser of action sequences; stateless."""
 

@@ -175,7 +175,7 @@ class Driver(Protocol):
         """Return the robot's clock, s: monotonic, and of this process."""
 
     def wait(self, until: float) -> None:
-        """Return at `until` s of that clock, at once where that has passed."""
+        """Return at `until` s of that clock, at once if that has passed."""
 
     def reading(self) -> Reading | None:
         """Return the newest joint reading; None if none came so far."""

@@ -26,7 +26,7 @@ def read(path: Path, *, required: Sequence[str]) -> dict[str, Any]:
 
     `required` names the values that each joint needs.
 
-    `path` with the suffix .yaml, where it is there, adds `joints` (a mapping of joint names to
+    `path` with the suffix .yaml, if it exists, adds `joints` (a mapping of joint names to
     values such as acceleration and jerk, which replace those of the URDF), `tip` (a link), and
     whatever else an arm's description has. Without `tip` it is the last link that all of the
     longest chains share, which is the hand before its fingers. Joints that slide, or mimic others,

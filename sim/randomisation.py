@@ -41,7 +41,7 @@ class Randomisation:
     """A range (low, high) for each quantity; none is randomised by default.
 
     The object and the latency are always drawn per episode. Picks look for the object by its
-    colour: keep `object_colour` times the light, dimmer where it is tilted, within what the env's
+    colour: keep `object_colour` times the light, dimmer if it is tilted, within what the env's
     `PickSpec` says.
     """
 
@@ -103,7 +103,7 @@ def check(where: str, config: Any) -> None:
             raise ConfigError(
                 f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
             )
-        for end in ranges[name]:  # refused where the setting itself would be
+        for end in ranges[name]:  # refused as the setting itself would be
             replace(config, **{"randomise": Randomisation(), name: end})
 
 

@@ -23,6 +23,7 @@ from latentplan.protocols import (
     Evaluation,
     HasEpisodeLength,
     IllustratedEvaluation,
+    LanguageConfig,
     Policy,
 )
 from latentplan.types import OnProgress, Progress
@@ -163,7 +164,8 @@ def _of_run(
     adapted: dict[str, Any] = {}
     if isinstance(world.make, AdaptableEnv):
         adapted = world.make.settings_for(found.spec)
-    instruction = {"instruction": "text"} if getattr(found.config, "language", False) else {}
+    sentences = isinstance(found.config, LanguageConfig) and found.config.language
+    instruction = {"instruction": "text"} if sentences else {}
     settings = config.load(
         {**parts.sections, "env": world.config, "evaluation": evaluation.config},
         preset={

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentplan import config, registry
+from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import CheckpointError, ConfigError
 from latentplan.models.ensemble import Ensemble
 from latentplan.objectives.subgoal import Subgoal
@@ -30,7 +31,7 @@ def load(
     planner: str | None = None,
     objective: str | None = None,
     seed: int = 0,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     proposals: Sequence[Proposal] = (),
     constraints: Sequence[Constraint] = (),
 ) -> MPC | GenerativePolicy:
@@ -60,7 +61,7 @@ def load(
         planner=planner,
         objective=objective or ("goal" if alone else "pessimistic"),
     )
-    settings = config.load(parts.sections, preset=parts.presets, overrides=overrides)
+    settings = config.load(parts.sections, preset=parts.presets, overrides=as_overrides(overrides))
     return assemble(
         found, parts, settings, seed=seed, proposals=proposals, constraints=constraints
     )

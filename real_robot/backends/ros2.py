@@ -183,7 +183,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         self._inbox.reading()  # raises what went wrong so far
 
     def _look_around(self) -> None:
-        """Fail where another node publishes commands."""
+        """Fail if another node publishes commands."""
         publishers = self._node.get_publishers_info_by_topic(self.config.command_topic)
         if len(publishers) > 1:
             others = [f"{p.node_namespace.rstrip('/')}/{p.node_name}" for p in publishers]
@@ -196,7 +196,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
             )
 
     def _differ(self, topic: str, event: Any) -> None:
-        """Fail where the other end of a topic offers or wants what this one does not."""
+        """Fail if the other end of a topic offers or wants what this one does not."""
         from rclpy.qos import qos_policy_name_from_kind
 
         name = qos_policy_name_from_kind(event.last_policy_kind)

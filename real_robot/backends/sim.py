@@ -140,7 +140,7 @@ class SimulatedDriver:
         self._due = self._time
 
     def _move(self, dt: float) -> None:
-        """Go on for dt s: towards what is wanted, or hold it where nothing new came."""
+        """Go on for dt s: towards what is wanted, or hold it if nothing new came."""
         left = self._due - self._time
         if left > 1e-9:
             share = min(1.0, dt / left)
@@ -156,7 +156,7 @@ class SimulatedDriver:
             self.scene.follow(arm.ee[:3], width=arm.gripper, dt=dt)
 
     def _sense(self) -> None:
-        """Read the joints and take images, each where one is due."""
+        """Read the joints and take images, each if one is due."""
         arm, now = self._simulation, self._time
         if self._reading is None or now - self._reading.stamp > 1 / self.config.rate - 1e-6:
             self._reading = Reading(now, now, arm.q, arm.dq, arm.gripper)
@@ -167,7 +167,7 @@ class SimulatedDriver:
             self._look_at(self.scene)
 
     def _look_at(self, scene: Scene) -> None:
-        """Take the scene's images where they are due; what has not moved looks as before."""
+        """Take the scene's images if they are due; what has not moved looks as before."""
         now = self._time
         names = [camera for camera in self.cameras if camera not in self._renderers]
         if not self._due_for(names[0]):

@@ -177,7 +177,7 @@ class Inbox:
             return dict(self._images)
 
     def sent(self, setpoint: Setpoint) -> None:
-        """Note the gripper's width, where no sensor tells it."""
+        """Note the gripper's width, if no sensor measures it."""
         if not self.topics.finger:
             self.width = setpoint.gripper
 

@@ -46,7 +46,7 @@ class Connection:
         return self._goal
 
     def observe(self) -> Observation:
-        """Return what the sensors said last; waits where nothing came since the last call."""
+        """Return what the sensors said last; waits if nothing came since the last call."""
         self._hear(time.monotonic())
         self._wait_for(self._seen + 1)
         self._seen = self._number
@@ -54,13 +54,13 @@ class Connection:
         return {name: array for name, array in arrays.items() if name != "sent"}
 
     def health(self) -> Health:
-        """Return how the arm is."""
+        """Return the health of the arm."""
         self._ask("health")
         assert self._health is not None
         return self._health
 
     def _connect(self, *requests: str) -> None:
-        """Connect and make requests; where one is refused, hang up and raise RobotError."""
+        """Connect and make requests; if one is refused, hang up and raise RobotError."""
         self._channel = _connect(self.address, self.patience)
         try:
             for request in requests:
@@ -195,7 +195,7 @@ class RemoteRobot(Connection):
         self._until_not("stopping")
 
     def reset(self) -> None:
-        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        """Clear the reason of the stop and arm it where the sensors measure; RobotError if not."""
         self._until_not("stopping")
         self._ask("reset")
         self._ask("arm")

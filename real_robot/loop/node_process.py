@@ -57,7 +57,7 @@ class NodeProcess:
         self._said: deque[str] = deque(maxlen=20)  # its last lines
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it listens; RobotError with what it said where it ends."""
+        """Start it, and wait until it listens; RobotError with its output if it ends."""
         try:
             # A session of its own: Ctrl-C is the planner's, which stops the arm and then this.
             self._process = subprocess.Popen(

@@ -181,7 +181,7 @@ class Supervisor:
         self._go(Event.ARM)
 
     def reset(self, *, now: float) -> None:
-        """Forget why the arm stopped; it may be armed again. Raises RobotError as `arm` does."""
+        """Clear the reason of the stop; it may be armed again. Raises RobotError as `arm` does."""
         self._allowed(Event.RESET)
         self._steady(Event.RESET, now)
         self.reason, self._odd, self._faulted = "", "", False
@@ -200,7 +200,7 @@ class Supervisor:
         self._go(Event.FAULT)
 
     def close(self) -> None:
-        """Give the connection up; only an arm that rests may be left. Raises RobotError."""
+        """Close the connection; the arm must be at rest. Raises RobotError."""
         self._go(Event.CLOSE)
         if not self._faulted:
             self.reason = ""
@@ -208,7 +208,7 @@ class Supervisor:
         self._stamps, self.reading, self._last_tick = {}, None, None
 
     def health(self, *, now: float) -> Health:
-        """Return how the arm is."""
+        """Return the health of the arm."""
         heard = {"joints": -np.inf if self.reading is None else self.reading.received}
         ages = {name: float(now - at) for name, at in (heard | self._cameras).items()}
         counts = dict(self.safety.interventions)

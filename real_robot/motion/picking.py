@@ -52,7 +52,7 @@ class Picking:
         workspace: float = 0.25  # |x|, |y| of where a drag ends at most, m
         surface: float = 0.009  # m above the table: the height that the image is measured at
         height: float = 0.016  # m above the table of the end effector when it grasps
-        lift: float = 0.03  # m, of a drag's middle, where an action does not say
+        lift: float = 0.03  # m, of a drag's middle, if an action has none
         velocity: float = 0.8  # share of the filter's limit; so are the next two
         acceleration: float = 0.5
         jerk: float = 0.5

@@ -69,7 +69,7 @@ def calibrate(
 ) -> Result:
     """Return the camera, calibrated from P images taken with the arm's joints at q (P, J) rad.
 
-    `camera` gives name and size of the images, and the lens where `lens_known`. The arm carries
+    `camera` gives name and size of the images, and the lens if `lens_known`. The arm carries
     the board for a camera on the table; it lies still for one on the flange. Raises RobotError
     if the images are too few, or do not determine what is asked for.
     """

@@ -139,7 +139,7 @@ def _tell_state(rospy: Any, node: Node) -> None:
 
 
 def main() -> None:
-    """Be the node, and end with 2 and one line where a user's mistake keeps it from that."""
+    """Be the node, and end with 2 and one line if a user's mistake prevents that."""
     try:
         serve()
     except LatentplanError as e:

@@ -163,7 +163,7 @@ def _adapt(module: ModuleType, robot: Any) -> None:
 
 @contextmanager
 def _importable(root: Path) -> Iterator[None]:
-    """Let the checkout be imported, with gymnasium for gym where that is not installed."""
+    """Let the checkout be imported, with gymnasium for gym if that is not installed."""
     stand_in: dict[str, ModuleType] = {}
     if "gym" not in sys.modules and find_spec("gym") is None:
         names = ("", ".utils", ".utils.seeding")

@@ -42,7 +42,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
     An action (7,) in [-1, 1] moves a target pose of the end effector, which the arm follows:
     x, y, z (1 = 0.02 m) and euler angles x, y, z (1 = 0.05 rad) in the world, then the gripper,
-    which opens where the number is not negative and closes otherwise. 30 actions a second.
+    which opens if the number is not negative and closes otherwise. 30 actions a second.
 
     Observation: `robot_obs` (15,) and the privileged `scene_obs` (24,) float64, as the data set
     has them, and per camera `rgb_<camera>` (h, w, 3) uint8 and, with `depth`, `depth_<camera>`
@@ -189,7 +189,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return state
 
     def restore(self, state: State) -> dict[str, Array]:
-        """Go back to a `snapshot` of this env; the goal stays as it is."""
+        """Restore a `snapshot` of this env; the goal stays as it is."""
         self._apply(state)
         return self._observe()
 

@@ -27,7 +27,7 @@ class Cloth(Deformable):
     `half`, `diagonal`, or all `corners` to the middle; `place`, from crumpled, flat at a pose;
     `goal`, from one crumpled state to another, at its pose. `keypoints` (rows * columns, 3) float32
     are the points of the grid, row by row. The distance is the mean distance of the points to their
-    places in metres, in the best of the grid's eight orders (four where it is not square); for
+    places in metres, in the best of the grid's eight orders (four if it is not square); for
     `flatten` and `fold` after the best turn and shift in the plane, and seen from above.
     Success: `flatten`, at least 90 % of the cloth's area covered; `fold` a distance of at most
     0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.03 m.
@@ -132,7 +132,7 @@ class Cloth(Deformable):
         """Return the best of some drags of points that are far from their places.
 
         Each is tried out in the simulator, so `observation` must be what is seen now; that takes
-        as long as 18 steps, or 72 where no single drag helps. The episode goes on as it was.
+        as long as 18 steps, or 72 if no single drag helps. The episode continues unchanged.
         """
         drags, cost = partial(self._drags, goal=goal), partial(self._cost, goal=goal)
         return lookahead.best(self, observation, propose=drags, cost=cost)

@@ -91,7 +91,7 @@ class Rope(Deformable):
         """Return the action that brings the link farthest from its place there.
 
         For `shape`, which that seldom reaches, the best of some drags that are tried out in the
-        simulator: `observation` must be what is seen now. The episode goes on as it was.
+        simulator: `observation` must be what is seen now. The episode continues unchanged.
         """
         if self.config.task == "shape":
             drags, cost = partial(self._drags, goal=goal), partial(self.distance, goal=goal)

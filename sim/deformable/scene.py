@@ -90,7 +90,7 @@ class Scene:
         self._close(ee, pinched=width <= PINCH)
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         self.env.close()
 
     def _close(self, ee: Array, *, pinched: bool) -> None:

@@ -68,7 +68,7 @@ class Camera:
     def project(self, points: Array) -> tuple[Array, Array]:
         """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
 
-        Depth is metres along the line of sight; where it is not positive, the point lies behind the
+        Depth is metres along the line of sight; if it is not positive, the point lies behind the
         camera and its pixel means nothing.
         """
         seen = (points - np.asarray(self.position)) @ self.axes().T

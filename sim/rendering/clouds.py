@@ -69,7 +69,7 @@ def fuse(depths: Sequence[Array], cameras: Sequence[Camera], config: Cloud) -> A
     """Return one cloud (points, 3 or 6) float32 of what several cameras see, in a fixed shape.
 
     Depth images (h, w) become points, those in the box are kept, averaged in voxels, and thinned
-    out by farthest-point sampling; where they are too few, they are repeated in order.
+    out by farthest-point sampling; if they are too few, they are repeated in order.
     """
     seen, normal = [], []
     for depth, camera in zip(depths, cameras, strict=True):
@@ -114,7 +114,7 @@ def voxels(rows: Array, side: float) -> Array:
 
 
 def farthest(rows: Array, count: int) -> Array:
-    """Return `count` rows, or all where there are fewer: from the first, always the farthest next.
+    """Return `count` rows, or all if there are fewer: from the first, always the farthest next.
 
     Each has the largest distance to those before (Eldar et al. 1997); the same rows give the same.
     """

@@ -65,7 +65,7 @@ class Sensors:
         return specs
 
     def views(self) -> dict[str, str]:
-        """Return which camera takes each of the images in colour, by their keys."""
+        """Return the camera of each colour image, by key."""
         return {key: camera for key, (camera, kind) in self._images.items() if kind == "rgb"}
 
     def read(

@@ -179,7 +179,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return dict(self._observe(seen)), info
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Do what the action says, see the class; UnstablePhysics if the simulator fails."""
+        """Execute the action, see the class; UnstablePhysics if the simulator fails."""
         if self._steps < 0:
             raise LatentplanError("RLBench.step: there is no episode; reset first")
         sent = self._checked(action)

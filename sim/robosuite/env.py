@@ -93,7 +93,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     Action: see `data_spec.action` and its convention. Other than robosuite, which clips, a number
     out of bounds raises ShapeError.
 
-    Reward: robosuite's own; where `reset` was given `options["goal"]`, an observation, it is minus
+    Reward: robosuite's own; if `reset` was given `options["goal"]`, an observation, it is minus
     `distance` to that. info holds `success` (robosuite's test) and, with a goal, `distance` in
     metres. Reward and success are those of the state that is returned; robosuite's are 2 ms behind.
 
@@ -200,7 +200,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return _State(state.save(self._env), self._held)
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Go back to a `snapshot`; the goal stays as it is."""
+        """Restore a `snapshot`; the goal stays as it is."""
         self._restore(state)
         return self._observe()
 
@@ -208,7 +208,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         """Return an observation of a successful end, reached by the expert from `reset(seed=seed)`.
 
         Where the expert fails from there, it is given other starts that follow from the seed. The
-        episode goes on as it was. Raises ConfigError if the task has no expert.
+        episode continues unchanged. Raises ConfigError if the task has no expert.
         """
         expert = self._expert()
         before, rng = self.snapshot(), np_random(seed)[0]
@@ -250,7 +250,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return {name: self._images.camera(self._data, name) for name in self.config.cameras}
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         if self._images is not None:
             self._images.close()
 

@@ -1,4 +1,4 @@
-"""robosuite itself: imported quietly, after OpenGL was chosen, and mended where it must be."""
+"""robosuite itself: imported quietly, after OpenGL was chosen, and patched if necessary."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return an observation in which the expert has a task done, from a start of its own.
 
-        The same seed gives the same goal, whatever ran before; the episode goes on as it was.
+        The same seed gives the same goal, whatever ran before; the episode continues unchanged.
         """
         state = None if self._begun is None else self.snapshot()
         try:
@@ -233,7 +233,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self._world.snapshot(), self._episode
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Go back to a `snapshot` of this env."""
+        """Restore a `snapshot` of this env."""
         self._restore(state)
         return self._observe()
 

@@ -178,7 +178,7 @@ class World:
         return Kept(self, number)
 
     def restore(self, kept: Kept) -> None:
-        """Go back to a `snapshot` of this world."""
+        """Restore a `snapshot` of this world."""
         self._p.restoreState(kept.number, physicsClientId=self._client)
 
     def close(self) -> None:

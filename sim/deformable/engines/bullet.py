@@ -58,7 +58,7 @@ class BulletEngine(ABC):
         self._iterations = iterations
         self.timestep = timestep
         self.held = -1
-        # Poses and velocities that the bodies were given, where nothing was stepped since.
+        # Poses and velocities that the bodies were given, if nothing was stepped since.
         self._as_put: tuple[Array, Array] | None = None
         self._client = self._p.connect(self._p.DIRECT)
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
@@ -188,7 +188,7 @@ class BulletEngine(ABC):
         return np.concatenate([bodies.ravel(), self._position, [self.held]])
 
     def restore(self, state: Array) -> None:
-        """Go back to a `snapshot`."""
+        """Restore a `snapshot`."""
         size = STATE * len(self._bodies)
         check(f"{self._name}.restore", state, "n", n=size + 4)
         self._clear()

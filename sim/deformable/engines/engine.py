@@ -96,7 +96,7 @@ class Engine(Protocol[Pose]):
         """Return the whole state, what the gripper holds included."""
 
     def restore(self, state: Any) -> None:
-        """Go back to a `snapshot` of this engine."""
+        """Restore a `snapshot` of this engine."""
 
     def close(self) -> None:
         """Free what the images need."""

@@ -149,7 +149,7 @@ class MujocoEngine:
         return np.append(self._state, self.held)
 
     def restore(self, state: Array) -> None:
-        """Go back to a `snapshot`."""
+        """Restore a `snapshot`."""
         check(f"{self._name}.restore", state, "n", n=len(self._state) + 1)
         self.held = int(state[-1])
         mujoco.mj_setState(self._model, self._data, state[:-1], STATE)
@@ -160,7 +160,7 @@ class MujocoEngine:
         self._pose()
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
@@ -201,7 +201,7 @@ def scene(
 
     `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` is what stands
     after the worldbody.
-    `friction` is the table's, Coulomb's, where the object does not bring its own. `patterned`: the
+    `friction` is the table's, Coulomb's, if the object does not bring its own. `patterned`: the
     table has a texture that can be changed.
     """
     table = f' condim="3" friction="{friction}"' if friction is not None else ""
