@@ -156,7 +156,7 @@ class Seen:
     def __init__(self, times):
         self.times = times
 
-    def sample(self, context, count, *, horizon, transformer):
+    def sample(self, context, count, *, horizon, generator):
         return (self.times * context.latents[:, -1, None, None, :2]).expand(-1, 1, horizon, -1)
 
 
