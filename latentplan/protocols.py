@@ -137,6 +137,13 @@ class RenderedEnv(Protocol):
 
 
 @runtime_checkable
+class LanguageConfig(Protocol):
+    """The Config of a model that may be conditioned on sentences."""
+
+    language: bool  # instructions are sentences (`info["text"]`), else names (`info["task"]`)
+
+
+@runtime_checkable
 class AdaptableEnv(Protocol):
     """An env class whose settings follow from the data that a model was trained on."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, TypeAlias
 
-from latentplan import config, registry
+from latentplan import config, contracts, registry
 from latentplan.errors import ConfigError
 
 # `key=value` with the value in YAML, or a mapping: {"length": 10, "env": {"links": 15}}.
@@ -40,12 +40,16 @@ class Choice:
         return NoConfig if own is None else own
 
     def build(self, settings: Any, *before: Any) -> Any:
-        """Return the object, made of the arguments `before` and the settings."""
+        """Return the object, made of the arguments `before` and the settings.
+
+        Raises ContractError if it lacks what its kind must offer.
+        """
         if self.instance is not None:
             return self.instance
-        if isinstance(settings, NoConfig):
-            return self.make(*before)
-        return self.make(*before, settings)
+        settings = () if isinstance(settings, NoConfig) else (settings,)
+        made = self.make(*before, *settings)
+        contracts.check_object(self.kind, self.name, made)
+        return made
 
     def to_values(self, settings: Any) -> dict[str, Any]:
         """Return name and settings as plain values, to tell this choice from another."""
@@ -69,13 +73,20 @@ class Choice:
 def choose(kind: str, given: Any) -> Choice:
     """Return what a name, a class or an object stands for.
 
-    A name is a preset or in the registry. Raises UnknownName for another.
+    A name is a preset, in the registry, or `MODULE:CLASS`. Raises UnknownName for another,
+    ContractError for a class or an object that lacks what its kind must offer.
     """
+    if isinstance(given, str) and ":" in given:
+        made = registry.load(kind, given)
+        return Choice(kind, _name(kind, made), made)
     if isinstance(given, str):
         preset = config.resolve(kind, given)
         return Choice(kind, preset.base, registry.get(kind, preset.base), values=preset.values)
     if isinstance(given, type):
-        return Choice(kind, _name(kind, given), given)
+        name = _name(kind, given)
+        contracts.check_class(kind, name, given)
+        return Choice(kind, name, given)
+    contracts.check_object(kind, _name(kind, type(given)), given)
     return Choice(kind, _name(kind, type(given)), type(given), instance=given)
 
 
