@@ -73,7 +73,7 @@ def main() -> None:
             continue
         train = [sys.executable, "-m", "latentplan.cli", "train", given.model, "--resume"]
         train += ["--data", given.data, "--run", str(run), "--device", given.device]
-        train += [f"training.cache={given.folder / 'stages'}", *given.settings, *settings]
+        train += ["--cache", str(given.folder / "stages"), *given.settings, *settings]
         print(f"{name}: {' '.join(train[2:])}", flush=True)
         subprocess.run(train, check=True)
         policy = videoworld_agent.Agent(videoworld_agent.load(str(run)), chunk=given.chunk)

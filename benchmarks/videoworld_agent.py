@@ -48,7 +48,7 @@ class Agent:
             key: torch.from_numpy(np.stack([seen[key] for seen in observations]))[:, None]
             for key in self.model.config.images
         }
-        tokens = self.model.tokenizer.encode(pictures)[:, 0]  # n K
+        tokens = self.model.tokenizer.encode(pictures).ids[:, 0]  # n K
         same_length: dict[int, list[int]] = {}
         for lane, frame in zip(lanes, tokens, strict=True):
             self.seen[lane].append(frame)

@@ -48,14 +48,15 @@ def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str,
             probes[name]["position"] = scored(error[:, :3], spread[:, :3], groups["test"])
         print(f"  {name:36s} R2 {probes[name]['r2']:.3f} {probes[name]['interval']}", flush=True)
     places = {
-        f"code {h}": used(each, model.ldm.codes) for h, each in enumerate(seen["test"].codes.T, 1)
+        f"code {h}": used(each, model.ldm.vocabulary)
+        for h, each in enumerate(seen["test"].codes.T, 1)
     }
     return {
         "probes": probes,
         "rows": {side: len(y) for side, y in told.items()},
         "episodes": {"fit": len(fitted), "test": len(held)},
         "psnr": {key: round(db, 2) for key, db in seen["test"].psnr.items()},
-        "codes": places | {"all": used(seen["test"].codes, model.ldm.codes)},
+        "codes": places | {"all": used(seen["test"].codes, model.ldm.vocabulary)},
         "tokens": used(seen["test"].tokens, model.tokenizer.vocabulary),
     }
 
@@ -65,7 +66,7 @@ def features(model: VideoWorld, seen: show_videoworld.Seen) -> dict[str, np.ndar
     import torch
 
     rows = np.flatnonzero(~np.isnan(seen.actions).any(1))
-    one_hot = np.eye(model.ldm.codes, dtype=np.float32)[seen.codes]  # n H codes
+    one_hot = np.eye(model.ldm.vocabulary, dtype=np.float32)[seen.codes]  # n H codes
     meaning = model.dynamics.meaning
     numbers = meaning.codes(torch.from_numpy(seen.tokens)).flatten(1).numpy()  # n (K d)
     counts = np.zeros((len(seen.tokens), model.tokenizer.vocabulary), np.float32)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import latentplan
 from latentplan import config
-from latentplan.commands.train_stages import Stages
 from latentplan.models.videoworld.generator import Generator
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.training import checkpoint
@@ -31,7 +30,7 @@ def untrained(preset: str, *, like: str, out: Path) -> str:
     """
     other = videoworld_agent.load(like)
     chosen = config.resolve("model", preset).values
-    sections = {"model": VideoWorld.Config, "training": Stages}
+    sections = {"model": VideoWorld.Config, "training": VideoWorld.Training}
     sizes = config.load(sections, preset=chosen)["model"]
     made = VideoWorld(other.spec, sizes.fitted(other.spec, tasks=other.config.generator.tasks))
     checkpoint.save(out / "best.safetensors", made, name="videoworld", step=0, metrics={})

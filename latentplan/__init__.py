@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from latentplan.api.evaluate import evaluate
     from latentplan.api.load import load
     from latentplan.api.robot import connect
+    from latentplan.api.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "collect", "connect", "evaluate", "load"]
+__all__ = ["__version__", "collect", "connect", "evaluate", "load", "train"]
 
 MODULES = {  # of api, imported when first asked for: they need numpy or torch
     "collect": "collect",
     "connect": "robot",
     "evaluate": "evaluate",
     "load": "load",
+    "train": "train",
 }
 
 gymnasium_ids.announce()

@@ -6,7 +6,6 @@ Nothing heavy is imported here or at the top of `commands/`, so that `--help` co
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ from latentplan.commands import (
     replay,
     robot,
     show,
+    train,
 )
 from latentplan.commands import list as list_
-from latentplan.commands.options import Device, Overrides, Seed
 from latentplan.errors import LatentplanError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -64,40 +63,11 @@ def _main(
     pass
 
 
-@app.command(epilog="Example: latentplan train cfm --data rope.zarr --run runs/rope batch=256")
-def train(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model or a preset of one; see latentplan list."),
-    ],
-    data: Annotated[str, typer.Option(help="Episode store to learn from.")],
-    run: Annotated[str, typer.Option(help="Run folder to write: checkpoints, curves, config.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    overrides: Overrides = None,
-) -> None:
-    """Train a latent dynamics model on a store."""
-    # Threads that wait for each other are not to spin: beside other work that took half the speed
-    # and more, alone it gains nothing. Before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from latentplan.commands import train as command
-
-    command.run(
-        model,
-        data=data,
-        run=run,
-        resume=resume,
-        seed=seed,
-        device=device,
-        overrides=overrides or [],
-    )
-
-
 COMMANDS: dict[str, Any] = {
     "collect": collect,
     "import": import_,
     "export": export,
+    "train": train,
     "plan": plan,
     "list": list_,
     "show": show,

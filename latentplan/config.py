@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from latentplan import registry
 from latentplan.errors import ConfigError, unknown
 from latentplan.files import replacing
+from latentplan.types import Part
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent / "configs"  # a link in the tree, a folder in a wheel
@@ -98,7 +100,7 @@ def load(
             inner = value if key in sections else {key: value}
             if not isinstance(inner, Mapping):
                 raise ConfigError(f"{key}: found {inner!r}; it is a section: set {key}.FIELD")
-            _update(merged[section], inner)
+            _update(merged[section], inner, sections[section])
     return {name: from_values(schema, merged[name]) for name, schema in sections.items()}
 
 
@@ -113,10 +115,24 @@ def from_values(schema: type[T], values: Mapping[str, Any]) -> T:
 
 def to_values(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain dicts, lists, numbers and strings."""
-    from omegaconf import OmegaConf
+    return cast(dict[str, Any], json.loads(json.dumps(_plain(config))))  # tuples become lists
 
-    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return cast(dict[str, Any], json.loads(json.dumps(values)))  # tuples become lists
+
+def _plain(value: Any, hint: Any = None) -> Any:
+    if isinstance(value, Part):
+        fields_of = {} if value.config is None else _plain(value.config)
+        run = {"run": value.run} if value.run else {}
+        return {"name": value.name, **run, **fields_of} if value.name else run
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        return {f.name: _plain(getattr(value, f.name), hints[f.name]) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.name
+    return float(value) if hint is float else value
 
 
 def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
@@ -190,13 +206,41 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
             near = _near(key, known)
             raise ConfigError(f"{where} has no key {key!r};{near} known: {', '.join(known)}")
         inner = next((o for o in _options(hints[key]) if is_dataclass(o)), None)
-        if isinstance(value, Mapping) and isinstance(inner, type):
+        if inner is Part:
+            changed[key] = _part(f"{where}.{key}", getattr(config, key), value)
+        elif isinstance(value, Mapping) and isinstance(inner, type):
             before = getattr(config, key)
             nested = before if isinstance(before, inner) else inner()
             changed[key] = _replace(f"{where}.{key}", nested, value)
         else:
             changed[key] = _typed(f"{where}.{key}", config, key, value, hints[key])
     return cast(T, replace(cast(Any, config), **changed))
+
+
+def _part(where: str, before: Part, value: Any) -> Part:
+    """Return a part of the kind of `before` filled with plain values: a name and fields, or a run.
+
+    A name alone, or none, keeps the fields that the part had by default.
+    """
+    if not isinstance(value, Mapping):
+        value = {"name": value}
+    values = dict(value)
+    name, run = values.pop("name", ""), values.pop("run", "")
+    for key, text in (("name", name), ("run", run)):
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}.{key}: found {text!r}, need a text")
+    if run and not name:
+        if values:
+            raise ConfigError(
+                f"{where}: found run and {', '.join(values)}; a part of a run stays as it is: "
+                "leave them out, or the run"
+            )
+        return Part(before.kind, run=run)
+    preset = resolve(before.kind, name or before.name)
+    schema = registry.get(before.kind, preset.base).Config
+    same = preset.base == before.name and before.config is not None and not name
+    filled = before.config if same else _replace(where, schema(), preset.values.get("model", {}))
+    return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 
 def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
@@ -233,10 +277,17 @@ def _near(key: str, known: Sequence[str]) -> str:
     return f" did you mean {near[0]!r}?" if near else ""
 
 
-def _update(target: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None) -> None:
+    """Merge a layer into plain values; a part with another name or run loses its former fields."""
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
     for key, value in layer.items():
+        inner = next((o for o in _options(hints.get(key)) if is_dataclass(o)), None)
+        if inner is Part and not isinstance(value, Mapping):
+            value = {"name": value}
+        if inner is Part and ({"name", "run"} & value.keys()):
+            target.pop(key, None)
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _update(target[key], value)
+            _update(target[key], value, inner)
         else:
             target[key] = dict(value) if isinstance(value, Mapping) else value
 

@@ -71,7 +71,9 @@ def check_class(kind: str, name: str, made: Any) -> None:
 def check_object(kind: str, name: str, made: Any) -> None:
     """Raise ContractError that says what to add if the object `made` cannot be used as its kind."""
     if kind in PROTOCOLS:
-        check_protocol(f"{kind} {name!r}", PROTOCOLS[kind], made)
+        staged = kind == "model" and isinstance(made, protocols.Staged)  # its parts are Learners
+        protocol = protocols.Staged if staged else PROTOCOLS[kind]
+        check_protocol(f"{kind} {name!r}", protocol, made)
 
 
 def check_protocol(where: str, protocol: type, made: Any) -> None:

@@ -9,13 +9,18 @@ from latentplan.types import (
     Array,
     Batch,
     Context,
+    Derived,
     Episode,
     Goal,
+    Label,
     Loss,
     Observation,
+    Parts,
     Plan,
     Spec,
+    Stage,
     Tensors,
+    Tokens,
 )
 
 if TYPE_CHECKING:
@@ -245,15 +250,42 @@ class EpisodeStore(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """Anything that training fits (a `torch.nn.Module`): a model, a tokenizer, a reward."""
+    """Anything that training fits (a `torch.nn.Module`): a model, a tokenizer, a reward.
+
+    Its class has a dataclass `Config` and is built as `Class(spec, config)`.
+    """
 
     spec: Spec  # the observations that it reads, none of them privileged
+    config: Any  # the Config that it was built from
     window: int  # observations in a training window, at least
     targets: tuple[str, ...]  # privileged observations that its loss reads
     reads: tuple[str, ...]  # optional fields of Batch that its loss reads: rewards, task, segments
 
     def loss(self, batch: Batch) -> Loss:
         """Return the training loss of windows."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A model class of several networks, each trained by itself; it declares how.
+
+    Beside `Config` it has a dataclass `Training` with one `types.Training` for each stage that can
+    be set, its defaults. `training/stages.py` executes the declaration.
+    """
+
+    @classmethod
+    def stages(
+        cls, config: Any, *, training: Any, spec: Spec, labels: Sequence[Label]
+    ) -> Sequence[Stage | Derived]:
+        """Return what to train and which stores to make, in this order.
+
+        `spec` is the data's without what is privileged, with their tasks; `labels` are the
+        different ones in the data. Raises ConfigError if the data do not fit.
+        """
+
+    @classmethod
+    def assemble(cls, config: Any, *, spec: Spec, labels: Sequence[Label], parts: Parts) -> Any:
+        """Return the model, an instance of this class, of its trained networks."""
 
 
 @runtime_checkable
@@ -279,9 +311,6 @@ class Dynamics(Protocol):
 
     def rollout(self, prepared: Any, actions: Tensor) -> Tensor:
         """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
-
-    def loss(self, batch: Batch) -> Loss:
-        """Return the training loss of windows."""
 
 
 class Objective(Protocol):
@@ -377,28 +406,67 @@ class SubgoalModel(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Observations as discrete tokens (a `torch.nn.Module`), and back."""
+    """Observations as discrete tokens (a `torch.nn.Module`), and back.
+
+    One that training fits is a Learner too. Its spec holds what it is to encode: a model that uses
+    tokens gives it the cameras that it observes.
+    """
 
     spec: Spec
-    tokens: int  # K, of one time step
+    config: Any  # the Config that it was built from
+    stride: int  # observations that are one token frame
+    tokens: int  # K, of one token frame
     vocabulary: int  # ids are below it
 
-    def encode(self, observations: Tensors) -> Tensor:
-        """Return ids (B, T, K) int64 of observations, each (B, T, ...); pictures are uint8."""
+    def encode(self, observations: Tensors) -> Tokens:
+        """Return ids (B, T / stride, K) of observations, each (B, T, ...); images are uint8.
 
-    def decode(self, tokens: Tensor) -> Tensors:
-        """Return the observations, each (B, T, ...), that ids (B, T, K) stand for."""
+        Raises ShapeError unless T is a multiple of the stride.
+        """
+
+    def decode(self, tokens: Tokens) -> Tensors:
+        """Return the cameras' images (B, T, h, w, 3) uint8 that tokens stand for."""
 
 
 @runtime_checkable
-class VideoModel(Dynamics, Protocol):
-    """Dynamics that also say how likely a video is, and draw what latents stand for."""
+class ScalarTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose ids are numbers: finite scalar quantization of square maps, one a camera.
 
-    def log_prob(self, frames: Tensors, *, task: str = "") -> Tensor:
+    The ids of a frame are those of the cameras in a row, each row by row.
+    """
+
+    levels: tuple[int, ...]  # values of each number of a token; their product is the vocabulary
+
+
+@runtime_checkable
+class VideoModel(Protocol):
+    """A model that gives videos a probability and samples them; often not a Dynamics.
+
+    Frames are the cameras' images (B, T, h, w, 3) uint8, `actions` (B, T - 1, A) those between
+    them, `task` (B,) int64 task ids. A model ignores what it is not conditioned on.
+    """
+
+    spec: Spec
+
+    def log_prob(
+        self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
+    ) -> Tensor:
         """Return the log-probability (B, T) in nats of each frame, given those before it."""
 
-    def decode(self, latents: Tensor) -> Tensors:
-        """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
+    def sample(
+        self,
+        frames: Tensors,
+        steps: int,
+        *,
+        actions: Tensor | None = None,
+        task: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+    ) -> Tensors:
+        """Return the next `steps` frames (B, steps, h, w, 3) uint8 a camera.
+
+        With actions there are T - 1 + steps of them. Temperature 0 takes the likeliest.
+        """
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from typing import Any
 
 from latentplan import contracts
 from latentplan.errors import UnknownName, unknown
+from latentplan.types import Part, Spec
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "env": {
@@ -145,3 +146,8 @@ def _load(kind: str, name: str, target: str) -> Any:
         ) from None
     contracts.check_class(kind, name, made)
     return made
+
+
+def build(part: Part, spec: Spec) -> Any:
+    """Return a new network of a part's class for `spec`; UnknownName if nothing has its name."""
+    return get(part.kind, part.name)(spec, part.config)

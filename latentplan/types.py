@@ -6,13 +6,13 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from latentplan.errors import ShapeError, StoreError
+from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,7 @@ class Spec:
     privileged: tuple[str, ...] = ()  # simulator truth, for metrics and oracles alone
     pick: PickSpec | None = None  # where actions point into a picture, if they do
     dt: float | None = None  # s between observations; None where an action takes its time
+    tasks: tuple[str, ...] = ()  # of the labels, sorted; a task id is the index + 1, 0 is none
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` is the inverse."""
@@ -111,6 +112,7 @@ class Spec:
                 "high": list(self.pick.high),
             },
             "dt": self.dt,
+            **({"tasks": list(self.tasks)} if self.tasks else {}),
         }
 
     @staticmethod
@@ -135,6 +137,7 @@ class Spec:
                 if pick is None
                 else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
                 dt=values["dt"],
+                tasks=tuple(values.get("tasks", ())),
             )
         except (KeyError, TypeError, AttributeError) as e:
             raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None
@@ -239,6 +242,104 @@ class Loss:
 
     total: Tensor  # ()
     parts: Mapping[str, Tensor]  # each ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A config field that another class fills: `{name: REGISTERED, ...}` or `{run: RUN}`.
+
+    With `name`, a registry name or a preset of `kind`, the other keys are fields of that class's
+    Config. With `run` the part is that of a trained run and stays as it is (frozen).
+    """
+
+    kind: str  # registry kind: tokenizer, model, ...; no key
+    name: str = ""  # registry name
+    config: Any = None  # filled Config of the class; None for its defaults
+    run: str = ""  # run folder, checkpoint file or shipped name
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
+    steps: int = 10_000  # of the optimizer
+    batch: int = 128  # windows a step
+    window: int = 0  # observations a window; 0: the fewest that the learner needs
+    learning_rate: float = 1e-3  # highest, reached after the warm-up
+    final_rate: float = 0.01  # share of learning_rate left at the last step
+    warmup: int = 200  # steps over which the rate rises from 0
+    weight_decay: float = 1e-6  # AdamW's: a share of each weight per step and rate
+    clip: float = 20.0  # largest norm of the gradient
+    ema: float = 0.0  # decay a step of averaged weights, which are then evaluated and kept; 0 off
+    precision: str = "float32"  # or "bfloat16": forward pass under autocast, weights stay float32
+    compile: bool = False  # torch.compile of the loss
+    held_out: float = 0.1  # share of the episodes that are never trained on
+    log_every: int = 50  # steps between points of the training curve
+    eval_every: int = 500  # steps between held-out figures
+    save_every: int = 500  # steps between saves, each of which a resume can continue from
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a value is out of range."""
+        for name in ("steps", "log_every", "eval_every", "save_every"):
+            check_range(f"Training.{name}", getattr(self, name), 1)
+        check_range("Training.batch", self.batch, 2)
+        check_range("Training.window", self.window, 0)
+        check_range("Training.learning_rate", self.learning_rate, 0.0, 1.0)
+        check_range("Training.final_rate", self.final_rate, 0.0, 1.0)
+        check_range("Training.warmup", self.warmup, 0)
+        check_range("Training.weight_decay", self.weight_decay, 0.0)
+        check_range("Training.clip", self.clip, 0.0)
+        check_range("Training.ema", self.ema, 0.0, 0.999999)
+        check_range("Training.held_out", self.held_out, 0.001, 0.9)
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"Training.precision: found {self.precision!r}, need float32 or bfloat16"
+            )
+
+
+Parts: TypeAlias = Mapping[str, Any]  # trained networks by the names of their stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A network to train, as a model declares it; `training/stages.py` executes it.
+
+    It has a folder of its own, named by a digest of all that it depends on: a stage that is done
+    is not repeated, and one with other settings is made beside it.
+    """
+
+    name: str  # unique in the model
+    build: Callable[[Spec, Parts], Any]  # public spec of its store, `parts` -> protocols.Learner
+    config: Any = None  # dataclass or JSON values that `build` depends on
+    training: Training = Training()
+    data: str = ""  # the Derived that it is trained on; "": the run's store
+    parts: tuple[str, ...] = ()  # earlier stages that `build` or the loss needs, frozen
+    share: float = 1.0  # of the training episodes
+    window: int = 0  # observations of the run's data that its windows need, checked at the start
+    window_from: str = ""  # the config key that decides `window`, for the error
+    kind: str = "part"  # registry kind of the network, if it has one
+    registered: str = ""  # registry name of the network, if it has one
+    run: str = ""  # trained run whose network of this name or kind is used as it is
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A store made of another, episode by episode, as a model declares it.
+
+    `make` gets a few episodes at a time, since networks are fast on many frames, and returns one
+    for each. The store is made once and continues after a kill.
+    """
+
+    name: str  # unique in the model
+    spec: Callable[[Spec, Parts], Spec]  # spec of the store that it is made of, parts -> its own
+    make: Callable[[Sequence[Episode], Parts], Iterable[Episode]]
+    config: Any = None  # dataclass or JSON values that `make` depends on
+    data: str = ""  # the Derived that it is made of; "": the run's store
+    parts: tuple[str, ...] = ()  # stages whose networks `spec` and `make` need
+    rows: int = 1  # observations given to `make` at a time, in whole episodes
+    # Observation key -> the part whose `vocabulary` its ids are below: training stops if few are
+    # in use (a collapsed code book).
+    codebooks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

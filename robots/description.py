@@ -174,7 +174,7 @@ def load(name: str) -> Arm:
         values = config.read_yaml(name)
         values.pop("base", None)
     elif name.endswith(".urdf"):
-        values = urdf.read(Path(name))
+        values = urdf.read(Path(name), required=NEEDED)
     else:
         values = dict(config.resolve("robot", name).values)
     try:

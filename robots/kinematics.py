@@ -128,7 +128,7 @@ class Kinematics:
         target = self._mink.SE3(np.concatenate([pose[3:], pose[:3]]))
         nearest, touching, count = np.inf, "", 0
         for start in starts:
-            # Set anew each time: between two yields another pose may be asked for.
+            # Set each time: between two yields another pose may be asked for.
             self._task.set_target(target)
             self._task.set_orientation_cost([1.0, 1.0, 1.0 if turn else 0.0])
             self._posture.set_target(posture)

@@ -6,7 +6,7 @@ shapes. It knows no limits of acceleration and jerk, and no gripper of ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,8 +21,10 @@ LIMITS = {"lower": "low", "upper": "high", "velocity": "velocity", "effort": "to
 TURNING = ("revolute", "continuous")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, required: Sequence[str]) -> dict[str, Any]:
     """Return the values of a URDF's arm: the serial chain of joints from its root to a tip.
+
+    `required` names the values that each joint needs.
 
     `path` with the suffix .yaml, where it is there, adds `joints` (a mapping of joint names to
     values such as acceleration and jerk, which replace those of the URDF), `tip` (a link), and
@@ -37,13 +39,24 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(said, Mapping) or not all(isinstance(row, Mapping) for row in said.values()):
         raise ConfigError(f"{beside}: joints: need a mapping of joint names to their values")
     try:
-        return _values(_Tree(_parsed(path)), said=dict(said), values=values, beside=beside)
+        return _values(
+            _Tree(_parsed(path)),
+            said=dict(said),
+            values=values,
+            beside=beside,
+            required=required,
+        )
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from None
 
 
 def _values(
-    tree: _Tree, *, said: dict[str, Any], values: dict[str, Any], beside: Path
+    tree: _Tree,
+    *,
+    said: dict[str, Any],
+    values: dict[str, Any],
+    beside: Path,
+    required: Sequence[str],
 ) -> dict[str, Any]:
     tip = values.pop("tip", None) or tree.tip()
     chain = tree.chain(str(tip))
@@ -61,7 +74,7 @@ def _values(
         if name not in names:
             raise ConfigError(f"{beside.name}: joints: {unknown('joint', name, names)}")
     rows = [row | dict(said.get(row["name"], {})) for row in rows]
-    _refuse_missing(rows, beside)
+    _refuse_missing(rows, beside, required=required)
     for row in rows:  # 0 where that is allowed, else the middle
         middle = 0.0 if row["low"] <= 0 <= row["high"] else (row["low"] + row["high"]) / 2
         row.setdefault("home", middle)
@@ -76,11 +89,9 @@ def _values(
     return found | values | {"joints": rows}
 
 
-def _refuse_missing(rows: list[dict[str, Any]], beside: Path) -> None:
+def _refuse_missing(rows: list[dict[str, Any]], beside: Path, *, required: Sequence[str]) -> None:
     """Raise ConfigError where a limit is in neither file: for all joints in one line."""
-    from latentplan.robots.description import NEEDED  # which imports this module
-
-    lacking = {row["name"]: [n for n in NEEDED if n not in row] for row in rows}
+    lacking = {row["name"]: [n for n in required if n not in row] for row in rows}
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if not lacking:
         return

@@ -22,6 +22,8 @@ def toy_spec(states: int = 4, actions: int = 2, bound: float = 1.0) -> Spec:
 
 
 class ToyModel(nn.Module):
+    window, targets, reads = 2, (), ()
+
     @dataclass(frozen=True)
     class Config:
         key: str = "state"  # the observation that is the latent

@@ -109,7 +109,7 @@ def _run(what: str, out: Path | None, data: str | Path | None) -> Iterator[str]:
     file = checkpoint.find(what)
     weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
     numbers = sum(w.numel() for w in weights.values())
-    yield f"{file}: {header['model']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
+    yield f"{file}: {header['name']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
     yield f"step         {header['step']}"
     yield from _mapping("held out", header["metrics"])
     yield from _mapping("config", header["config"])
@@ -117,9 +117,10 @@ def _run(what: str, out: Path | None, data: str | Path | None) -> Iterator[str]:
     points = curves.read(file.parent / "log.jsonl")
     if points:
         yield _draw(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
-    if header["model"] in registry.names("model"):
-        if issubclass(registry.get("model", header["model"]), Illustrated):
-            model = checkpoint.load(file).model
+    kind = header["kind"]
+    if kind in registry.BUILT_IN and header["name"] in registry.names(kind):
+        if issubclass(registry.get(kind, header["name"]), Illustrated):
+            model = checkpoint.load(file, kind=kind).model
             yield from _illustrations(model, file, (out or file).parent, data)
 
 

@@ -33,8 +33,7 @@ Store: TypeAlias = Annotated[
     typer.Option(help="Episode store DATA.zarr, also s3://...; an existing one is continued."),
 ]
 Planner: TypeAlias = Annotated[
-    str | None,
-    typer.Option(help="A planner or a preset of one. Default: the model's own, mostly cem."),
+    str | None, typer.Option(help="A planner of mpc or a preset of one. Default: cem.")
 ]
 Objective: TypeAlias = Annotated[str, typer.Option(help="The cost of a plan, or a preset of one.")]
 

@@ -17,6 +17,24 @@ from latentplan.types import Array, Batch
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples fill [0, 1) evenly
 
 
+OPTIONAL = ("rewards", "task", "segments")  # fields of Batch that are filled on request
+
+
+def task_ids(store: ZarrStore, tasks: Sequence[str]) -> Array:
+    """Return the task id (rows,) int64 at each observation; 0 outside the labels of `tasks`.
+
+    Where labels overlap, it is that of the later one.
+    """
+    id_of = {name: index for index, name in enumerate(tasks, start=1)}
+    starts = np.concatenate([[0], store.ends[:-1]])
+    found = np.zeros(int(store.ends[-1]) if len(store) else 0, np.int64)
+    for number, label in sorted(store.labels(), key=lambda each: (each[0], each[1].start)):
+        first, end = int(starts[number]), int(store.ends[number])
+        stop = end if label.stop < 0 else first + label.stop + 1
+        found[first + label.start : stop] = id_of.get(label.task, 0)
+    return found
+
+
 def is_test(episodes: Array, fraction: float) -> Array:
     """Return which episode numbers (n,) are held out, (n,) bool, about `fraction` of them.
 
@@ -35,8 +53,8 @@ class Windows:
     Batch i is a function of (store, seed, i) alone, in any process, so that training resumes
     exactly. The stream is one random permutation of all windows after the other.
 
-    Arrays are decoded once into memory where all of them fit `budget` bytes. Of the others
-    (pictures of a large store) the chunks used last are kept there, and the rest is read as needed.
+    Arrays that fit `budget` bytes are decoded once into memory. Of the others (images of a large
+    store) the chunks used last are kept there, and the rest is read as needed.
     """
 
     def __init__(
@@ -50,15 +68,20 @@ class Windows:
         test_fraction: float = 0.1,
         share: float = 1.0,
         keys: Sequence[str] | None = None,
+        targets: Sequence[str] = (),
+        reads: Sequence[str] = (),
+        tasks: Sequence[str] = (),
         budget: int = 4 << 30,
         pin_memory: bool = False,
     ) -> None:
         """Prepare windows of `length` T, `batch` B of them at a time.
 
         Of the training episodes `share` is used, always the same ones. `keys` are the observations
-        to load (None: all that are not privileged), `pin_memory` speeds the copy to a CUDA device
-        up. Raises StoreError where the store has no such window, ConfigError where a number is out
-        of range or a key unknown.
+        to load (None: all that are not privileged), `targets` the privileged ones that a learner
+        declares, `reads` the optional fields of Batch to fill (rewards, task, segments), `tasks`
+        the names that task ids stand for; `pin_memory` speeds up the copy to a CUDA device. Raises
+        StoreError if the store has no such window, ConfigError if a number is out of range, a key
+        or a field unknown, or a target not privileged.
         """
         check_range("Windows.length", length, 1)
         check_range("Windows.batch", batch, 1)
@@ -68,10 +91,19 @@ class Windows:
         self.keys = tuple(k for k in spec.observation if k not in spec.privileged)
         if keys is not None:
             self.keys = tuple(keys)
-        for key in self.keys:
-            if key not in spec.observation:
-                known = ", ".join(spec.observation)
-                raise ConfigError(f"Windows.keys: no observation {key!r}; the store has: {known}")
+        for name, wanted_keys in (("keys", self.keys), ("targets", targets)):
+            for key in wanted_keys:
+                if key not in spec.observation:
+                    known = ", ".join(spec.observation)
+                    raise ConfigError(
+                        f"Windows.{name}: no observation {key!r}; the store has: {known}"
+                    )
+                if name == "targets" and key not in spec.privileged:
+                    raise ConfigError(f"Windows.targets: {key!r} is not privileged; read it")
+        for name in reads:
+            if name not in OPTIONAL:
+                raise ConfigError(f"Windows.reads: {name!r} is not one of {', '.join(OPTIONAL)}")
+        self.targets, self.reads = tuple(targets), tuple(reads)
         self.length, self.batch, self.seed = length, batch, seed
         self._pin = pin_memory
         held_out = is_test(np.arange(len(store)), test_fraction)
@@ -82,19 +114,28 @@ class Windows:
 
         self._gather: dict[str, Callable[[Array], Tensor]] = {}
         wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
-        names = {"action": "action"} | {key: f"observation/{key}" for key in self.keys}
-        bytes_of = {key: store.row_bytes(name) for key, name in names.items()}
+        names = ["action", *(f"observation/{key}" for key in (*self.keys, *self.targets))]
+        names += ["reward"] if "rewards" in reads else []
+        bytes_of = {name: store.row_bytes(name) for name in names}
         left = sum(bytes_of.values())
-        for key, name in sorted(names.items(), key=lambda item: bytes_of[item[0]]):
-            needed, of_all = int(wanted.sum()) * bytes_of[key], bytes_of[key] / left
-            left -= bytes_of[key]
+        for name in sorted(names, key=lambda name: bytes_of[name]):
+            needed, of_all = int(wanted.sum()) * bytes_of[name], bytes_of[name] / left
+            left -= bytes_of[name]
             if needed <= budget:
-                self._gather[key] = _InMemory(store, name, wanted=wanted)
+                self._gather[name] = _InMemory(store, name, wanted=wanted)
                 budget -= needed
             else:
                 mine = int(budget * of_all)  # several cameras share what there is
-                self._gather[key] = _Chunks(store, name, budget=mine, windows=batch, length=length)
+                self._gather[name] = _Chunks(
+                    store, name, budget=mine, windows=batch, length=length
+                )
                 budget -= mine
+        self._rows_of: dict[str, Array] = {}  # numbers (rows,) int64 that are made, not stored
+        if "task" in reads:
+            self._rows_of["task"] = task_ids(store, tasks)
+        if "segments" in reads:
+            lengths = np.diff(store.ends, prepend=0)
+            self._rows_of["segments"] = np.repeat(np.arange(len(store)), lengths)
 
     def __len__(self) -> int:
         """Return the number of different windows."""
@@ -114,16 +155,19 @@ class Windows:
             chosen[epoch == number] = self._permutation(int(number))[place[epoch == number]]
         rows = self._starts[chosen][:, None] + np.arange(self.length)  # (B, T)
         return Batch(
-            observations={key: self._load(key, rows) for key in self.keys},
+            observations={key: self._load(f"observation/{key}", rows) for key in self.keys},
             actions=self._load("action", rows[:, :-1]),
+            rewards=self._load("reward", rows[:, :-1]) if "rewards" in self.reads else None,
+            targets={key: self._load(f"observation/{key}", rows) for key in self.targets},
+            **{name: torch.from_numpy(found[rows]) for name, found in self._rows_of.items()},
         )
 
     def _permute(self, epoch: int) -> Array:
         source = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         return np.random.default_rng(source).permutation(len(self))
 
-    def _load(self, key: str, rows: Array) -> Tensor:
-        gathered = self._gather[key](rows.reshape(-1))
+    def _load(self, name: str, rows: Array) -> Tensor:
+        gathered = self._gather[name](rows.reshape(-1))
         windows = gathered.reshape(*rows.shape, *gathered.shape[1:])  # (b t) ... -> b t ...
         return windows.pin_memory() if self._pin else windows
 

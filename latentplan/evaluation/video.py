@@ -1,4 +1,4 @@
-"""The planner's trials as a film: what is seen now beside what shall be seen."""
+"""The planner's trials as a video: the current image beside the goal's."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class CFM(nn.Module):
     """
 
     context = 1  # the last latent is all that `rollout` needs
+    window, targets, reads = 2, (), ()
 
     @dataclass(frozen=True)
     class Config:

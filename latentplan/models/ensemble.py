@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError
-from latentplan.protocols import Dynamics
+from latentplan.protocols import Dynamics, Learner
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Tensors
 
@@ -43,6 +43,21 @@ class Ensemble(nn.Module):
         self.spec, self.context = first.spec, first.context
         self.latent_dim = len(members) * first.latent_dim
 
+    @property
+    def window(self) -> int:
+        """Observations in a training window, at least."""
+        return max(each.window for each in self._learners())
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Privileged observations that a member's loss reads."""
+        return tuple(sorted({key for each in self._learners() for key in each.targets}))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Optional fields of Batch that a member's loss reads."""
+        return tuple(sorted({name for each in self._learners() for name in each.reads}))
+
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, M d) of observations, each (B, T, ...)."""
         return torch.cat([each.encode(observations) for each in self._each()], dim=-1)
@@ -69,7 +84,7 @@ class Ensemble(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the mean of the members' losses."""
-        losses = [each.loss(batch) for each in self._each()]
+        losses = [each.loss(batch) for each in self._learners()]
         total = torch.stack([loss.total for loss in losses]).mean()
         parts = {
             name: torch.stack([loss.parts[name] for loss in losses]).mean()
@@ -79,3 +94,6 @@ class Ensemble(nn.Module):
 
     def _each(self) -> Sequence[Dynamics]:
         return cast(Sequence[Dynamics], self.members)
+
+    def _learners(self) -> Sequence[Learner]:
+        return cast(Sequence[Learner], self.members)

@@ -54,8 +54,9 @@ class LatentMLP(nn.Module):
     def _layers(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return weights (in, out), the first layer's of [z | a], and biases.
 
-        On a CPU the weights are laid out in this order, which its products read a tenth faster,
-        once for as long as they stay the same.
+        On a CPU frozen weights are laid out in this order, which its products read a tenth faster,
+        once for as long as they stay the same. Those in training are not kept: a fused optimizer
+        changes them without a new version.
         """
         state, action, rest = self._linear
         biases: list[Tensor] = [state.bias, *(layer.bias for layer in rest)]
@@ -64,7 +65,7 @@ class LatentMLP(nn.Module):
             first = torch.cat(given[:2], dim=1)
             return [first.T, *(weight.T for weight in given[2:])], biases
         seen = [(weight.data_ptr(), weight.dtype, weight._version) for weight in given]
-        if seen != self._seen:
+        if seen != self._seen or any(weight.requires_grad for weight in given):
             with torch.no_grad():
                 first = torch.cat(given[:2], dim=1)
                 self._laid_out = [w.T.contiguous() for w in (first, *given[2:])]

@@ -16,6 +16,21 @@ from latentplan.shapes import check
 from latentplan.types import Spec, Tensors
 
 
+def keys(where: str, chosen: Sequence[str], spec: Spec) -> tuple[str, ...]:
+    """Return `chosen`, or the images of `spec` if that is empty; ConfigError if there are none."""
+    found = tuple(chosen) or tuple(
+        key
+        for key, a in spec.observation.items()
+        if a.dtype == "uint8" and a.shape[2:] == (3,) and key not in spec.privileged
+    )
+    if not found:
+        raise ConfigError(
+            f"{where}: the data have no images, only: {', '.join(spec.observation)}; collect or "
+            "import some with a camera"
+        )
+    return found
+
+
 def square(where: str, keys: Sequence[str], spec: Spec) -> int:
     """Return the side of the pictures `keys`; ConfigError unless all are squares of one size."""
     sizes = set()

@@ -35,9 +35,9 @@ class Scored:
     def rank(self) -> Tensor:
         """What decides between candidates (B, N), low is good: feasibility first, then cost.
 
-        Deb, "An efficient constraint handling method for genetic algorithms" (2000): whoever
-        keeps the constraints goes before whoever does not; those who do not by how far they miss,
-        and by cost where they miss alike, as all do from a start that breaks a constraint.
+        Deb, "An efficient constraint handling method for genetic algorithms" (2000): a
+        candidate that keeps the constraints goes before one that does not; violations are compared
+        next, and costs if violations are equal, as they all are from an infeasible start.
         """
         if self.violation is None:
             return self.cost

@@ -8,7 +8,7 @@ pixels that are not as in their camera's mean picture count more, since that is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentplan.errors import ConfigError, check_range
 from latentplan.nn import pictures, quantizer
 from latentplan.shapes import check
-from latentplan.types import Batch, Loss, Spec, Tensors
+from latentplan.types import Batch, Loss, Spec, Tensors, Tokens
 
 
 class VQVAE(nn.Module):
@@ -27,13 +27,14 @@ class VQVAE(nn.Module):
     `factor` is the patch, doubled for every number of channels but the first.
     """
 
-    context = 1  # observations, at least, in a training window; one frame is seen at a time
+    stride = 1  # observations a token frame
+    window, targets, reads = 1, (), ()
 
     @dataclass(frozen=True)
     class Config:
         """What the network is made of."""
 
-        images: tuple[str, ...] = ("rgb",)  # observation keys of the cameras' pictures
+        images: tuple[str, ...] = ()  # observation keys of the cameras; () for all of the spec
         patch: int = 4  # pixels a side that are one place of the first map
         channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
         blocks: int = 1  # residual ones at each size, on each side
@@ -45,8 +46,6 @@ class VQVAE(nn.Module):
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            if not self.images:
-                raise ConfigError("VQVAE.images: found none, need at least one")
             if not self.channels:
                 raise ConfigError("VQVAE.channels: found none, need at least one")
             for value in self.channels:
@@ -63,8 +62,12 @@ class VQVAE(nn.Module):
         """Build the network for the pictures of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
-        self.spec = spec
-        side = pictures.square("VQVAE.images", c.images, spec)
+        self.images = pictures.keys("VQVAE.images", c.images, spec)
+        self.spec = replace(
+            spec, observation={key: spec.observation[key] for key in self.images}, privileged=()
+        )
+        self.levels = c.levels if c.quantizer == "fsq" else ()
+        side = pictures.square("VQVAE.images", self.images, spec)
         factor = pictures.factor(c.channels, patch=c.patch)
         if side % factor:
             raise ConfigError(
@@ -72,7 +75,7 @@ class VQVAE(nn.Module):
                 f"whose side is a multiple of {factor}, found {side} pixels"
             )
         self.grid = side // factor  # tokens a side of one camera's picture
-        self.tokens = len(c.images) * self.grid**2  # K
+        self.tokens = len(self.images) * self.grid**2  # K
         width = c.channels[-1]
         self.encoder = pictures.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
@@ -81,7 +84,7 @@ class VQVAE(nn.Module):
         self.vocabulary = self.quantizer.size
         # Which camera a map is of; the networks are the same for all. What stands there always
         # needs no tokens.
-        views = len(c.images)
+        views = len(self.images)
         self.camera = nn.Parameter(torch.zeros(views, width, 1, 1))
         self.place = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
         self.mean: Tensor  # (v, 3, h, w), running
@@ -89,23 +92,23 @@ class VQVAE(nn.Module):
         self.counted: Tensor
         self.register_buffer("counted", torch.zeros(()))
 
-    def encode(self, observations: Tensors) -> Tensor:
-        """Return tokens (B, T, K) int64 of pictures (B, T, h, w, 3) uint8."""
-        views = pictures.stack(observations, self.config.images)
+    def encode(self, observations: Tensors) -> Tokens:
+        """Return tokens (B, T, K) of images (B, T, h, w, 3) uint8."""
+        views = pictures.stack(observations, self.images)
         ids: Tensor = self.quantizer(self._features(views)).ids
-        return ids.flatten(2)  # b t (v y x)
+        return Tokens(ids.flatten(2))  # b t (v y x)
 
-    def decode(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return the cameras' pictures (B, T, h, w, 3) uint8 of tokens (B, T, K)."""
-        check("VQVAE.decode", tokens, "B T K", K=self.tokens)
-        ids = rearrange(tokens, "b t (v y x) -> b t v y x", y=self.grid, x=self.grid)
-        shown = pictures.to_uint8(self._pictures(self.quantizer.vectors(ids)))
-        return {key: shown[:, :, view] for view, key in enumerate(self.config.images)}
+    def decode(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Return the cameras' images (B, T, h, w, 3) uint8 of tokens (B, T, K)."""
+        check("VQVAE.decode", tokens.ids, "B T K", K=self.tokens)
+        ids = rearrange(tokens.ids, "b t (v y x) -> b t v y x", y=self.grid, x=self.grid)
+        decoded = pictures.to_uint8(self._pictures(self.quantizer.vectors(ids)))
+        return {key: decoded[:, :, view] for view, key in enumerate(self.images)}
 
     def loss(self, batch: Batch) -> Loss:
         """Return the weighted squared error of a frame a window, with PSNR in dB and usage."""
-        frames = {key: batch.observations[key][:, :1] for key in self.config.images}
-        views = pictures.stack(frames, self.config.images)
+        frames = {key: batch.observations[key][:, :1] for key in self.images}
+        views = pictures.stack(frames, self.images)
         if self.training:
             self._count(views)
         quantized = self.quantizer(self._features(views))

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with a model's weights and everything that rebuilds it.
+"""Checkpoints: one safetensors file with a network's weights and everything that rebuilds it.
 
-The header carries the model's registry name, its config and spec, the step and the held-out
+The header carries the registry kind and name, the config and spec, the step and the held-out
 figures as JSON, so that a file is loaded by itself, and nothing in it is ever executed.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,24 @@ from latentplan.errors import (
     StoreError,
 )
 from latentplan.files import replacing
-from latentplan.types import Spec
+from latentplan.types import Part, Spec
 
-FORMAT = "latentplan-checkpoint-1"
+FORMAT = "latentplan-checkpoint-2"
+BEFORE = "latentplan-checkpoint-1"  # had models alone, under `model`
 SHIPPED = Path(__file__).parents[1] / "pretrained"  # package data: <name>/best.safetensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model with what it was made from."""
+    """A trained network with what it was made from."""
 
-    model: Any  # protocols.Dynamics and nn.Module, in eval mode
-    name: str  # registry name of the model
+    model: Any  # a protocols.Learner or a model of several, nn.Module, in eval mode
+    name: str  # registry name, or module:qualname of a class that is not registered
     spec: Spec
-    config: Any  # the model's Config
+    config: Any  # the network's Config
     step: int  # training steps done
     metrics: Mapping[str, float]  # held-out figures at that step
+    kind: str = "model"  # registry kind: model, tokenizer, objective, policy; part for others
 
 
 def save(
@@ -53,13 +55,16 @@ def save(
     name: str,
     step: int,
     metrics: Mapping[str, float],
+    kind: str = "model",
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` to one file, whole or not at all; a file already there is replaced.
 
-    `dtype` (torch.float16 or torch.bfloat16) stores floating-point weights in half the bytes;
-    `load` gives them back in the model's own dtype. Raises CheckpointError where the disk is full
-    or a weight does not fit the dtype.
+    `parts` describes networks inside it by the prefix of their weights (see `part_header`), so
+    that they can be loaded by themselves. `dtype` (torch.float16 or torch.bfloat16) stores
+    floating-point weights in half the bytes; `load` gives them back in the model's own dtype.
+    Raises CheckpointError if the disk is full or a weight does not fit the dtype.
     """
     weights = model.state_dict()
     if dtype is not None:
@@ -67,47 +72,118 @@ def save(
         for key, value in weights.items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{path}: weight {key!r} is not finite in {dtype}")
-    header = {
-        "model": name,
-        "config": config.to_values(model.config),
-        "spec": model.spec.to_json(),
-        "step": step,
-        "metrics": dict(metrics),
-    }
+    header = part_header(model, kind=kind, name=name) | {"step": step, "metrics": dict(metrics)}
+    if parts:
+        header["parts"] = {prefix: dict(part) for prefix, part in parts.items()}
     write(Path(path), weights, format=FORMAT, header=header)
 
 
-def load(path: Path | str, *, device: str = "cpu") -> Checkpoint:
-    """Return the checkpoint in a file that `save` wrote, its model on `device`, in eval mode.
+def part_header(model: Any, *, kind: str, name: str) -> dict[str, Any]:
+    """Return what rebuilds a network, as JSON values."""
+    return {
+        "kind": kind,
+        "name": name,
+        "config": config.to_values(model.config),
+        "spec": model.spec.to_json(),
+    }
 
-    Raises CheckpointError for a file that is missing, corrupt, of another format, of a model that
-    is not known here, or whose weights do not fit; MissingDependency for a device that is absent.
+
+def load(
+    path: Path | str,
+    *,
+    kind: str = "model",
+    name: str = "",
+    build: Any = None,
+    device: str = "cpu",
+) -> Checkpoint:
+    """Return the network of a registry `kind` in a file that `save` wrote, in eval mode.
+
+    If the file holds a model of several parts, it is the one part of that kind, or the part called
+    `name`. `build` is the class of a network that is not registered: a file names it, but it is
+    not imported for that, since nothing in a file is executed.
+
+    Raises CheckpointError for a file that is missing, corrupt, of another format or kind, of a
+    class that is not known here, or whose weights do not fit; MissingDependency for a device that
+    is absent.
     """
     where = find_device(device)
     weights, header = read(Path(path), format=FORMAT)
     try:
-        name, step, metrics = header["model"], header["step"], header["metrics"]
-        spec = Spec.from_json(header["spec"])
-        known = registry.names("model")
-        if name not in known:
-            raise CheckpointError(
-                f"{path}: made by model {name!r}, which is not installed here; "
-                f"known: {', '.join(sorted(known))}"
-            )
-        build = registry.get("model", name)
-        settings = config.from_values(build.Config, header["config"])
-    except (KeyError, TypeError, StoreError, ConfigError) as e:
+        prefix, part = select(header, path, kind=kind, name=name)
+        spec = Spec.from_json(part["spec"])
+        build = build or _class_of(part, path)
+        settings = config.from_values(build.Config, part["config"])
+        step, metrics = header["step"], header["metrics"]
+    except (KeyError, TypeError, AttributeError, StoreError, ConfigError) as e:
         raise CheckpointError(f"{path}: header does not fit this version of latentplan: {e}") from e
     model = build(spec, settings)
-    fill(model, weights, path)
-    return Checkpoint(model.to(where).eval(), name, spec, settings, step, metrics)
+    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    fill(model, own, path)
+    model = model.to(where).eval()
+    return Checkpoint(model, part["name"], spec, settings, step, metrics, part["kind"])
+
+
+def select(
+    header: Mapping[str, Any], path: Path | str, *, kind: str, name: str = ""
+) -> tuple[str, Mapping[str, Any]]:
+    """Return the prefix of the weights and the header of a network of `kind` in a file.
+
+    It is the whole file's, or that of a part: the one called `name`, else the only one of `kind`.
+    CheckpointError if there is none.
+    """
+    if header["kind"] == kind and kind != "part":
+        return "", header
+    parts: Mapping[str, Mapping[str, Any]] = header.get("parts", {})
+    if name in parts and parts[name]["kind"] == kind:
+        return f"{name}.", parts[name]
+    found = [prefix for prefix, part in parts.items() if part["kind"] == kind]
+    if len(found) == 1 and kind != "part":
+        return f"{found[0]}.", parts[found[0]]
+    if header["kind"] == kind and (not name or header["name"] == name):
+        return "", header
+    wanted = f"{kind} {name!r}" if name and kind == "part" else kind
+    inside = ", ".join(f"{prefix} ({part['kind']})" for prefix, part in parts.items())
+    raise CheckpointError(
+        f"{path}: holds the {header['kind']} {header['name']!r}"
+        f"{f' with the parts {inside}' if inside else ''}, need a {wanted}"
+    )
+
+
+def with_parts_of_runs(settings: Any) -> Any:
+    """Return a config dataclass whose parts `{run: ...}` have that run's name and config.
+
+    CheckpointError if a run holds no part of the kind.
+    """
+    changed: dict[str, Any] = {}
+    for each in fields(settings):
+        part = getattr(settings, each.name)
+        if not isinstance(part, Part) or not part.run or part.name:
+            continue
+        file = find(part.run)
+        _, found = select(read_header(file, format=FORMAT), file, kind=part.kind)
+        schema = _class_of(found, file).Config
+        filled = config.from_values(schema, found["config"])
+        changed[each.name] = replace(part, name=found["name"], config=filled)
+    return replace(settings, **changed)
+
+
+def _class_of(part: Mapping[str, Any], path: Path | str) -> Any:
+    kind, name = part["kind"], part["name"]
+    known = registry.names(kind) if kind in registry.BUILT_IN else {}
+    if name not in known:
+        advice = "pass its class to load it" if ":" in name else "it is not installed here"
+        raise CheckpointError(
+            f"{path}: made by {kind} {name!r}, which is not registered; {advice}; "
+            f"known: {', '.join(sorted(known)) or 'none'}"
+        )
+    return registry.get(kind, name)
 
 
 def find(run: Path | str) -> Path:
     """Return the checkpoint file that a user means: a run folder, a file, or a shipped name.
 
-    A run folder gives `best.safetensors`, or `last.safetensors` where nothing was evaluated yet.
-    Raises CheckpointError where there is none.
+    A run folder gives `best.safetensors`, or `last.safetensors` if nothing was evaluated yet.
+    Raises CheckpointError if there is none.
     """
     path = Path(run).expanduser()
     if path.is_file():
@@ -191,17 +267,27 @@ def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(path, framework="pt") as f:
             meta = f.metadata() or {}
             found = meta.get("format", "none")
-            if found != format:
+            before = (found, format) == (BEFORE, FORMAT)
+            if found != format and not before:
                 raise CheckpointError(
                     f"{path}: format is {found!r}, this version of latentplan reads {format!r}"
                 )
-            yield f, json.loads(meta["header"])
+            header = json.loads(meta["header"])
+            yield f, _of_before(header) if before else header
     except (OSError, SafetensorError, ValueError, KeyError) as e:
         if isinstance(e, LatentplanError):
             raise
         raise CheckpointError(
-            f"{path}: corrupt or not a safetensors file ({e}); train it again or copy it anew"
+            f"{path}: corrupt or not a safetensors file ({e}); train it again or copy it again"
         ) from e
+
+
+def _of_before(header: dict[str, Any]) -> dict[str, Any]:
+    """Return the header of a file of the format before as one of this."""
+    name = header.pop("model")
+    if name == "videoworld":
+        header["config"]["tokenizer"]["name"] = "vqvae"
+    return {"kind": "model", "name": name, **header}
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:

@@ -25,9 +25,9 @@ class HeldOut:
     """What a run is judged by, never trained on."""
 
     windows: Sequence[Batch]  # as in training
-    # different windows of context + 1 observations; () for what is no Dynamics by itself
+    # different windows of context + 1 observations; () for a learner that is no Dynamics
     transitions: Sequence[Batch] = ()
-    keypoints: str | None = None  # observation (K, 2 or 3), metres; read for `spearman` alone
+    keypoints: str | None = None  # target (K, 2 or 3), metres; read for `spearman` alone
 
 
 @torch.no_grad()
@@ -43,7 +43,8 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
     """
     trained = model.training
     model.eval()
-    device, t = next(model.parameters()).device, model.context
+    device = next(model.parameters()).device
+    t = model.context if held_out.transitions else 0
     losses, parts = [], []
     predicted, nexts, latents, points = [], [], [], []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -61,7 +62,7 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
             nexts.append(z[:, t])
             latents.append(z[:, 0])
             if held_out.keypoints is not None:
-                points.append(batch.observations[held_out.keypoints][:, 0])
+                points.append(batch.targets[held_out.keypoints][:, 0])
     model.train(trained)
 
     mean = {"loss": float(torch.stack(losses).mean())}
@@ -111,7 +112,15 @@ def spearman(x: Array, y: Array) -> float:
 
 
 def for_model(batch: Batch, model: Any) -> Batch:
-    """Return the batch on the model's device, with the observations of its spec alone."""
+    """Return the batch on the learner's device, with only what the learner declares."""
     device = next(model.parameters()).device
-    seen = {k: batch.observations[k].to(device, non_blocking=True) for k in model.spec.observation}
-    return Batch(seen, batch.actions.to(device, non_blocking=True))
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Batch(
+        {key: moved(batch.observations[key]) for key in model.spec.observation},
+        moved(batch.actions),
+        targets={key: moved(batch.targets[key]) for key in model.targets},
+        **{name: moved(getattr(batch, name)) for name in model.reads},
+    )

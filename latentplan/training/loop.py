@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,51 +15,13 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from latentplan.errors import CheckpointError, ConfigError, TrainingError, check_range
+from latentplan.errors import CheckpointError, TrainingError
 from latentplan.protocols import Windows
 from latentplan.training import checkpoint, state
 from latentplan.training.curves import Curves
 from latentplan.training.heldout import HeldOut, evaluate, for_model
 from latentplan.training.state import State
-
-
-@dataclass(frozen=True)
-class Training:
-    """Settings of a run."""
-
-    steps: int = 10_000  # of the optimizer
-    batch: int = 128  # windows a step
-    window: int = 2  # observations a window: the model's context and those it predicts
-    learning_rate: float = 1e-3  # highest, reached after the warm-up
-    final_rate: float = 0.01  # share of learning_rate left at the last step
-    warmup: int = 200  # steps over which the rate rises from 0
-    weight_decay: float = 1e-6  # AdamW's: a share of each weight per step and rate
-    clip: float = 20.0  # largest norm of the gradient
-    ema: float = 0.0  # decay a step of averaged weights, which are then judged and kept; 0 off
-    precision: str = "float32"  # or "bfloat16": forward pass under autocast, weights stay float32
-    compile: bool = False  # torch.compile of the loss
-    held_out: float = 0.1  # share of the episodes that are never trained on
-    log_every: int = 50  # steps between points of the training curve
-    eval_every: int = 500  # steps between held-out figures
-    save_every: int = 500  # steps between saves, each of which a resume can go on from
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError where a value is out of range."""
-        for name in ("steps", "log_every", "eval_every", "save_every"):
-            check_range(f"Training.{name}", getattr(self, name), 1)
-        check_range("Training.batch", self.batch, 2)
-        check_range("Training.window", self.window, 2)
-        check_range("Training.learning_rate", self.learning_rate, 0.0, 1.0)
-        check_range("Training.final_rate", self.final_rate, 0.0, 1.0)
-        check_range("Training.warmup", self.warmup, 0)
-        check_range("Training.weight_decay", self.weight_decay, 0.0)
-        check_range("Training.clip", self.clip, 0.0)
-        check_range("Training.ema", self.ema, 0.0, 0.999999)
-        check_range("Training.held_out", self.held_out, 0.001, 0.9)
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(
-                f"Training.precision: found {self.precision!r}, need float32 or bfloat16"
-            )
+from latentplan.types import Training
 
 
 def train(
@@ -71,21 +32,21 @@ def train(
     run: Path,
     config: Training,
     name: str,
+    kind: str = "model",
     seed: int = 0,
     resume: bool = False,
-    advance: Callable[..., None] = lambda n, **fields: None,
+    advance: Callable[[int, Mapping[str, float]], None] = lambda done, figures: None,
 ) -> dict[str, float]:
-    """Train `model` (protocols.Dynamics) where it is; return the held-out figures at the end.
+    """Train `model` (a protocols.Learner) on its device; return the held-out figures at the end.
 
     Writes into the folder `run`: `best.safetensors` (lowest held-out loss) and `last.safetensors`
-    under the registry name `name`, `state.safetensors`, `log.jsonl`, `tensorboard/`. With `resume`
-    it goes on from the state there, if any, and ends bit-equal to a run that was never stopped
-    (on the CPU: the same weights and log.jsonl for the same number of threads); without, it starts
-    anew and replaces them. `advance(steps, **fields)` is called as it goes on.
+    under the registry `kind` and `name`, `state.safetensors`, `log.jsonl`, `tensorboard/`. With
+    `resume` it continues from the state there, if any, and ends bit-equal to a run that was never
+    stopped (on the CPU: the same weights and log.jsonl for the same number of threads); without, it
+    starts at step 0 and replaces them. `advance(steps done, figures)` is called after every step.
 
-    Raises TrainingError when the loss or its gradient is not finite, CheckpointError when the disk
-    does not take a file: what was saved before stays good. Ctrl-C saves, then raises
-    KeyboardInterrupt.
+    Raises TrainingError if the loss or its gradient is not finite, CheckpointError if a file cannot
+    be written: what was saved before stays good. Ctrl-C saves, then raises KeyboardInterrupt.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -99,12 +60,15 @@ def train(
     now = State(model, optimizer=optimizer, ema=ema)
     if resume and (run / state.FILE).exists():
         now.restore(run)
+    else:  # so that a run whose state is missing was not merely stopped early
+        with writing(run):
+            now.save(run)
     loss_of = torch.compile(model.loss) if config.compile else model.loss
     amp = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     model.train()
 
     def save(path: Path) -> None:
-        checkpoint.save(path, kept, name=name, step=now.step, metrics=now.figures)
+        checkpoint.save(path, kept, kind=kind, name=name, step=now.step, metrics=now.figures)
 
     def due(every: int) -> bool:
         return now.step % every == 0 or now.step == config.steps
@@ -146,7 +110,7 @@ def train(
                 curves.flush()
                 save(run / "last.safetensors")
                 now.save(run)  # last: where this exists, so do the files that go with it
-            advance(1, **{k: fields[k] for k in ("loss",) if k in fields})
+            advance(now.step, {k: fields[k] for k in ("loss",) if k in fields})
             if interrupt.asked:
                 raise KeyboardInterrupt
     return now.figures
@@ -162,21 +126,21 @@ def learning_rate(step: int, config: Training) -> float:
 
 
 class Interrupt:
-    """Makes the first Ctrl-C a wish that the loop grants between two steps; the second acts."""
+    """Turns the first Ctrl-C into a request that the loop serves between two steps."""
 
     def __init__(self) -> None:
-        """Wait for nothing yet."""
+        """Start without a request."""
         self.asked = False
 
     def __enter__(self) -> Interrupt:
-        """Listen; outside the main thread signals go elsewhere, and this does nothing."""
+        """Handle SIGINT; outside the main thread there are no signals, and this does nothing."""
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let Ctrl-C do what it did before."""
+        """Restore the former handler."""
         if self._main:
             signal.signal(signal.SIGINT, self._before)
 
@@ -187,7 +151,7 @@ class Interrupt:
 
 @contextmanager
 def writing(run: Path) -> Iterator[None]:
-    """Tell a full disk or a missing right in the folder `run` as the user's matter."""
+    """Raise CheckpointError for a full disk or a missing permission in the folder `run`."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         yield
@@ -205,5 +169,5 @@ def _seed(seed: int, step: int) -> int:
 def _diverged(run: Path, step: int, what: str) -> TrainingError:
     return TrainingError(
         f"{run}: {what} is not finite at or shortly before step {step}; the checkpoints saved "
-        "before are kept: train anew with a smaller training.learning_rate or training.clip"
+        "before are kept: train again with a smaller training.learning_rate or training.clip"
     )

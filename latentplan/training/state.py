@@ -36,7 +36,7 @@ class State:
         self._count = 0
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
-        """Note the parts of one step's loss; nothing waits for the GPU."""
+        """Add the parts of one step's loss, without waiting for the GPU."""
         for key, value in parts.items():
             value = value.detach().double()
             self._sums[key] = self._sums[key] + value if self._count else value
@@ -53,7 +53,7 @@ class State:
         return means
 
     def save(self, run: Path) -> None:
-        """Write state.safetensors, whole or not at all; CheckpointError where that fails."""
+        """Write state.safetensors, whole or not at all; CheckpointError if that fails."""
         tensors = _prefixed("model", self.model)
         if self.ema is not None:
             tensors |= _prefixed("ema", self.ema)
@@ -70,7 +70,7 @@ class State:
         checkpoint.write(run / FILE, tensors, format=FORMAT, header=header)
 
     def restore(self, run: Path) -> None:
-        """Become what `save` wrote; CheckpointError where it does not fit the model."""
+        """Load what `save` wrote; CheckpointError if it does not fit the model."""
         tensors, header = checkpoint.read(run / FILE, format=FORMAT)
         device = next(self.model.parameters()).device
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "sum": {}}
@@ -86,17 +86,28 @@ class State:
         weights = dict(self.model.named_parameters())
         for name, value in parts["optimizer"].items():
             weight, _, key = name.rpartition("/")
-            self.optimizer.state[weights[weight]][key] = value
+            self.optimizer.state[weights[weight]][key] = _laid_out(value, weights[weight])
         self._sums, self._count = parts["sum"], header["count"]
         self.step, self.best, self.figures = header["step"], header["best"], header["figures"]
 
 
 def steps_done(run: Path) -> int:
-    """Return the step that a resume would go on from; 0 where nothing is saved."""
+    """Return the step that a resume continues from; 0 if nothing is saved."""
     if not (run / FILE).exists():
         return 0
     header = checkpoint.read_header(run / FILE, format=FORMAT)
     return int(header["step"])
+
+
+def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
+    """Return a saved moment in the memory layout of its weight.
+
+    Files hold contiguous tensors; a convolution's weight may be channels-last, and a fused
+    optimizer reads weight and moments in the order of memory.
+    """
+    if value.shape != weight.shape:
+        return value  # the step count
+    return torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _prefixed(part: str, module: nn.Module) -> dict[str, Tensor]:

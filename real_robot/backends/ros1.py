@@ -103,7 +103,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
                 at = setpoint.gripper / self.config.finger_scale
                 self._publishers["gripper"].publish(_array([at]))
         except (KeyError, ROSException) as e:
-            raise RobotError(f"ros1: nothing can be published ({e}); start the node anew") from None
+            raise RobotError(f"ros1: cannot publish ({e}); start the node again") from None
 
     def close(self) -> None:
         """Unregister; the arm holds the last setpoint."""
@@ -288,13 +288,13 @@ class Master:
             count += 1
             try:
                 if self._ask("getPid", timeout=self.age) != self._pid:
-                    self._lost = f"{self._name} is another one by now; start this node anew"
+                    self._lost = f"{self._name} is another one by now; start this node again"
                 self._answered = time.monotonic()
                 if topic and count % self.RIVALS == 0:
                     self.refuse_rivals(topic, node, timeout=self.age)
                     self._rival = ""
             except ConnectionRefusedError:
-                self._lost = f"{self._name} is gone; start it, and then this node anew"
+                self._lost = f"{self._name} is gone; start it, and then this node again"
             except RobotError as e:
                 self._rival = str(e)
             except FAILURES:

@@ -16,7 +16,7 @@ from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, tw
 from latentplan.real_robot.robot import Setpoint, View
 from latentplan.robots.description import Arm
 
-DISCOVERY = 1.0  # s in which whoever publishes commands already is found
+DISCOVERY = 1.0  # s in which other publishers of commands are found
 LOOK = 0.5  # s between looks for others who publish commands
 
 
@@ -85,7 +85,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image, JointState
 
-        # The newest alone; whoever is late is not to be waited for.
+        # The newest alone; a late reader is not to be waited for.
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         node, config = self._node, self.config
 
@@ -207,7 +207,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
 def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> Iterator[Any]:
     """Give a ROS 2 node whose callbacks run in a thread of their own until the block ends.
 
-    Signals are left alone: who drives an arm stops it before anything ends. `arguments` are ROS's
+    Signals are left alone: the caller stops the arm before anything ends. `arguments` are ROS's
     own (`--ros-args ...`). MissingDependency where this python has no ROS 2.
     """
     rclpy = load()
@@ -239,7 +239,7 @@ def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> I
 
 def load() -> Any:
     """Return rclpy, set to speak UDP; MissingDependency where this python cannot import it."""
-    # In shared memory, a process that is frozen at a bad moment holds whoever sends to it up for as
+    # In shared memory, a process that is frozen at a bad moment holds its senders up for as
     # long: 0.8 s without a setpoint, in 1 of 12 trials. Over UDP, none in 21.
     os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     try:

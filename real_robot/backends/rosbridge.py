@@ -76,7 +76,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         self._ros = ros = roslibpy.Ros(config.host, config.port)
         ros.factory.maxRetries = 0  # see the class
         ros.factory.on_ready(self._prepare)
-        ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it anew"))
+        ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it again"))
         try:
             ros.run(timeout=config.latency)
         except roslibpy.core.RosTimeoutError:

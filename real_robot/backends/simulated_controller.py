@@ -2,7 +2,7 @@
 
 A simulated arm follows trajectory points as ros2_control's joint trajectory controller does: from
 where it was told to be at that moment, on to the point, there when it is due. Where no more points
-come it stays. Whoever speaks a transport feeds points in and sends out what is sensed.
+come it stays. The transport feeds points in and sends out what is sensed.
 """
 
 from __future__ import annotations

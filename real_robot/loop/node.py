@@ -35,7 +35,7 @@ class Node:
 
     Observations go out every `period` s with a number; a command names the observation that it
     answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
-    trip. A second planner is sent away; whoever else connects may watch, ask how the arm is, stop
+    trip. A second planner is sent away; other clients may watch, ask how the arm is, stop
     it, trip it (`emergency_stop`) and reset it, whatever the planner does.
     """
 

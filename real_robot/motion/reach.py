@@ -104,7 +104,7 @@ class PointDistance:
 
 
 @dataclass(frozen=True)
-class ReachResult:
+class Reached:
     """How one episode went."""
 
     point: Triple  # m, where the end effector should go
@@ -168,7 +168,9 @@ class Reach:
         self._chain, self._arm = Chain(arm), arm
         self._rng = np.random.default_rng(seed)
         fastest = [SHARE * v for v in spec.velocity]
-        action = replace(spec.data.action, low=(*(-v for v in fastest), 1.0), high=(*fastest, 1.0))
+        action = replace(
+            spec.data.action, low=(*(-v for v in fastest), 1.0), high=(*fastest, 1.0)
+        )
         seen = {"q": ArraySpec((len(arm.joints),), "float32", "joint positions, rad")}
         self._model = ArmDynamics(arm, Spec(seen, action, dt=spec.period))
         self._mpc = MPC(
@@ -208,7 +210,7 @@ class Reach:
 
     def episode(
         self, goal: Array, *, steps: int, watch: Callable[[Observation], None] | None = None
-    ) -> ReachResult:
+    ) -> Reached:
         """Return how going to the point of joints `goal` (J,) went, in `steps` actions at most.
 
         `watch` is shown every observation. Raises RobotError where the arm stops.
@@ -240,7 +242,7 @@ class Reach:
             distance = float(np.linalg.norm(self._ee(seen["q"]) - point))
             resting = bool(np.abs(seen["dq"]).max() <= c.resting)
         x, y, z = (float(value) for value in point)
-        return ReachResult((x, y, z), start, distance, resting, count)
+        return Reached((x, y, z), start, distance, resting, count)
 
     def _ahead(self, q: Array) -> Array:
         """Return where the end effector is meant to go (H, 3), m, by the last plan."""

@@ -100,7 +100,7 @@ class Fit:
         return rms
 
     def spread(self) -> Array:
-        """Return the std of each unknown, by the jackknife: as if images were left out by turns.
+        """Return the std of each unknown, by the jackknife: leaving out one image at a time.
 
         Corners of one image share the arm's error, so they are no independent measurements;
         images are. Each is left out to first order. Infinite where all hinges on one image.

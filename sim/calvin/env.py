@@ -142,7 +142,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return self._observe(), {} if self._goal is None else {"goal": self._goal}
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return an observation of the table laid anew, as a reset lays it; the episode goes on.
+        """Return an observation of the table laid again, as a reset lays it; the episode goes on.
 
         The same seed gives the same goal, whatever ran before.
         """
@@ -231,7 +231,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         sim.reset(robot_obs=robot, scene_obs=scene)
         sim.robot.gripper_action = 1 if robot is None or robot[14] >= 0 else -1
         for button in sim.scene.buttons:
-            button.prev_is_pressed = button._is_pressed  # one that is down is not pressed anew
+            button.prev_is_pressed = button._is_pressed  # one that is down is not pressed again
 
     def _live(self) -> Any:
         if self._sim is None:

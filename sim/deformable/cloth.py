@@ -11,8 +11,9 @@ import numpy as np
 from latentplan.errors import ConfigError, check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import distances, folds, lookahead
+from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines import engine
-from latentplan.sim.deformable.env import LIFT, Deformable, DeformableConfig, check_choice
+from latentplan.sim.deformable.env import LIFT, Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 

@@ -7,7 +7,7 @@ scripted expert. What happens to the object is the engine's part (`engines/engin
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -15,70 +15,19 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils.seeding import np_random
 
-from latentplan.errors import ConfigError, ShapeError, check_range, unknown
+from latentplan.errors import ShapeError
 from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
-from latentplan.sim import randomisation
 from latentplan.sim.deformable.engines import engine
-from latentplan.sim.randomisation import Conditions, Randomisation
+from latentplan.sim.randomisation import Conditions
 from latentplan.sim.rendering import cameras, sensors
-from latentplan.sim.rendering.cameras import Camera, Pose
-from latentplan.sim.rendering.clouds import Cloud
+from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
 
 if TYPE_CHECKING:
     from latentplan.sim.deformable.arm_paths import ArmPaths
 
 LIFT = (0.0, 0.15)  # m, height of the middle of a drag with a lift of -1 and of 1
-
-
-def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of the words in `known`."""
-    if value not in known:
-        raise ConfigError(str(unknown(where, value, known)))
-
-
-@dataclass(frozen=True)
-class DeformableConfig:
-    """What every task sets. Lengths in metres, masses in kilograms; a task gives the defaults."""
-
-    engine: str = "mujoco"  # who simulates
-    control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
-    actuator: str = "gripper"  # what moves: a gripper alone, or one on a simulated `arm`
-    arm: str = "panda"  # which arm, a name or a YAML file; actuator=arm
-    image: int = 64  # pixels a side of every image
-    cameras: tuple[str, ...] = ("top",)  # that see: top, front, side, angled, custom
-    observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, segmentation; and cloud
-    custom: Pose = Pose()  # where the camera `custom` is
-    cloud: Cloud = Cloud()  # what becomes of the points that the cameras see; observe=[cloud]
-    randomise: Randomisation = Randomisation()  # what differs between episodes or steps
-    view: float = 0.3  # half the side of the table that the image shows
-    workspace: float = 0.25  # |x|, |y| of the gripper at most
-    drag: float = 0.1  # length of a drag of 1 along one axis
-    pick_radius: float = 0.03  # a pick farther from the object grasps nothing
-    speed: float = 0.3  # m/s, of a velocity of 1 along one axis; control=velocity
-    rate: float = 12.5  # actions a second; control=velocity
-    timestep: float = 0.008  # s
-    move_steps: int = 40  # physics steps of a drag
-    rest_steps: int = 16  # physics steps after letting go, at most
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
-        where = type(self).__qualname__.removesuffix(".Config")
-        check_choice(f"{where}.control", self.control, ("pick", "velocity"))
-        check_choice(f"{where}.actuator", self.actuator, ("gripper", "arm"))
-        if self.actuator == "arm" and self.control != "pick":
-            raise ConfigError(f"{where}.actuator: arm needs control=pick, found {self.control!r}")
-        for name in ("view", "workspace", "drag", "pick_radius", "speed"):
-            check_range(f"{where}.{name}", getattr(self, name), 1e-4, 10)
-        check_range(f"{where}.image", self.image, 16, 512)
-        check_range(f"{where}.workspace", self.workspace, 0, self.view)
-        check_range(f"{where}.timestep", self.timestep, 1e-4, 0.02)
-        check_range(f"{where}.rate", self.rate, 1, 1 / self.timestep)
-        check_range(f"{where}.move_steps", self.move_steps, 1, 10_000)
-        check_range(f"{where}.rest_steps", self.rest_steps, 0, 10_000)
-        sensors.check(where, self)
-        randomisation.check(where, self)
 
 
 class Deformable(gymnasium.Env[dict[str, Array], Array]):
@@ -217,7 +166,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     @property
     def engine(self) -> Any:
-        """Return the object's physics, for whoever moves it in another way than by actions."""
+        """Return the object's physics, to move it in another way than by actions."""
         return self._engine
 
     def observe(self) -> dict[str, Array]:
@@ -420,7 +369,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._build(drawn)
         for camera in self._conditions.cameras().values():
             self._engine.place_camera(camera)
-        self._engine.paint(self._conditions.appearance())
+        self._engine.apply(self._conditions.appearance())
 
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}

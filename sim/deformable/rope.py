@@ -17,8 +17,9 @@ import numpy as np
 from latentplan.errors import check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import curves, distances, lookahead
+from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines.engine import Curve
-from latentplan.sim.deformable.env import Deformable, DeformableConfig, check_choice
+from latentplan.sim.deformable.env import Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 

@@ -14,7 +14,7 @@ TILE = 64  # pixels a side of the table's pattern
 
 @dataclass(frozen=True)
 class Appearance:
-    """What an engine paints; as it is by default, an engine shows its own colours and light."""
+    """What an engine draws; as it is by default, an engine shows its own colours and light."""
 
     object: Colour | None = None
     table: Colour | None = None

@@ -46,7 +46,7 @@ _ANYWHERE = mujoco.MjvCamera()  # mjv_updateScene wants one; ours are set afterw
 @cache
 def _context() -> tuple[Any, int]:
     """Return the process's only GL context and the thread that owns it."""
-    # Not mujoco.GLContext: that was settled by whoever imported MuJoCo first, maybe for a screen.
+    # Not mujoco.GLContext: that was settled by the first import of MuJoCo, maybe for a screen.
     platform = import_module(f"mujoco.{gl.choose()}")
     context = platform.GLContext(LARGEST, LARGEST)
     context.make_current()

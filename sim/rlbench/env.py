@@ -6,7 +6,6 @@ a recorded interface, a small stand-in with the same names and parameters, not a
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,18 +28,12 @@ from latentplan.errors import (
 )
 from latentplan.shapes import check, check_finite
 from latentplan.sim.rlbench import simulator
+from latentplan.sim.rlbench.randomness import Randomness, current, install, seeded
 from latentplan.sim.rlbench.simulator import RENDERERS, look, numbers
 from latentplan.types import Array, Observation, Spec, Step
 
 TRIES = 10  # placements of a task until there is a demo for one
 KEPT = 16  # goals whose demos are remembered
-
-
-class Randomness(NamedTuple):
-    """The state of the generators that RLBench draws from: numpy's global one and Python's."""
-
-    numpy: Any
-    python: Any
 
 
 class Demo(NamedTuple):
@@ -127,7 +120,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
             static_positions=c.static,
             robot_setup=c.robot,
         )
-        self._random = _seeded(0)
+        self._random = seeded(0)
         self._start = self._random
         self._goals: dict[bytes, Demo] = {}
         self._demo: Demo | None = None  # that `oracle` or `expert` follows
@@ -287,7 +280,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
     def _draw(self, rng: np.random.Generator) -> None:
         """Draw what the next placement follows from, and the variation if it is not set."""
-        self._random = _seeded(int(rng.integers(2**32)))
+        self._random = seeded(int(rng.integers(2**32)))
         if self.config.variation < 0:
             self._variation = int(rng.integers(self._task.variation_count()))
 
@@ -387,19 +380,13 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """Let RLBench draw from this env's generators, and leave the process's own as they were."""
-        before = Randomness(np.random.get_state(), random.getstate())
-        np.random.set_state(self._random.numpy)
-        random.setstate(self._random.python)
+        before = current()
+        install(self._random)
         try:
             yield
         finally:
-            self._random = Randomness(np.random.get_state(), random.getstate())
-            np.random.set_state(before.numpy)
-            random.setstate(before.python)
-
-
-def _seeded(seed: int) -> Randomness:
-    return Randomness(np.random.RandomState(seed).get_state(), random.Random(seed).getstate())
+            self._random = current()
+            install(before)
 
 
 def _key(observation: Observation) -> bytes:

@@ -1,6 +1,6 @@
 """Scripted experts: where the hand goes next, from what is seen (privileged keys included).
 
-They keep no state, so that they go on from wherever they are put, and start anew when something
+They keep no state, so that they go on from wherever they are put, and start over when something
 slips. A pose is (7,): x, y, z in metres, quaternion w, x, y, z.
 """
 

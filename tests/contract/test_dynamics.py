@@ -6,9 +6,13 @@ import torch
 from latentplan import registry
 from latentplan.errors import ShapeError
 from latentplan.protocols import Dynamics
-from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec
+from latentplan.types import ActionSpec, ArraySpec, Context, Spec
 
-MODELS = sorted(registry.BUILT_IN["model"])
+MODELS = [
+    name
+    for name in sorted(registry.BUILT_IN["model"])
+    if hasattr(registry.get("model", name), "rollout")  # VideoGPT, for one, has no actions
+]
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
 )
@@ -60,31 +64,6 @@ def test_a_rollout_sees_no_later_action(model):
     left, right = rollout(model, context, a), rollout(model, context, changed)
     torch.testing.assert_close(left[:, :, :2], right[:, :, :2])
     assert not torch.allclose(left[:, :, 2:], right[:, :, 2:])
-
-
-def test_the_loss_trains_every_weight(model):
-    model.train()
-    batch = Batch(pictures(8, 5), actions(8, 4))
-    loss = model.loss(batch)
-    loss.total.backward()
-    assert loss.total.shape == () and loss.total.isfinite()
-    assert all(part.isfinite() and not part.requires_grad for part in loss.parts.values())
-    if not hasattr(model, "STAGES"):  # whose parts are trained one after the other
-        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not dead
-
-
-def test_a_few_steps_on_one_batch_lower_the_loss(model):
-    batch = Batch(pictures(4, 5), actions(4, 4))
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-    losses = []
-    for _ in range(8):
-        loss = model.loss(batch).total
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
 
 
 def test_wrong_shapes_are_named(model):

@@ -80,7 +80,7 @@ def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> 
     stories.begins_where_measured(rig)
 
 
-def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(rig: Rig) -> None:
+def test_another_that_commands_the_arm_stops_it_and_keeps_others_from_it(rig: Rig) -> None:
     rig.cruise()
     rival = rospy.Publisher(MODES["trajectory"], JointTrajectory, queue_size=1)
     until(lambda: rig.health()["state"] == "fault", within=SLACK * 1.2)
@@ -287,7 +287,7 @@ PATIENT = {"joints_age": 1.0, "image_age": 2.0, "overruns": 100}
 
 
 def renew(rig: Rig, *settings: str) -> None:
-    """Start the node and its planner anew."""
+    """Start the node and its planner again."""
     rig.start("node", [*rig.node_command(rig.port), *settings])
     rig.ready("node")
     node = rig.processes["node"]

@@ -42,7 +42,7 @@ from latentplan.real_robot.backends.ros2 import graph
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros2 import launching
-from latentplan.real_robot.ros2.mpc_node import RANGES, settings
+from latentplan.real_robot.ros2.parameters import RANGES, settings
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
 
@@ -83,7 +83,7 @@ def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> 
     stories.begins_where_measured(rig)
 
 
-def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
+def test_another_that_commands_the_arm_stops_it_and_keeps_others_from_it(
     rig: Rig, tester: Any
 ) -> None:
     rig.go()
@@ -289,7 +289,7 @@ def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> Non
 
 
 def renew(rig: Rig, *settings: str) -> None:
-    """Start the node and its planner anew."""
+    """Start the node and its planner again."""
     rig.start("node", [*rig.node_command(rig.port), *settings])
     rig.ready("node")
     rig.start_planner()

@@ -11,8 +11,7 @@ from latentplan import config
 from latentplan.errors import ConfigError
 from latentplan.models.cfm import CFM
 from latentplan.nn import symmetry
-from latentplan.training.loop import Training
-from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec, Training
 
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)

@@ -137,13 +137,15 @@ def rewritten(file: Path, *, weights: dict | None = None, **header: object) -> P
 def test_headers_that_do_not_fit_are_told(file: Path) -> None:
     settings = checkpoint.read_header(file, format=checkpoint.FORMAT)["config"]
     for header, text in [
-        ({"model": "cmf"}, r"model 'cmf', which is not installed here; known: .*cfm"),
+        ({"name": "cmf"}, r"model 'cmf', which is not registered; .*installed here; known: .*cfm"),
+        ({"name": "os:system"}, r"'os:system', which is not registered; pass its class to load"),
+        ({"kind": "tokenizer"}, r"holds the tokenizer 'cfm', need a model"),
         ({"config": {**settings, "width": 3}}, "CFM has no key 'width'"),
         ({"config": {**settings, "latent": "x"}}, "CFM.latent: found 'x'"),
     ]:
         with pytest.raises(CheckpointError, match=text):
             checkpoint.load(rewritten(file, **header))
-        rewritten(file, model="cfm", config=settings)
+        rewritten(file, kind="model", name="cfm", config=settings)
     with pytest.raises(CheckpointError, match="not a latentplan spec"):
         checkpoint.load(rewritten(file, spec={}))
 

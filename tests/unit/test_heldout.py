@@ -31,7 +31,7 @@ def batches(model: ToyModel, count: int = 4, *, noise: float = 0.0, window: int 
             states.append((after + noise * torch.randn(after.shape, generator=rng)).detach())
         state = torch.stack(states, 1)
         points = state.reshape(SIZE, window, 2, 2)  # two points in the plane
-        made.append(Batch({"state": state, "keypoints": points}, actions))
+        made.append(Batch({"state": state}, actions, targets={"keypoints": points}))
     return made
 
 
@@ -81,6 +81,7 @@ def test_keypoints_are_kept_from_the_model() -> None:
     model = ToyModel(toy_spec())
     batch = batches(model)[0]
     assert set(for_model(batch, model).observations) == {"state"}
+    assert not for_model(batch, model).targets
     assert "spearman" not in judged(model, [batch])
 
 

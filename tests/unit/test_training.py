@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
 
+import latentplan
 from latentplan import config
 from latentplan.cli import main
-from latentplan.commands import train as command
 from latentplan.data.store import ZarrStore
 from latentplan.errors import (
     CheckpointError,
@@ -31,10 +31,10 @@ from latentplan.errors import (
     TrainingError,
     UnknownName,
 )
-from latentplan.training import checkpoint, curves, state
+from latentplan.training import checkpoint, curves, run_folder, state
 from latentplan.training.heldout import HeldOut
-from latentplan.training.loop import Training, learning_rate, train
-from latentplan.types import Batch, Episode, Loss
+from latentplan.training.loop import learning_rate, train
+from latentplan.types import Batch, Episode, Loss, Progress, Training
 
 SMALL = [
     *("model.channels=[4,4]", "model.strides=[2,2]", "model.hidden=[8,8]", "model.latent=4"),
@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(data: Path, run: Path, *overrides: str, **options: Any) -> dict[str, Any]:
     """Train and return everything that the run folder holds, but for times."""
-    command.run("cfm", data=data, run=run, overrides=[*SMALL, *overrides], **options)
+    latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, *overrides], **options)
     return contents(run)
 
 
@@ -86,7 +86,7 @@ def contents(run: Path) -> dict[str, Any]:
 # A fork at each moment, so that torch is imported once. Before a fork nothing may start threads.
 DRIVER = """
 import os, signal, sys, time
-import latentplan.commands.train, latentplan.data.windows, latentplan.models.cfm
+import latentplan.api.train, latentplan.data.windows, latentplan.models.cfm
 import latentplan.training.loop, tensorboard.summary, torch._dynamo
 from latentplan.cli import main
 
@@ -209,10 +209,16 @@ def test_what_a_run_folder_holds(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "deep/run"
-    trained(data, run, "steps=6")
-    said = capsys.readouterr().out
-    assert f"{run}/best.safetensors: step " in said and "spearman" in said and "top1" in said
+    seen: list[Progress] = []
+    options = {"overrides": [*SMALL, "steps=6"], "on_progress": seen.append}
+    found = latentplan.train("cfm", data=data, run=run, **options)
+    assert capsys.readouterr() == ("", "")  # nothing is printed
+    assert (found.folder, found.checkpoint) == (run, run / "best.safetensors")
+    assert [(each.done, each.total) for each in seen] == [(done, 6) for done in range(7)]
+    assert "loss" in seen[2].figures and found.steps == 6
     best = checkpoint.load(checkpoint.find(run))
+    assert (best.step, dict(best.metrics)) == (found.step, dict(found.figures))
+    assert {"loss", "spearman", "top1"} <= found.figures.keys()
     assert set(best.spec.observation) == {"rgb"} and best.spec.privileged == ()
     assert json.loads((run / "spec.json").read_text()) == best.spec.to_json()
     settings = config.read_yaml(run / "config.yaml")
@@ -233,7 +239,7 @@ def test_going_on_needs_the_same_settings_and_data(
     before = trained(data, run, "steps=4")
     other = stored(tmp_path / "other.zarr", first=100)
     for options, words in [
-        ({}, "is not empty; give --resume"),
+        ({}, "is not empty; resume it"),
         ({"overrides": ["steps=4", "batch=9"]}, "training.batch: 8 in the run, 9 now"),
         ({"overrides": ["steps=3"]}, "training.steps: 4 in the run, 3 now"),
         ({"overrides": ["steps=4", "latent=5"]}, "model.latent: 4 in the run, 5 now"),
@@ -243,12 +249,18 @@ def test_going_on_needs_the_same_settings_and_data(
         changed = [*SMALL, *options.pop("overrides", ())]
         given = {"data": data, "resume": bool(changed[len(SMALL) :]), "overrides": changed}
         with pytest.raises(CheckpointError) as caught:
-            command.run("cfm", run=run, **{**given, **options})
+            latentplan.train("cfm", run=run, **{**given, **options})
         assert words in str(caught.value)
         assert contents(run) == before
-    capsys.readouterr()
     assert trained(data, run, "steps=4", resume=True) == before
-    assert "has done its 4 steps" in capsys.readouterr().out
+    argv = ["train", "cfm", "--data", str(data), "--run", str(run), *SMALL, "steps=4"]
+    assert main([*argv, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "has done its 4 steps" in said and f"{run}/best.safetensors: step " in said
+    (run / "state.safetensors").rename(tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match="best.safetensors but no state.safetensors"):
+        trained(data, run, "steps=5", resume=True)
+    (tmp_path / "state.safetensors").rename(run / "state.safetensors")
     moved = data.rename(tmp_path / "moved.zarr")
     try:
         assert trained(moved, run, "steps=5", resume=True)["state"][1]["step"] == 5
@@ -262,17 +274,17 @@ def test_one_training_at_a_time_in_a_run_folder(data: Path, tmp_path: Path) -> N
     holder = "import sys; from latentplan.files import lock; from pathlib import Path\n"
     holder += "held = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
-        [sys.executable, "-c", holder, str(run / command.LOCK)],
+        [sys.executable, "-c", holder, str(run / run_folder.LOCK)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
     with pytest.raises(CheckpointError, match="run: another process is training there; wait"):
-        command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
-    assert [file.name for file in run.iterdir()] == [command.LOCK]
+        latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
+    assert [file.name for file in run.iterdir()] == [run_folder.LOCK]
     other.kill()  # the kernel drops the lock
     other.wait()
-    command.run("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
+    latentplan.train("cfm", data=data, run=run, overrides=[*SMALL, "steps=4"])
     assert (run / "best.safetensors").exists()
 
 
@@ -288,19 +300,19 @@ def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
         (empty.path, [], StoreError, "is empty"),
         (short, ["window=4"], StoreError, "has 4 observations in a row"),
         (broken, [], StoreError, "is not an episode store"),
-        (data, ["window=1"], ConfigError, "Training.window: 1 must be at least 2"),
+        (data, ["window=1"], ConfigError, "training.window: 1 is fewer than the 2 observ"),
         (data, ["steps=x"], ConfigError, "Training.steps: found 'x'"),
         (data, ["step=3"], ConfigError, "did you mean 'steps'"),
         (data, ["precision=float16"], ConfigError, "need float32 or bfloat16"),
         (data, ["model.image=keypoints"], ConfigError, "no observation 'keypoints'"),
     ]:
         with pytest.raises(error) as caught:
-            command.run("cfm", data=path, run=run, overrides=[*SMALL, *overrides])
+            latentplan.train("cfm", data=path, run=run, overrides=[*SMALL, *overrides])
         assert words in str(caught.value)
     with pytest.raises(UnknownName, match="did you mean 'cfm'"):
-        command.run("cfmm", data=data, run=run)
+        latentplan.train("cfmm", data=data, run=run)
     with pytest.raises(MissingDependency, match="cuda:9"):
-        command.run("cfm", data=data, run=run, device="cuda:9")
+        latentplan.train("cfm", data=data, run=run, device="cuda:9")
     assert not run.exists()
 
 

@@ -205,7 +205,7 @@ def test_what_a_urdf_has_not_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no joint named 'elbow';.* known: j1, j2, j3, j4"):
         description.load(str(path))
     with pytest.raises(ConfigError, match=r"none\.urdf: cannot be read"):
-        urdf.read(tmp_path / "none.urdf")
+        urdf.read(tmp_path / "none.urdf", required=())
 
 
 def test_a_tip_may_be_named_and_two_arms_need_one(tmp_path: Path) -> None:

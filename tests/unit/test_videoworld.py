@@ -15,7 +15,7 @@ from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.nn.quantizer import Numbers, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.tokenizers.vqvae import VQVAE
-from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Spec
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Part, Spec
 
 PICTURE = ArraySpec((32, 32, 3), "uint8")
 SPEC = Spec(
@@ -26,11 +26,14 @@ SPEC = Spec(
 )
 KEYS = ("rgb_a", "rgb_b")
 CONFIG = VideoWorld.Config(
-    tokenizer=VQVAE.Config(channels=(8, 16), levels=(4, 3, 3)),
+    tokenizer=Part("tokenizer", "vqvae", VQVAE.Config(channels=(8, 16), levels=(4, 3, 3))),
     ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
     generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=VideoWorld.Config().inverse.__class__(chunk=3, width=16),
 )
+
+
+FINE = VQVAE.Config(patch=2, channels=(8,), levels=(4, 3, 3), background=True)
 
 
 def pictures(*shape, seed=0):
@@ -46,7 +49,7 @@ def model(request):
     if request.param == "fine":  # 16 x 16 tokens, codes of motion: as the preset for two cores
         config = replace(
             config,
-            tokenizer=VQVAE.Config(patch=2, channels=(8,), levels=(4, 3, 3), background=True),
+            tokenizer=replace(config.tokenizer, config=FINE),
             ldm=replace(config.ldm, motion=1.0, whiten=True),
             generator=replace(config.generator, together=16),
             dynamics=replace(config.dynamics, patch=2),
@@ -124,7 +127,7 @@ def test_codes_are_asked_for_shift_and_growth_of_the_pictures():
 
 def test_the_mean_picture_shows_where_a_tokenizer_lets_it():
     torch.manual_seed(0)
-    tokenizer = VQVAE(SPEC, VQVAE.Config(images=KEYS, channels=(8, 16), background=True))
+    tokenizer = VQVAE(SPEC, VQVAE.Config(channels=(8, 16), background=True))
     seen = pictures(16, 2)
     for _ in range(20):
         tokenizer.loss(Batch(seen, torch.zeros(16, 1, 7)))
@@ -331,7 +334,7 @@ def test_a_proposal_gives_actions_inside_the_bounds(reads):
 def test_latents_are_tokens_and_come_back(model):
     z = model.encode(pictures(2, 3))
     assert z.shape == (2, 3, model.latent_dim)
-    assert torch.equal(model.ids(z), model.tokenizer.encode(pictures(2, 3)))
+    assert torch.equal(model.ids(z), model.tokenizer.encode(pictures(2, 3)).ids)
     assert model.decode(z)["rgb_b"].shape == (2, 3, 32, 32, 3)
 
 
@@ -454,7 +457,7 @@ def test_pictures_of_two_sizes_are_refused():
 
 
 def _context(model):
-    return model.tokenizer.encode(pictures(2, 3)), torch.tensor([1, 2])
+    return model.tokenizer.encode(pictures(2, 3)).ids, torch.tensor([1, 2])
 
 
 def test_the_codes_of_a_video_are_those_of_its_clips(model):

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from latentplan import config
-from latentplan.commands.train_stages import Stages
+from latentplan import config, registry
 from latentplan.models.videoworld.dynamics import TokenDynamics
 from latentplan.models.videoworld.generator import Generator
 from latentplan.models.videoworld.inverse import Inverse
 from latentplan.models.videoworld.ldm import LDM
-from latentplan.models.videoworld.videoworld import VideoWorld, token_spec
-from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.models.videoworld.stages import token_spec
+from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.types import ActionSpec, ArraySpec, Spec
 
 PARTS = ("tokenizer", "ldm", "body", "generator", "inverse", "dynamics")
@@ -38,10 +37,10 @@ def test_a_preset_has_so_many_parameters(preset):
     )
     chosen = config.resolve("model", preset)
     settings = config.load(
-        {"model": VideoWorld.Config, "training": Stages}, preset=chosen.values
+        {"model": VideoWorld.Config, "training": VideoWorld.Training}, preset=chosen.values
     )
     c = settings["model"].fitted(spec, tasks=("open_drawer",))
-    tokenizer, ldm = VQVAE(spec, c.tokenizer), LDM(spec, c.ldm)
+    tokenizer, ldm = registry.build(c.tokenizer, spec), LDM(spec, c.ldm)
     with torch.device("meta"):  # no memory for weights
         of_tokens = token_spec(spec, tokenizer, ldm)
         generator = Generator(of_tokens, c.generator)

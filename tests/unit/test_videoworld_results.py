@@ -12,7 +12,6 @@ from PIL import Image
 import latentplan
 from latentplan import config
 from latentplan.api.show import describe
-from latentplan.commands.train_stages import Stages
 from latentplan.data.store import ZarrStore
 from latentplan.errors import StoreError, UnstablePhysics
 from latentplan.models.videoworld import figures
@@ -22,7 +21,7 @@ from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.sim.tabletop.env import Tabletop
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.training import checkpoint
-from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Part, Spec
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import videoworld_ablations as ablations  # noqa: E402
@@ -39,7 +38,7 @@ SPEC = Spec(
 )
 TASKS = ("close_drawer", "open_drawer")
 CONFIG = VideoWorld.Config(
-    tokenizer=VQVAE.Config(channels=(8, 16), levels=(4, 3, 3)),
+    tokenizer=Part("tokenizer", "vqvae", VQVAE.Config(channels=(8, 16), levels=(4, 3, 3))),
     ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
     generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=replace(VideoWorld.Config().inverse, chunk=3, width=16),
@@ -192,7 +191,7 @@ def test_a_probe_finds_what_is_linear_and_nothing_else():
 
 def test_ablations_are_settings_of_the_model_and_tables_have_their_place():
     variants = ablations.variants(["horizon", "book"], [0, 1, 8], [9, 1000])
-    schema = {"model": VideoWorld.Config, "training": Stages}
+    schema = {"model": VideoWorld.Config, "training": VideoWorld.Training}
     books = []
     for settings in variants.values():
         found = config.load(schema, preset={}, overrides=settings)["model"]

@@ -28,7 +28,7 @@ class TokenDynamics(nn.Module):
     predicted is their expectation, so that distances in a plan are smooth.
     """
 
-    context = 1
+    window, targets, reads = 2, (), ()
 
     @dataclass(frozen=True)
     class Config:

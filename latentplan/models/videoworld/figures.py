@@ -14,7 +14,7 @@ from latentplan.data.windows import is_test
 from latentplan.errors import StoreError
 from latentplan.files import replacing
 from latentplan.protocols import EpisodeStore
-from latentplan.types import Array, Episode
+from latentplan.types import Array, Episode, Tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +68,8 @@ def draw(model: VideoWorld, store: EpisodeStore, folder: Path) -> Iterator[tuple
     psnr = [f"{key} {db:.1f} dB" for key, db in seen.psnr.items()]
     used = []
     for place, each in enumerate(seen.codes.T, start=1):
-        _, count, perplexity = counted(each, model.ldm.codes)
-        used.append(f"code {place}: {count} of {model.ldm.codes} in use, "
+        _, count, perplexity = counted(each, model.ldm.vocabulary)
+        used.append(f"code {place}: {count} of {model.ldm.vocabulary} in use, "
                     f"perplexity {perplexity:.1f}")  # fmt: skip
     figures: dict[str, tuple[str, Callable[[], Figure]]] = {
         "reconstructions": (
@@ -103,12 +103,12 @@ def look(model: VideoWorld, episodes: Sequence[Episode]) -> Seen:
     again: dict[str, list[Array]] = {key: [] for key in keys}
     for episode in episodes:
         frames = {key: torch.from_numpy(episode.observations[key]) for key in keys}
-        tokens = model.tokenizer.encode({key: x[None] for key, x in frames.items()})
+        tokens = model.tokenizer.encode({key: x[None] for key, x in frames.items()}).ids
         parts["tokens"].append(tokens[0].numpy())
         parts["codes"].append(model.ldm.encode_video(frames).numpy())
         last = np.full((1, episode.actions.shape[1]), np.nan, np.float32)
         parts["actions"].append(np.concatenate([episode.actions, last]))
-        for key, painted in model.tokenizer.decode(tokens).items():
+        for key, painted in model.tokenizer.decode(Tokens(tokens)).items():
             true[key].append(episode.observations[key])
             again[key].append(painted[0].numpy())
     joined = {name: np.concatenate(each) for name, each in parts.items()}
@@ -192,7 +192,8 @@ def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[st
     Each frame is drawn by the transformer after codes of its own; None where it has no codes.
     """
     generator = model.generator
-    tokens = model.tokenizer.encode({k: torch.from_numpy(x)[None] for k, x in clip.before.items()})
+    before = {k: torch.from_numpy(x)[None] for k, x in clip.before.items()}
+    tokens = model.tokenizer.encode(before).ids
     known = [said for said in (clip.task, clip.text) if said in generator.config.tasks]
     task = torch.tensor([generator.number(known[0]) if known else 0])
     first, frames = None, []
@@ -202,7 +203,7 @@ def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[st
         after = generator.imagine(tokens, said, task)
         tokens = torch.cat([tokens, after[:, None]], dim=1)
         frames.append(after)
-    painted = model.tokenizer.decode(torch.stack(frames, dim=1))
+    painted = model.tokenizer.decode(Tokens(torch.stack(frames, dim=1)))
     horizon = model.generator.config.horizon
     full = horizon == model.ldm.config.horizon  # the decoder takes all codes or none
     return first if full else None, {key: x[0].numpy() for key, x in painted.items()}
@@ -221,7 +222,7 @@ def codes(model: VideoWorld, clip: Clip, seen: Seen) -> Figure:
     rows: dict[str, list[Array]] = {}
     notes: dict[str, list[str]] = {}
     for place in range(h):
-        used = np.bincount(seen.codes[:, place], minlength=model.ldm.codes)
+        used = np.bincount(seen.codes[:, place], minlength=model.ldm.vocabulary)
         likely = [int(code) for code in used.argsort()[::-1][:VARIED] if used[code]]
         tried = [int(truth[0, place]), *likely]
         varied = truth.repeat(len(tried), 1)
@@ -247,9 +248,9 @@ def usage(model: VideoWorld, seen: Seen) -> Figure:
     from matplotlib.figure import Figure
 
     panels = {
-        f"code {h}": (each, model.ldm.codes) for h, each in enumerate(seen.codes.T, start=1)
+        f"code {h}": (each, model.ldm.vocabulary) for h, each in enumerate(seen.codes.T, start=1)
     }
-    panels["all codes"] = (seen.codes.ravel(), model.ldm.codes)
+    panels["all codes"] = (seen.codes.ravel(), model.ldm.vocabulary)
     per = seen.tokens.shape[1] // len(model.config.images)
     for view, name in enumerate(model.config.images):
         ids = seen.tokens[:, view * per : (view + 1) * per].ravel()

@@ -50,6 +50,8 @@ class Generator(nn.Module):
     Its spec is that of a store of tokens: `tokens` (K,), `codes` (H,) and `task` () integers.
     """
 
+    targets, reads = (), ()
+
     @dataclass(frozen=True)
     class Config:
         """What the network is made of, and how it is trained."""
@@ -103,7 +105,7 @@ class Generator(nn.Module):
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
-        self.context = c.context - 1  # a training window is of `context` frames
+        self.window = c.context
         self.tokens = spec.observation[TOKENS].shape[0]  # K
         if self.tokens % c.together:
             raise ConfigError(

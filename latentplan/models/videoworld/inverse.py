@@ -30,6 +30,8 @@ class Inverse(nn.Module):
     that is -1 or 1 alone (a gripper's sign) is a class; the others are regressed.
     """
 
+    targets, reads = (), ()
+
     @dataclass(frozen=True)
     class Config:
         """What the network is made of, and how it is trained."""
@@ -63,7 +65,7 @@ class Inverse(nn.Module):
         self.generator = generator or Generator(spec)
         self.generator.requires_grad_(False).eval()
         g = self.generator.config
-        self.context = c.chunk  # a training window needs one observation more
+        self.window = c.chunk + 1
         self.size = spec.action.size
         size_in = self._make_reader(g)
         layers: list[nn.Module] = []

@@ -13,7 +13,7 @@ ablations).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,13 @@ FLOW = 0.125  # of a picture: what a flow of 1 moves a pixel by
 class LDM(nn.Module):
     """Clips of H + 1 frames to H codes, and back from the first frame and the codes."""
 
+    targets, reads = (), ()
+
     @dataclass(frozen=True)
     class Config:
         """What the network is made of."""
 
-        images: tuple[str, ...] = ("rgb",)  # observation keys; one code for all cameras together
+        images: tuple[str, ...] = ()  # observation keys, one code for all together; () for all
         horizon: int = 4  # H, codes a clip
         stride: int = 1  # observations from one frame of a clip to the next
         patch: int = 4  # pixels a side that are one place of the first map
@@ -53,8 +55,8 @@ class LDM(nn.Module):
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            if not self.images or not self.channels:
-                raise ConfigError("LDM.images, LDM.channels: found none, need at least one")
+            if not self.channels:
+                raise ConfigError("LDM.channels: found none, need at least one")
             check_range("LDM.horizon", self.horizon, 1, 64)
             check_range("LDM.stride", self.stride, 1, 100)
             check_range("LDM.patch", self.patch, 1, 64)
@@ -77,9 +79,12 @@ class LDM(nn.Module):
         """Build the network for the pictures of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
-        self.spec = spec
-        self.context = c.span  # a training window needs one observation more
-        side, views = pictures.square("LDM.images", c.images, spec), len(c.images)
+        self._keys = pictures.keys("LDM.images", c.images, spec)
+        self.spec = replace(
+            spec, observation={key: spec.observation[key] for key in self._keys}, privileged=()
+        )
+        self.window = c.span + 1
+        side, views = pictures.square("LDM.images", self._keys, spec), len(self._keys)
         factor = pictures.factor(c.channels, patch=c.patch)
         if side % factor:
             raise ConfigError(
@@ -96,7 +101,7 @@ class LDM(nn.Module):
         self.quantizer = quantizer.Quantizer(
             width, levels=c.levels, kind=c.quantizer, whiten=c.whiten
         )
-        self.codes = self.quantizer.size
+        self.vocabulary = self.quantizer.size  # codes are below it
         self.place = nn.Parameter(0.02 * torch.randn(c.horizon, width))
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -144,7 +149,7 @@ class LDM(nn.Module):
         From the first frame of the observations (B, >= 1, h, w, 3) and codes (B, H).
         """
         check("LDM.decode.codes", codes, "B H", H=self.config.horizon)
-        first = pictures.stack({k: observations[k][:, :1] for k in self.config.images}, self._keys)
+        first = pictures.stack({k: observations[k][:, :1] for k in self._keys}, self._keys)
         maps = self._features(first)[:, 0]
         conditions = self._conditions(self.quantizer.vectors(codes))
         shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions))
@@ -190,23 +195,19 @@ class LDM(nn.Module):
             }
             shares = left.detach().mean(0)
             parts |= {f"left_{k}": each for k, each in zip(self._keys, shares, strict=True)}
-        return Loss(total, parts | told | quantizer.usage(quantized.ids, self.codes))
-
-    @property
-    def _keys(self) -> tuple[str, ...]:
-        return self.config.images
+        return Loss(total, parts | told | quantizer.usage(quantized.ids, self.vocabulary))
 
     def _clip(self, observations: Tensors) -> Tensor:
         """Return the frames (b, H + 1, v, 3, h, w) of a window; ConfigError where it is short."""
         c = self.config
-        length = observations[c.images[0]].shape[1]
+        length = observations[self._keys[0]].shape[1]
         if length < c.span + 1:
             raise ConfigError(
                 f"LDM.horizon: {c.horizon} codes of stride {c.stride} need windows of {c.span + 1} "
                 f"observations, found {length}; set training.window, or a shorter horizon"
             )
-        frames = {k: observations[k][:, : c.span + 1 : c.stride] for k in c.images}
-        return pictures.stack(frames, c.images)
+        frames = {k: observations[k][:, : c.span + 1 : c.stride] for k in self._keys}
+        return pictures.stack(frames, self._keys)
 
     def _features(self, clip: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x) of a clip; map t depends on frames up to t alone."""

@@ -8,32 +8,44 @@ any planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentplan import registry
 from latentplan.errors import ConfigError, check_range
 from latentplan.models.videoworld.dynamics import TokenDynamics
-from latentplan.models.videoworld.generator import CODES, TASK, TOKENS, Generated, Generator
+from latentplan.models.videoworld.generator import Generated, Generator
 from latentplan.models.videoworld.inverse import Inverse
 from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.stages import StageTraining, declare, task_names, token_spec
 from latentplan.nn import pictures
 from latentplan.nn.sentences import SIZE
-from latentplan.protocols import EpisodeStore
+from latentplan.protocols import EpisodeStore, ScalarTokenizer
 from latentplan.shapes import check
-from latentplan.tokenizers.vqvae import VQVAE
-from latentplan.types import ArraySpec, Batch, Context, Loss, Spec, Tensors
+from latentplan.types import (
+    Context,
+    Derived,
+    Label,
+    Part,
+    Parts,
+    Spec,
+    Stage,
+    Tensors,
+    Tokens,
+)
 
 
 class VideoWorld(nn.Module):
     """A `protocols.VideoModel` whose latents (D = K d) are the numbers of a frame's tokens."""
 
-    STAGES = ("tokenizer", "ldm", "generator", "inverse", "dynamics")  # trained in this order
+    Training = StageTraining  # how each part is trained
     default_policy = "generative"
 
     @dataclass(frozen=True)
@@ -42,71 +54,92 @@ class VideoWorld(nn.Module):
 
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all pictures
         language: bool = False  # whether tasks are the labels' sentences, else their names
-        tokenizer: VQVAE.Config = field(default_factory=VQVAE.Config)
+        tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
         ldm: LDM.Config = field(default_factory=LDM.Config)
+        ldm_run: str = ""  # run of VideoWorld whose latent dynamics model is used as it is
         generator: Generator.Config = field(default_factory=Generator.Config)
         inverse: Inverse.Config = field(default_factory=Inverse.Config)
         dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
 
         def __post_init__(self) -> None:
             """Raise ConfigError where the parts do not go together."""
-            if self.tokenizer.quantizer != "fsq":
-                raise ConfigError(
-                    "VideoWorld.tokenizer.quantizer: needs fsq, whose tokens are numbers to plan "
-                    f"with, found {self.tokenizer.quantizer!r}"
-                )
             check_range(
                 "VideoWorld.generator.horizon", self.generator.horizon, 0, self.ldm.horizon
             )
 
-        def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
-            """Return the config with what the data and one part say of another.
-
-            Raises ConfigError where the data have no pictures, or not those of `images`.
-            """
-            seen = [
-                key
-                for key, a in spec.observation.items()
-                if a.dtype == "uint8" and a.shape[2:] == (3,) and key not in spec.privileged
-            ]
-            images = self.images or tuple(seen)
-            if not images:
-                raise ConfigError(
-                    "VideoWorld.images: the data have no pictures, only: "
-                    f"{', '.join(spec.observation)}; collect or import some with a camera"
-                )
+        def observed(self, spec: Spec) -> Spec:
+            """Return the spec of the cameras alone; ConfigError if the data do not have them."""
+            images = pictures.keys("VideoWorld.images", self.images, spec)
             pictures.square("VideoWorld.images", images, spec)
-            tokenizer = replace(self.tokenizer, images=images)
+            seen = {key: spec.observation[key] for key in images}
+            return replace(spec, observation=seen, privileged=())
+
+        def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
+            """Return the config with what the data and one part decide of another.
+
+            Raises ConfigError if the data have no images, or not those of `images`, or the
+            tokenizer's tokens are not numbers.
+            """
+            seen = self.observed(spec)
+            images = tuple(seen.observation)
+            tokenizer = registry.build(self.tokenizer, seen)
+            if not isinstance(tokenizer, ScalarTokenizer) or not tokenizer.levels:
+                raise ConfigError(
+                    f"VideoWorld.tokenizer: {self.tokenizer.name} gives no tokens that are numbers "
+                    "to plan with; take one of finite scalar quantization (quantizer=fsq)"
+                )
+            if tokenizer.stride != 1:
+                raise ConfigError(
+                    f"VideoWorld.tokenizer: {self.tokenizer.name} takes {tokenizer.stride} "
+                    "observations a token frame, need 1"
+                )
+            of_tokens: dict[str, Any] = {"levels": tokenizer.levels, "views": len(images)}
             return replace(
                 self,
                 images=images,
-                tokenizer=tokenizer,
+                tokenizer=replace(self.tokenizer, config=tokenizer.config),
                 ldm=replace(self.ldm, images=images),
                 generator=replace(
                     self.generator,
-                    levels=tokenizer.levels,
-                    views=len(images),
+                    **of_tokens,
                     codes=prod(self.ldm.levels),
                     tasks=tasks or self.generator.tasks,
                 ),
-                dynamics=replace(self.dynamics, levels=tokenizer.levels, views=len(images)),
+                dynamics=replace(self.dynamics, **of_tokens),
             )
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build all parts for the pictures and actions of `spec`."""
+        """Build all parts for the images and actions of `spec`."""
         super().__init__()
         c = self.config = (config or self.Config()).fitted(spec)
-        self.spec = replace(
-            spec, observation={key: spec.observation[key] for key in c.images}, privileged=()
-        )
-        self.tokenizer, self.ldm = VQVAE(spec, c.tokenizer), LDM(spec, c.ldm)
+        self.spec = c.observed(spec)
+        self.tokenizer = registry.build(c.tokenizer, self.spec)
+        self.ldm = LDM(self.spec, c.ldm)
         tokens = token_spec(self.spec, self.tokenizer, self.ldm)
         sentences = torch.zeros(len(c.generator.tasks), SIZE) if c.language else None
         generator = Generator(tokens, c.generator, sentences=sentences)
         self.inverse = Inverse(tokens, c.inverse, generator=generator)
         self.dynamics = TokenDynamics(tokens, c.dynamics)
         self.context = c.generator.context
-        self.latent_dim = self.tokenizer.tokens * len(c.tokenizer.levels)
+        self.latent_dim = self.tokenizer.tokens * len(self.tokenizer.levels)
+
+    @classmethod
+    def stages(
+        cls, config: Config, *, training: StageTraining, spec: Spec, labels: Sequence[Label]
+    ) -> tuple[Stage | Derived, ...]:
+        """Return what to train: see `protocols.Staged`."""
+        return declare(config, training=training, spec=spec, labels=labels)
+
+    @classmethod
+    def assemble(
+        cls, config: Config, *, spec: Spec, labels: Sequence[Label], parts: Parts
+    ) -> VideoWorld:
+        """Return the model of its trained parts."""
+        tasks = task_names(labels, language=config.language)
+        model = cls(spec, config.fitted(spec, tasks=tasks))
+        model.tokenizer, model.ldm = parts["tokenizer"], parts["ldm"]
+        model.inverse, model.dynamics = parts["inverse"], parts["dynamics"]
+        return model
 
     @property
     def generator(self) -> Generator:
@@ -115,12 +148,13 @@ class VideoWorld(nn.Module):
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the numbers of their tokens."""
-        numbers = self.dynamics.meaning.codes(self.tokenizer.encode(observations))
+        numbers = self.dynamics.meaning.codes(self.tokenizer.encode(observations).ids)
         return numbers.flatten(2)  # b t (k d)
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
-        return self.tokenizer.decode(self.ids(latents))
+        decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(self.ids(latents)))
+        return decoded
 
     def ids(self, latents: Tensor) -> Tensor:
         """Return the tokens (..., K) nearest to latents (..., D)."""
@@ -138,15 +172,41 @@ class VideoWorld(nn.Module):
         check("VideoWorld.rollout.actions", actions, "B N H A", B=len(prepared), A=size)
         return self.dynamics.rollout(prepared, actions)
 
-    def log_prob(self, frames: Tensors, *, task: str = "") -> Tensor:
+    def log_prob(
+        self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
+    ) -> Tensor:
         """Return the log-probability (B, T) in nats of each frame's tokens, given those before.
 
         Of at most `context` frames (B, T, h, w, 3) uint8 a camera.
         """
-        tokens = self.tokenizer.encode(frames)
-        number = self.generator.number(task) if task else 0
-        numbers = torch.full((len(tokens),), number, device=tokens.device)
-        return self.generator.log_prob(tokens, numbers)
+        tokens = self.tokenizer.encode(frames).ids
+        task = tokens.new_zeros(len(tokens)) if task is None else task
+        return self.generator.log_prob(tokens, task)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        frames: Tensors,
+        steps: int,
+        *,
+        actions: Tensor | None = None,
+        task: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the next frames (B, steps, h, w, 3) uint8 a camera, each after codes of its own.
+
+        Of a task if one is given; actions are not an input.
+        """
+        tokens = self.tokenizer.encode(frames).ids
+        task = tokens.new_zeros(len(tokens)) if task is None else task
+        drawn: dict[str, Any] = {"temperature": temperature, "generator": generator}
+        for _ in range(steps):
+            codes = self.generator.generate(tokens[:, -self.context :], task, **drawn).codes[:, 0]
+            after = self.generator.imagine(tokens, codes, task, **drawn)
+            tokens = torch.cat([tokens, after[:, None]], dim=1)
+        decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(tokens[:, -steps:]))
+        return decoded
 
     def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
         """Draw reconstructions, futures, codes and usage of held-out episodes into a folder."""
@@ -154,9 +214,6 @@ class VideoWorld(nn.Module):
 
         return draw(self, store, folder)
 
-    def loss(self, batch: Batch) -> Loss:
-        """Return the tokenizer's loss: the parts are trained one after the other, not at once."""
-        return self.tokenizer.loss(batch)
 
     def proposal(
         self, task: str = "", *, temperature: float = 1.0, top_p: float = 0.9
@@ -247,16 +304,3 @@ def _without_copies(tokens: Tensor) -> Tensor:
     found = changed.nonzero()
     first = int(found[0]) if len(found) else tokens.shape[1] - 1
     return tokens[:, first:]
-
-
-def token_spec(spec: Spec, tokenizer: VQVAE, ldm: LDM) -> Spec:
-    """Return the spec of a store of tokens: what the generator is trained on."""
-    return replace(
-        spec,
-        observation={
-            TOKENS: ArraySpec((tokenizer.tokens,), "int32", "tokens of the frame, all cameras"),
-            CODES: ArraySpec((ldm.config.horizon,), "int32", "what changes over the next frames"),
-            TASK: ArraySpec((), "int32", "number of the task at hand, 0 for none"),
-        },
-        privileged=(),
-    )

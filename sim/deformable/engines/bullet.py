@@ -170,7 +170,7 @@ class BulletEngine(ABC):
         """Put the camera of this name where it says; its images keep their size."""
         self._cameras[camera.name] = camera
 
-    def paint(self, appearance: Appearance) -> None:
+    def apply(self, appearance: Appearance) -> None:
         """Show the scene like this from now on."""
         self._appearance = appearance
         if appearance.contrast > 0:
@@ -225,7 +225,7 @@ class BulletEngine(ABC):
         self.place_gripper(np.zeros(3))
         self._bodies = self._build()
         self._drawn = list(self._bodies)
-        self.paint(self._appearance)
+        self.apply(self._appearance)
 
     def _body(self, mass: float, shape: int, visual: int) -> int:
         """Return a new single body at the origin; shape and visual may be -1 for none."""

@@ -89,7 +89,7 @@ class Engine(Protocol[Pose]):
     def place_camera(self, camera: Camera) -> None:
         """Put the camera of this name where it says; its images keep their size."""
 
-    def paint(self, appearance: Appearance) -> None:
+    def apply(self, appearance: Appearance) -> None:
         """Show the scene like this from now on, until the next call."""
 
     def snapshot(self) -> Any:

@@ -124,7 +124,7 @@ class MujocoEngine:
         if camera.name in self._renderers:
             self._renderers[camera.name].camera = camera
 
-    def paint(self, appearance: Appearance) -> None:
+    def apply(self, appearance: Appearance) -> None:
         """Show the scene like this from now on; a pattern needs a scene that is `patterned`."""
         model, (geoms, flexes) = self._model, self._own
         bodies = model.geom_bodyid
@@ -202,7 +202,7 @@ def scene(
     `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` is what stands
     after the worldbody.
     `friction` is the table's, Coulomb's, where the object does not bring its own. `patterned`: the
-    table has a texture that can be painted on.
+    table has a texture that can be drawn on.
     """
     table = f' condim="3" friction="{friction}"' if friction is not None else ""
     if patterned:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from latentplan.commands import train
-from latentplan.commands.train_stages import check_stage, check_usage
+from latentplan.api.train import train
 from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError, ConfigError, MissingDependency, TrainingError
 from latentplan.nn import sentences
 from latentplan.training import checkpoint
+from latentplan.training.stages import check_stage, check_usage
 from latentplan.types import ActionSpec, ArraySpec, Context, Episode, Label, Spec
 
 SPEC = Spec(
@@ -52,14 +52,18 @@ def stored(path, *, length=8, episodes=4, spec=SPEC, labels=LABELS):
 
 
 def trained(data, run, *overrides, **options):
-    train.run("videoworld", data=data, run=run, overrides=[*OVERRIDES, *overrides], **options)
+    train("videoworld", data=data, run=run, overrides=[*OVERRIDES, *overrides], **options)
+
+
+def frozen(run):
+    return f"model.tokenizer.run={run}", f"model.ldm_run={run}"
 
 
 def test_a_clip_shorter_than_the_horizon_is_told_before_anything_is_trained(tmp_path):
     data = stored(tmp_path / "short.zarr", length=5)
-    with pytest.raises(ConfigError, match=r"model.ldm.horizon: 9 needs clips of 10 .* has 6; set"):
+    with pytest.raises(ConfigError, match=r"model.ldm.horizon: needs windows of 10 .* has 6; set"):
         trained(data, tmp_path / "run", "model.ldm.horizon=9")
-    with pytest.raises(ConfigError, match=r"model.inverse.chunk: 6 needs clips of 7 observations"):
+    with pytest.raises(ConfigError, match=r"model.inverse.chunk: needs windows of 7 observations"):
         trained(data, tmp_path / "run2", "model.inverse.chunk=6")
     assert not (tmp_path / "run/stages").exists()
 
@@ -80,17 +84,17 @@ def test_cameras_that_the_data_lack_are_named(cameras, said, tmp_path):
 def test_data_without_pictures_are_refused(tmp_path):
     spec = replace(SPEC, observation={"state": ArraySpec((2,))})
     data = stored(tmp_path / "blind.zarr", spec=spec)
-    with pytest.raises(ConfigError, match="VideoWorld.images: .* no pictures, only: state"):
+    with pytest.raises(ConfigError, match="VideoWorld.images: .* no images, only: state"):
         trained(data, tmp_path / "run")
 
 
 def test_a_code_book_that_collapsed_stops_the_training():
     ids = np.arange(40) % 3
     with pytest.raises(TrainingError, match=r"x: the code book collapsed: 3 of 64 .*\(4.7%\)"):
-        check_usage("x", np.tile(ids, (10, 1)), 64, book="ldm")
-    assert check_usage("x", np.tile(ids, (10, 1)), 60, book="ldm") == 0.05
+        check_usage("x", np.tile(ids, (10, 1)), 64, stage="ldm")
+    assert check_usage("x", np.tile(ids, (10, 1)), 60, stage="ldm") == 0.05
     # Few frames cannot fill a large book.
-    assert check_usage("x", ids[:, None], 64_000, book="ldm") == 3 / 64_000
+    assert check_usage("x", ids[:, None], 64_000, stage="ldm") == 3 / 64_000
 
 
 def test_a_stage_of_other_data_or_settings_is_refused(tmp_path, capsys):
@@ -115,7 +119,7 @@ def test_a_stage_of_other_data_or_settings_is_refused(tmp_path, capsys):
     own = (tokenizer / "best.safetensors").read_bytes()
     other = next(stages.glob("ldm-*")) / "best.safetensors"
     (tokenizer / "best.safetensors").write_bytes(other.read_bytes())
-    with pytest.raises(CheckpointError, match="best.safetensors: its model is not that of stage"):
+    with pytest.raises(CheckpointError, match="best.safetensors: its kind is not that of tok"):
         trained(data, tmp_path / "run", resume=True)
     (tokenizer / "best.safetensors").write_bytes(own)
 
@@ -174,7 +178,7 @@ def test_frozen_parts_are_those_of_the_other_run(tmp_path):
     data = stored(tmp_path / "data.zarr")
     more = stored(tmp_path / "more.zarr", episodes=6)
     trained(data, tmp_path / "first")
-    trained(more, tmp_path / "second", f"training.frozen={tmp_path / 'first'}")
+    trained(more, tmp_path / "second", *frozen(tmp_path / "first"))
     first, second = (
         checkpoint.load(tmp_path / run / "best.safetensors").model for run in ("first", "second")
     )
@@ -183,8 +187,8 @@ def test_frozen_parts_are_those_of_the_other_run(tmp_path):
         assert all(torch.equal(found[key], value) for key, value in need.items())
     stages = tmp_path / "second" / "stages"
     made = {each.name.split("-")[0] for each in stages.iterdir()}
-    trained(data, tmp_path / "third", f"training.frozen={tmp_path / 'first'}",
-            f"training.cache={stages}")  # of other data: nothing of it is used
+    # Of other data: nothing of it is used.
+    trained(data, tmp_path / "third", *frozen(tmp_path / "first"), cache=stages)
     lengths = sorted(len(ZarrStore.open(each)) for each in stages.glob("tokens-*.zarr"))
     assert lengths == [4, 6]
     assert made == {"tokens", "generator", "states", "inverse", "dynamics"}
@@ -193,13 +197,14 @@ def test_frozen_parts_are_those_of_the_other_run(tmp_path):
 def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):
     data = stored(tmp_path / "data.zarr")
     trained(data, tmp_path / "first")
-    frozen = f"training.frozen={tmp_path / 'first'}"
-    with pytest.raises(CheckpointError, match=r"ldm of .* has patch 8; set the same as model.ldm"):
-        trained(data, tmp_path / "second", frozen, "model.ldm.patch=4")
+    with pytest.raises(CheckpointError, match=r"its ldm has patch 8; set the same as model.ldm.pa"):
+        trained(data, tmp_path / "second", *frozen(tmp_path / "first"), "model.ldm.patch=4")
+    with pytest.raises(ConfigError, match=r"tokenizer: found run and patch; a part of a run stays"):
+        trained(data, tmp_path / "second", *frozen(tmp_path / "first"), "model.tokenizer.patch=4")
     large = replace(SPEC, observation={**SPEC.observation, "rgb": ArraySpec((64, 64, 3), "uint8")})
     wide = stored(tmp_path / "wide.zarr", spec=large)
-    with pytest.raises(CheckpointError, match=r"sees pictures .*32.* the data have .*64"):
-        trained(wide, tmp_path / "third", frozen)
+    with pytest.raises(CheckpointError, match=r"its tokenizer observes .*32.* is to observe .*64"):
+        trained(wide, tmp_path / "third", *frozen(tmp_path / "first"))
 
 
 def test_an_inverse_dynamics_that_reads_frames_needs_no_states(tmp_path):

@@ -1,0 +1,225 @@
+"""How VideoWorld is trained: five networks, and two stores that are made once.
+
+Frames and clips become tokens and codes, on which the transformer is trained; its states, which
+take longer to make than to read, are what the inverse dynamics reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan import config as configs
+from latentplan import registry
+from latentplan.errors import ConfigError
+from latentplan.models.videoworld.dynamics import TokenDynamics
+from latentplan.models.videoworld.generator import CODES, HIDDEN, TASK, TOKENS, Generator
+from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.ldm import LDM
+from latentplan.nn.sentences import embed
+from latentplan.protocols import Tokenizer
+from latentplan.types import (
+    Array,
+    ArraySpec,
+    Derived,
+    Episode,
+    Label,
+    Parts,
+    Spec,
+    Stage,
+    Training,
+)
+
+if TYPE_CHECKING:
+    from latentplan.models.videoworld.videoworld import VideoWorld
+
+FRAMES = 64  # encoded at a time
+PLANS = 256  # generated at a time
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """How each part is trained; `window` is set by the part."""
+
+    tokenizer: Training = field(default_factory=lambda: Training(steps=3000, batch=24, window=2))
+    ldm: Training = field(default_factory=lambda: Training(steps=3000, batch=16))
+    generator: Training = field(
+        default_factory=lambda: Training(steps=4000, batch=32, clip=1.0, weight_decay=0.01)
+    )
+    inverse: Training = field(
+        default_factory=lambda: Training(steps=1500, batch=64, clip=1.0, weight_decay=0.01)
+    )
+    dynamics: Training = field(default_factory=lambda: Training(steps=2000, batch=32, clip=1.0))
+
+
+def declare(
+    config: VideoWorld.Config, *, training: StageTraining, spec: Spec, labels: Sequence[Label]
+) -> tuple[Stage | Derived, ...]:
+    """Return VideoWorld's stages; ConfigError if the data lack images, or sentences to learn."""
+    tasks = task_names(labels, language=config.language)
+    if config.language and not tasks:
+        raise ConfigError("model.language: no episode in the data has a sentence")
+    sentences = embed(tasks) if config.language else None  # fails, if so, before any training
+    c = config.fitted(spec, tasks=tasks)
+    seen = c.observed(spec)
+    hidden = c.inverse.reads == "hidden"
+    tokenizer = Stage(
+        "tokenizer",
+        lambda spec, parts: registry.build(c.tokenizer, seen),
+        {"part": configs.to_values(c.tokenizer), "images": list(c.images)},
+        training.tokenizer,
+        kind=c.tokenizer.kind,
+        registered=c.tokenizer.name,
+        run=c.tokenizer.run,
+    )
+    ldm = Stage(
+        "ldm",
+        lambda spec, parts: LDM(seen, c.ldm),
+        c.ldm,
+        training.ldm,
+        window=c.ldm.span + 1,
+        window_from="model.ldm.horizon",
+        run=c.ldm_run,
+    )
+    tokens = Derived(
+        "tokens",
+        lambda spec, parts: token_spec(seen, parts["tokenizer"], parts["ldm"]),
+        lambda episodes, parts: [tokenised(e, parts, c, tasks) for e in episodes],
+        {"tasks": list(tasks), "language": c.language},
+        parts=("tokenizer", "ldm"),
+        codebooks={TOKENS: "tokenizer", CODES: "ldm"},
+    )
+    generator = Stage(
+        "generator",
+        lambda spec, parts: Generator(spec, c.generator, sentences=sentences),
+        c.generator,
+        training.generator,
+        data="tokens",
+        window=c.generator.context,
+        window_from="model.generator.context",
+    )
+    states = Derived(
+        "states",
+        lambda spec, parts: with_states(spec, c.generator),
+        lambda episodes, parts: add_states(episodes, parts["generator"]),
+        data="tokens",
+        parts=("generator",),
+        rows=PLANS,
+    )
+    inverse = Stage(
+        "inverse",
+        lambda spec, parts: Inverse(spec, c.inverse, generator=parts["generator"]),
+        c.inverse,
+        training.inverse,
+        data="states" if hidden else "tokens",
+        parts=("generator",),
+        share=c.inverse.labelled,
+        window=c.inverse.chunk + 1,
+        window_from="model.inverse.chunk",
+    )
+    dynamics = Stage(
+        "dynamics",
+        lambda spec, parts: TokenDynamics(spec, c.dynamics),
+        c.dynamics,
+        training.dynamics,
+        data="tokens",
+        share=c.inverse.labelled,
+    )
+    return tokenizer, ldm, tokens, generator, *([states] if hidden else []), inverse, dynamics
+
+
+def task_names(labels: Sequence[Label], *, language: bool = False) -> tuple[str, ...]:
+    """Return the tasks that labels name, sorted; with `language` their sentences."""
+    found = {label.text if language else label.task for label in labels}
+    return tuple(sorted(found - {""}))
+
+
+def token_spec(spec: Spec, tokenizer: Tokenizer, ldm: LDM) -> Spec:
+    """Return the spec of a store of tokens."""
+    return replace(
+        spec,
+        observation={
+            TOKENS: ArraySpec((tokenizer.tokens,), "int32", "tokens of the frame, all cameras"),
+            CODES: ArraySpec((ldm.config.horizon,), "int32", "what changes over the next frames"),
+            TASK: ArraySpec((), "int32", "task id at the frame, 0 for none"),
+        },
+        privileged=(),
+    )
+
+
+def with_states(spec: Spec, c: Generator.Config) -> Spec:
+    """Return the spec of a store of tokens that has the transformer's states as well."""
+    states = ArraySpec((c.horizon + 1, c.width), "float16", "states after the frame and its codes")
+    return replace(spec, observation={**spec.observation, HIDDEN: states})
+
+
+@torch.no_grad()
+def tokenised(
+    episode: Episode, parts: Parts, c: VideoWorld.Config, tasks: Sequence[str]
+) -> Episode:
+    """Return an episode of tokens, codes and task ids, with the same actions and labels.
+
+    Codes look ahead: after an episode's last frame the world stands still.
+    """
+    tokenizer, ldm = parts["tokenizer"], parts["ldm"]
+    device = next(ldm.parameters()).device
+    images = {k: torch.from_numpy(episode.observations[k]).to(device) for k in c.images}
+    tokens: list[Tensor] = []
+    codes: list[Tensor] = []
+    for start in range(0, len(episode) + 1, FRAMES):
+        rows = slice(start, start + FRAMES)
+        tokens.append(tokenizer.encode({k: v[None, rows] for k, v in images.items()}).ids[0])
+        codes.append(ldm.encode_video(images, rows=rows))
+    observations: dict[str, Array] = {
+        TOKENS: torch.cat(tokens).int().cpu().numpy(),
+        CODES: torch.cat(codes).int().cpu().numpy(),
+        TASK: _task_ids(episode, tasks, language=c.language),
+    }
+    return replace(episode, observations=observations)
+
+
+def _task_ids(episode: Episode, tasks: Sequence[str], *, language: bool) -> Array:
+    """Return the task id (L + 1,) at each frame; if labels overlap, that of the later one."""
+    id_of = {name: index for index, name in enumerate(tasks, start=1)}
+    found = np.zeros(len(episode) + 1, np.int32)
+    for label in sorted(episode.labels, key=lambda each: each.start):
+        stop = len(found) if label.stop < 0 else label.stop + 1
+        found[label.start : stop] = id_of.get(label.text if language else label.task, 0)
+    return found
+
+
+def add_states(episodes: Sequence[Episode], generator: Generator) -> list[Episode]:
+    """Return episodes of tokens with the transformer's states.
+
+    They are those after each frame and the codes that it finds likeliest there, from as many
+    frames as it would have seen by then.
+    """
+    return [
+        replace(episode, observations={**episode.observations, HIDDEN: found})
+        for episode, found in zip(episodes, _states(episodes, generator), strict=True)
+    ]
+
+
+@torch.no_grad()
+def _states(episodes: Sequence[Episode], generator: Generator) -> list[Array]:
+    """Return (L + 1, H + 1, width) float16 of each episode."""
+    c, device = generator.config, next(generator.parameters()).device
+    lengths = [len(episode) + 1 for episode in episodes]
+    tokens, task = (
+        torch.from_numpy(np.concatenate([e.observations[key] for e in episodes])).long().to(device)
+        for key in (TOKENS, TASK)
+    )
+    since = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
+    found = torch.empty(len(tokens), c.horizon + 1, c.width, dtype=torch.float16)
+    for seen in range(1, c.context + 1):  # frames by then
+        rows = (since.clamp(max=c.context - 1) == seen - 1).nonzero()[:, 0]
+        for first in range(0, len(rows), PLANS):
+            some = rows[first : first + PLANS]
+            context = tokens[some[:, None] + torch.arange(1 - seen, 1)]
+            found[some] = generator.generate(context, task[some]).hidden[:, 0].half().cpu()
+    return np.split(found.numpy(), np.cumsum(lengths)[:-1])

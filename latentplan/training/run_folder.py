@@ -1,0 +1,100 @@
+"""Run folders: who trains in one, under which settings, and on which data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from latentplan import config
+from latentplan.data.store import ZarrStore
+from latentplan.errors import CheckpointError, StoreError
+from latentplan.files import lock
+from latentplan.training import state
+from latentplan.types import Spec
+
+LOCK = ".lock"  # held by the process that trains in the folder
+
+
+def claim(folder: Path) -> IO[bytes]:
+    """Return a file that keeps other trainings out of a folder until it is closed."""
+    try:
+        return lock(folder / LOCK)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"{folder}: another process is training there; wait for it, or give another run folder"
+        ) from None
+
+
+def check_resumable(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Raise CheckpointError if `folder` holds something that must not be trained over."""
+    if not in_use(folder):
+        return
+    check_resume(folder, resume=resume)
+    kept = [name for name in ("best", "last") if (folder / f"{name}.safetensors").exists()]
+    if kept and not (folder / state.FILE).exists():
+        raise CheckpointError(
+            f"{folder}: has {kept[0]}.safetensors but no {state.FILE} to resume from; "
+            "give another run folder"
+        )
+    if not (folder / "config.yaml").exists():
+        return
+    before, now = (dict(_leaves(s)) for s in (config.read_yaml(folder / "config.yaml"), settings))
+    may_differ = {"data.path"}  # a store may move; its content has a digest
+    if before.get("training.steps", 0) <= now["training.steps"]:
+        may_differ.add("training.steps")
+    differ = [
+        f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"
+        for key in sorted({*before, *now} - may_differ)
+        if before.get(key) != now.get(key)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{folder}: cannot resume with other settings ({'; '.join(differ)}); "
+            "give the same ones, or another run folder"
+        )
+
+
+def check_resume(folder: Path, *, resume: bool) -> None:
+    """Raise CheckpointError if a folder is in use and not to be resumed."""
+    if in_use(folder) and not resume:
+        raise CheckpointError(f"{folder}: is not empty; resume it, or give another run folder")
+
+
+def in_use(folder: Path) -> bool:
+    """Return whether there is more than a lock in a folder."""
+    return folder.exists() and any(file.name != LOCK for file in folder.iterdir())
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def identity(store: ZarrStore) -> dict[str, Any]:
+    """Return what tells one data set from another: its size, and a digest of all actions."""
+    if len(store) == 0:
+        raise StoreError(f"{store.path}: is empty; collect some episodes first")
+    rows = int(store.ends[-1])
+    digest = hashlib.sha256(json.dumps(store.spec.to_json(), sort_keys=True).encode())
+    digest.update(store.ends.tobytes())
+    digest.update(store.rows("action", 0, rows).tobytes())
+    return {
+        "episodes": len(store),
+        "transitions": rows - len(store),
+        "digest": digest.hexdigest()[:16],
+    }
+
+
+def public(store: ZarrStore) -> Spec:
+    """Return a store's spec for a learner: without privileged observations, with the tasks."""
+    spec = store.spec
+    seen = {k: a for k, a in spec.observation.items() if k not in spec.privileged}
+    tasks = spec.tasks or tuple(sorted({label.task for _, label in store.labels()} - {""}))
+    return replace(spec, observation=seen, privileged=(), tasks=tasks)
