@@ -55,7 +55,7 @@ def test_it_is_collected_with_by_module_and_class(folder, capsys):
     [
         (["own_env:Half"], "has no methods snapshot(), restore() (protocols.Env): add them"),
         (["own_env:Blind"], "has no attribute data_spec (protocols.Env): set it"),
-        (["own_env:Pusher", "--policy", "own_env:Lazy"], "has no method reset() (protocols.Policy)"),
+        (["own_env:Pusher", "--policy", "own_env:Lazy"], "has no method reset() (protocols."),
         (["own_envs:Pusher"], "no module 'own_envs' is installed or in this folder"),
         (["own_env:Pusher", "disks=2"], "no key 'disks'; did you mean 'discs'?"),
     ],
