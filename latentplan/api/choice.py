@@ -47,12 +47,16 @@ class Choice:
         return self.make.Config if settable else NoConfig
 
     def build(self, settings: Any, *before: Any) -> Any:
-        """Return the object, made of the arguments `before` and the settings."""
+        """Return the object, made of the arguments `before` and the settings.
+
+        Raises ContractError if it lacks what its kind must offer.
+        """
         if self.instance is not None:
             return self.instance
-        if isinstance(settings, NoConfig):
-            return self.make(*before)
-        return self.make(*before, settings)
+        own = () if isinstance(settings, NoConfig) else (settings,)
+        made = self.make(*before, *own)
+        contracts.check_object(self.kind, self.name, made)
+        return made
 
     def to_values(self, settings: Any) -> dict[str, Any]:
         """Return name and settings as plain values, to tell this choice from another."""
