@@ -441,11 +441,15 @@ class VideoModel(Protocol):
     """
 
     spec: Spec
+    stride: int  # frames that have one probability together; T is a multiple of it in log_prob
 
     def log_prob(
         self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
     ) -> Tensor:
-        """Return the log-probability (B, T) in nats of each frame, given those before it."""
+        """Return the log-probability (B, T) in nats of each frame, given those before it.
+
+        With a stride above 1 the last frame of each group has it, the others 0.
+        """
 
     def sample(
         self,

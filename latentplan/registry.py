@@ -39,9 +39,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "model": {
         "cfm": "latentplan.models.cfm:CFM",
+        "videogpt": "latentplan.models.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
-    "tokenizer": {"vqvae": "latentplan.tokenizers.vqvae:VQVAE"},
+    "tokenizer": {
+        "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
+        "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
+    },
     "planner": {
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",

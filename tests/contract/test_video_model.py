@@ -1,10 +1,10 @@
-"""What every model that says how likely a video is keeps, beside being Dynamics."""
+"""What every model that gives videos a probability keeps."""
 
 import pytest
 import torch
 
 from latentplan import registry
-from latentplan.protocols import ActionProposer, SubgoalModel, VideoModel
+from latentplan.protocols import ActionProposer, Dynamics, SubgoalModel, VideoModel
 from latentplan.types import ActionSpec, ArraySpec, Context, Spec
 
 SPEC = Spec({"rgb": ArraySpec((64, 64, 3), "uint8")}, ActionSpec((-1.0,) * 4, (1.0,) * 4))
@@ -35,20 +35,34 @@ def test_videoworld_is_one():
 
 def test_log_prob_sees_no_later_frame_and_no_neighbour(model):
     assert isinstance(model, VideoModel)
-    video = frames(2, 3)
+    stride = model.stride
+    video = frames(2, 3 * stride)
     with torch.no_grad():
         found = model.log_prob({"rgb": video})
-        assert found.shape == (2, 3) and (found < 0).all() and found.isfinite().all()
+        assert found.shape == (2, 3 * stride) and found.isfinite().all()
+        groups = found.view(2, 3, stride)
+        assert (groups[..., -1] < 0).all() and (groups[..., :-1] == 0).all()
         changed = video.clone()
-        changed[:, 2] = 255 - changed[:, 2]
+        changed[:, 2 * stride :] = 255 - changed[:, 2 * stride :]
         after = model.log_prob({"rgb": changed})
-        torch.testing.assert_close(after[:, :2], found[:, :2])
-        assert not torch.allclose(after[:, 2], found[:, 2])
+        torch.testing.assert_close(after[:, : 2 * stride], found[:, : 2 * stride])
+        assert not torch.allclose(after[:, 2 * stride :], found[:, 2 * stride :])
         alone = model.log_prob({"rgb": video[1:]})
         torch.testing.assert_close(alone[0], found[1], rtol=1e-4, atol=1e-3)
 
 
-def test_latents_are_drawn_as_pictures_the_same_each_time(model):
+def test_samples_depend_on_the_generator_alone(model):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return model.sample({"rgb": frames(2, model.stride)}, 2, generator=generator)["rgb"]
+
+    assert draw(0).shape == (2, 2, 64, 64, 3) and draw(0).dtype == torch.uint8
+    assert torch.equal(draw(0), draw(0))
+
+
+def test_latents_are_decoded_to_images_the_same_each_time(model):
+    if not isinstance(model, Dynamics):
+        pytest.skip("has no latents")
     z = model.encode({"rgb": frames(2, 3)})
     shown = model.decode(z)["rgb"]
     assert shown.shape == (2, 3, 64, 64, 3) and shown.dtype == torch.uint8

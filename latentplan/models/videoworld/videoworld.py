@@ -47,6 +47,7 @@ class VideoWorld(nn.Module):
 
     Training = StageTraining  # how each part is trained
     default_policy = "generative"
+    stride = 1  # frames that have one probability together
 
     @dataclass(frozen=True)
     class Config:
