@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -248,7 +249,8 @@ class _told:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, LatentplanError):
-            name = getattr(self.part, "__name__", type(self.part).__name__)
+            named = self.part if isinstance(self.part, FunctionType) else type(self.part)
+            name = named.__name__
             where = f"{name}.{self.method}" if self.method else name
             raise PlanningError(f"{where} raised {type(error).__name__}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A process of a harness: it takes commands, prints lines and ends with its parent."""
+"""A process of a harness: told words, listened to, ended with its parent."""
 
 from __future__ import annotations
 
