@@ -48,7 +48,7 @@ def test_killed_between_stages_it_goes_on_and_plans(
     monkeypatch.chdir(loop)
     before = files(loop / "run/stages")
     assert {Path(name).parent.name.split("-")[0] for name in before} == {"tokenizer", "ldm"}
-    assert "is not empty; give --resume" in refused(TRAIN, capsys)
+    assert "is not empty; resume it" in refused(TRAIN, capsys)
     assert main([*TRAIN, "--resume"]) == 0
     assert "all stages done" in capsys.readouterr().out
     after = files(loop / "run/stages")
