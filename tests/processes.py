@@ -56,7 +56,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line with which a command refuses."""
     capsys.readouterr()
     assert main(argv) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not re.search(r"\d/s\b", line)]
+    printed = capsys.readouterr().err.splitlines()
+    lines = [line for line in printed if not re.search(r"\d/s\b", line)]
     (line,) = [line for line in lines if not re.match(r"\w+ \w+: \d+/\d+ ", line)]
     assert line.startswith("latentplan: ")
     return line

@@ -219,7 +219,7 @@ class Rig:
         assert len(commands.rows) > 10, f"{name}: it did not move: {health}"
         before = commands.rows[:, 0] < begin
         steady = np.abs(commands.speeds[before[1:], 0])[-STEADY:]
-        # A planner that a busy machine held up for a tick costs a tick of deceleration: 0.0125 rad/s.
+        # A planner delayed by a busy machine costs a tick of deceleration, 0.0125 rad/s.
         assert np.allclose(steady, SPEED, rtol=0.05), f"{name}: {steady} rad/s before it; {health}"
         slow = ~before[1:] & (np.abs(commands.speeds[:, 0]) < 0.995 * SPEED)
         reaction = commands.rows[1:, 0][slow][:1]
