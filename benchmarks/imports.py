@@ -175,7 +175,7 @@ def window_rates(root: Path, small: Path) -> dict[str, float]:
     """Return windows a second out of the store and out of the files, pictures of both cameras.
 
     In memory is what training does with as much as fits; with nothing there each window is decoded
-    anew.
+    again.
     """
     found, rng = {}, np.random.default_rng(0)
     with ZarrStore.open(small) as store:

@@ -37,7 +37,7 @@ class Recorder(SimulatedDriver):
     """Remembers what it was told, and when."""
 
     def open(self) -> None:
-        """Start anew."""
+        """Start over."""
         super().open()
         self.told: list[tuple[float, float]] = []  # s, and the fastest joint, rad/s
 

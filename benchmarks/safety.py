@@ -204,7 +204,7 @@ def _quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run all settings by turns; the file is written after every round."""
+    """Run all settings in turn; the file is written after every round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("streams", nargs="?", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -97,7 +97,7 @@ def success(policy: rollouts.Policy, *, episodes: int, category: str) -> Row:
 def intervened(run: str, *, chunk: int) -> dict[str, rollouts.Policy]:
     """Return a run's policies with each of its codes replaced by random ones, all, and none."""
     model = videoworld_agent.load(run)
-    horizon = model.generator.config.horizon
+    horizon = model.transformer.config.horizon
     which: dict[str, tuple[int, ...]] = {"none": ()}
     which |= {f"code {k + 1}": (k,) for k in range(horizon)}
     if horizon > 1:

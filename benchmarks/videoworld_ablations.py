@@ -2,7 +2,7 @@
 
     python benchmarks/videoworld_ablations.py --data demos.zarr --folder runs/ablations
         [--model PRESET] [--only horizon labels book] [--episodes 50] [--prefix "fine, "]
-        [training.generator.steps=...]
+        [training.transformer.steps=...]
 
 Each variant is a run of `latentplan train --resume` in a folder of its own; stages that agree are
 trained once, in FOLDER/stages. For the horizon one latent dynamics model of the longest horizon is
@@ -32,7 +32,7 @@ def variants(only: list[str], horizons: list[int], books: list[int]) -> dict[str
     found = {}
     longest = max(horizons)
     for horizon in horizons:
-        codes = [f"model.ldm.horizon={longest}", f"model.generator.horizon={horizon}"]
+        codes = [f"model.ldm.horizon={longest}", f"model.transformer.horizon={horizon}"]
         if "horizon" in only:
             found[f"H={horizon}"] = codes
         if "labels" in only:

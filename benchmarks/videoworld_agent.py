@@ -36,7 +36,7 @@ class Agent:
 
     def begin(self, envs: Sequence[Any], task: str, seeds: Sequence[int]) -> None:
         """Forget what was seen; ConfigError for a task that the model was not trained on."""
-        self.number = self.model.generator.number(task)
+        self.number = self.model.transformer.number(task)
         self.seen = [deque[Tensor](maxlen=self.model.context) for _ in seeds]  # of tokens (K,)
         self.left = [deque[np.ndarray]() for _ in seeds]
         self.drawn = torch.Generator().manual_seed(min(seeds))
@@ -71,18 +71,18 @@ class Agent:
 
     def _plans(self, context: Tensor) -> Tensor:
         """Return actions (n, chunk, A) after frames (n, t, K)."""
-        generator, inverse = self.model.generator, self.model.inverse
+        transformer, inverse = self.model.transformer, self.model.inverse
         task = torch.full((len(context),), self.number)
-        made = generator.generate(context, task)
+        made = transformer.generate(context, task)
         codes, hidden = made.codes[:, 0], made.hidden[:, 0]
         for place in self.intervene:
             drawn = torch.randint(
-                generator.config.codes, (len(codes),), generator=self.drawn, dtype=codes.dtype
+                transformer.config.codes, (len(codes),), generator=self.drawn, dtype=codes.dtype
             )
             codes[:, place] = drawn
         if inverse.config.reads == "frames":
-            after = generator.imagine(context, codes, task)
+            after = transformer.imagine(context, codes, task)
             return inverse.actions(inverse(inverse.read_frames(context[:, -1], after, codes)))
         if self.intervene:
-            hidden = generator.plan_states(context, codes, task)
+            hidden = transformer.plan_states(context, codes, task)
         return inverse.actions(inverse(inverse.read_hidden(hidden, context[:, -1])))

@@ -67,7 +67,7 @@ def features(model: VideoWorld, seen: show_videoworld.Seen) -> dict[str, np.ndar
 
     rows = np.flatnonzero(~np.isnan(seen.actions).any(1))
     one_hot = np.eye(model.ldm.vocabulary, dtype=np.float32)[seen.codes]  # n H codes
-    meaning = model.dynamics.meaning
+    meaning = model.dynamics.codebook
     numbers = meaning.codes(torch.from_numpy(seen.tokens)).flatten(1).numpy()  # n (K d)
     counts = np.zeros((len(seen.tokens), model.tokenizer.vocabulary), np.float32)
     for token in seen.tokens.T:

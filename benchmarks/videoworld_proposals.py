@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from latentplan.commands import plan
+from latentplan.api.evaluate import evaluate
 from latentplan.errors import LatentplanError
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
@@ -41,9 +41,9 @@ def row(
     """Return the figures of one setting; the same seed has the same starts and goals."""
     more = [f"planner.candidates={candidates}", f"planner.elites={max(2, candidates // 8)}"]
     if proposer:
-        more.append("mpc.propose=true" if proposer == run else f"mpc.proposer={proposer}")
+        more.append("mpc.propose=true" if proposer == run else f"mpc.proposer.run={proposer}")
     with TemporaryDirectory() as folder:
-        metrics = plan.run(
+        metrics = evaluate(
             run,
             env=env,
             episodes=episodes,
@@ -51,7 +51,7 @@ def row(
             planner="cem",
             out=folder,
             overrides=[*overrides, *more, "evaluation.states=0"],
-        ).to_json()
+        ).metrics.to_json()
     return {"candidates": candidates, "proposer": proposer} | {k: metrics[k] for k in KEPT}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import latentplan
 from latentplan import config
-from latentplan.models.videoworld.generator import Generator
+from latentplan.models.videoworld.video_transformer import VideoTransformer
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.training import checkpoint
 
@@ -32,7 +32,7 @@ def untrained(preset: str, *, like: str, out: Path) -> str:
     chosen = config.resolve("model", preset).values
     sections = {"model": VideoWorld.Config, "training": VideoWorld.Training}
     sizes = config.load(sections, preset=chosen)["model"]
-    made = VideoWorld(other.spec, sizes.fitted(other.spec, tasks=other.config.generator.tasks))
+    made = VideoWorld(other.spec, sizes.fitted(other.spec, tasks=other.config.transformer.tasks))
     checkpoint.save(out / "best.safetensors", made, name="videoworld", step=0, metrics={})
     return str(out)
 
@@ -40,33 +40,33 @@ def untrained(preset: str, *, like: str, out: Path) -> str:
 def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
     """Return median ms of generating codes and a frame, tokens a second, ms of `act`."""
     model = videoworld_agent.load(run).to(device)
-    generator = model.generator
-    horizon, k = generator.config.horizon, generator.tokens
+    transformer = model.transformer
+    horizon, k = transformer.config.horizon, transformer.tokens
     drawn = torch.Generator().manual_seed(0)
     row: dict[str, Any] = {"device": device, "torch threads": torch.get_num_threads()}
     row |= {"context": model.context, "tokens a frame": k, "codes a frame": horizon}
     for batch in BATCHES:
         shape = (batch, model.context, k)
-        tokens = torch.randint(generator.config.vocabulary, shape, generator=drawn).to(device)
-        row[f"batch {batch}"] = generating(generator, tokens, device=device)
+        tokens = torch.randint(transformer.config.vocabulary, shape, generator=drawn).to(device)
+        row[f"batch {batch}"] = generating(transformer, tokens, device=device)
     row["act"] = acting(run, device=device, chunk=chunk)
     return row
 
 
-def generating(generator: Generator, tokens: Tensor, *, device: str) -> dict[str, float]:
+def generating(transformer: VideoTransformer, tokens: Tensor, *, device: str) -> dict[str, float]:
     """Return median ms of generating codes, and a frame, after frames (B, T, K)."""
     task = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    codes = generator.generate(tokens, task).codes[:, 0]
+    codes = transformer.generate(tokens, task).codes[:, 0]
     calls: dict[str, tuple[int, Callable[[], Any], Callable[[], Any]]] = {
         "codes": (
             codes.shape[1],
-            lambda: generator.generate(tokens, task),
-            lambda: generator.generate(tokens, task, cached=False),
+            lambda: transformer.generate(tokens, task),
+            lambda: transformer.generate(tokens, task, cached=False),
         ),
         "a frame": (
-            generator.tokens,
-            lambda: generator.imagine(tokens, codes, task),
-            lambda: generator.imagine(tokens, codes, task, cached=False),
+            transformer.tokens,
+            lambda: transformer.imagine(tokens, codes, task),
+            lambda: transformer.imagine(tokens, codes, task, cached=False),
         ),
     }
     found: dict[str, float] = {}
@@ -83,7 +83,7 @@ def generating(generator: Generator, tokens: Tensor, *, device: str) -> dict[str
 def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:
     """Return ms of `act` of the policy `generative`: encoding, codes, actions."""
     planner = latentplan.load(run, policy="generative", device=device, overrides=[f"chunk={chunk}"])
-    spec, tasks = planner.model.spec, planner.model.config.generator.tasks
+    spec, tasks = planner.model.spec, planner.model.config.transformer.tasks
     rng = np.random.default_rng(0)
     seen = [
         {key: rng.integers(0, 256, a.shape, np.uint8) for key, a in spec.observation.items()}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+@runtime_checkable
 class Component(Protocol):
     """What a registered name stands for: a class, or a function that has a `Config`.
 
@@ -483,6 +484,13 @@ class DefaultPolicy(Protocol):
     """A model that is used with another policy than `mpc` unless the user asks for one."""
 
     default_policy: str  # registry name
+
+
+@runtime_checkable
+class LanguageConfig(Protocol):
+    """A model's Config that says whether its tasks are sentences; else they are names."""
+
+    language: bool
 
 
 class Planner(Protocol):

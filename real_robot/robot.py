@@ -1,7 +1,7 @@
-"""What an arm offers to those who plan for it, and what a backend must do for that.
+"""The protocols of an arm: `Robot` for planners, `Driver` for backends.
 
-`Robot` is what users and planners see; its `send` has the safety filter inside. `Driver` is the
-bare transport beneath: it reads sensors and writes setpoints, and judges nothing.
+`Robot` is for users and planners; its `send` has the safety filter inside. `Driver` is the
+bare transport beneath: it reads sensors and writes setpoints, and checks nothing.
 Units are SI: rad, rad/s, m, s.
 """
 
@@ -19,7 +19,7 @@ from latentplan.types import Array, Observation, Spec
 
 
 class Command(NamedTuple):
-    """What a planner asks for, with what is needed to tell whether it still holds."""
+    """A planner's command, with its sequence number and time stamp."""
 
     action: Array  # (J + 1,): J joints in the filter's `control`, gripper 0 closed to 1 open
     sequence: int  # grows with every new action; the same number is the same action, held
@@ -27,18 +27,18 @@ class Command(NamedTuple):
 
 
 class Setpoint(NamedTuple):
-    """What goes to the motors at one tick, and what was done to the command for it."""
+    """The setpoint of one tick, and the filter's changes to the command."""
 
     q: Array  # (J,) rad
     dq: Array  # (J,) rad/s
     ddq: Array  # (J,) rad/s^2
     gripper: float  # m between the fingers
     interventions: tuple[str, ...] = ()  # late, velocity, position, workspace, solver
-    fault: str = ""  # why this is the first setpoint of a stop; empty where it is none
+    fault: str = ""  # why this is the first setpoint of a stop; empty if it is none
 
 
 class Reading(NamedTuple):
-    """What the joint sensors said."""
+    """A reading of the joint sensors."""
 
     stamp: float  # s on the sensors' clock: when it was measured
     received: float  # s on the robot's clock: when it arrived
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 
 
 class CameraImage(NamedTuple):
-    """What a camera saw."""
+    """An image of a camera."""
 
     stamp: float  # s on the camera's clock
     received: float  # s on the robot's clock
@@ -57,7 +57,7 @@ class CameraImage(NamedTuple):
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What an arm is and may do, as its planner and its safety filter agree on it."""
+    """The joints, limits and rates of an arm, shared by planner and safety filter."""
 
     name: str
     joints: tuple[str, ...]  # names, in the order of every (J,)
@@ -77,7 +77,7 @@ class RobotSpec:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> RobotSpec:
-        """Return the RobotSpec that `to_json` described; RobotError where it is not one."""
+        """Return the RobotSpec that `to_json` described; RobotError if it is not one."""
         try:
             data = Spec.from_json(values["data"])
             lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -89,10 +89,10 @@ class RobotSpec:
 
 @dataclass(frozen=True)
 class Health:
-    """How an arm is, for people and for logs."""
+    """The health of an arm, for people and for logs."""
 
     state: str  # disconnected, ready, armed, stopping, hold, fault
-    reason: str  # why it is not armed any more; empty where nothing happened
+    reason: str  # why it is not armed any more; empty if nothing happened
     ages: Mapping[str, float]  # s since each source was heard: `joints` and the cameras
     interventions: Mapping[str, int] = field(default_factory=dict)  # how often, by kind
     ticks: int = 0  # control ticks so far
@@ -100,7 +100,7 @@ class Health:
 
 
 class Robot(Protocol):
-    """An arm that a planner drives: a context manager that stops the arm when it is left."""
+    """An arm under a planner's control: a context manager that stops the arm at exit."""
 
     @property
     def spec(self) -> RobotSpec:
@@ -109,7 +109,7 @@ class Robot(Protocol):
     def __enter__(self) -> Self:
         """Connect, wait until every sensor is heard, and arm at what the sensors measure.
 
-        Raises RobotError where a sensor stays silent or the arm moves or is out of its limits.
+        Raises RobotError if a sensor stays silent or the arm moves or is out of its limits.
         """
 
     def __exit__(
@@ -121,28 +121,28 @@ class Robot(Protocol):
         """Stop the arm, wait until it rests, and disconnect."""
 
     def observe(self) -> Observation:
-        """Return what the sensors say now: `q`, `dq`, `gripper`, and an image a camera."""
+        """Return the newest sensor data: `q`, `dq`, `gripper`, and an image per camera."""
 
     def send(self, action: Array) -> Array:
         """Return the action that was really sent, after `action` (A,) went through the filter.
 
-        It takes `spec.period` s. Raises RobotError, with the arm at rest, where a limit or a sensor
-        trips; ShapeError where `action` is none.
+        It takes `spec.period` s. Raises RobotError, with the arm at rest, if a limit or a sensor
+        fails; ShapeError if `action` is invalid.
         """
 
     def stop(self, reason: str) -> None:
         """Bring the arm to rest within its limits, now; `send` is refused until it is armed."""
 
     def health(self) -> Health:
-        """Return how the arm is; safe to ask at any time."""
+        """Return the health of the arm; safe at any time."""
 
 
 class View(Protocol):
-    """A camera, simulated or real: what its images are, and where it looks from."""
+    """A camera, simulated or real: the size of its images, its lens and its pose."""
 
     @property
     def name(self) -> str:
-        """Return the name that observations know its image by."""
+        """Return the key of its images in observations."""
 
     @property
     def width(self) -> int:
@@ -160,7 +160,7 @@ class View(Protocol):
 
 
 class Driver(Protocol):
-    """The transport to one arm: no limits, no judgement; what it cannot do raises RobotError.
+    """The transport to one arm: no limits, no checks; a failure raises RobotError.
 
     Its class is `Driver(arm, config, *, cameras)`, `cameras` being views, with a dataclass `Config`
     of its settings, and stands in the registry as a `backend`.
@@ -175,10 +175,10 @@ class Driver(Protocol):
         """Return the robot's clock, s: monotonic, and of this process."""
 
     def wait(self, until: float) -> None:
-        """Return at `until` s of that clock, at once where that has passed."""
+        """Return at `until` s of that clock, at once if that has passed."""
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; None where none came so far."""
+        """Return the newest joint reading; None if none came so far."""
 
     def images(self) -> Mapping[str, CameraImage]:
         """Return the newest image of each camera that has sent one."""
@@ -193,7 +193,7 @@ class Driver(Protocol):
 def in_order(wanted: Sequence[str], names: Sequence[str], values: Sequence[float]) -> Array:
     """Return the values (J,) of the joints `wanted`, from a message that names its own order.
 
-    Joints that are not wanted (a gripper's, another arm's) are left out. Raises RobotError where
+    Joints that are not wanted (a gripper's, another arm's) are left out. Raises RobotError if
     one is missing, named twice, or without a value.
     """
     missing = [name for name in wanted if name not in names]

@@ -46,7 +46,7 @@ class CalibratedCamera:
     rotation: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # w, x, y, z; looks down
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is no such camera."""
+        """Raise ConfigError if there is no such camera."""
         where = f"camera {self.name}"
         check_range(f"{where}.width", self.width, 16, 16384)
         check_range(f"{where}.height", self.height, 16, 16384)
@@ -139,7 +139,7 @@ class CalibratedCamera:
     def project(self, points: Array) -> tuple[Array, Array]:
         """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
 
-        Depth is metres along the line of sight; where it is not positive, the point lies behind the
+        Depth is metres along the line of sight; if it is not positive, the point lies behind the
         camera and its pixel means nothing.
         """
         matrix = self.extrinsics()
@@ -150,7 +150,7 @@ class CalibratedCamera:
     def unproject(self, depth: Array) -> Array:
         """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
 
-        Where it has no depth (0 or NaN), the point is NaN. Raises ShapeError where the image is
+        Where it has no depth (0 or NaN), the point is NaN. Raises ShapeError if the image is
         of another size.
         """
         check("CalibratedCamera.depth", depth, "h w", h=self.height, w=self.width)
@@ -199,7 +199,7 @@ def distorted(flat: Array, distortion: Sequence[float]) -> tuple[Array, Array]:
 def from_row(row: Mapping[str, Any]) -> CalibratedCamera:
     """Return the camera of a row of values, of a robot's file or one of `latentplan calibrate`.
 
-    What the row says of its calibration (`calibration`) is for people. Raises ConfigError where a
+    What the row says of its calibration (`calibration`) is for people. Raises ConfigError if a
     value is missing or wrong.
     """
     missing = [key for key in NEEDED if key not in row]

@@ -1,6 +1,6 @@
 """Forward kinematics of a described arm in closed form: numpy alone, many positions a call.
 
-`Kinematics` knows the same arm with contacts and inverse kinematics, and needs MuJoCo for it; this
+`Kinematics` adds contacts and inverse kinematics, and needs MuJoCo; this
 is what a control loop asks at every tick, also on machines that do not have that.
 """
 
@@ -14,7 +14,7 @@ from latentplan.types import Array
 
 
 class Chain:
-    """Where the end effector of an arm is, from the origins of its joints."""
+    """The kinematic chain of an arm, from the origins of its joints."""
 
     def __init__(self, arm: Arm) -> None:
         """Take the arm's joints; the arm does not change afterwards."""
@@ -66,7 +66,7 @@ def flange(arm: Arm, q: Array) -> Array:
     """Return the poses (N, 4, 4) flange -> world at joint positions q (N, J), rad.
 
     The flange is what the arm's maker calls so: `arm.flange` along z of the tip, before the
-    gripper is turned by its yaw. Raises ShapeError where q is of another arm.
+    gripper is turned by its yaw. Raises ShapeError if q is of another arm.
     """
     check("flange.q", q, "N J", J=len(arm.joints))
     poses = np.broadcast_to(_base(arm).T, (len(q), 4, 4))

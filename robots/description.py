@@ -1,4 +1,4 @@
-"""What an arm is: its joints, limits, links and gripper, read from a file of values.
+"""The description of an arm: joints, limits, links and gripper, read from a file of values.
 
 A shipped arm is `configs/robot/<name>.yaml`; any other arm is a file of the same form, or a URDF,
 so a new arm is configuration alone. There are no meshes: links are capsules, which is what
@@ -53,7 +53,7 @@ class Joint:
     capsules: Capsules = ()  # the link's shape
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         check_range("Joint.low", self.low, -4 * np.pi, 4 * np.pi)
         check_range("Joint.high", self.high, self.low + 1e-3, 4 * np.pi)
         check_range("Joint.home", self.home, self.low, self.high)
@@ -97,7 +97,7 @@ class Gripper:
     capsules: Capsules = ()  # the hand's shape, from the flange; the fingers are added
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         check_range("Gripper.length", self.length, self.finger, 1)
         check_range("Gripper.tip", self.tip, 0, 0.1)
         for name in ("width", "speed", "force", "mass", "finger"):
@@ -126,7 +126,7 @@ class Arm:
     cameras: tuple[CalibratedCamera, ...] = ()  # that see the table, or ride on the flange
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         names = [joint.name for joint in self.joints]
         if "" in names or len(set(names)) < len(names):
             raise ConfigError(f"Arm.joints: found names {names}, each needs one of its own")

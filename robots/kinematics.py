@@ -1,4 +1,4 @@
-"""Where the end effector is, and which joints bring it somewhere: MuJoCo and mink.
+"""Forward and inverse kinematics of an arm, by MuJoCo and mink.
 
 A pose is (7,): x, y, z in metres, then the quaternion w, x, y, z, of the end effector in the
 world. The world's origin is the centre of the table top.
@@ -46,7 +46,7 @@ class Kinematics:
         clearance: float = 1e-3  # m between the arm and the table at least
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Kinematics.tolerance", self.tolerance, 1e-7, 0.1)
             check_range("Kinematics.turn_tolerance", self.turn_tolerance, 1e-7, 0.5)
             check_range("Kinematics.starts", self.starts, 1, 1000)
@@ -57,7 +57,7 @@ class Kinematics:
             check_range("Kinematics.clearance", self.clearance, 0, 0.1)
 
     def __init__(self, arm: Arm, config: Config | None = None) -> None:
-        """Build the arm's model; MissingDependency where mink or its solver is not there."""
+        """Build the arm's model; MissingDependency if mink or its solver is not there."""
         import mujoco
 
         mink = _mink()
@@ -124,11 +124,11 @@ class Kinematics:
     def _solutions(
         self, pose: Array, starts: list[Array], posture: Array, *, turn: bool
     ) -> Iterator[Array]:
-        """Yield the positions found from `starts`; Unreachable where there is none."""
+        """Yield the positions found from `starts`; Unreachable if there is none."""
         target = self._mink.SE3(np.concatenate([pose[3:], pose[:3]]))
         nearest, touching, count = np.inf, "", 0
         for start in starts:
-            # Set anew each time: between two yields another pose may be asked for.
+            # Set each time: between two yields another pose may be asked for.
             self._task.set_target(target)
             self._task.set_orientation_cost([1.0, 1.0, 1.0 if turn else 0.0])
             self._posture.set_target(posture)
@@ -144,7 +144,7 @@ class Kinematics:
             raise Unreachable(self._refusal(pose[:3], nearest, touching))
 
     def contact(self, q: Array) -> str:
-        """Return what touches what at q (J,), as `hand and table`; empty where nothing does."""
+        """Return what touches what at q (J,), as `hand and table`; empty if nothing does."""
         self._place(q)
         self._mujoco.mj_collision(self.model, self._data)
         if self._data.ncon == 0:
@@ -218,7 +218,7 @@ class Kinematics:
 
 
 def _checked(pose: Array) -> Array:
-    """Return a pose (7,) with a unit quaternion; ShapeError where it is not a pose."""
+    """Return a pose (7,) with a unit quaternion; ShapeError if it is not a pose."""
     pose = np.asarray(pose, np.float64)
     check("Kinematics.pose", pose, "n", n=7)
     check_finite("Kinematics.pose", pose)

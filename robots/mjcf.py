@@ -12,7 +12,7 @@ from latentplan.types import Array
 
 EE = "ee"  # body between the finger tips: what grasps, and whose pose is reported
 FINGER = (0.010, 0.006)  # m, half of a finger's thickness along x and y
-COLOURS = ((0.93, 0.93, 0.95, 1.0), (0.30, 0.34, 0.40, 1.0))  # links and joints by turns
+COLOURS = ((0.93, 0.93, 0.95, 1.0), (0.30, 0.34, 0.40, 1.0))  # links and joints alternately
 HAND = (0.16, 0.17, 0.19, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""How an arm takes something from one place to another: a motion within all of its limits."""
+"""Pick and place: the motion of an arm from one place to another, within all of its limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASES = ("approach", "grasp", "lift", "move", "lower", "release", "retreat")
 
 @dataclass(frozen=True)
 class Motion:
-    """What an arm does, sampled at equal times: S instants, J joints."""
+    """A motion of an arm, sampled at equal times: S instants, J joints."""
 
     dt: float  # s between instants
     q: Array  # (S, J) rad
@@ -47,7 +47,7 @@ class Motion:
 class _Piece:
     phase: str
     path: Path
-    length: float  # m that the end effector goes in a straight line; 0 where joints go straight
+    length: float  # m that the end effector goes in a straight line; 0 if joints go straight
 
 
 class PickAndPlace:
@@ -60,7 +60,7 @@ class PickAndPlace:
 
     @dataclass(frozen=True)
     class Config:
-        """How a motion looks, and how fast it is."""
+        """The heights of a motion, and its speed."""
 
         share: float = 0.8  # of the velocity that the arm's maker allows
         speed: float = 0.5  # m/s of the end effector over the table at most
@@ -70,7 +70,7 @@ class PickAndPlace:
         deviation: float = 2e-3  # m from the straight line at most
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("PickAndPlace.share", self.share, 1e-3, 1)
             check_range("PickAndPlace.speed", self.speed, 1e-3, 5)
             check_range("PickAndPlace.hover", self.hover, 0.01, 0.5)
@@ -110,7 +110,7 @@ class PickAndPlace:
         it keeps that tilt until it let go. `grip`, m between the fingers when they hold something,
         is the config's by default. A grasp deeper than the finger tips can go is made as deep as
         they can. `start` (J,) rad is where the arm is, by default at home, where it ends.
-        Raises Unreachable where a part of it is out of reach, collides or leaves the straight line.
+        Raises Unreachable if a part of it is out of reach, collides or leaves the straight line.
         """
         pick, place = np.asarray(pick, np.float64), np.asarray(place, np.float64)
         for where, point in (("pick", pick), ("place", place)):
@@ -136,7 +136,7 @@ class PickAndPlace:
     def straight(self, start: Array, end: Array, *, dt: float = 0.008) -> Motion:
         """Return the motion on which all joints go straight from `start` (J,) to `end` (J,) rad.
 
-        The gripper stands open. Raises Unreachable where something would touch on the way.
+        The gripper stands open. Raises Unreachable if something would touch on the way.
         """
         path = self._checked(Path(np.stack([start, end])))
         return self._sampled([_Piece("retreat", path, 0.0)], dt, grip=self.config.grip)
@@ -227,7 +227,7 @@ class PickAndPlace:
         return path
 
     def _checked(self, path: Path) -> Path:
-        """Return the path; Unreachable where it leaves the joint limits or touches something."""
+        """Return the path; Unreachable if it leaves the joint limits or touches something."""
         turned = float(np.abs(path.at(np.linspace(0, 1, 16), order=1)).max())
         positions = path.at(np.linspace(0, 1, 4 + int(turned / self.STEP)))
         low, high = self.arm.column("low"), self.arm.column("high")
@@ -282,7 +282,7 @@ class PickAndPlace:
 
 
 def _unit(normal: Array) -> Array:
-    """Return a direction (3,) of length 1; ShapeError where it does not point up from the table."""
+    """Return a direction (3,) of length 1; ShapeError if it does not point up from the table."""
     normal = np.asarray(normal, np.float64)
     check("PickAndPlace.normal", normal, "xyz", xyz=3)
     check_finite("PickAndPlace.normal", normal)

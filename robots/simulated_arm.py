@@ -27,7 +27,7 @@ class SimulatedArm:
     def __init__(self, arm: Arm, *, scene: Any = None, solid: bool = False) -> None:
         """Build the model and put the arm at home, with the gripper open.
 
-        `scene` is an MjSpec of what is around it; where `solid`, the arm meets it.
+        `scene` is an MjSpec of what is around it; if `solid`, the arm collides with it.
         """
         import mujoco
 

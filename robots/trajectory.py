@@ -18,7 +18,7 @@ CHECKS = 64  # instants of each piece of a profile that are held against the lim
 
 @dataclass(frozen=True)
 class Limits:
-    """What the joints may do at most, each (J,): rad/s, rad/s^2, rad/s^3."""
+    """The limits of the joints, each (J,): rad/s, rad/s^2, rad/s^3."""
 
     velocity: Array
     acceleration: Array

@@ -1,4 +1,4 @@
-"""An arm in a URDF, as the values of its description; what a URDF has not stands in a YAML beside.
+"""An arm in a URDF as the values of its description; a YAML file beside it adds the rest.
 
 A URDF gives joints, their places, axes and limits of position, velocity and effort, masses, and
 shapes. It knows no limits of acceleration and jerk, and no gripper of ours.
@@ -26,11 +26,11 @@ def read(path: Path, *, required: Sequence[str]) -> dict[str, Any]:
 
     `required` names the values that each joint needs.
 
-    `path` with the suffix .yaml, where it is there, adds `joints` (a mapping of joint names to
+    `path` with the suffix .yaml, if it exists, adds `joints` (a mapping of joint names to
     values such as acceleration and jerk, which replace those of the URDF), `tip` (a link), and
     whatever else an arm's description has. Without `tip` it is the last link that all of the
     longest chains share, which is the hand before its fingers. Joints that slide, or mimic others,
-    are no joints of an arm. Raises ConfigError where it is no such arm.
+    are no joints of an arm. Raises ConfigError if it is no such arm.
     """
     beside = path.with_suffix(".yaml")
     values = config.read_yaml(beside) if beside.exists() else {}
@@ -75,7 +75,7 @@ def _values(
             raise ConfigError(f"{beside.name}: joints: {unknown('joint', name, names)}")
     rows = [row | dict(said.get(row["name"], {})) for row in rows]
     _refuse_missing(rows, beside, required=required)
-    for row in rows:  # 0 where that is allowed, else the middle
+    for row in rows:  # 0 if that is allowed, else the middle
         middle = 0.0 if row["low"] <= 0 <= row["high"] else (row["low"] + row["high"]) / 2
         row.setdefault("home", middle)
     tip_pose = np.linalg.inv(turned) @ before
@@ -90,7 +90,7 @@ def _values(
 
 
 def _refuse_missing(rows: list[dict[str, Any]], beside: Path, *, required: Sequence[str]) -> None:
-    """Raise ConfigError where a limit is in neither file: for all joints in one line."""
+    """Raise ConfigError if a limit is in neither file: for all joints in one line."""
     lacking = {row["name"]: [n for n in required if n not in row] for row in rows}
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if not lacking:

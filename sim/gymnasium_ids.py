@@ -23,7 +23,7 @@ LENGTHS = {"rope": 20, "cloth": 20, "tabletop": 64}  # actions, after which an e
 
 
 def announce() -> None:
-    """Register the ids with Gymnasium: now, or as soon as somebody imports it."""
+    """Register the ids with Gymnasium: now, or as soon as it is imported."""
     if "gymnasium" in sys.modules:
         register()
     else:
@@ -42,7 +42,7 @@ def register() -> None:
 def make(env: str, render_mode: str = "rgb_array", **settings: Any) -> Any:
     """Return the env of this name with these settings.
 
-    Raises ConfigError where a setting is not one of the env's Config or out of its range;
+    Raises ConfigError if a setting is not one of the env's Config or out of its range;
     `render_mode` is always `rgb_array`.
     """
     from latentplan import config, registry
@@ -55,7 +55,7 @@ def make(env: str, render_mode: str = "rgb_array", **settings: Any) -> Any:
 
 
 class _WhenImported:
-    """Finds nothing itself; when Gymnasium is imported, registers the ids afterwards."""
+    """An import hook: when Gymnasium is imported, it registers the ids."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

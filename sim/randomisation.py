@@ -1,4 +1,4 @@
-"""Domain randomisation: what differs from episode to episode, or from step to step.
+"""Domain randomisation: quantities drawn for each episode, or for each step.
 
 Tobin et al. 2017 (arXiv 1703.06907) for what is seen, Peng et al. 2018 (arXiv 1710.06537) for the
 physics, noise and latency. All of it is uniform within ranges.
@@ -41,7 +41,7 @@ class Randomisation:
     """A range (low, high) for each quantity; none is randomised by default.
 
     The object and the latency are always drawn per episode. Picks look for the object by its
-    colour: keep `object_colour` times the light, dimmer where it is tilted, within what the env's
+    colour: keep `object_colour` times the light, dimmer if it is tilted, within what the env's
     `PickSpec` says.
     """
 
@@ -90,7 +90,7 @@ class Randomisation:
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError where `config.randomise` has a range that its env cannot take."""
+    """Raise ConfigError if `config.randomise` has a range that its env cannot take."""
     ranges = config.randomise.ranges()
     if "latency" in ranges and config.control != "velocity":
         raise ConfigError(
@@ -103,7 +103,7 @@ def check(where: str, config: Any) -> None:
             raise ConfigError(
                 f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
             )
-        for end in ranges[name]:  # refused where the setting itself would be
+        for end in ranges[name]:  # refused as the setting itself would be
             replace(config, **{"randomise": Randomisation(), name: end})
 
 
@@ -118,7 +118,7 @@ class State:
 
 
 class Conditions:
-    """What is drawn for an episode. Each number depends on its name, the key and the step alone.
+    """The draws of an episode. Each number depends on its name, the key and the step alone.
 
     So a moment can be gone back to by its `state`, and what one range gives does not depend on
     which others are set.

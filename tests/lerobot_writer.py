@@ -33,7 +33,7 @@ def png(picture):
     return {"bytes": content.getvalue(), "path": "frame-000000.png"}
 
 
-def film(path, pictures, drop=()):
+def write_video(path, pictures, drop=()):
     av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -93,7 +93,7 @@ def dataset(root, *, kind="video", actions=action, drop=()):
         table = pyarrow.Table.from_pylist(content, schema=schema)
         parquet.write_table(table, root / f"data/chunk-000/file-{file:03d}.parquet")
         if kind == "video":
-            film(root / f"{top}/chunk-000/file-{file:03d}.mp4", shown[file], drop=drop)
+            write_video(root / f"{top}/chunk-000/file-{file:03d}.mp4", shown[file], drop=drop)
     table = pyarrow.Table.from_pylist(episodes)
     parquet.write_table(table, root / "meta/episodes/chunk-000/file-000.parquet")
     tasks = {"task_index": list(TASKS.values()), "__index_level_0__": list(TASKS)}

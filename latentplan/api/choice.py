@@ -6,16 +6,23 @@ In a notebook nothing is installed, so a class or an object stands for itself.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from latentplan import config, registry
+from latentplan import config, contracts, registry
 from latentplan.errors import ConfigError
+from latentplan.protocols import Component
 
 # `key=value` with the value in YAML, or a mapping: {"length": 10, "env": {"links": 15}}.
 Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """An object that keeps the Config it was made of."""
+
+    config: Any
 
 
 @dataclass(frozen=True)
@@ -36,21 +43,25 @@ class Choice:
     @property
     def config(self) -> type:
         """The class of its settings; an object has its settings already."""
-        own = None if self.instance is not None else getattr(self.make, "Config", None)
-        return NoConfig if own is None else own
+        settable = self.instance is None and isinstance(self.make, Component)
+        return self.make.Config if settable else NoConfig
 
     def build(self, settings: Any, *before: Any) -> Any:
-        """Return the object, made of the arguments `before` and the settings."""
+        """Return the object, made of the arguments `before` and the settings.
+
+        Raises ContractError if it lacks what its kind must offer.
+        """
         if self.instance is not None:
             return self.instance
-        if isinstance(settings, NoConfig):
-            return self.make(*before)
-        return self.make(*before, settings)
+        own = () if isinstance(settings, NoConfig) else (settings,)
+        made = self.make(*before, *own)
+        contracts.check_object(self.kind, self.name, made)
+        return made
 
     def to_values(self, settings: Any) -> dict[str, Any]:
         """Return name and settings as plain values, to tell this choice from another."""
         if self.instance is not None:
-            settings = getattr(self.instance, "config", None)
+            settings = self.instance.config if isinstance(self.instance, Configured) else None
         known = is_dataclass(settings) and not isinstance(settings, type)
         return {"name": self.name, **(config.to_values(settings) if known else {})}
 
@@ -58,24 +69,26 @@ class Choice:
         """Return whether another process can make it too."""
         if self.instance is not None:
             return False
-        found = sys.modules.get(self.make.__module__)
         if self.make.__module__ == "__main__":  # a notebook's cannot be imported again
             return False
-        for name in self.make.__qualname__.split("."):
-            found = getattr(found, name, None)
-        return found is self.make
+        return "<locals>" not in self.make.__qualname__
 
 
 def choose(kind: str, given: Any) -> Choice:
     """Return what a name, a class or an object stands for.
 
-    A name is a preset or in the registry. Raises UnknownName for another.
+    A name is a preset, in the registry, or MODULE:CLASS. Raises UnknownName for another, and
+    ContractError for a class or an object that lacks what its kind must offer.
     """
+    if isinstance(given, str) and ":" in given and given not in registry.names(kind):
+        given = registry.load(kind, given)
     if isinstance(given, str):
         preset = config.resolve(kind, given)
         return Choice(kind, preset.base, registry.get(kind, preset.base), values=preset.values)
     if isinstance(given, type):
+        contracts.check_class(kind, given.__qualname__, given)
         return Choice(kind, _name(kind, given), given)
+    contracts.check_object(kind, type(given).__qualname__, given)
     return Choice(kind, _name(kind, type(given)), type(given), instance=given)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentplan import config
 from latentplan.api import stores
-from latentplan.api.choice import Choice, Overrides, as_overrides, choose
+from latentplan.api.choice import Choice, NoConfig, Overrides, as_overrides, choose
 from latentplan.errors import ConfigError, Interrupted, check_range
 from latentplan.protocols import Env, HasEpisodeLength, Policy
 from latentplan.types import OnProgress, Progress, Spec
@@ -141,7 +141,7 @@ def _recipe(
 
 def _maker(choice: Choice) -> Any:
     """Return what a recorder calls to make the part: the class itself, which can be pickled."""
-    if choice.instance is None and choice.config is getattr(choice.make, "Config", None):
+    if choice.instance is None and choice.config is not NoConfig:
         return choice.make
 
     def make(*arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentplan import config
+from latentplan import config, registry
 from latentplan.api import results
 from latentplan.api.choice import Choice, Overrides, as_overrides, choose
 from latentplan.api.fit import check_fit
@@ -23,6 +23,7 @@ from latentplan.protocols import (
     Evaluation,
     HasEpisodeLength,
     IllustratedEvaluation,
+    LanguageConfig,
     Policy,
 )
 from latentplan.types import OnProgress, Progress
@@ -159,11 +160,17 @@ def _of_run(
     parts = load.choose(found.model, **named)
     if env is None and not found.spec.env:
         raise CheckpointError(f"run {str(run)!r}: does not say which env it is for; name one")
+    if env is None and found.spec.env not in registry.names("env"):  # a file names no module
+        raise CheckpointError(
+            f"run {str(run)!r}: its data come from env {found.spec.env!r}, which is not "
+            "registered; name the env"
+        )
     world = choose("env", found.spec.env if env is None else env)
     adapted: dict[str, Any] = {}
     if isinstance(world.make, AdaptableEnv):
         adapted = world.make.settings_for(found.spec)
-    instruction = {"instruction": "text"} if getattr(found.config, "language", False) else {}
+    sentences = isinstance(found.config, LanguageConfig) and found.config.language
+    instruction = {"instruction": "text"} if sentences else {}
     settings = config.load(
         {**parts.sections, "env": world.config, "evaluation": evaluation.config},
         preset={

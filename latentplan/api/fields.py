@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from latentplan import config, registry
 from latentplan.errors import ConfigError, ranges, unknown
+from latentplan.types import Part
 
 # Sections of settings that no registered name has, with the class of each.
 SECTIONS = {
@@ -82,16 +83,18 @@ def fields(schema: type, filled: Any, prefix: str = "") -> Iterator[Field]:
     for field in fields_of(schema):
         value, name = getattr(filled, field.name), prefix + field.name
         bounds = _range(*checked[field.name]) if field.name in checked else ""
-        nested = is_dataclass(value)
+        nested = is_dataclass(value) and not isinstance(value, Part)
         yield Field(
             name=name,
             type=_type(hints[field.name]),
-            value="" if nested else value,
-            default="" if nested else getattr(default, field.name),
+            value="" if nested else _part(value),
+            default="" if nested else _part(getattr(default, field.name)),
             range=bounds,
             meaning=meanings.get(field.name, ""),
         )
-        if is_dataclass(value):
+        if isinstance(value, Part) and value.name:
+            value = value.config or registry.get(value.kind, value.name).Config()
+        if is_dataclass(value) and not isinstance(value, Part):
             yield from fields(type(value), value, f"{name}.")
 
 
@@ -117,6 +120,13 @@ def _comments(schema: type) -> dict[str, str]:
             last = statement.end_lineno or statement.lineno
             found[statement.target.id] = texts.get(last, "")
     return found
+
+
+def _part(value: Any) -> Any:
+    """Return a Part as `{run: RUN}` or `{name: NAME}`, any other value as it is."""
+    if not isinstance(value, Part):
+        return value
+    return f"{{run: {value.run}}}" if value.run else f"{{name: {value.name}}}"
 
 
 def _type(hint: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentplan import config, registry
+from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import CheckpointError, ConfigError
 from latentplan.models.ensemble import Ensemble
 from latentplan.objectives.subgoal import Subgoal
@@ -16,6 +17,7 @@ from latentplan.planning.mpc import MPC
 from latentplan.planning.precision import own_torch_settings
 from latentplan.protocols import Constraint, DefaultPolicy, Dynamics, Proposal
 from latentplan.training import checkpoint
+from latentplan.types import Part
 
 POLICIES = ("generative", "mpc")  # that are made of a model
 
@@ -29,7 +31,7 @@ def load(
     planner: str | None = None,
     objective: str | None = None,
     seed: int = 0,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     proposals: Sequence[Proposal] = (),
     constraints: Sequence[Constraint] = (),
 ) -> MPC | GenerativePolicy:
@@ -59,7 +61,7 @@ def load(
         planner=planner,
         objective=objective or ("goal" if alone else "pessimistic"),
     )
-    settings = config.load(parts.sections, preset=parts.presets, overrides=overrides)
+    settings = config.load(parts.sections, preset=parts.presets, overrides=as_overrides(overrides))
     return assemble(
         found, parts, settings, seed=seed, proposals=proposals, constraints=constraints
     )
@@ -137,7 +139,7 @@ def assemble(
         "seed": seed,
         "proposals": proposals,
         "constraints": constraints,
-        "proposers": [_proposer(own.proposer, found)] if own.proposer else (),
+        "proposers": _proposers(own.proposer, found),
     }
     if not parts.planner:
         return GenerativePolicy(found.model, own, **more)
@@ -145,8 +147,16 @@ def assemble(
     return MPC(found.model, planner, config=own, **more)
 
 
-def _proposer(run: str, planned: checkpoint.Checkpoint) -> Any:
-    """Return the model of `run`; CheckpointError unless its actions are those of `planned`."""
+def _proposers(part: Part, planned: checkpoint.Checkpoint) -> list[Any]:
+    """Return the model of another run, if there is one.
+
+    CheckpointError unless its actions are those of `planned`.
+    """
+    run = part.run
+    if part.name:
+        raise ConfigError(f"proposer.name: found {part.name!r}, need a trained run: proposer.run")
+    if not run:
+        return []
     device = next(planned.model.parameters()).device
     model = checkpoint.load(checkpoint.find(run), device=str(device)).model
     own, other = model.spec.action, planned.spec.action
@@ -160,4 +170,4 @@ def _proposer(run: str, planned: checkpoint.Checkpoint) -> Any:
                 f"proposer: the actions of {run!r} have {name} {found}, those of the planning "
                 f"model {need}; take a run of the same env"
             )
-    return model.requires_grad_(False)
+    return [model.requires_grad_(False)]

@@ -73,7 +73,7 @@ def choose(
     )
     if found.spec.pick is not None:
         links.check_control(settings, "a run with picks")
-    picture = None if goal is None else read_goal(goal, found.spec)
+    image = None if goal is None else read_goal(goal, found.spec)
     agent = assemble(found, parts, settings, seed=seed)
     if goal_text:
         set_instruction(agent, goal_text)
@@ -91,7 +91,7 @@ def choose(
         agent=agent,
         scene=scene,
         camera=camera,
-        goal=picture or goal_text or None,
+        goal=image or goal_text or None,
         steps=steps or PICKS,
         seed=seed,
     )
@@ -126,7 +126,7 @@ def _env_config(spec: Spec) -> Any:
 
 
 def read_goal(file: str, spec: Spec) -> Observation:
-    """Return the observation of a picture file; ConfigError unless it has the model's size."""
+    """Return the observation of an image file; ConfigError unless it has the model's size."""
     from PIL import Image, UnidentifiedImageError
 
     key = image_key(spec)

@@ -150,7 +150,7 @@ class Reaching(RobotTask):
 
 
 class Planned(RobotTask):
-    """A trained model's plans towards a goal, a picture or words: picks, or the arm's actions."""
+    """A trained model's plans towards a goal, an image or words: picks, or the arm's actions."""
 
     def __init__(
         self,
@@ -227,7 +227,8 @@ class Planned(RobotTask):
     def _act(self, robot: LocalRobot | RemoteRobot, record: Record) -> None:
         """Plan and do one action."""
         if self._picking is None:
-            robot.send(self.agent.act(self._public(robot.observe())))
+            sent = robot.send(self.agent.act(self._public(robot.observe())))
+            self.agent.sent(sent)
             record.actions += 1
             return
         seen = robot.observe()

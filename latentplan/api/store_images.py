@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 EPISODES = 6  # rows of the contact sheet
 STEPS = 10  # columns of the contact sheet
-PIXELS = 128  # smallest side of one picture on it
+PIXELS = 128  # smallest side of one image on it
 SIDE = 320  # pixels, about the side of one image of a video
 BAR = 24  # pixels of a line of text
 INK = (228, 228, 231)  # its colour
 PANELS = 5  # histograms in a row
-SMALLEST = 16  # pixels a side; smaller arrays are not pictures
+SMALLEST = 16  # pixels a side; smaller arrays are not images
 FPS = 4  # of a video of actions that take their time
 
 
 def cameras(store: ZarrStore) -> list[str]:
-    """Return the observations that are pictures: (h, w, 3) uint8, or (h, w) and (h, w, 1)."""
-    return [key for key, array in store.spec.observation.items() if _is_picture(array)]
+    """Return the observations that are images: (h, w, 3) uint8, or (h, w) and (h, w, 1)."""
+    return [key for key, array in store.spec.observation.items() if _is_image(array)]
 
 
 def draw(store: ZarrStore, file: Path, *, episode: int | None = None) -> None:
     """Write a PNG: episodes from top to bottom, their steps from left to right, histograms below.
 
     Of one `episode` every step is shown. Above an episode stand its labels. Histograms are of all
-    actions, and of the numbers that episodes say. A store without pictures has histograms alone.
+    actions, and of the numbers that episodes say. A store without images has histograms alone.
     """
     from PIL import Image
 
@@ -71,17 +71,17 @@ def number(store: ZarrStore, episode: int) -> int:
         ) from None
 
 
-def _is_picture(array: ArraySpec) -> bool:
+def _is_image(array: ArraySpec) -> bool:
     large = len(array.shape) >= 2 and min(array.shape[:2]) >= SMALLEST
     colours = array.shape[2:] == (3,) and array.dtype == "uint8"
     return large and (colours or array.shape[2:] in ((), (1,)))
 
 
-def _visible(pictures: Array) -> Array:
-    """Return pictures (n, h, w, ...) as (n, h, w, 3) uint8; depth and the like in grey."""
-    if pictures.shape[3:] == (3,):
-        return pictures
-    values = pictures.reshape(pictures.shape[:3]).astype(np.float64)
+def _visible(images: Array) -> Array:
+    """Return images (n, h, w, ...) as (n, h, w, 3) uint8; depth and the like in grey."""
+    if images.shape[3:] == (3,):
+        return images
+    values = images.reshape(images.shape[:3]).astype(np.float64)
     seen = values[np.isfinite(values)]
     low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 0.0)
     grey = (np.nan_to_num(values, posinf=high) - low) / max(high - low, 1e-9)
@@ -89,7 +89,7 @@ def _visible(pictures: Array) -> Array:
 
 
 def _sheet(store: ZarrStore, keys: Sequence[str], episode: int | None) -> list[Array]:
-    """Return rows (h, w, 3) of framed pictures, the cameras one above the other."""
+    """Return rows (h, w, 3) of framed images, the cameras one above the other."""
     chosen = np.linspace(0, len(store) - 1, EPISODES) if episode is None else np.array([episode])
     rows = []
     for index in np.unique(chosen.astype(int)):
@@ -98,14 +98,14 @@ def _sheet(store: ZarrStore, keys: Sequence[str], episode: int | None) -> list[A
         if whole.labels:
             rows.append(_written(index, whole.labels))
         for key in keys:
-            pictures = _visible(observations[key])
-            steps = np.arange(len(pictures))
+            images = _visible(observations[key])
+            steps = np.arange(len(images))
             if episode is None and len(steps) > STEPS:
                 steps = np.linspace(0, len(steps) - 1, STEPS).astype(int)
-            scale = -(-PIXELS // min(pictures.shape[1:3]))
-            large = pictures[steps].repeat(scale, axis=1).repeat(scale, axis=2)
+            scale = -(-PIXELS // min(images.shape[1:3]))
+            large = images[steps].repeat(scale, axis=1).repeat(scale, axis=2)
             for first in range(0, len(large), STEPS):
-                part = [_framed(picture) for picture in large[first : first + STEPS]]
+                part = [_framed(image) for image in large[first : first + STEPS]]
                 rows.append(np.concatenate(part, axis=1))
     return rows
 
@@ -122,12 +122,12 @@ def _written(index: int, said: Sequence[Label]) -> Array:
     return np.asarray(line)
 
 
-def _framed(picture: Array) -> Array:
-    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255)
+def _framed(image: Array) -> Array:
+    return np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=255)
 
 
 def _histograms(store: ZarrStore, width: int) -> Array:
-    """Return a picture (h, width, 3) of how often actions and numbers of episodes had a value."""
+    """Return an image (h, width, 3) of how often actions and numbers of episodes had a value."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -156,17 +156,17 @@ def _values(store: ZarrStore) -> Mapping[str, Array]:
 def _frames(episode: Episode, keys: Sequence[str], title: str) -> Iterator[Array]:
     from PIL import Image, ImageDraw, ImageFont
 
-    pictures = [_visible(episode.observations[key]) for key in keys]
-    factors = [max(1, round(SIDE / max(p.shape[1:3]))) for p in pictures]
-    widths = [p.shape[2] * f for p, f in zip(pictures, factors, strict=True)]
-    tall = max(p.shape[1] * f for p, f in zip(pictures, factors, strict=True))
+    images = [_visible(episode.observations[key]) for key in keys]
+    factors = [max(1, round(SIDE / max(p.shape[1:3]))) for p in images]
+    widths = [p.shape[2] * f for p, f in zip(images, factors, strict=True)]
+    tall = max(p.shape[1] * f for p, f in zip(images, factors, strict=True))
     size = (sum(widths) + sum(widths) % 2, tall + BAR + tall % 2)  # even, as mp4 wants it
     font = ImageFont.load_default(13)
     for step in range(len(episode) + 1):
         frame = Image.new("RGB", size)
         for camera, left in enumerate(np.cumsum([0, *widths[:-1]]).tolist()):
-            picture = pictures[camera][step]
-            large = picture.repeat(factors[camera], axis=0).repeat(factors[camera], axis=1)
+            image = images[camera][step]
+            large = image.repeat(factors[camera], axis=0).repeat(factors[camera], axis=1)
             frame.paste(Image.fromarray(large), (left, BAR))
         numbers = ", ".join(f"{x:.2f}" for x in episode.actions[step - 1]) if step else "start"
         line = f"{title}  step {step}  {numbers}"

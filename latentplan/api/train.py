@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentplan import config, registry
+from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
 from latentplan.protocols import Staged
@@ -39,7 +40,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str = "cpu",
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     cache: str | Path | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Run:
@@ -61,7 +62,7 @@ def train(
     check_range("train.seed", seed, 0)
     chosen = _choose(model, kind)
     device_of = checkpoint.find_device(device)
-    settings = config.load(chosen.sections, preset=chosen.preset, overrides=overrides)
+    settings = config.load(chosen.sections, preset=chosen.preset, overrides=as_overrides(overrides))
     own = chosen.config or checkpoint.with_parts_of_runs(settings[chosen.kind])
     count, folder = _Count(on_progress), Path(run)
     with ZarrStore.open(data) as store:

@@ -1,30 +1,20 @@
-"""`latentplan check`: whether an env, a model, ... keeps what its kind promises."""
+"""`latentplan check`: whether an env keeps what its kind promises."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from latentplan.types import Spec
 
 EXAMPLE = "latentplan check env my_envs:Pusher"
 SAYS = {"ok": "", "FAILED": ": found ", "skipped": ": "}
 
 
 def command(
-    kind: Annotated[
-        str,
-        typer.Argument(metavar="KIND", help="env, model, tokenizer, planner, policy or objective."),
-    ],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="env.")],
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Registered, a preset, or MODULE:CLASS.")
     ],
-    data: Annotated[
-        str | None,
-        typer.Option(help="Episode store whose spec a model is built for. Default: a made-up one."),
-    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of its Config.")
     ] = None,
@@ -32,9 +22,7 @@ def command(
     """Check that a class keeps what its kind promises."""
     from latentplan.conformance import suite
 
-    tested = suite.subject(
-        kind, name, overrides=overrides or [], spec=None if data is None else _spec(data)
-    )
+    tested = suite.subject(kind, name, overrides=overrides or [])
     counts = dict.fromkeys(SAYS, 0)
     for result in suite.run(tested):
         counts[result.status] += 1
@@ -43,9 +31,3 @@ def command(
     print(f"{kind} {name}: {ok} ok, {failed} failed, {skipped} skipped")
     raise typer.Exit(2 if failed else 0)
 
-
-def _spec(data: str) -> Spec:
-    from latentplan.data.store import ZarrStore
-
-    with ZarrStore.open(data) as store:
-        return store.spec

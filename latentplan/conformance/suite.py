@@ -16,7 +16,7 @@ from latentplan import config, contracts, registry
 from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
 from latentplan.types import Array, Spec
 
-KINDS = ("env", "model", "tokenizer", "planner", "policy", "objective")
+KINDS = ("env",)  # a module of this package each
 
 
 class Broken(Exception):

@@ -23,8 +23,8 @@ MEANING = {
     "noop": "nobody acts",
     "oracle": "a script that sees the simulator's state",
 }
-STRIP = 7  # pictures of a trial, start and end among them; the goal comes on top
-SHOWN = 40  # trials with pictures; a longer report would be megabytes
+STRIP = 7  # images of a trial, start and end among them; the goal comes on top
+SHOWN = 40  # trials with images; a longer report would be megabytes
 INK = "#0a0b0c"  # stands for the page's text colour while matplotlib draws
 
 
@@ -36,7 +36,7 @@ def render(
     config: str,
     provenance: Mapping[str, Any],
 ) -> str:
-    """Return the report as HTML, with pictures and curves inside.
+    """Return the report as HTML, with images and curves inside.
 
     `config` is the resolved config as YAML, `provenance` JSON values that are shown as they are.
     """
@@ -75,31 +75,31 @@ def _strip(trial: Trial) -> dict[str, Any]:
     planner = trial.attempts["planner"]
     last = len(planner.distance) - 1
     steps = sorted({round(s) for s in np.linspace(0, last, STRIP)})
-    pictures = []
+    images = []
     if trial.goal is not None:
         for step in steps:
             caption = "start" if step == 0 else "last" if step == last else f"action {step}"
-            pictures.append(
+            images.append(
                 {
                     "source": _png(planner.images[step]),
                     "caption": caption,
                     "distance": float(planner.distance[step]),
                 }
             )
-        pictures.append({"source": _png(trial.goal), "caption": "goal", "distance": None})
+        images.append({"source": _png(trial.goal), "caption": "goal", "distance": None})
     return {
-        "pictures": pictures,
+        "images": images,
         "ends": {n: float(a.distance[-1]) for n, a in trial.attempts.items()},
         "start": float(planner.distance[0]),
         "success": planner.success,
     }
 
 
-def _png(picture: Array) -> str:
+def _png(image: Array) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

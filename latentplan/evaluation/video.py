@@ -1,4 +1,4 @@
-"""The planner's trials as a film: what is seen now beside what shall be seen."""
+"""The planner's trials as a video: the current image beside the goal's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from latentplan.evaluation.goals import Trial
 from latentplan.files import replacing
 from latentplan.types import Array
 
-PANEL = 320  # pixels, about the side of one picture
-BAR = 32  # pixels, the line of text above the pictures
+PANEL = 320  # pixels, about the side of one image
+BAR = 32  # pixels, the line of text above the images
 MARGIN = 8  # pixels
 BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
 
@@ -20,7 +20,7 @@ BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
 def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
     """Write an mp4 (H.264, yuv420p) of all trials and return its number of frames.
 
-    A trial of L actions is L + 1 frames, the last one held for a second. Raises OSError where
+    A trial of L actions is L + 1 frames, the last one held for a second. Raises OSError if
     the disk refuses; an earlier file stays then.
     """
     return encode(path, _frames(trials, hold=fps), fps=fps)
@@ -29,7 +29,7 @@ def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
 def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
     """Write an mp4 (H.264, yuv420p) of frames (h, w, 3) uint8, even in size; return their number.
 
-    Raises OSError where the disk refuses; an earlier file stays then.
+    Raises OSError if the disk refuses; an earlier file stays then.
     """
     import imageio_ffmpeg
 
@@ -60,12 +60,12 @@ def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
 def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
     for index, trial in enumerate(trials):
         planner, goal = trial.attempts["planner"], trial.goal
-        assert goal is not None  # the caller shows only trials with pictures
-        for step, (picture, distance) in enumerate(
+        assert goal is not None  # the caller has checked that there are images
+        for step, (image, distance) in enumerate(
             zip(planner.images, planner.distance, strict=True)
         ):
             text = f"trial {index + 1} of {len(trials)}   action {step}   {distance * 100:.1f} cm"
-            frame = side_by_side(picture, goal, text)
+            frame = side_by_side(image, goal, text)
             yield frame
         for _ in range(hold):
             yield frame
@@ -79,8 +79,8 @@ def side_by_side(now: Array, goal: Array, text: str) -> Array:
     height, width = now.shape[0] * factor, now.shape[1] * factor
     size = (2 * width + 3 * MARGIN, height + BAR + MARGIN)
     frame = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), BACKGROUND)
-    for column, picture in enumerate((now, goal)):
-        large = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    for column, image in enumerate((now, goal)):
+        large = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         frame.paste(large, (MARGIN + column * (width + MARGIN), BAR))
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(15)
     draw.text((MARGIN, BAR / 2), text, TEXT, font, anchor="lm")

@@ -83,7 +83,7 @@ class _Actors:
         self._starting[actor.here.remote()] = actor
 
     def _give(self, todo: list[int], *, before: int) -> None:
-        """Hand out the first episodes of `todo`, to whoever has the fewest."""
+        """Hand out the first episodes of `todo`, to the worker that has the fewest."""
         while todo and todo[-1] < before and self._load:
             actor = min(self._load, key=self._load.__getitem__)
             if self._load[actor] >= AHEAD:

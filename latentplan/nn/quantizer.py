@@ -106,35 +106,36 @@ class Whitening(nn.Module):
         return white
 
 
-class Numbers(nn.Module):
-    """Ids of finite scalar quantization as the numbers that they stand for; no weights."""
+class FSQCodebook(nn.Module):
+    """The numbers that ids of finite scalar quantization stand for; no weights."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         """Take how many values each number has."""
         super().__init__()
-        sizes = torch.tensor(levels)
-        self.levels: Tensor
-        self.basis: Tensor
-        self.register_buffer("levels", sizes, persistent=False)
-        self.register_buffer(
-            "basis", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]), persistent=False
-        )
+        from vector_quantize_pytorch import FSQ
 
-    def classes(self, ids: Tensor) -> Tensor:
-        """Return which value each number has, from 0 on: (..., len(levels)) of ids (...)."""
-        return ids[..., None] // self.basis % self.levels
+        with torch.device("cpu"):  # FSQ reads its own numbers, which the meta device does not have
+            self.fsq: Any = FSQ(levels=list(levels))
+        half = torch.tensor(levels) // 2
+        self.middle: Tensor
+        self.register_buffer("middle", half, persistent=False)
+
+    def level_indices(self, ids: Tensor) -> Tensor:
+        """Return the index of each number's value: (..., len(levels)) of ids (...)."""
+        found: Tensor = self.fsq.indices_to_level_indices(ids)
+        return found.long()
 
     def codes(self, ids: Tensor) -> Tensor:
         """Return the numbers (..., len(levels)) in [-1, 1] that ids (...) stand for."""
-        half = self.levels // 2
-        return (self.classes(ids) - half) / half
+        found: Tensor = self.fsq.indices_to_codes(ids.reshape(1, -1))[0]
+        return found.view(*ids.shape, -1)
 
     def nearest(self, codes: Tensor) -> Tensor:
         """Return the ids (...) nearest to numbers (..., len(levels)): `codes` undone."""
-        half = self.levels // 2
-        places = (codes * half + half).round().clamp(min=0)
-        places = torch.minimum(places, (self.levels - 1).to(places))
-        return (places * self.basis).sum(-1).long()
+        places = (codes * self.middle + self.middle).round().clamp(min=0)
+        places = torch.minimum(places, (self.fsq._levels - 1).to(places))
+        ids: Tensor = self.fsq.codes_to_indices((places - self.middle) / self.middle)
+        return ids.long()
 
 
 def usage(ids: Tensor, size: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from latentplan.protocols import (
     ObjectiveFactory,
     Proposal,
 )
-from latentplan.types import Context, Goal, Spec
+from latentplan.types import Context, Goal, Part, Spec
 
 
 class GenerativePolicy(MPC):
@@ -46,7 +46,7 @@ class GenerativePolicy(MPC):
         action_rate_limit: tuple[float, ...] = ()  # most that each number changes; () for any
         replan_threshold: float | None = None  # see MPC.Config
         dtype: str = "float32"  # of rollouts, see MPC.Config
-        proposer: str = ""  # run of another model that proposes, for `latentplan.load`
+        proposer: Part = Part("model")  # {run: RUN}: another model that proposes
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""

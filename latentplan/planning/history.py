@@ -37,12 +37,20 @@ class ObservationHistory:
         rest = np.clip(np.zeros(action.size), action.low, action.high)
         self._rest = torch.tensor(rest[None], dtype=torch.float32, device=self.device)
         self._sent: Tensor | None = None  # action (1, A) since the last observation
+        self._task: Tensor | None = None  # (1,) int64 id of the task
 
     def observe(self, where: str, observation: Observation) -> None:
         """Append an observation; ShapeError unless it has the model's keys."""
         inputs = checked(where, self.model.spec, observation)
         self._steps.append(self._step(inputs))
         self._inputs, self._sent = inputs, None
+
+    def instruct(self, text: str) -> None:
+        """Set the task by its name; of a name that the model has no id for, the id is 0."""
+        tasks = self.model.spec.tasks
+        if tasks:
+            number = tasks.index(text) + 1 if text in tasks else 0
+            self._task = torch.tensor([number], device=self.device)
 
     @property
     def started(self) -> bool:
@@ -87,6 +95,7 @@ class ObservationHistory:
         return Context(
             torch.cat([step.latent for step in filled], dim=1),
             torch.cat(actions, dim=1) if actions else self._rest[:, None][:, :0],
+            task=self._task,
         )
 
 

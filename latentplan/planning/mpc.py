@@ -28,7 +28,7 @@ from latentplan.protocols import (
     Planner,
     Proposal,
 )
-from latentplan.types import Array, Goal, Observation, Plan, Spec
+from latentplan.types import Array, Goal, Observation, Part, Plan, Spec
 
 
 class MPC:
@@ -51,7 +51,7 @@ class MPC:
         dtype: str = "float32"  # of rollouts: float32, tf32 (CUDA), bfloat16 or float16
         cuda_graph: bool = False  # a solve is one CUDA graph; needs a CUDA device
         propose: bool = False  # whether actions that the model itself proposes compete
-        proposer: str = ""  # run of another model whose proposals compete, for `latentplan.load`
+        proposer: Part = Part("model")  # {run: RUN}: another model whose proposals compete
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""
@@ -67,7 +67,8 @@ class MPC:
             if self.dtype not in DTYPES:
                 known = ", ".join(DTYPES)
                 raise ConfigError(f"MPC.dtype: {self.dtype!r} is not one of {known}")
-            if self.cuda_graph and (self.deadline_ms is not None or self.propose or self.proposer):
+            asks = self.propose or bool(self.proposer.run)
+            if self.cuda_graph and (self.deadline_ms is not None or asks):
                 raise ConfigError(
                     "MPC.cuda_graph: a captured solve runs as a whole: it cannot keep deadline_ms "
                     "or ask a model for proposals; leave these out, or cuda_graph"
@@ -101,10 +102,10 @@ class MPC:
         if c.chunk > self.planner.horizon:
             limit = f"[1, horizon={self.planner.horizon}]"
             raise ConfigError(f"MPC.chunk: {c.chunk} is not within {limit}")
-        if c.proposer and not proposers:
+        if c.proposer.run and not proposers:
             raise ConfigError(
-                f"MPC.proposer: {c.proposer!r} is loaded by latentplan.load; give an MPC of your "
-                "own the model itself: proposers=[model]"
+                f"MPC.proposer: {c.proposer.run!r} is loaded by latentplan.load; give an MPC of "
+                "your own the model itself: proposers=[model]"
             )
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._history = ObservationHistory(model)
@@ -153,6 +154,8 @@ class MPC:
             self._planner.objective.check(goal, self.model)
         for each, proposal in zip(self._proposals, made, strict=True):
             each.proposal = proposal
+        for own in self._histories:
+            own.instruct(goal.text)
         first, self._goal = self._goal is None, goal
         self.plan = None  # of another goal
         if first and self.config.deadline_ms is not None:

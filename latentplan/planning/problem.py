@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -35,9 +36,9 @@ class Scored:
     def rank(self) -> Tensor:
         """What decides between candidates (B, N), low is good: feasibility first, then cost.
 
-        Deb, "An efficient constraint handling method for genetic algorithms" (2000): whoever
-        keeps the constraints goes before whoever does not; those who do not by how far they miss,
-        and by cost where they miss alike, as all do from a start that breaks a constraint.
+        Deb, "An efficient constraint handling method for genetic algorithms" (2000): a
+        candidate that keeps the constraints goes before one that does not; violations are compared
+        next, and costs if violations are equal, as they all are from an infeasible start.
         """
         if self.violation is None:
             return self.cost
@@ -248,7 +249,8 @@ class _told:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, LatentplanError):
-            name = getattr(self.part, "__name__", type(self.part).__name__)
+            named = self.part if isinstance(self.part, FunctionType) else type(self.part)
+            name = named.__name__
             where = f"{name}.{self.method}" if self.method else name
             raise PlanningError(f"{where} raised {type(error).__name__}: {error}") from error
 

@@ -40,8 +40,8 @@ class VQVAE(nn.Module):
         blocks: int = 1  # residual ones at each size, on each side
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
-        things: float = 2.0  # how much more a pixel counts that is not as in the mean picture
-        apart: float = 0.15  # of [-1, 1]: how far from the mean that is
+        foreground_weight: float = 2.0  # extra weight of pixels unlike the mean image
+        foreground_threshold: float = 0.15  # of [-1, 1]: how unlike they are
         background: bool = False  # whether the mean picture shows through where it is right
 
         def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ class VQVAE(nn.Module):
             check_range("VQVAE.blocks", self.blocks, 0, 100)
             quantizer.check("VQVAE", self.quantizer, self.levels)
             check_range("VQVAE.patch", self.patch, 1, 64)
-            check_range("VQVAE.things", self.things, 0, 1000)
-            check_range("VQVAE.apart", self.apart, 0, 2)
+            check_range("VQVAE.foreground_weight", self.foreground_weight, 0, 1000)
+            check_range("VQVAE.foreground_threshold", self.foreground_threshold, 0, 2)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build the network for the pictures of `spec`."""
@@ -79,8 +79,8 @@ class VQVAE(nn.Module):
         width = c.channels[-1]
         self.encoder = pictures.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
-        painted = 4 if c.background else 3  # colours, and how much of the mean picture shows
-        self.decoder = pictures.up(c.channels, painted, patch=c.patch, blocks=c.blocks)
+        decoded = 4 if c.background else 3  # colours, and how much of the mean picture shows
+        self.decoder = pictures.up(c.channels, decoded, patch=c.patch, blocks=c.blocks)
         self.vocabulary = self.quantizer.size
         # Which camera a map is of; the networks are the same for all. What stands there always
         # needs no tokens.
@@ -89,8 +89,8 @@ class VQVAE(nn.Module):
         self.place = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
         self.mean: Tensor  # (v, 3, h, w), running
         self.register_buffer("mean", torch.zeros(views, 3, side, side))
-        self.counted: Tensor
-        self.register_buffer("counted", torch.zeros(()))
+        self.batches: Tensor
+        self.register_buffer("batches", torch.zeros(()))
 
     def encode(self, observations: Tensors) -> Tokens:
         """Return tokens (B, T, K) of images (B, T, h, w, 3) uint8."""
@@ -113,8 +113,9 @@ class VQVAE(nn.Module):
             self._count(views)
         quantized = self.quantizer(self._features(views))
         seen = self._pictures(quantized.vectors)
-        apart = (views - self.mean).abs().amax(dim=3, keepdim=True) > self.config.apart
-        weight = 1 + self.config.things * apart
+        away = (views - self.mean).abs().amax(dim=3, keepdim=True)
+        apart = away > self.config.foreground_threshold
+        weight = 1 + self.config.foreground_weight * apart
         error = (weight * (seen - views).square()).sum() / weight.sum() / 3
         absolute = F.l1_loss(seen, views)
         total = error + 0.1 * absolute + quantized.loss
@@ -124,8 +125,8 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def _count(self, views: Tensor) -> None:
         """Let the mean picture know of views (b, t, v, 3, h, w)."""
-        self.counted += 1
-        self.mean += (views.mean(dim=(0, 1)) - self.mean) / self.counted.clamp(max=100)
+        self.batches += 1
+        self.mean += (views.mean(dim=(0, 1)) - self.mean) / self.batches.clamp(max=100)
 
     def _features(self, views: Tensor) -> Tensor:
         """Return (b, t, v, y, x, width)."""

@@ -273,7 +273,7 @@ def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
                     f"{path}: format is {found!r}, this version of latentplan reads {format!r}"
                 )
             header = json.loads(meta["header"])
-            yield f, _of_before(header) if before else header
+            yield f, _of_before(header, path) if before else header
     except (OSError, SafetensorError, ValueError, KeyError) as e:
         if isinstance(e, LatentplanError):
             raise
@@ -282,11 +282,13 @@ def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         ) from e
 
 
-def _of_before(header: dict[str, Any]) -> dict[str, Any]:
+def _of_before(header: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the header of a file of the format before as one of this."""
     name = header.pop("model")
     if name == "videoworld":
-        header["config"]["tokenizer"]["name"] = "vqvae"
+        raise CheckpointError(
+            f"{path}: a VideoWorld with the names of {BEFORE}; train it again with this version"
+        )
     return {"kind": "model", "name": name, **header}
 
 

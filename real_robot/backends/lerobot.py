@@ -33,14 +33,14 @@ class LerobotDriver:
 
     @dataclass(frozen=True)
     class Config:
-        """Which robot, and what its numbers mean; that is never guessed."""
+        """The robot, and the units of its motors; neither is guessed."""
 
         kind: str = ""  # as LeRobot names it: so101_follower; lerobot_robot_* packages add more
         values: dict[str, Any] = field(default_factory=dict)  # of its config: port, id, cameras
         motors: tuple[str, ...] = ()  # of the arm's joints, in their order; none: the same names
         unit: str = ""  # of NAME.pos: degrees, rad, or normalised (-100 to 100)
         zero: tuple[float, ...] = ()  # rad of each joint where its motor says 0; none: 0
-        sign: tuple[int, ...] = ()  # 1, or -1 where a motor turns the other way; none: 1
+        sign: tuple[int, ...] = ()  # 1, or -1 if a motor turns the other way; none: 1
         low: tuple[float, ...] = ()  # rad of each joint at -100; normalised alone
         high: tuple[float, ...] = ()  # rad of each joint at 100; normalised alone
         gripper: str = ""  # motor; empty: there is none, its width is as sent
@@ -51,7 +51,7 @@ class LerobotDriver:
         still: bool = False  # an image that did not change is new all the same (a simulated one)
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if self.unit not in ("", *UNITS):
                 known = ", ".join(UNITS)
                 raise ConfigError(f"LerobotDriver.unit: found {self.unit!r}, allowed are {known}")
@@ -74,7 +74,7 @@ class LerobotDriver:
     ) -> None:
         """Take the arm, and what sees it; `robot` is a `lerobot.robots.Robot`, else `kind` is made.
 
-        Raises ConfigError where the config does not say what the motors' numbers mean.
+        Raises ConfigError if the config does not say what the motors' numbers mean.
         """
         self.arm = arm
         self.config = config or self.Config()
@@ -96,7 +96,7 @@ class LerobotDriver:
     def open(self) -> None:
         """Connect, and begin to read.
 
-        Raises MissingDependency without LeRobot; RobotError where it does not connect, is not
+        Raises MissingDependency without LeRobot; RobotError if it does not connect, is not
         calibrated, or has other motors, units or cameras than the config says.
         """
         if self._robot is None:
@@ -127,7 +127,7 @@ class LerobotDriver:
         time.sleep(max(0.0, until - time.monotonic()))
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError, once, where LeRobot raised anything."""
+        """Return the newest joint reading; RobotError, once, if LeRobot raised anything."""
         with self._lock:
             wrong, self._wrong = self._wrong, ""
             if wrong:
@@ -235,7 +235,7 @@ class LerobotDriver:
                     self._images[name] = CameraImage(now, now, pixels.copy())
 
     def _check(self, robot: Any) -> None:
-        """Raise RobotError where the robot is not the one that is described."""
+        """Raise RobotError if the robot is not the one that is described."""
         c, features = self.config, robot.observation_features
         wanted = [*self._motors, *filter(None, [c.gripper])]
         known = [k.removesuffix(".pos") for k in features if k.endswith(".pos")]
@@ -272,7 +272,7 @@ class LerobotDriver:
 
 
 def _line(arm: Arm, c: LerobotDriver.Config) -> tuple[Array, Array]:
-    """Return zero and scale (J,), q = zero + scale * value; ConfigError where they are not said."""
+    """Return zero and scale (J,), q = zero + scale * value; ConfigError if they are not said."""
     count = len(arm.joints)
     where = "LerobotDriver"
     if not c.unit:

@@ -42,7 +42,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         latency: float = 2.0  # s that `open` waits for the master to answer at all
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_range("Ros1Driver.master_age", self.master_age, 0.05, 10)
             check_range("Ros1Driver.latency", self.latency, 0.05, 60)
@@ -61,7 +61,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
     def open(self) -> None:
         """Register with the master and subscribe.
 
-        Raises MissingDependency without rospy; RobotError where no master answers, a node of this
+        Raises MissingDependency without rospy; RobotError if no master answers, a node of this
         name runs, or another one commands the arm.
         """
         rospy, self._master = join(self.config)
@@ -84,7 +84,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         master.watch(command if self.config.exclusive else "", rospy.get_name())
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError where master, graph or a message is bad."""
+        """Return the newest joint reading; RobotError if master, graph or a message is bad."""
         if self._leaving:
             raise RobotError("ros1: this node was told to shut down (rosnode kill, or a twin)")
         if self._master is not None:
@@ -92,7 +92,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         return super().reading()
 
     def write(self, setpoint: Setpoint) -> None:
-        """Publish a setpoint; RobotError where the topic was closed from outside."""
+        """Publish a setpoint; RobotError if the topic was closed from outside."""
         from rospy.exceptions import ROSException
 
         self._written = time.monotonic()
@@ -103,7 +103,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
                 at = setpoint.gripper / self.config.finger_scale
                 self._publishers["gripper"].publish(_array([at]))
         except (KeyError, ROSException) as e:
-            raise RobotError(f"ros1: nothing can be published ({e}); start the node anew") from None
+            raise RobotError(f"ros1: nothing can be published ({e}); restart the node") from None
 
     def close(self) -> None:
         """Unregister; the arm holds the last setpoint."""
@@ -207,7 +207,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
 def join(config: Ros1Driver.Config) -> tuple[Any, Master]:
     """Return rospy, with this process a node of the graph, and the master.
 
-    Raises MissingDependency without rospy; RobotError where no master answers, or a node of this
+    Raises MissingDependency without rospy; RobotError if no master answers, or a node of this
     name runs.
     """
     rospy = _rospy()
@@ -240,7 +240,7 @@ class Master:
         self._closed = threading.Event()
 
     def find(self, patience: float) -> None:
-        """Ask for its process id; RobotError where nothing answers within `patience` s."""
+        """Ask for its process id; RobotError if nothing answers within `patience` s."""
         try:
             self._pid = self._ask("getPid", timeout=patience)
         except FAILURES as e:
@@ -249,7 +249,7 @@ class Master:
             ) from None
 
     def refuse_twin(self, node: str) -> None:
-        """Raise RobotError where a node of that name runs: the master would shut it down."""
+        """Raise RobotError if a node of that name runs: the master would shut it down."""
         if self._lives(node):
             raise RobotError(
                 f"ros1: a node {node} runs and may move the arm; end it, or name this one by "
@@ -257,7 +257,7 @@ class Master:
             )
 
     def refuse_rivals(self, topic: str, node: str, *, timeout: float) -> None:
-        """Raise RobotError where a living node other than `node` publishes on `topic`."""
+        """Raise RobotError if a living node other than `node` publishes on `topic`."""
         publishers = dict(self._ask("getSystemState", timeout=timeout)[0])
         for other in publishers.get(topic, ()):
             if other != node and self._lives(other):
@@ -269,7 +269,7 @@ class Master:
         threading.Thread(target=self._watch, args=(topic, node), daemon=True).start()
 
     def check(self) -> None:
-        """Raise RobotError where it was not heard lately, or somebody else commands the arm."""
+        """Raise RobotError if it was not heard lately, or somebody else commands the arm."""
         silent = time.monotonic() - self._answered
         if not self._lost and silent > self.age:
             raise RobotError(
@@ -288,13 +288,13 @@ class Master:
             count += 1
             try:
                 if self._ask("getPid", timeout=self.age) != self._pid:
-                    self._lost = f"{self._name} is another one by now; start this node anew"
+                    self._lost = f"{self._name} is another one now; restart this node"
                 self._answered = time.monotonic()
                 if topic and count % self.RIVALS == 0:
                     self.refuse_rivals(topic, node, timeout=self.age)
                     self._rival = ""
             except ConnectionRefusedError:
-                self._lost = f"{self._name} is gone; start it, and then this node anew"
+                self._lost = f"{self._name} is gone; start it, then restart this node"
             except RobotError as e:
                 self._rival = str(e)
             except FAILURES:
@@ -312,7 +312,7 @@ class Master:
         return True
 
     def _ask(self, method: str, *arguments: str, timeout: float, uri: str = "") -> Any:
-        """Return what the master, or the node at `uri`, answers; OSError where it does not."""
+        """Return what the master, or the node at `uri`, answers; OSError if it does not."""
         with xmlrpc.client.ServerProxy(uri or self.uri, Timed(timeout)) as server:
             code, message, value = getattr(server, method)(CALLER, *arguments)
         if code != 1:
@@ -335,7 +335,7 @@ class Timed(xmlrpc.client.Transport):
 
 
 def _rospy() -> Any:
-    """Return rospy; MissingDependency where it is not there."""
+    """Return rospy; MissingDependency if it is missing."""
     try:
         import rospy
         import sensor_msgs.msg  # noqa: F401

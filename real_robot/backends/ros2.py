@@ -16,7 +16,7 @@ from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, tw
 from latentplan.real_robot.robot import Setpoint, View
 from latentplan.robots.description import Arm
 
-DISCOVERY = 1.0  # s in which whoever publishes commands already is found
+DISCOVERY = 1.0  # s in which other publishers of commands are found
 LOOK = 0.5  # s between looks for others who publish commands
 
 
@@ -33,7 +33,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
 
     @dataclass(frozen=True)
     class Config(Topics):
-        """Where an arm listens and what it tells."""
+        """The topics and message types of an arm."""
 
         node: str = "latentplan"  # its name in the graph
         namespace: str = ""  # of the node, and of topics without a leading /
@@ -56,7 +56,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
     def open(self) -> None:
         """Join the graph; MissingDependency without ROS 2.
 
-        RobotError where no controller listens, or somebody else drives the arm.
+        RobotError if no controller listens, or somebody else drives the arm.
         """
         config = self.config
         self._inbox = Inbox(self.arm, self._views, config)
@@ -85,7 +85,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image, JointState
 
-        # The newest alone; whoever is late is not to be waited for.
+        # The newest alone; a late subscriber does not delay the others.
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         node, config = self._node, self.config
 
@@ -183,7 +183,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         self._inbox.reading()  # raises what went wrong so far
 
     def _look_around(self) -> None:
-        """Fail where another node publishes commands."""
+        """Fail if another node publishes commands."""
         publishers = self._node.get_publishers_info_by_topic(self.config.command_topic)
         if len(publishers) > 1:
             others = [f"{p.node_namespace.rstrip('/')}/{p.node_name}" for p in publishers]
@@ -196,7 +196,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
             )
 
     def _differ(self, topic: str, event: Any) -> None:
-        """Fail where the other end of a topic offers or wants what this one does not."""
+        """Fail if the other end of a topic offers or wants what this one does not."""
         from rclpy.qos import qos_policy_name_from_kind
 
         name = qos_policy_name_from_kind(event.last_policy_kind)
@@ -207,8 +207,8 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
 def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> Iterator[Any]:
     """Give a ROS 2 node whose callbacks run in a thread of their own until the block ends.
 
-    Signals are left alone: who drives an arm stops it before anything ends. `arguments` are ROS's
-    own (`--ros-args ...`). MissingDependency where this python has no ROS 2.
+    Signals are left alone: the caller stops the arm before it ends. `arguments` are ROS's
+    own (`--ros-args ...`). MissingDependency if this python has no ROS 2.
     """
     rclpy = load()
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -238,8 +238,8 @@ def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> I
 
 
 def load() -> Any:
-    """Return rclpy, set to speak UDP; MissingDependency where this python cannot import it."""
-    # In shared memory, a process that is frozen at a bad moment holds whoever sends to it up for as
+    """Return rclpy, set to speak UDP; MissingDependency if this python cannot import it."""
+    # In shared memory, a process that is frozen at a bad moment blocks its senders for as
     # long: 0.8 s without a setpoint, in 1 of 12 trials. Over UDP, none in 21.
     os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     try:

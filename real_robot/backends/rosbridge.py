@@ -39,7 +39,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
 
     @dataclass(frozen=True)
     class Config(Topics):
-        """Where the server is, and the names of topics on its side."""
+        """The address of the server, and the topics on its side."""
 
         host: str = "127.0.0.1"  # of the server
         port: int = 9090  # of the server
@@ -48,7 +48,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         latency: float = 5.0  # s that the server may take to answer
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_range("RosbridgeDriver.port", self.port, 1, 65535)
             check_range("RosbridgeDriver.ros", self.ros, 1, 2)
@@ -66,7 +66,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
     def open(self) -> None:
         """Connect and subscribe.
 
-        Raises MissingDependency without roslibpy; RobotError where no server answers, nobody
+        Raises MissingDependency without roslibpy; RobotError if no server answers, nobody
         listens to commands, or somebody else sends them.
         """
         roslibpy = _roslibpy()
@@ -76,7 +76,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         self._ros = ros = roslibpy.Ros(config.host, config.port)
         ros.factory.maxRetries = 0  # see the class
         ros.factory.on_ready(self._prepare)
-        ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it anew"))
+        ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it again"))
         try:
             ros.run(timeout=config.latency)
         except roslibpy.core.RosTimeoutError:
@@ -96,13 +96,13 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
             raise
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError where server or a message is bad."""
+        """Return the newest joint reading; RobotError if server or a message is bad."""
         if self._lost:
             raise RobotError(self._lost)
         return super().reading()
 
     def write(self, setpoint: Setpoint) -> None:
-        """Publish a setpoint; RobotError where the connection is gone."""
+        """Publish a setpoint; RobotError if the connection is gone."""
         if self._ros is None or not self._ros.is_connected:
             raise RobotError("rosbridge: not connected; nothing can be published")
         self._inbox.sent(setpoint)
@@ -199,7 +199,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         proto._message_handlers["status"] = complain  # roslibpy has none for them
 
     def _ask_around(self, roslibpy: Any) -> None:
-        """Return when somebody listens to commands; RobotError where another one sends any."""
+        """Return when somebody listens to commands; RobotError if another one sends any."""
         topic = self._topic(self.config.command_topic)
         others = self._rosapi(roslibpy, "publishers", topic)
         if others:
@@ -285,7 +285,7 @@ def _stamp(values: Mapping[str, Any]) -> float:
 
 
 def _roslibpy() -> Any:
-    """Return roslibpy; MissingDependency where it is not there."""
+    """Return roslibpy; MissingDependency if it is missing."""
     try:
         import roslibpy
         import roslibpy.core

@@ -34,7 +34,7 @@ class SimulatedDriver:
 
     @dataclass(frozen=True)
     class Config:
-        """What lies on the table, and how fast sensors and clock are."""
+        """The scene on the table, and the rates of sensors and clock."""
 
         dt: float = 0.02  # s in which a setpoint is reached
         rate: float = 100.0  # joint readings a second
@@ -44,7 +44,7 @@ class SimulatedDriver:
         seed: int = 0  # of how it lies
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("SimulatedDriver.dt", self.dt, 1e-3, 0.1)
             check_range("SimulatedDriver.rate", self.rate, 1, 1000)
             check_range("SimulatedDriver.fps", self.fps, 0.1, 1000)
@@ -80,7 +80,7 @@ class SimulatedDriver:
         self._shown = -1  # how often the scene had moved when its images were taken
 
     def open(self) -> None:
-        """Start the clock, with the arm at home; MissingDependency where nothing can be drawn."""
+        """Start the clock, with the arm at home; MissingDependency if nothing can be drawn."""
         if self._views:
             from latentplan.sim.rendering import mujoco_renderer
 
@@ -140,7 +140,7 @@ class SimulatedDriver:
         self._due = self._time
 
     def _move(self, dt: float) -> None:
-        """Go on for dt s: towards what is wanted, or hold it where nothing new came."""
+        """Go on for dt s: towards what is wanted, or hold it if nothing new came."""
         left = self._due - self._time
         if left > 1e-9:
             share = min(1.0, dt / left)
@@ -156,7 +156,7 @@ class SimulatedDriver:
             self.scene.follow(arm.ee[:3], width=arm.gripper, dt=dt)
 
     def _sense(self) -> None:
-        """Read the joints and take images, each where one is due."""
+        """Read the joints and take images, each if one is due."""
         arm, now = self._simulation, self._time
         if self._reading is None or now - self._reading.stamp > 1 / self.config.rate - 1e-6:
             self._reading = Reading(now, now, arm.q, arm.dq, arm.gripper)
@@ -167,7 +167,7 @@ class SimulatedDriver:
             self._look_at(self.scene)
 
     def _look_at(self, scene: Scene) -> None:
-        """Take the scene's images where they are due; what has not moved looks as before."""
+        """Take the scene's images if they are due; what has not moved looks as before."""
         now = self._time
         names = [camera for camera in self.cameras if camera not in self._renderers]
         if not self._due_for(names[0]):

@@ -1,8 +1,8 @@
-"""What stands in for an arm, its controller and its camera in a dry run, behind any transport.
+"""A simulated arm, its controller and its camera, for a dry run over any transport.
 
 A simulated arm follows trajectory points as ros2_control's joint trajectory controller does: from
-where it was told to be at that moment, on to the point, there when it is due. Where no more points
-come it stays. Whoever speaks a transport feeds points in and sends out what is sensed.
+its present setpoint to the point, within the time that the point allows. Without another point it
+stays there. The caller receives points over its transport and publishes the joint states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOOR, LIGHT = (0.36, 0.38, 0.40, 1.0), (0.5, 0.5, 0.5)
 
 
 class JointStates(NamedTuple):
-    """What the driver of an arm publishes."""
+    """The joint states that the driver of an arm publishes."""
 
     stamp: float  # s since 1970
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class JointStates(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A way that the controller is on: cubic in time where an end velocity was asked for."""
+    """A motion of the controller: cubic in time if an end velocity was given, else linear."""
 
     begin: float  # s
     end: float  # s
@@ -61,7 +61,7 @@ class Move(NamedTuple):
 
 
 class SimulatedController:
-    """A simulated arm behind a joint trajectory controller, in real time."""
+    """A simulated arm with a joint trajectory controller, in real time."""
 
     def __init__(self, arm: Arm, *, rate: float = 100.0) -> None:
         """Put it at home; `rate` joint states a second."""
@@ -85,7 +85,7 @@ class SimulatedController:
     ) -> None:
         """Go to `positions`, rad, within `due` s, with `velocities`, rad/s, there.
 
-        RobotError where a joint is missing or a number is not finite; the arm goes on as before.
+        RobotError if a joint is missing or a number is not finite; the arm goes on as before.
         """
         now = self._driver.now()
         q, dq = self._move.at(now)
@@ -123,7 +123,7 @@ class SimulatedCamera:
     """A camera that sees the arm where its joint states say it is, over a plain table."""
 
     def __init__(self, arm: Arm, camera: Camera) -> None:
-        """Take whom it sees and where it stands; MissingDependency where nothing can be drawn."""
+        """Take the arm and the camera; MissingDependency if nothing can be rendered."""
         from latentplan.sim.rendering import mujoco_renderer
 
         self._names = tuple(joint.name for joint in arm.joints)

@@ -1,4 +1,4 @@
-"""What ROS 1, ROS 2 and rosbridge share: settings of topics, and what is in their messages.
+"""Topic settings and message contents that ROS 1, ROS 2 and rosbridge share.
 
 Imports no ROS: a message is whatever has the fields of sensor_msgs/JointState or sensor_msgs/Image.
 """
@@ -32,7 +32,7 @@ PATIENCE = 1.0  # s in which messages of other joints alone are no reason to com
 
 @dataclass(frozen=True)
 class Topics:
-    """Where an arm listens and what it tells; the defaults are those of ros(2)_control.
+    """The topics and message types of an arm; the defaults are those of ros(2)_control.
 
     Names are relative, so that a namespace and remapping hold.
     """
@@ -53,7 +53,7 @@ class Topics:
     gripper: str = ""  # topic, Float64MultiArray of that joint's position; empty: none is told
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         where = type(self).__qualname__.removesuffix(".Config")
         if self.mode not in MODES:
             raise unknown(f"{where}.mode", self.mode, MODES)
@@ -72,12 +72,12 @@ class Topics:
         return self.command or MODES[self.mode]
 
     def end_velocities(self, setpoint: Setpoint) -> list[float]:
-        """Return those of a trajectory's point (J,), rad/s; empty where it asks for none."""
+        """Return those of a trajectory's point (J,), rad/s; empty if it asks for none."""
         asked = {"none": setpoint.dq[:0], "zero": 0 * setpoint.dq, "setpoint": setpoint.dq}
         return list(asked[self.end_velocity].tolist())
 
     def joint_names(self, arm: Arm) -> tuple[str, ...]:
-        """Return how messages name the joints (J,); ConfigError where their numbers differ."""
+        """Return how messages name the joints (J,); ConfigError if their numbers differ."""
         names = tuple(joint.name for joint in arm.joints)
         if self.joints and len(set(self.joints)) != len(names):
             where = type(self).__qualname__.removesuffix(".Config")
@@ -88,7 +88,7 @@ class Topics:
         return self.joints or names
 
     def image_topics(self, cameras: Sequence[str]) -> tuple[str, ...]:
-        """Return the topic of each camera; ConfigError where their numbers differ."""
+        """Return the topic of each camera; ConfigError if their numbers differ."""
         if self.images and len(self.images) != len(cameras):
             where = type(self).__qualname__.removesuffix(".Config")
             raise ConfigError(
@@ -160,7 +160,7 @@ class Inbox:
             self._wrong = self._wrong or reason
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError, once, where a message was not sound."""
+        """Return the newest joint reading; RobotError, once, if a message was not sound."""
         with self._lock:
             wrong, self._wrong = self._wrong, ""
             if wrong:
@@ -177,7 +177,7 @@ class Inbox:
             return dict(self._images)
 
     def sent(self, setpoint: Setpoint) -> None:
-        """Note the gripper's width, where no sensor tells it."""
+        """Note the gripper's width, if no sensor measures it."""
         if not self.topics.finger:
             self.width = setpoint.gripper
 
@@ -189,12 +189,12 @@ class Inbox:
 
 
 class TopicDriver(Generic[TopicsT]):
-    """What drivers of arms behind topics have in common: a clock, and an inbox for the newest."""
+    """A driver of an arm on topics: a clock, and an inbox of the newest messages."""
 
     def __init__(self, arm: Arm, config: TopicsT, *, cameras: Sequence[View]) -> None:
         """Take the arm, its topics, and what its cameras are; nothing is connected before `open`.
 
-        ConfigError where the topics of images do not fit the cameras.
+        ConfigError if the topics of images do not fit the cameras.
         """
         self.arm, self.config = arm, config
         self.cameras = tuple(camera.name for camera in cameras)
@@ -211,7 +211,7 @@ class TopicDriver(Generic[TopicsT]):
         time.sleep(max(0.0, until - time.monotonic()))
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError where what came is not this arm's."""
+        """Return the newest joint reading; RobotError if what came is not this arm's."""
         return self._inbox.reading()
 
     def images(self) -> Mapping[str, CameraImage]:

@@ -26,7 +26,7 @@ CHUNK = 1 << 18  # bytes read at once
 
 @dataclass(frozen=True)
 class Message:
-    """What one side tells the other."""
+    """A message from one side to the other."""
 
     kind: str
     values: Mapping[str, Any] = field(default_factory=dict)  # of JSON
@@ -58,12 +58,12 @@ class Channel:
         return not self._out
 
     def tell(self, message: Message) -> None:
-        """Send a message, or as much of it as goes; RobotError where the peer is gone."""
+        """Send a message, or as much of it as goes; RobotError if the peer is gone."""
         self._out += message.encode()
         self.flush()
 
     def flush(self) -> None:
-        """Send what could not be sent so far; RobotError where the peer is gone."""
+        """Send what could not be sent so far; RobotError if the peer is gone."""
         try:
             while self._out:
                 del self._out[: self.socket.send(memoryview(self._out)[:CHUNK].tobytes())]
@@ -73,7 +73,7 @@ class Channel:
             raise RobotError(f"connection: lost ({e.strerror})") from None
 
     def heard(self) -> Iterator[Message]:
-        """Yield the messages that have come, oldest first; RobotError where the peer is gone."""
+        """Yield the messages that have come, oldest first; RobotError if the peer is gone."""
         gone = self._receive()
         while (message := self._next()) is not None:
             yield message
@@ -85,7 +85,7 @@ class Channel:
         self.socket.close()
 
     def _receive(self) -> str:
-        """Take what has come; return why no more will, empty where more may."""
+        """Take what has come; return why no more will, empty if more may."""
         try:
             while True:
                 chunk = self.socket.recv(CHUNK)
@@ -115,7 +115,7 @@ class Channel:
 
 
 def _decode(text: bytes, body: bytes) -> Message:
-    """Return a message of its head and body; RobotError where they are none."""
+    """Return a message of its head and body; RobotError if they are invalid."""
     try:
         head = json.loads(text)
         arrays, at = {}, 0

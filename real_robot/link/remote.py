@@ -1,4 +1,4 @@
-"""The other ends of a node's connections: a planner's, to whom it is a `Robot`, and a watcher's."""
+"""The clients of a node: a planner's, which is a `Robot`, and a watcher's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentplan.types import Array, Observation
 
 
 class Connection:
-    """What a planner and a watcher of a node share: its spec, its observations, its health."""
+    """A connection to a node: its spec, its observations and its health."""
 
     def __init__(self, address: tuple[str, int], *, patience: float = 5.0) -> None:
         """Take the node's address; `patience` is how long any answer may take, s."""
@@ -46,7 +46,7 @@ class Connection:
         return self._goal
 
     def observe(self) -> Observation:
-        """Return what the sensors said last; waits where nothing came since the last call."""
+        """Return what the sensors said last; waits if nothing came since the last call."""
         self._hear(time.monotonic())
         self._wait_for(self._seen + 1)
         self._seen = self._number
@@ -54,13 +54,13 @@ class Connection:
         return {name: array for name, array in arrays.items() if name != "sent"}
 
     def health(self) -> Health:
-        """Return how the arm is."""
+        """Return the health of the arm."""
         self._ask("health")
         assert self._health is not None
         return self._health
 
     def _connect(self, *requests: str) -> None:
-        """Connect and make requests; where one is refused, hang up and raise RobotError."""
+        """Connect and make requests; if one is refused, hang up and raise RobotError."""
         self._channel = _connect(self.address, self.patience)
         try:
             for request in requests:
@@ -85,7 +85,7 @@ class Connection:
                 raise RobotError(self._silence())
 
     def _ask(self, kind: str, **values: Any) -> None:
-        """Send a request and wait for its reply; RobotError where it is refused."""
+        """Send a request and wait for its reply; RobotError if it is refused."""
         self._asked += 1
         self._pending, self._replied = self._asked, ""
         self._tell(Message(kind, {"id": self._asked, **values}))
@@ -195,7 +195,7 @@ class RemoteRobot(Connection):
         self._until_not("stopping")
 
     def reset(self) -> None:
-        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        """Clear the reason of the stop and arm it where the sensors measure; RobotError if not."""
         self._until_not("stopping")
         self._ask("reset")
         self._ask("arm")
@@ -218,7 +218,7 @@ class RemoteRobot(Connection):
 
 
 class Watcher(Connection):
-    """Sees what a node's planner sees, and what is really sent; it never moves the arm."""
+    """A read-only client: the planner's observations, and the actions that are really sent."""
 
     def __enter__(self) -> Self:
         """Connect to the node."""
@@ -248,7 +248,7 @@ class Watcher(Connection):
 def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
     """Stop the arm behind a node, whatever its planner does; it stays stopped until `reset`.
 
-    Software alone: it is no substitute for the arm's own emergency stop. RobotError where no node
+    Software alone: it is no substitute for the arm's own emergency stop. RobotError if no node
     answers within a second.
     """
     channel = _connect(address, 1.0)
@@ -263,7 +263,7 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
 def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
     """Return how the arm behind a node is, after a guest asked for `fault`, `stop` or `reset`.
 
-    `health` asks for nothing. RobotError where it is refused, or no node answers within a second.
+    `health` asks for nothing. RobotError if it is refused, or no node answers within a second.
     """
     guest = RemoteRobot(address, patience=1.0)
     guest._channel = _connect(address, guest.patience)

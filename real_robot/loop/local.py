@@ -118,14 +118,14 @@ class LocalRobot:
         self._come_to_rest()
 
     def reset(self) -> None:
-        """Forget why the arm stopped, and arm it at what the sensors measure; RobotError if not."""
+        """Clear the reason of the stop and arm it where the sensors measure; RobotError if not."""
         self._due = self.driver.now()
         self._tick(None)
         self.supervisor.reset(now=self.driver.now())
         self.supervisor.arm(now=self.driver.now())
 
     def health(self) -> Health:
-        """Return how the arm is."""
+        """Return the health of the arm."""
         return self.supervisor.health(now=self.driver.now())
 
     def _tick(self, command: Command | None) -> None:

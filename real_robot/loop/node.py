@@ -1,7 +1,7 @@
-"""The control loop of an arm, in a process of its own: numpy alone, never held up by a planner.
+"""The control loop of an arm, in a process of its own: numpy alone, never blocked by a planner.
 
-At every tick it hears sensors and the planner's messages, and sends what the supervisor lets
-through. A planner may be slow, hang, die and come again; the arm is then stopped, not the node.
+At every tick it reads sensors and the planner's messages, and sends the setpoint that the
+supervisor allows. A planner may be slow, hang, die and return: the arm stops, the node does not.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ INTERVALS = 3000  # ticks whose times are kept: a minute
 
 
 class Node:
-    """Drives one arm for one planner at a time, over a socket on this machine.
+    """A control loop that serves one planner at a time, over a socket on this machine.
 
     Observations go out every `period` s with a number; a command names the observation that it
     answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
-    trip. A second planner is sent away; whoever else connects may watch, ask how the arm is, stop
-    it, trip it (`emergency_stop`) and reset it, whatever the planner does.
+    fault. A second planner is refused. Any other client may watch, request the arm's health, stop
+    it, cause a fault (`emergency_stop`) and reset it, independent of the planner.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Node:
         address: tuple[str, int] = ("127.0.0.1", 0),
         period: float = 0.1,
     ) -> None:
-        """Listen at `address`; port 0 takes a free one. RobotError where it is in use."""
+        """Listen at `address`; port 0 takes a free one. RobotError if it is in use."""
         self.driver, self.supervisor, self.period = driver, supervisor, period
         self.dt = supervisor.safety.config.dt
         self.intervals: deque[float] = deque(maxlen=INTERVALS)  # s between ticks
@@ -81,7 +81,7 @@ class Node:
         """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect.
 
         `ready` is called when the driver is connected. Ticks go before other work of the machine
-        where the system allows it.
+        if the system allows it.
         """
         with self._signals(), real_time():
             self.driver.open()
@@ -109,7 +109,7 @@ class Node:
         self._leaving = True
 
     def set_goal(self, goal: Observation | str) -> None:
-        """Tell the planner, and each that comes later, what is wanted; safe from another thread.
+        """Send the goal to this planner and to later ones; safe from another thread.
 
         `goal` are images (h, w, 3) uint8 by camera, or words.
         """
@@ -132,7 +132,7 @@ class Node:
         return self.supervisor.state not in (State.ARMED, State.STOPPING)
 
     def _serve(self, now: float) -> None:
-        """Take in who connects, and then what is said: an emergency stop must not wait a tick."""
+        """Accept connections, then handle messages: an emergency stop must not wait a tick."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 connection, _ = self._listener.accept()
@@ -151,7 +151,7 @@ class Node:
         return [*self._guests, *([] if self._planner is None else [self._planner])]
 
     def _lose(self, channel: Channel, why: str) -> None:
-        """Hang up; where that was the planner, the arm stops if it moves."""
+        """Close a connection; if it was the planner's, stop the arm if it moves."""
         channel.close()
         if channel is not self._planner:
             self._guests = [guest for guest in self._guests if guest is not channel]
@@ -178,7 +178,7 @@ class Node:
         channel.tell(Message("reply", reply))
 
     def _take(self, message: Message, channel: Channel) -> None:
-        """Let the planner's command be the one for the next ticks."""
+        """Use the planner's command for the next ticks."""
         if channel is not self._planner:
             raise RobotError("connection: a command from one who is not the planner")
         answers, sequence = message.values.get("observation"), message.values.get("sequence")
@@ -191,14 +191,14 @@ class Node:
             self._command = Command(action, sequence, self._stamps[answers])
 
     def _show(self, message: Message) -> None:
-        """Keep where the planner means to go; nothing is judged by it."""
+        """Keep the planned path for display; no check uses it."""
         path = message.arrays.get("path", np.empty(0))
         if path.ndim != 2 or path.shape[1] != 3 or not np.isfinite(path).all():
             raise RobotError(f"preview: found shape {path.shape}, need finite (H, 3)")
         self.preview = path
 
     def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
-        """Do what is asked for; RobotError where it is refused."""
+        """Do what is asked for; RobotError if it is refused."""
         supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
         if kind == "plan":
             self._welcome(channel)
@@ -219,7 +219,7 @@ class Node:
             raise RobotError(f"node: {kind!r} is none of {known}")
 
     def _welcome(self, channel: Channel) -> None:
-        """Let a guest be the planner; RobotError where there is one."""
+        """Make a client the planner; RobotError if there is one."""
         if self._planner is not None:
             raise RobotError("node: another planner drives this arm")
         self._guests = [guest for guest in self._guests if guest is not channel]
@@ -233,7 +233,7 @@ class Node:
         return Message("spec", spec.to_json())
 
     def _publish(self, now: float) -> None:
-        """Send what is seen now to all but those who have not even taken what was seen before."""
+        """Send the observation to each client that has read the one before."""
         reading = self.supervisor.reading
         safety = self.supervisor.safety
         moved, self._before = safety.q - self._before, safety.q
@@ -258,7 +258,7 @@ class Node:
                 self._lose(channel, str(e))
 
     def _tell_goal(self) -> None:
-        """Tell the planner what is wanted, where it has not heard."""
+        """Send the goal to the planner, unless it has it."""
         goal, planner = self._goal, self._planner
         if goal is None or planner is None or self._goal_told:
             return
@@ -269,7 +269,7 @@ class Node:
             self._lose(planner, str(e))
 
     def _sent(self, moved: Any) -> Any:
-        """Return what the motors were told in this period, in the numbers of an action (J,)."""
+        """Return the setpoints of this period in the units of an action (J,)."""
         control = self.supervisor.safety.config.control
         if control == "joint_velocity":
             return moved / (self._every * self.dt)
@@ -282,7 +282,7 @@ class Node:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Leave at SIGTERM and SIGINT, where this is the main thread."""
+        """Leave at SIGTERM and SIGINT, if this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

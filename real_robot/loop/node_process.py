@@ -1,4 +1,4 @@
-"""A node as a process of its own: the command line that starts it, and how it is left."""
+"""A node as a process of its own: its command line, its start and its end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def announcement(arm: str, backend: str, address: tuple[str, int]) -> str:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT; ConfigError where it is none."""
+    """Return host and port of HOST:PORT; ConfigError if it is invalid."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ConfigError(f"robot.address: found {text!r}, need HOST:PORT such as 127.0.0.1:5757")
@@ -57,7 +57,7 @@ class NodeProcess:
         self._said: deque[str] = deque(maxlen=20)  # its last lines
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it listens; RobotError with what it said where it ends."""
+        """Start it, and wait until it listens; RobotError with its output if it ends."""
         try:
             # A session of its own: Ctrl-C is the planner's, which stops the arm and then this.
             self._process = subprocess.Popen(
@@ -108,13 +108,13 @@ class NodeProcess:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a ROS node is asked beside the sections of its settings."""
+    """The parameters of a ROS node beside its sections of settings."""
 
     robot: str = "panda"  # a name, or a file that describes an arm
     address: str = "127.0.0.1:5757"  # where planners connect
     period: float = 0.1  # s that an action holds
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         check_range("mpc.period", self.period, 1e-3, 10)
         parse_address(self.address)

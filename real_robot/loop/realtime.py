@@ -1,4 +1,4 @@
-"""A control loop goes before whatever else the machine does, where it may."""
+"""Real-time scheduling of a control loop, if the system allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRIORITY = 10  # of 1 to 99; the kernel's own threads are at 50
 
 @contextlib.contextmanager
 def real_time() -> Iterator[bool]:
-    """Let this thread run as soon as it is due; yield whether the system allows that.
+    """Run this thread as soon as it is due; yield whether the system allows that.
 
     It is scheduled by SCHED_FIFO, which Linux gives to root and to users with an `rtprio` limit;
     for others nothing changes. What the thread starts is scheduled as usual.

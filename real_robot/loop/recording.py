@@ -1,4 +1,4 @@
-"""What an arm does, written down: observations, and the actions that were really sent."""
+"""Recorded episodes of an arm: observations, and the actions that were really sent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Log:
 
 
 class RecordedRobot(LocalRobot):
-    """An arm in this process that remembers what it saw and sent since `begin`."""
+    """An arm in this process that records its observations and actions since `begin`."""
 
     _log: Log | None = None
 
@@ -54,7 +54,7 @@ class RecordedRobot(LocalRobot):
         self._log.see(self.observe())
 
     def episode(self, *, info: Mapping[str, float] | None = None) -> Episode:
-        """Return what happened since `begin`; RobotError where nothing was sent."""
+        """Return what happened since `begin`; RobotError if nothing was sent."""
         if self._log is None or not len(self._log):
             raise RobotError("record: no action was sent, so there is no episode")
         log, self._log = self._log, None
@@ -72,8 +72,8 @@ class RecordedRobot(LocalRobot):
 def watch(watcher: Watcher, *, steps: int) -> Iterator[Episode]:
     """Yield an episode for each stretch in which a node's arm is armed, of `steps` at most.
 
-    It begins with the first observation of an armed arm, and ends where the arm is stopped, or
-    where an observation is missing because this watcher was too slow. Raises RobotError where the
+    It begins with the first observation of an armed arm, and ends when the arm is stopped, or
+    when an observation is missing because this watcher was too slow. Raises RobotError if the
     node is gone or silent; a begun episode is given before that.
     """
     log, number = Log(), -1

@@ -1,4 +1,4 @@
-"""The filter between a planner and the motors: whatever comes in, what goes out is safe.
+"""The filter between a planner and the motors: every output is safe, for any input.
 
 Pure: numpy and ruckig, no clock, no transport, the same from the same input.
 """
@@ -27,7 +27,7 @@ ROUNDING = 1e-9  # rad and m
 
 
 class SafetyFilter:
-    """Turns commands into setpoints that keep every limit, for any stream of commands.
+    """A filter from any stream of commands to setpoints that keep every limit.
 
     In this order: a command that is no finite (J + 1,) is a fault; an old one is dropped, one that
     has lasted too long is a fault; velocity is scaled down to its limit; acceleration and jerk are
@@ -45,7 +45,7 @@ class SafetyFilter:
 
     @dataclass(frozen=True)
     class Config:
-        """What an arm may do beside a planner; shares are of what its maker allows."""
+        """The limits of an arm under a planner; shares are of the maker's limits."""
 
         control: str = "joint_velocity"  # rad/s; joint_position: rad; joint_delta: rad from here
         dt: float = 0.02  # s between setpoints
@@ -60,7 +60,7 @@ class SafetyFilter:
         age: float = 0.3  # s that a command holds, from the observation that it answers
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if self.control not in CONTROLS:
                 raise unknown("SafetyFilter.control", self.control, CONTROLS)
             check_range("SafetyFilter.dt", self.dt, 1e-3, 0.1)
@@ -138,7 +138,7 @@ class SafetyFilter:
 
         Commands that answer what was seen before `now` are not obeyed. An arm in the margin of its
         joint limits, or just beyond the box, may stay or come back, and go no further. Raises
-        RobotError where it is farther out; nothing has changed then.
+        RobotError if it is farther out; nothing has changed then.
         """
         q = np.asarray(q, np.float64)
         if q.shape != (self._joints,) or not np.isfinite(q).all() or not np.isfinite(gripper):
@@ -163,7 +163,7 @@ class SafetyFilter:
         self._command, self._stamp = None, now
 
     def step(self, command: Command | None, *, measured: Array, now: float) -> Setpoint:
-        """Return the setpoint of the next tick for what is asked; `fault` says that it is a stop.
+        """Return the setpoint of the next tick for a command; `fault` gives the reason of a stop.
 
         `measured` (J,) rad are the joints; `now` is on the clock of the command's stamp, s. Until
         the first command comes (None) the arm stands still.
@@ -186,7 +186,7 @@ class SafetyFilter:
         return self._setpoint(tuple(interventions))
 
     def brake(self) -> Setpoint:
-        """Return the next setpoint of the stop that was made ready before; the gripper holds."""
+        """Return the next setpoint of the stop that was computed before; the gripper holds."""
         self._reference.carry_on()
         return self._setpoint()
 
@@ -199,7 +199,7 @@ class SafetyFilter:
         return Setpoint(r.q, r.dq, r.ddq, self._gripper, interventions, fault)
 
     def _take(self, command: Command, interventions: list[str]) -> str:
-        """Let `command` be the one to obey, unless it is late; return what is wrong with it."""
+        """Accept `command` unless it is late; return what is wrong with it."""
         if command is self._command:
             return ""
         try:
@@ -226,7 +226,7 @@ class SafetyFilter:
         )
 
     def _astray(self, measured: Array) -> str:
-        """Return which joint is not where the reference is, empty where all follow."""
+        """Return which joint is not where the reference is, empty if all follow."""
         if measured.shape != (self._joints,):
             return f"joints: measured shape {measured.shape}, need (J={self._joints},)"
         allowed = self.config.lead
@@ -257,7 +257,7 @@ class SafetyFilter:
         return True
 
     def _breaks(self) -> str:
-        """Return which limit the proposed step or its stop breaks, empty where it breaks none.
+        """Return which limit the proposed step or its stop breaks, empty if it breaks none.
 
         Most surely do not, and so their path need not be computed.
         """
@@ -276,7 +276,7 @@ class SafetyFilter:
         return "" if self._room.holds(path) else "workspace"
 
     def _obey(self, command: Command, action: Array) -> None:
-        """Let `command` with that action, finite (J + 1,), be the one to go after."""
+        """Follow `command` from now on, whose action is finite (J + 1,)."""
         self._command, self._stamp = command, command.stamp
         *joints, gripper = action.tolist()
         self._gripper_target = min(max(gripper, 0.0), 1.0) * self.arm.gripper.width
@@ -308,7 +308,7 @@ class SafetyFilter:
         return self._target
 
     def _look_ahead(self) -> None:
-        """Aim where the velocity leads; note whether a stop from it would be too long by now."""
+        """Aim at the end of the velocity's path; note whether a stop from it would be too long."""
         target: list[float] = []
         bounded = False
         joints = zip(self._reference.at, self._leads, self._bounds, self._needs, strict=True)

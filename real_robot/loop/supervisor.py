@@ -1,4 +1,4 @@
-"""Whether an arm may move: a state machine that trips at once and forgets nothing by itself.
+"""The state machine that decides whether an arm may move; a fault lasts until it is reset.
 
 Pure: every time comes in as `now`, s on the robot's clock.
 """
@@ -17,7 +17,7 @@ from latentplan.real_robot.robot import CameraImage, Command, Driver, Health, Re
 
 
 class State(StrEnum):
-    """How an arm is; only the two in the middle send setpoints."""
+    """The state of an arm; only `armed` and `stopping` send setpoints."""
 
     DISCONNECTED = "disconnected"  # a sensor is not heard
     READY = "ready"  # every sensor is heard, the motors are left alone
@@ -28,7 +28,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What happens to an arm."""
+    """An event that changes the state of an arm."""
 
     HEARD = "heard"  # every sensor is fresh
     LOST = "lost"  # one is not
@@ -64,18 +64,18 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 class Supervisor:
-    """Decides at every tick what goes to the motors, if anything does.
+    """The decision at every tick whether a setpoint is sent, and which.
 
-    Sensors are told to it with `hear`; `tick` then checks that each is fresh, that ticks come in
-    time and that the command holds, and returns a setpoint or None, which means silence. The first
-    trip is kept, with its reason, until `reset`; a stop never ends by itself in motion. After a
+    `hear` takes sensor data; `tick` then checks that each sensor is fresh, that ticks come in
+    time and that the command holds, and returns a setpoint, or None to send nothing. The first
+    fault is kept, with its reason, until `reset`; a stop never ends by itself in motion. After a
     stop the reference is forgotten: `arm` begins where the joints are measured, never where they
     were sent.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """How old and how odd a sensor may be."""
+        """The limits on the age and the clock of a sensor, and on late ticks."""
 
         joints_age: float = 0.09  # s, nine readings at 100 Hz
         image_age: float = 0.2  # s, of each camera; 0.2 is six images at 30 fps
@@ -86,7 +86,7 @@ class Supervisor:
         last_points: int = 3  # setpoints at rest after a stop, before silence
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Supervisor.joints_age", self.joints_age, 1e-3, 10)
             check_range("Supervisor.image_age", self.image_age, 1e-3, 10)
             check_range("Supervisor.clock_jump", self.clock_jump, 1e-2, 60)
@@ -118,7 +118,7 @@ class Supervisor:
         self._rests = 0  # setpoints at rest so far
 
     def hear(self, reading: Reading | None, images: Mapping[str, CameraImage]) -> None:
-        """Take the newest of each sensor; what was heard before, or measured before, is no news."""
+        """Take the newest data of each sensor; data that is not newer is ignored."""
         if reading is not None and self._is_news("joints", reading):
             self.reading = reading
             self._odd = self._odd or self._judge(reading)
@@ -127,14 +127,14 @@ class Supervisor:
                 self._cameras[name] = image.received
 
     def listen(self, driver: Driver) -> None:
-        """Hear what a driver has to say; that it cannot, or what it found unsound, is a fault."""
+        """Read a driver's sensors; a failure to read, or unsound data, is a fault."""
         try:
             self.hear(driver.reading(), driver.images())
         except RobotError as e:
             self.fault(str(e))
 
     def steer(self, driver: Driver, command: Command | None, *, now: float) -> None:
-        """Tick, and write what comes of it to a driver's motors; that it cannot is a fault."""
+        """Tick, and write the setpoint to a driver; a failure to write is a fault."""
         setpoint = self.tick(command, now=now)
         if setpoint is not None:
             try:
@@ -143,7 +143,7 @@ class Supervisor:
                 self.fault(str(e))
 
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
-        """Return what goes to the motors at this tick, None where nothing does."""
+        """Return what goes to the motors at this tick, None if nothing does."""
         self.ticks += 1
         late = self._overrun(now)
         silent = self._silent(now)
@@ -169,7 +169,7 @@ class Supervisor:
     def arm(self, *, now: float) -> None:
         """Let commands through, from where the joints are measured.
 
-        Raises RobotError, and changes nothing, where a sensor is silent, the arm moves or stands
+        Raises RobotError, and changes nothing, if a sensor is silent, the arm moves or stands
         outside of its limits, or the state is not `ready`.
         """
         if self.state is State.DISCONNECTED:
@@ -181,14 +181,14 @@ class Supervisor:
         self._go(Event.ARM)
 
     def reset(self, *, now: float) -> None:
-        """Forget why the arm stopped; it may be armed again. Raises RobotError as `arm` does."""
+        """Clear the reason of the stop; it may be armed again. Raises RobotError as `arm` does."""
         self._allowed(Event.RESET)
         self._steady(Event.RESET, now)
         self.reason, self._odd, self._faulted = "", "", False
         self._go(Event.RESET)
 
     def stop(self, reason: str) -> None:
-        """Slow down from the next tick on, because somebody wants it; nothing where none moves."""
+        """Slow down from the next tick on, on request; an arm at rest stays so."""
         if (self.state, Event.STOP) in TRANSITIONS:
             self.reason = self.reason or reason
             self._go(Event.STOP)
@@ -200,7 +200,7 @@ class Supervisor:
         self._go(Event.FAULT)
 
     def close(self) -> None:
-        """Give the connection up; only an arm that rests may be left. Raises RobotError."""
+        """Close the connection; the arm must be at rest. Raises RobotError."""
         self._go(Event.CLOSE)
         if not self._faulted:
             self.reason = ""
@@ -208,7 +208,7 @@ class Supervisor:
         self._stamps, self.reading, self._last_tick = {}, None, None
 
     def health(self, *, now: float) -> Health:
-        """Return how the arm is."""
+        """Return the health of the arm."""
         heard = {"joints": -np.inf if self.reading is None else self.reading.received}
         ages = {name: float(now - at) for name, at in (heard | self._cameras).items()}
         counts = dict(self.safety.interventions)
@@ -221,7 +221,7 @@ class Supervisor:
         self.state = after
 
     def _allowed(self, event: Event) -> State:
-        """Return the state after `event`; RobotError where the state knows no such event."""
+        """Return the state after `event`; RobotError if the state allows no such event."""
         after = TRANSITIONS.get((self.state, event))
         if after is None:
             states = ", ".join(state for state, known in TRANSITIONS if known is event)
@@ -250,7 +250,7 @@ class Supervisor:
         return setpoint
 
     def _judge(self, reading: Reading) -> str:
-        """Return what is wrong with the numbers of a reading, empty where nothing is."""
+        """Return what is wrong with the numbers of a reading, empty if nothing is."""
         joints = (len(self.safety.arm.joints),)
         if reading.q.shape != joints or reading.dq.shape != joints:
             return f"joints: found shape {reading.q.shape}, need (J={joints[0]},)"
@@ -276,7 +276,7 @@ class Supervisor:
         return True
 
     def _silent(self, now: float) -> str:
-        """Return which source was not heard lately, empty where all were."""
+        """Return which source was not heard lately, empty if all were."""
         config, reading = self.config, self.reading
         ages = [("joints", config.joints_age, -np.inf if reading is None else reading.received)]
         ages += [(name, config.image_age, at) for name, at in self._cameras.items()]
@@ -288,7 +288,7 @@ class Supervisor:
         return ""
 
     def _overrun(self, now: float) -> str:
-        """Return what is wrong with the times of the ticks, empty where nothing is."""
+        """Return what is wrong with the times of the ticks, empty if nothing is."""
         before, self._last_tick = self._last_tick, now
         dt = self.safety.config.dt
         late = before is not None and now - before > self.config.late * dt
@@ -302,7 +302,7 @@ class Supervisor:
         )
 
     def _steady(self, event: Event, now: float) -> Reading:
-        """Return the newest reading of an arm that rests; RobotError where there is none."""
+        """Return the newest reading of an arm that rests; RobotError if there is none."""
         wrong = self._silent(now)
         if not wrong and self.reading is not None:
             wrong = self._judge(self.reading)

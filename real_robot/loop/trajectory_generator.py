@@ -1,4 +1,4 @@
-"""A jerk-limited joint reference that can stop at any tick: Ruckig, each joint on its own."""
+"""A jerk-limited trajectory generator that can stop at any tick: Ruckig, joint by joint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEAR = 1e-3  # rad, what is slow stops so far before its target
 
 
 class TrajectoryGenerator:
-    """Where the motors are told to be: position, velocity and acceleration, each (J,).
+    """The generator of the motors' setpoints: position, velocity and acceleration, each (J,).
 
     `propose` computes a step and the stop that would follow it, `path` says where they lead, and
     `accept` takes the step. Without one, `carry_on` goes along the stop that was computed with the
@@ -89,7 +89,7 @@ class TrajectoryGenerator:
         """Compute a step towards `target` and its stop; return whether Ruckig finds profiles.
 
         The J joints go to `target`, rad, no faster than `speed`, rad/s, unless they are now, and
-        where that is 0 they stop.
+        if that is 0 they stop.
         """
         q, dq, ddq = self._state
         move = self._move

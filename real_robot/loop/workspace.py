@@ -1,4 +1,4 @@
-"""Whether the end effector keeps to its box while joints move: surely and cheaply, or exactly."""
+"""The test that the end effector stays in its box: a cheap bound first, then exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEP = 1e-6  # rad, of the derivative
 class Workspace:
     """A box for the end effector of an arm.
 
-    How far a short way d can lead is known from where the arm was looked at last. Joint j's radian
+    How far a short way d can lead follows from the last linearisation. Joint j's radian
     moves the end effector by at most its `reach`, which is enough for faces that are far away. For
     the others: forward kinematics x(q) bends little. With the Jacobian J, |x(q + d) - x(q) - J d|
     is at most 1/2 sum |d| sum(reach |d|), since the derivative of a column of J by any joint before
@@ -32,9 +32,9 @@ class Workspace:
         self._faces: list[tuple[float, list[float]]] = [(-1.0, self._at)]
 
     def surely_holds(self, least: list[float], most: list[float]) -> bool:
-        """Return whether it holds everything between joints `least` and `most` (J,), for sure.
+        """Return whether it surely contains all positions between joints `least` and `most` (J,).
 
-        False says nothing: `holds` must be asked. Plain numbers: for so few arrays are slower.
+        False is no answer: `holds` decides. Lists of numbers: for so few, arrays are slower.
         """
         ways: list[tuple[float, float]] = []
         turned = moved = 0.0  # rad and m at most
@@ -56,7 +56,7 @@ class Workspace:
         return True
 
     def holds(self, path: Array) -> bool:
-        """Return whether it holds all of the positions (M, J); look where the first is."""
+        """Return whether it contains all positions (M, J); linearise at the first."""
         turned = path[0] + self._turned
         ee = self._chain.ee(np.concatenate([turned, path[1:]]))
         count = len(turned)

@@ -1,4 +1,4 @@
-"""An arm that stands still while its planner thinks for longer than a command holds."""
+"""Hold an arm's position while a computation takes longer than a command is valid."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 def hold_position_while(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> T:
-    """Return what `think` gives; at every period until then the arm is told to stand still.
+    """Return the result of `think`; until then command the arm to hold its position.
 
     `opening` is the gripper's, 0 closed to 1 open. A node whose planner is silent would stop its
     arm; the clock of a robot in this process waits by itself. `think` must not use the robot.
-    Raises what `think` raises, and RobotError where the arm stops; it then ends before that.
+    Raises what `think` raises, and RobotError if the arm stops; it then ends before that.
     """
     if isinstance(robot, LocalRobot):
         return think()
@@ -31,7 +31,7 @@ def hold_position_while(robot: Robot, think: Callable[[], T], *, opening: float 
 
 
 def hold_position(robot: Robot, *, opening: float = 1.0) -> None:
-    """Stand still for one period."""
+    """Hold the position for one period."""
     convention = robot.spec.data.action.convention
     q = robot.observe()["q"]
     there = convention is not None and convention.control == "joint_position"

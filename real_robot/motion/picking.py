@@ -1,4 +1,4 @@
-"""A planner's picks on a real table: points of an image become motions of an arm."""
+"""A planner's picks on a real table: image points become motions of an arm."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SHOWN = 50  # points of a motion's preview
 
 @dataclass(frozen=True)
 class PickResult:
-    """What became of one action."""
+    """The outcome of one action."""
 
     pick: tuple[float, float]  # m on the table
     place: tuple[float, float]  # m on the table
-    refused: str = ""  # why nothing moved; empty where it did
+    refused: str = ""  # why nothing moved; empty if it did
     tracked: TrackingResult | None = None  # how well the arm followed
 
 
 class Picking:
-    """Does what an action of a `PickSpec` says, with a `Robot`: approach, grasp, drag, let go.
+    """The execution of a `PickSpec`'s actions by a `Robot`: approach, grasp, drag, release.
 
     An action is (x, y) of the image, +-1 at its edges, then the drag in units of `drag` metres
     along the image's right and up, then, if there is a fifth, the lift; as the envs `rope` and
@@ -46,19 +46,19 @@ class Picking:
 
     @dataclass(frozen=True)
     class Config:
-        """Where things are on the table, and how fast they are moved."""
+        """The heights on the table, and the speeds of the motion."""
 
         drag: float = 0.1  # m that a drag of 1 is long
         workspace: float = 0.25  # |x|, |y| of where a drag ends at most, m
         surface: float = 0.009  # m above the table: the height that the image is measured at
         height: float = 0.016  # m above the table of the end effector when it grasps
-        lift: float = 0.03  # m, of a drag's middle, where an action does not say
+        lift: float = 0.03  # m, of a drag's middle, if an action has none
         velocity: float = 0.8  # share of the filter's limit; so are the next two
         acceleration: float = 0.5
         jerk: float = 0.5
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Picking.drag", self.drag, 1e-3, 1)
             check_range("Picking.workspace", self.workspace, 1e-2, 2)
             check_range("Picking.surface", self.surface, 0, 0.5)
@@ -89,9 +89,9 @@ class Picking:
         self._tracking = Tracking(robot, tracking, width=arm.gripper.width)
 
     def act(self, action: Array) -> PickResult:
-        """Return what became of an action (4,) or (5,); out of reach, it is refused: nothing moves.
+        """Execute an action (4,) or (5,); out of reach, it is refused and nothing moves.
 
-        Raises ShapeError where it is no action, RobotError where the arm stops.
+        Raises ShapeError if it is no action, RobotError if the arm stops.
         """
         action = np.asarray(action, np.float64)
         check("Picking.action", action, "A", A=5 if len(action) == 5 else 4)
@@ -132,7 +132,7 @@ class Picking:
         return pick, np.clip(pick + c.drag * along, -c.workspace, c.workspace)
 
     def _follow(self, motion: Motion) -> TrackingResult:
-        """Say where the arm is going, and go there."""
+        """Publish the path as a preview, and follow it."""
         if isinstance(self.robot, RemoteRobot):
             self.robot.preview(motion.ee[:: max(1, len(motion) // SHOWN), :3])
         return self._tracking.follow(motion)
@@ -141,7 +141,7 @@ class Picking:
 def on_table(camera: View, pixel: Array, *, height: float) -> Array:
     """Return the point (2,), m, at `height` m above the table that a pixel (u, v) sees.
 
-    Raises ShapeError where the pixel looks past the table.
+    Raises ShapeError if the pixel looks past the table.
     """
     if isinstance(camera, CalibratedCamera):  # undoes its lens, too
         seen: Array = camera.on_plane(pixel, np.array([0.0, 0.0, 1.0, -height]))[:2]

@@ -90,7 +90,7 @@ class ArmDynamics(nn.Module):
 
 
 class PointDistance:
-    """How far the end effector is from a point, on the mean over the horizon, m, plus effort."""
+    """The distance of the end effector to a point, mean over the horizon, m, plus effort."""
 
     def __init__(self, goal: Tensor, *, dynamics: ArmDynamics, effort: float) -> None:
         """Take joints (1, J) that bring it there, and the weight of a (rad/s)^2."""
@@ -105,7 +105,7 @@ class PointDistance:
 
 @dataclass(frozen=True)
 class Reached:
-    """How one episode went."""
+    """The outcome of one episode."""
 
     point: Triple  # m, where the end effector should go
     start: float  # m from there
@@ -120,11 +120,11 @@ class Reached:
 
 
 class Reach:
-    """Brings the end effector of any `Robot` to points, with a planner that sees joints alone."""
+    """A task: bring the end effector of a `Robot` to points, with a planner on joints alone."""
 
     @dataclass(frozen=True)
     class Config:
-        """Where points are drawn, and when one is reached."""
+        """The distribution of the points, and when one is reached."""
 
         spread: float = 0.5  # rad, a point is where the arm is with each joint so far from home
         low: Triple = (-0.35, -0.4, 0.15)  # m, corner of the box that points lie in
@@ -136,7 +136,7 @@ class Reach:
         effort: float = 0.002  # weight of a (rad/s)^2 against a metre
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Reach.spread", self.spread, 0.05, 3)
             check_range("Reach.away", self.away, 0, 1)
             check_range("Reach.near", self.near, 1e-4, 0.02)
@@ -168,9 +168,7 @@ class Reach:
         self._chain, self._arm = Chain(arm), arm
         self._rng = np.random.default_rng(seed)
         fastest = [SHARE * v for v in spec.velocity]
-        action = replace(
-            spec.data.action, low=(*(-v for v in fastest), 1.0), high=(*fastest, 1.0)
-        )
+        action = replace(spec.data.action, low=(*(-v for v in fastest), 1.0), high=(*fastest, 1.0))
         seen = {"q": ArraySpec((len(arm.joints),), "float32", "joint positions, rad")}
         self._model = ArmDynamics(arm, Spec(seen, action, dt=spec.period))
         self._mpc = MPC(
@@ -183,8 +181,7 @@ class Reach:
         # The first calls of torch take long: not while an arm waits for an answer.
         home = {"q": arm.column("home").astype(np.float32)}
         self._mpc.goal(home)
-        self._mpc.act(home)
-        self._mpc.reset(seed=seed)
+        self._mpc.warm_up()
 
     def _objective(self, goal: Goal, context: Context, model: Dynamics) -> PointDistance:
         """Return the distance of the end effector to where the goal's joints bring it."""
@@ -213,7 +210,7 @@ class Reach:
     ) -> Reached:
         """Return how going to the point of joints `goal` (J,) went, in `steps` actions at most.
 
-        `watch` is shown every observation. Raises RobotError where the arm stops.
+        `watch` is shown every observation. Raises RobotError if the arm stops.
         """
         watch = watch or (lambda seen: None)
         c = self.config

@@ -1,4 +1,4 @@
-"""A recorded episode, played back to an arm: its actions, through the filter as any others."""
+"""The replay of a recorded episode on an arm: its actions go through the safety filter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentplan.types import Array, Episode, Spec
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How near the arm came to what it did before."""
+    """The errors of a replay against the recording."""
 
     error: Array  # (L + 1, J) rad, measured now less measured then
     actions: int
@@ -35,18 +35,18 @@ class ReplayResult:
 
 
 class Replay:
-    """Brings an arm to where an episode began, and sends the episode's actions at their rate."""
+    """A replay: the arm goes to the start of an episode, then executes its actions."""
 
     @dataclass(frozen=True)
     class Config:
-        """How it is played."""
+        """The feedback of the replay, and the motion to its start."""
 
         gain: float = 0.0  # share of the distance to the recorded joints made up in a period
         near: float = 0.02  # rad of any joint from where it began, else the arm goes there first
         share: float = 0.5  # of the filter's limits, on the way there
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Replay.gain", self.gain, 0, 1)
             check_range("Replay.near", self.near, 1e-3, 0.5)
             check_range("Replay.share", self.share, 0.01, 0.9)
@@ -64,8 +64,8 @@ class Replay:
     def play(self, episode: Episode, *, spec: Spec) -> ReplayResult:
         """Return how near the arm came to `episode`, whose numbers mean what `spec` says.
 
-        Raises StoreError, and nothing moves, where the episode is of another arm or control;
-        Unreachable where there is no free way to its start; RobotError where the arm stops.
+        Raises StoreError, and nothing moves, if the episode is of another arm or control;
+        Unreachable if there is no free way to its start; RobotError if the arm stops.
         """
         self._check(spec)
         recorded = episode.observations["q"].astype(np.float64)

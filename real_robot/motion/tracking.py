@@ -1,4 +1,4 @@
-"""A planned motion, carried out by a `Robot`: joint velocities that bring it back to its path."""
+"""The tracking of a planned motion by a `Robot`: joint velocities with feedback to the path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentplan.types import Array
 
 @dataclass(frozen=True)
 class TrackingResult:
-    """How well an arm followed a motion."""
+    """The errors and the length of a tracked motion."""
 
     error: float  # rad, the largest distance of a measured joint from its place
     seconds: float  # on the robot's clock, from the first action to the last
@@ -22,7 +22,7 @@ class TrackingResult:
 
 
 class Tracking:
-    """Sends a motion period by period: its own velocity, and a share of what is missing.
+    """A tracking controller: each period, the path's velocity plus a share of the error.
 
     The velocity is that of the path over the next period, plus `gain` of the measured error, scaled
     down to the limits of the arm's filter, which so has nothing to change. Time on the path stands
@@ -31,7 +31,7 @@ class Tracking:
 
     @dataclass(frozen=True)
     class Config:
-        """How an arm is brought back to its path, and when it counts as there."""
+        """The feedback gain, and the tolerances of arrival."""
 
         gain: float = 0.5  # share of the error that is made up in a period
         behind: float = 0.06  # rad of any joint, from which on the path waits
@@ -40,7 +40,7 @@ class Tracking:
         patience: float = 3.0  # s that the path waits at most
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("Tracking.gain", self.gain, 0.05, 1)
             check_range("Tracking.behind", self.behind, 1e-3, 1)
             check_range("Tracking.arrived", self.arrived, 1e-4, 0.1)
@@ -60,10 +60,10 @@ class Tracking:
         self._fastest = 0.999 * np.array(spec.velocity)  # (J,) rad/s, rounding aside
 
     def follow(self, motion: Motion) -> TrackingResult:
-        """Carry the motion out, and return how that went; the arm rests at its end.
+        """Follow the motion and return its errors; the arm rests at its end.
 
         It starts where the joints are measured, which must be near the motion's own start.
-        Raises RobotError, with the arm stopped, where it falls behind for too long.
+        Raises RobotError, with the arm stopped, if it falls behind for too long.
         """
         c, period = self.config, self.robot.spec.period
         times = np.arange(len(motion)) * motion.dt
@@ -112,7 +112,7 @@ class Tracking:
 
 
 class _Stuck:
-    """Whether a gripper is where it was sent, or has met something that it holds."""
+    """A test whether a gripper has reached its width or holds something."""
 
     def __init__(self) -> None:
         self._last, self._still = np.inf, 0

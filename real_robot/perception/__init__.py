@@ -1,1 +1,1 @@
-"""What cameras give a real arm: calibration, segmentation, grasps."""
+"""Perception of a real arm's cameras: calibration, segmentation, grasps."""

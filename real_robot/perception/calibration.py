@@ -1,4 +1,4 @@
-"""Where a camera is, from images of a board and the joint positions at which they were taken.
+"""The pose and lens of a camera, from images of a target and the joint positions of each.
 
 Either the camera stands at the table and the arm carries the board, or the arm carries the camera
 and the board lies still. What is measured are corners in the images and joints, each with its
@@ -24,7 +24,7 @@ from latentplan.types import Array
 
 @dataclass(frozen=True)
 class Config:
-    """What counts as enough to calibrate from."""
+    """The least data to calibrate from, and the assumed errors."""
 
     images: int = 6  # that show the board at least
     corners: int = 8  # of the board that an image shows at least
@@ -36,7 +36,7 @@ class Config:
     robust: float = 3.0  # times the arm's error, at which an image counts half
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         check_range("calibration.images", self.images, 4, 1000)
         check_range("calibration.corners", self.corners, 4, 1000)
         check_range("calibration.turn", self.turn, 0.1, 90)
@@ -54,7 +54,7 @@ class Result(NamedTuple):
     camera: CalibratedCamera
     board: Array  # (4, 4) board -> what carries it: the flange, or the world
     figures: dict[str, float]  # by name, which ends with the unit
-    errors: Array  # (P,) px, root mean square of each image; NaN where it was not used
+    errors: Array  # (P,) px, root mean square of each image; NaN if it was not used
 
 
 def calibrate(
@@ -69,9 +69,9 @@ def calibrate(
 ) -> Result:
     """Return the camera, calibrated from P images taken with the arm's joints at q (P, J) rad.
 
-    `camera` gives name and size of the images, and the lens where `lens_known`. The arm carries
+    `camera` gives name and size of the images, and the lens if `lens_known`. The arm carries
     the board for a camera on the table; it lies still for one on the flange. Raises RobotError
-    where the images are too few, or do not determine what is asked for.
+    if the images are too few, or do not determine what is asked for.
     """
     c = config or Config()
     if mount not in MOUNTS:
@@ -147,7 +147,7 @@ def _lens(corners: Sequence[Corners], camera: CalibratedCamera, count: int) -> C
 
 
 def _with(camera: CalibratedCamera, lens: Array) -> CalibratedCamera:
-    """Return the camera with a lens (4 or more,); RobotError where it is none."""
+    """Return the camera with a lens (4 or more,); RobotError if it is invalid."""
     fx, fy, cx, cy, *distortion = lens.tolist()
     try:
         return replace(camera, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(distortion))

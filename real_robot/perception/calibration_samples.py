@@ -1,4 +1,4 @@
-"""Images, each with the joint positions at which it was taken: from a store or from a folder."""
+"""Calibration samples: images with the joint positions of each, from a store or a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APART = 0.03  # rad, that some joint differs by from all images before
 
 
 class CalibrationSample(NamedTuple):
-    """One image and where the arm was."""
+    """One image and the joint positions at that time."""
 
     name: str  # for messages: a file's, or `episode 3 row 17`
     image: Array  # (h, w, 3) uint8
@@ -30,13 +30,13 @@ class CalibrationSample(NamedTuple):
 
 
 def read(source: str, arm: Arm, *, camera: str) -> Iterator[CalibrationSample]:
-    """Yield the snapshots of a store or a folder, in order.
+    """Yield the samples of a store or a folder, in order.
 
     A store (DATA.zarr, as `latentplan record` writes it) holds `q`, `dq` and the images of
     `camera`; those are taken at which the arm rests somewhere new. A folder holds images and a
     list of them: `joints.csv` with a line `image, <joint>, <joint>, ...` above, or `joints.json`
     with a list of `{"image": ..., "q": {<joint>: ...}}`; positions in rad. Raises SourceError
-    where it is neither, or does not fit the arm.
+    if it is neither, or does not fit the arm.
     """
     path = Path(source)
     if path.suffix == ".zarr" or "://" in source or (path / "zarr.json").exists():

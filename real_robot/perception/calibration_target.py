@@ -1,7 +1,7 @@
-"""Boards of known corners: to print, and to find in images, with OpenCV.
+"""Calibration targets: boards of known corners, printed and detected with OpenCV.
 
 The board's frame has its origin in the upper left corner of the pattern, x to the right, y down,
-z away from who looks at it; lengths in metres.
+z away from the viewer; lengths in metres.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CalibrationTarget:
     legacy: bool = False  # charuco with an even number of rows, printed before OpenCV 4.6
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is no such board."""
+        """Raise ConfigError if there is no such board."""
         if self.kind not in DICTIONARIES:
             raise ConfigError(f"CalibrationTarget.kind: {unknown('kind', self.kind, DICTIONARIES)}")
         least = 3 if self.kind == "charuco" else 1
@@ -92,7 +92,7 @@ class CalibrationTarget:
 
 
 class TargetDetector:
-    """Finds one board in images."""
+    """A detector of one calibration target in images."""
 
     def __init__(self, board: CalibrationTarget) -> None:
         """Build OpenCV's detector; MissingDependency without OpenCV."""
@@ -126,7 +126,7 @@ class TargetDetector:
 
 
 def library() -> Any:
-    """Return the module cv2; MissingDependency with the line to type where it is not there."""
+    """Return the module cv2; MissingDependency with the command to type if it is missing."""
     try:
         import cv2
     except ImportError as e:

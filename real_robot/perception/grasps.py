@@ -1,4 +1,4 @@
-"""Where a parallel gripper can take what stands on a table: across it, or by its edge."""
+"""Grasps of a parallel gripper for objects on a table: across them, or by an edge."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Grasp:
 
 @dataclass(frozen=True)
 class Config:
-    """How grasps are looked for; lengths in metres."""
+    """The search for grasps; lengths in metres."""
 
     clearance: float = 0.004  # between a finger and the object, on each side, before they close
     depth: float = 0.02  # that the finger tips reach below the object's top
@@ -47,7 +47,7 @@ class Config:
     apart: float = 0.02  # between two grasps of one object at least
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         for name in ("clearance", "depth", "floor", "slope", "flat", "inset", "pinch", "apart"):
             check_range(f"grasps.{name}", getattr(self, name), 0, 1)
         check_range("grasps.places", self.places, 1, 10_000)
@@ -59,7 +59,7 @@ def find(scene: SegmentedScene, gripper: Gripper, config: Config | None = None) 
 
     Across an object the fingers stand on both sides, clear of everything else that is seen; of
     places and angles those are best that are narrow and near its middle. What is flat and too wide
-    for that is taken by its edge, at a corner rather than at a side. Raises RobotError where there
+    for that is taken by its edge, at a corner rather than at a side. Raises RobotError if there
     is nothing on the table, or nothing that the gripper can take.
     """
     c = config or Config()

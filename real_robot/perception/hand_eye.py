@@ -16,7 +16,7 @@ from latentplan.robots.camera import distorted
 from latentplan.types import Array
 
 X, Y, LENS = slice(0, 6), slice(6, 12), slice(12, None)  # of the unknowns: a turn and a shift each
-ITERATIONS = 100  # about five are needed; ten where an image is wrong
+ITERATIONS = 100  # about five are needed; ten if an image is wrong
 STEP = 1e-6  # rad, m, pixels, of the derivatives
 SETTLED = 1e-4  # std of an unknown, the last step at most
 
@@ -69,11 +69,11 @@ class Fit:
         self.x, self.y = np.eye(4), np.eye(4)
 
     def solve(self, x: Array, y: Array, *, lens_free: bool, robust: float) -> None:
-        """Find X, Y, and the lens where it is free, from X and Y (4, 4).
+        """Find X, Y, and the lens if it is free, from X and Y (4, 4).
 
         Gauss and Newton's steps. An image that is `robust` times further off than the arm's error
         explains counts half, and less and less beyond (Cauchy): its joints are wrong. Raises
-        RobotError where that leads nowhere.
+        RobotError if that leads nowhere.
         """
         self.x, self.y = x, y
         unknowns = 12 + (len(self.lens) if lens_free else 0)
@@ -100,10 +100,10 @@ class Fit:
         return rms
 
     def spread(self) -> Array:
-        """Return the std of each unknown, by the jackknife: as if images were left out by turns.
+        """Return the std of each unknown, by the jackknife: as if each image were left out once.
 
         Corners of one image share the arm's error, so they are no independent measurements;
-        images are. Each is left out to first order. Infinite where all hinges on one image.
+        images are. Each is left out to first order. Infinite if all hinges on one image.
         """
         count, total = len(self._normal), self._normal.sum(0)
         std = 1 / np.sqrt(np.diag(total))

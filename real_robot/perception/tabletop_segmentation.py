@@ -1,4 +1,4 @@
-"""What stands on a table, from a depth image: the plane, the objects, their masks; by Open3D."""
+"""The segmentation of a tabletop in a depth image: plane, objects and masks, by Open3D."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SegmentedScene:
 
 
 class TabletopSegmenter:
-    """Finds the table and what stands on it in depth images of a calibrated camera.
+    """A segmenter of the table and the objects on it, in depth images of a calibrated camera.
 
     The table is the plane with most points (RANSAC); it must be about where the arm's file has it,
     at z = 0 of the world. Objects are what lies above it, joined where gaps are small (DBSCAN,
@@ -53,7 +53,7 @@ class TabletopSegmenter:
 
     @dataclass(frozen=True)
     class Config:
-        """Where and how objects are looked for; lengths in metres."""
+        """The region and the thresholds of the search; lengths in metres."""
 
         low: tuple[float, float, float] = (-0.3, -0.3, -0.1)  # the box of the world that is used
         high: tuple[float, float, float] = (0.3, 0.3, 0.4)
@@ -69,7 +69,7 @@ class TabletopSegmenter:
         far: float = 3.0
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("TabletopSegmenter.tolerance", self.tolerance, 1e-4, 0.1)
             check_range("TabletopSegmenter.share", self.share, 0.01, 1)
             check_range("TabletopSegmenter.tilt", self.tilt, 0.1, 60)
@@ -97,7 +97,7 @@ class TabletopSegmenter:
         """Return what a depth image (h, w), m, shows; 0 and NaN are pixels without depth.
 
         `hide` (h, w) bool are pixels to leave out, such as the arm's own. An empty table is a scene
-        without objects. Raises ShapeError where the image is not the camera's, RobotError where
+        without objects. Raises ShapeError if the image is not the camera's, RobotError if
         it shows no table.
         """
         c, name = self.config, camera.name
@@ -120,7 +120,7 @@ class TabletopSegmenter:
         return SegmentedScene(plane, points, labels, cells)
 
     def _plane(self, points: Array, name: str) -> Array:
-        """Return the table's plane (4,); RobotError where there is none, or elsewhere."""
+        """Return the table's plane (4,); RobotError if there is none, or elsewhere."""
         c = self.config
         some = points[:: 1 + len(points) // THIN]
         try:
@@ -146,7 +146,7 @@ class TabletopSegmenter:
         return plane
 
     def _objects(self, points: Array) -> tuple[Array, tuple[Array, ...]]:
-        """Return the object (P,) of each point, 0 where it is none, and each one's voxels."""
+        """Return the object (P,) of each point, 0 if it is none, and each one's voxels."""
         c = self.config
         labels = np.zeros(len(points), np.int64)
         if len(points) == 0:

@@ -35,7 +35,7 @@ WATCH = 0.2  # s between looks at the state
 def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
     """Return the node that parameters ask for, and its cameras; it listens, and nothing moves.
 
-    Raises ConfigError for a parameter that is unknown or out of its range, RobotError where the
+    Raises ConfigError for a parameter that is unknown or out of its range, RobotError if the
     address cannot be had.
     """
     own = Parameters.__dataclass_fields__
@@ -139,7 +139,7 @@ def _tell_state(rospy: Any, node: Node) -> None:
 
 
 def main() -> None:
-    """Be the node, and end with 2 and one line where a user's mistake keeps it from that."""
+    """Be the node, and end with 2 and one line if a user's mistake prevents that."""
     try:
         serve()
     except LatentplanError as e:

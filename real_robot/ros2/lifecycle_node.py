@@ -32,7 +32,7 @@ STATE = 0.5  # s between diagnostics
 
 
 class MpcNode(LifecycleNode):  # type: ignore[misc]
-    """Drives an arm while it is active."""
+    """A lifecycle node that controls an arm while it is active."""
 
     def __init__(self, name: str) -> None:
         """Declare parameters, services and topics; nothing is connected yet."""
@@ -137,7 +137,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         return build
 
     def _connect(self) -> None:
-        """Start the control loop; RobotError where the arm cannot be connected."""
+        """Start the control loop; RobotError if the arm cannot be connected."""
         node, ready = self._prepare()(), threading.Event()
         failure: list[LatentplanError] = []
 
@@ -202,7 +202,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
             self.loop.set_goal(message.data)
 
     def _tell(self) -> None:
-        """Publish how the arm is, and the plan where there is a new one."""
+        """Publish the arm's health, and the plan if there is a new one."""
         levels = {"armed": b"\0", "ready": b"\0", "hold": b"\1", "disconnected": b"\1"}
         status = DiagnosticStatus(name=self.get_fully_qualified_name(), level=b"\3")
         status.message = "not active"

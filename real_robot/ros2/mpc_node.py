@@ -55,7 +55,7 @@ def serve() -> int:
 
 
 def main() -> None:
-    """Be the node, and end with 2 and one line where a user's mistake keeps it from that."""
+    """Be the node, and end with 2 and one line if a user's mistake prevents that."""
     try:
         code = serve()
     except LatentplanError as e:

@@ -45,7 +45,7 @@ def defaults() -> dict[str, Any]:
 
 
 def settings(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return a config a section; ConfigError where a parameter is unknown or out of its range."""
+    """Return a config a section; ConfigError if a parameter is unknown or out of its range."""
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in parameters.items():
         section, dot, field = name.partition(".")

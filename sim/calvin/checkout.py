@@ -34,7 +34,7 @@ MARK = Path("calvin_env", "envs", "play_table_env.py")
 
 @dataclass(frozen=True)
 class Settings:
-    """What calvin_env builds a world from: plain values, nothing left to be filled in."""
+    """The settings of a calvin_env world: plain values, all interpolations resolved."""
 
     robot: dict[str, Any]
     scene: dict[str, Any]
@@ -44,7 +44,7 @@ class Settings:
 def find(root: str = "") -> Path:
     """Return the checkout: `root`, else CALVIN_ENV_ROOT, else where calvin_env is installed from.
 
-    A checkout of mees/calvin, which holds calvin_env, will do. Raises MissingDependency where
+    A checkout of mees/calvin, which holds calvin_env, will do. Raises MissingDependency if
     there is none.
     """
     given = root or os.environ.get(ROOT, "")
@@ -64,7 +64,7 @@ def find(root: str = "") -> Path:
 def settings(root: Path, *, scene: str = "D", split: str = "") -> Settings:
     """Return the settings of CALVIN's scene A, B, C or D, or those a data set's split came with.
 
-    `split` is a folder that holds `.hydra/merged_config.yaml`. Raises ConfigError where a file is
+    `split` is a folder that holds `.hydra/merged_config.yaml`. Raises ConfigError if a file is
     not there or not what it should be.
     """
     if scene not in SCENES:
@@ -99,7 +99,7 @@ def settings(root: Path, *, scene: str = "D", split: str = "") -> Settings:
 def simulator(root: Path) -> Any:
     """Return the module `calvin_env.envs.play_table_env` of the checkout, fit to be used here.
 
-    Raises MissingDependency where a package that it imports is not there, ConfigError where
+    Raises MissingDependency if a package that it imports is not there, ConfigError if
     another checkout was imported before.
     """
     loaded = sys.modules.get("calvin_env.envs.play_table_env")
@@ -163,7 +163,7 @@ def _adapt(module: ModuleType, robot: Any) -> None:
 
 @contextmanager
 def _importable(root: Path) -> Iterator[None]:
-    """Let the checkout be imported, with gymnasium for gym where that is not installed."""
+    """Let the checkout be imported, with gymnasium for gym if that is not installed."""
     stand_in: dict[str, ModuleType] = {}
     if "gym" not in sys.modules and find_spec("gym") is None:
         names = ("", ".utils", ".utils.seeding")

@@ -42,7 +42,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
     An action (7,) in [-1, 1] moves a target pose of the end effector, which the arm follows:
     x, y, z (1 = 0.02 m) and euler angles x, y, z (1 = 0.05 rad) in the world, then the gripper,
-    which opens where the number is not negative and closes otherwise. 30 actions a second.
+    which opens if the number is not negative and closes otherwise. 30 actions a second.
 
     Observation: `robot_obs` (15,) and the privileged `scene_obs` (24,) float64, as the data set
     has them, and per camera `rgb_<camera>` (h, w, 3) uint8 and, with `depth`, `depth_<camera>`
@@ -63,7 +63,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
     @dataclass(frozen=True)
     class Config:
-        """Which world, and what is seen of it."""
+        """The world and its observations."""
 
         root: str = ""  # checkout of calvin_env; empty: CALVIN_ENV_ROOT
         scene: str = "D"  # CALVIN's A, B, C or D
@@ -74,7 +74,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         clip: bool = False  # bring numbers of an action beyond 1 back to it, instead of refusing it
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if self.scene not in checkout.SCENES:
                 raise ConfigError(str(unknown("Calvin.scene", self.scene, checkout.SCENES)))
             for camera in self.cameras:
@@ -85,7 +85,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
                 check_range("Calvin.image", self.image, 16, 512)
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the world; MissingDependency where there is no checkout or a package lacks."""
+        """Build the world; MissingDependency if there is no checkout or a package lacks."""
         self.config = config or self.Config()
         c = self.config
         self.render_mode = "rgb_array"
@@ -142,7 +142,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return self._observe(), {} if self._goal is None else {"goal": self._goal}
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return an observation of the table laid anew, as a reset lays it; the episode goes on.
+        """Return an observation of the table after a reset; the episode continues.
 
         The same seed gives the same goal, whatever ran before.
         """
@@ -189,7 +189,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return state
 
     def restore(self, state: State) -> dict[str, Array]:
-        """Go back to a `snapshot` of this env; the goal stays as it is."""
+        """Restore a `snapshot` of this env; the goal stays as it is."""
         self._apply(state)
         return self._observe()
 
@@ -231,7 +231,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         sim.reset(robot_obs=robot, scene_obs=scene)
         sim.robot.gripper_action = 1 if robot is None or robot[14] >= 0 else -1
         for button in sim.scene.buttons:
-            button.prev_is_pressed = button._is_pressed  # one that is down is not pressed anew
+            button.prev_is_pressed = button._is_pressed  # one that is down is not pressed again
 
     def _live(self) -> Any:
         if self._sim is None:
@@ -375,7 +375,7 @@ def _forget(env: weakref.ref[Calvin], number: int) -> None:
 
 
 def _given(options: dict[str, Any], key: str, size: int) -> Array | None:
-    """Take an option out and return it as (size,) float64; None where it is not given."""
+    """Take an option out and return it as (size,) float64; None if it is not given."""
     if options.get(key) is None:
         options.pop(key, None)
         return None

@@ -1,4 +1,4 @@
-"""Pick-and-drag by a simulated arm: where the gripper really is while it carries something."""
+"""Pick-and-drag by a simulated arm: the real path of the gripper while it carries something."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ArmPaths:
     def path(self, start: Array, end: Array, *, lift: float) -> Array:
         """Return where the gripper is (S, 3), a point a timestep, from `start` (3,) to `end` (2,).
 
-        Raises Unreachable where the arm cannot do it; nothing moved then.
+        Raises Unreachable if the arm cannot do it; nothing moved then.
         """
         goal = np.append(end[:2], start[2])
         motion = self._planner.plan(start, goal, lift=lift, dt=self._timestep)

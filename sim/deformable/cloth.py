@@ -27,7 +27,7 @@ class Cloth(Deformable):
     `half`, `diagonal`, or all `corners` to the middle; `place`, from crumpled, flat at a pose;
     `goal`, from one crumpled state to another, at its pose. `keypoints` (rows * columns, 3) float32
     are the points of the grid, row by row. The distance is the mean distance of the points to their
-    places in metres, in the best of the grid's eight orders (four where it is not square); for
+    places in metres, in the best of the grid's eight orders (four if it is not square); for
     `flatten` and `fold` after the best turn and shift in the plane, and seen from above.
     Success: `flatten`, at least 90 % of the cloth's area covered; `fold` a distance of at most
     0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.03 m.
@@ -53,7 +53,7 @@ class Cloth(Deformable):
         rest_steps: int = 20  # physics steps after letting go, at most
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_choice("Cloth.task", self.task, ("flatten", "fold", "place", "goal"))
             check_choice("Cloth.fold", self.fold, folds.FOLDS)
@@ -86,7 +86,7 @@ class Cloth(Deformable):
     FLAT = 0.9  # the same of a flattened one at least
     POINTS = 6  # that the oracle considers
     # How far beyond its place (m) and how high (share of the way) the oracle drags a point.
-    TRIES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
+    CANDIDATES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
     THRESHOLD = {  # m, distance to the goal
         "flatten": 0.02,
         "half": 0.009,
@@ -132,7 +132,7 @@ class Cloth(Deformable):
         """Return the best of some drags of points that are far from their places.
 
         Each is tried out in the simulator, so `observation` must be what is seen now; that takes
-        as long as 18 steps, or 72 where no single drag helps. The episode goes on as it was.
+        as long as 18 steps, or 72 if no single drag helps. The episode continues unchanged.
         """
         drags, cost = partial(self._drags, goal=goal), partial(self._cost, goal=goal)
         return lookahead.best(self, observation, propose=drags, cost=cost)
@@ -143,7 +143,7 @@ class Cloth(Deformable):
         missing = self._places(observation, goal) - points[:, :2]
         for grip in self._worst(points, missing):
             short = float(np.linalg.norm(missing[grip]))
-            for beyond, height in self.TRIES:
+            for beyond, height in self.CANDIDATES:
                 way = missing[grip] * (1 + beyond / max(short, 1e-6))
                 lift = height * float(np.linalg.norm(way))
                 yield self._drag(points[grip], way, lift=lift)

@@ -20,7 +20,7 @@ def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class DeformableConfig:
-    """What every task sets. Lengths in metres, masses in kilograms; a task gives the defaults."""
+    """The settings of every task: lengths in metres, masses in kilograms."""
 
     engine: str = "mujoco"  # who simulates
     control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
@@ -43,7 +43,7 @@ class DeformableConfig:
     rest_steps: int = 16  # physics steps after letting go, at most
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         where = type(self).__qualname__.removesuffix(".Config")
         check_choice(f"{where}.control", self.control, ("pick", "velocity"))
         check_choice(f"{where}.actuator", self.actuator, ("gripper", "arm"))

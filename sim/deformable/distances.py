@@ -1,4 +1,4 @@
-"""How far an object is from where it shall be, in metres or as a share.
+"""Distances between an object and its goal, in metres or as a share.
 
 Points are (P, 2) or (P, 3) keypoints. `orders` (S, P) are the renumberings under which an object
 is the same: a rope's two ends look alike, and so do the sides and faces of a cloth.
@@ -94,6 +94,6 @@ def coverage(points: Array, *, rows: int, columns: int, area: float) -> float:
 
 
 def mask_iou(a: Array, b: Array) -> float:
-    """Return the intersection over the union of two masks (h, w); 1 where both are empty."""
+    """Return the intersection over the union of two masks (h, w); 1 if both are empty."""
     either = np.logical_or(a, b).sum()
     return float(np.logical_and(a, b).sum() / either) if either else 1.0

@@ -1,7 +1,7 @@
-"""What all tasks with one deformable object on a table share: actions, goals, observations.
+"""The env of all tasks with one deformable object on a table: actions, goals, observations.
 
-A task adds how its object is laid down, what a goal is, how far from it an observation is, and a
-scripted expert. What happens to the object is the engine's part (`engines/engine.py`).
+A task adds the start of its object, its goals, its distance and a scripted expert. An engine
+(`engines/engine.py`) simulates the object.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     control=velocity: an action (4,) is what the gripper does for 1 / `rate` seconds: velocity
     (x, y, z), 1 = `speed`, within the workspace and 0 to CEILING metres high, and grip: above 0 the
     gripper is closed. It takes hold of the object where it closes within `pick_radius` of it (and
-    REACH in height), and of nothing where it closes elsewhere, until it opens and closes again.
+    REACH in height), and of nothing if it closes elsewhere, until it opens and closes again.
 
     Observation: `rgb` (image, image, 3) uint8, the privileged `keypoints` in metres, and with
     control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed. `cameras` and
@@ -59,7 +59,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     `reset` draws a goal of the task unless `options["goal"]` gives one (an observation with
     keypoints): `info["goal"]`. Reward: minus `distance` to it. After each step `info` holds
-    `picked`, `distance` (m) and `success`. Never terminates by itself. Raises UnstablePhysics where
+    `picked`, `distance` (m) and `success`. Never terminates by itself. Raises UnstablePhysics if
     the simulation diverges; reset it then.
     """
 
@@ -103,7 +103,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._conditions = Conditions(
                 c.randomise, cameras=self._cameras, action=size, motion=motion
             )
-            self._apply()  # where the engine cannot, it says so now
+            self._apply()  # fails now if the engine cannot
             changing = self._conditions.per_step()
             if changing:
                 names = ", ".join(changing)
@@ -144,7 +144,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return a goal of the task, an observation of the object where it shall be.
 
-        The same seed gives the same goal, whatever ran before; the episode goes on as it was.
+        The same seed gives the same goal, whatever ran before; the episode continues unchanged.
         """
         state = self.snapshot()
         try:
@@ -161,16 +161,16 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return dict(self._cameras)
 
     def views(self) -> dict[str, str]:
-        """Return which camera takes each of the images (h, w, 3), by their observation keys."""
+        """Return the camera of each image (h, w, 3), by observation key."""
         return self._sensors.views()
 
     @property
     def engine(self) -> Any:
-        """Return the object's physics, for whoever moves it in another way than by actions."""
+        """Return the object's physics, for callers that move it other than by actions."""
         return self._engine
 
     def observe(self) -> dict[str, Array]:
-        """Return what is seen now."""
+        """Return the present observation."""
         return self._observe()
 
     def grasp(self, point: Array) -> int:
@@ -183,7 +183,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return grip
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Do what the action says, see the class, and return what is seen then."""
+        """Execute the action, see the class, and return the next observation."""
         action = np.asarray(action, np.float64)
         where, size = f"{type(self).__name__}.action", self.data_spec.action.size
         check(where, action, "A", A=size)
@@ -214,7 +214,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return self._engine.snapshot(), self._closed, self._refused, drawn
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Go back to a `snapshot`; the goal stays as it is."""
+        """Restore a `snapshot`; the goal stays as it is."""
         self.rewind(state)
         return self._observe()
 
@@ -237,7 +237,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return {"keypoints": self._keypoints()}
 
     def rewind(self, state: Any) -> None:
-        """Go back to a `snapshot`; nothing is observed."""
+        """Restore a `snapshot`; nothing is observed."""
         engine_state, self._closed, self._refused, drawn = state
         if self._conditions is not None and drawn != self._conditions.state:
             self._conditions.restore(drawn)
@@ -250,7 +250,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return image
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         self._engine.close()
 
     @abstractmethod
@@ -266,7 +266,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         """Return the observation `keypoints`."""
 
     def _choose(self, grips: Array, point: Array) -> int:
-        """Return the grip nearest to `point` (2,), -1 where none is within the pick radius."""
+        """Return the grip nearest to `point` (2,), -1 if none is within the pick radius."""
         gap = np.linalg.norm(grips[:, :2] - point, axis=1)
         nearest = int(gap.argmin())
         return nearest if gap[nearest] <= self.config.pick_radius else -1
@@ -291,7 +291,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return grip
 
     def _carry(self, grip: int, end: Array, *, lift: float) -> int:
-        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 where refused."""
+        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 if refused."""
         start = self._engine.grips()[grip]
         if self._arm is None:
             path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
@@ -336,7 +336,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._engine.place_gripper(np.array([0.0, 0.0, self.HOVER]))
 
     def _build(self, config: Any) -> None:
-        """Make the engine for these settings, which differ from the env's own where drawn."""
+        """Make the engine for these settings, which differ from the env's own if drawn."""
         self.config = config
         self._engine = engine.make(self.name, config.engine, config=config)
 
@@ -359,7 +359,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._apply()
 
     def _apply(self) -> None:
-        """Make the engine what the conditions say, where they say something new."""
+        """Make the engine what the conditions say, if they say something new."""
         if self._conditions is None or self._conditions.values == self._applied:
             return
         self._applied = self._conditions.values
@@ -369,7 +369,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._build(drawn)
         for camera in self._conditions.cameras().values():
             self._engine.place_camera(camera)
-        self._engine.paint(self._conditions.appearance())
+        self._engine.set_appearance(self._conditions.appearance())
 
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}

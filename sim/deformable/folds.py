@@ -1,4 +1,4 @@
-"""Where the points of a cloth lie when it is flat or folded."""
+"""The points of a cloth that is flat or folded."""
 
 from __future__ import annotations
 

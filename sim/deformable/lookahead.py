@@ -1,4 +1,4 @@
-"""An expert that tries actions out in the simulator, before it does one."""
+"""An expert that simulates candidate actions before it executes one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BETTER = 0.1  # share of the cost that an action saves, with which the expert is
 
 
 class Simulator(Protocol):
-    """What can be tried out: its states come back."""
+    """A simulator whose states can be restored."""
 
     def snapshot(self) -> Any:
         """Return the state."""
@@ -27,8 +27,8 @@ class Simulator(Protocol):
         """Go back to a state."""
 
 
-class Tried(NamedTuple):
-    """An action, and where it leads."""
+class Candidate(NamedTuple):
+    """A candidate action and its outcome."""
 
     cost: float
     action: Array
@@ -45,19 +45,19 @@ def best(
 ) -> Array:
     """Return the proposed action with the least cost, or the first of two that cost least.
 
-    Two in a row, the second after the WIDTH best, are tried only where no single one makes the cost
-    less by the share BETTER. `seen` are the keypoints now; the simulator is left in this state.
-    Raises UnstablePhysics where every action diverges.
+    Two in a row, the second after the WIDTH best, are tried only if no single one reduces the cost
+    by the share BETTER. `seen` are the keypoints now; the simulator is left in this state.
+    Raises UnstablePhysics if every action diverges.
     """
 
-    def tried(state: Any, seen: Observation) -> list[Tried]:
+    def tried(state: Any, seen: Observation) -> list[Candidate]:
         leads = []
         for action in propose(seen):
             try:
                 after = simulator.attempt(state, action)
             except UnstablePhysics:
                 continue
-            leads.append(Tried(cost(after), action, simulator.snapshot(), after))
+            leads.append(Candidate(cost(after), action, simulator.snapshot(), after))
         return sorted(leads, key=lambda t: t.cost)
 
     start, now = simulator.snapshot(), cost(seen)

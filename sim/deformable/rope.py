@@ -56,7 +56,7 @@ class Rope(Deformable):
         bend: float = 0.2  # rad between links (smoothed) of the most bent shape that a reset draws
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             super().__post_init__()
             check_choice("Rope.task", self.task, ("goal", "straighten", "shape"))
             check_choice("Rope.shape", self.shape, tuple(curves.SHAPES))
@@ -91,7 +91,7 @@ class Rope(Deformable):
         """Return the action that brings the link farthest from its place there.
 
         For `shape`, which that seldom reaches, the best of some drags that are tried out in the
-        simulator: `observation` must be what is seen now. The episode goes on as it was.
+        simulator: `observation` must be what is seen now. The episode continues unchanged.
         """
         if self.config.task == "shape":
             drags, cost = partial(self._drags, goal=goal), partial(self.distance, goal=goal)

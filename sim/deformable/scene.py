@@ -1,4 +1,4 @@
-"""An object on a table that an arm simulated elsewhere takes hold of and carries, tick by tick."""
+"""An object on a table that an arm, simulated elsewhere, grasps and carries, tick by tick."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scene:
         self.reset(seed=seed)
 
     def reset(self, *, seed: int, goal: Observation | None = None) -> None:
-        """Lay the object down for an episode; nothing holds it. `goal` is drawn where not given."""
+        """Lay the object down for an episode; nothing holds it. `goal` is drawn if not given."""
         options = None if goal is None else {"goal": goal}
         _, told = self.env.reset(seed=seed, options=options)
         self.goal = told["goal"]
@@ -90,11 +90,11 @@ class Scene:
         self._close(ee, pinched=width <= PINCH)
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         self.env.close()
 
     def _close(self, ee: Array, *, pinched: bool) -> None:
-        """Take hold where the fingers have just closed; let go where they have opened."""
+        """Grasp when the fingers have just closed; release when they have opened."""
         engine = self.env.engine
         if pinched and not self._pinched and self.env.grasp(ee) >= 0:
             self._offset = engine.gripper() - ee
@@ -113,7 +113,7 @@ def lay(name: str, *, seed: int = 0) -> Scene:
 def env_of(name: str) -> tuple[Callable[[Any], Deformable], Any]:
     """Return class and settings of the env or preset `name`, which has something to carry.
 
-    Raises UnknownName where there is none of that name, ConfigError where it has another table.
+    Raises UnknownName if there is none of that name, ConfigError if it has another table.
     """
     preset = config.resolve("env", name)
     make = registry.get("env", preset.base)

@@ -1,4 +1,4 @@
-"""How a scene looks: colours, light, a pattern on the table."""
+"""The appearance of a scene: colours, light, a pattern on the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TILE = 64  # pixels a side of the table's pattern
 
 @dataclass(frozen=True)
 class Appearance:
-    """What an engine paints; as it is by default, an engine shows its own colours and light."""
+    """The colours and the light of a scene; by default an engine's own."""
 
     object: Colour | None = None
     table: Colour | None = None
@@ -24,7 +24,7 @@ class Appearance:
     pattern: int = 0  # seed of the pattern
 
     def toward_light(self) -> Array | None:
-        """Return the unit vector (3,) from the table to the light; None where it is the camera."""
+        """Return the unit vector (3,) from the table to the light; None if it is the camera."""
         if self.light is None:
             return None
         tilt, heading = self.light

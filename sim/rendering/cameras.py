@@ -1,4 +1,4 @@
-"""Cameras: where they are, which pixel sees a point, and which point a pixel saw.
+"""Cameras: poses, and projection from points to pixels and back.
 
 All are pinhole cameras without distortion. World: metres, z up, the table at z = 0. Camera frame as
 in OpenCV: x right, y down, z forward. Pixel (u, v): u to the right, v down, (0, 0) is the middle of
@@ -37,7 +37,7 @@ class Camera:
     height: int = 64  # pixels
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is no such camera."""
+        """Raise ConfigError if there is no such camera."""
         where = f"camera {self.name}"
         check_range(f"{where}.fovy", self.fovy, 1, 170)
         check_range(f"{where}.width", self.width, 16, 512)
@@ -68,7 +68,7 @@ class Camera:
     def project(self, points: Array) -> tuple[Array, Array]:
         """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
 
-        Depth is metres along the line of sight; where it is not positive, the point lies behind the
+        Depth is metres along the line of sight; if it is not positive, the point lies behind the
         camera and its pixel means nothing.
         """
         seen = (points - np.asarray(self.position)) @ self.axes().T
@@ -80,7 +80,7 @@ class Camera:
     def unproject(self, depth: Array) -> Array:
         """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
 
-        Raises ShapeError where the image is not this camera's.
+        Raises ShapeError if the image is not this camera's.
         """
         return unproject(depth, intrinsics=self.intrinsics(), extrinsics=self.extrinsics())
 
@@ -108,7 +108,7 @@ def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
     """Return the points (h, w, 3) of the world, m, that a depth image (h, w) of a camera shows.
 
     `intrinsics` (3, 3) and `extrinsics` (4, 4) world -> camera may be those of a real camera, as
-    OpenCV's calibration gives them. Raises ShapeError where a shape is another.
+    OpenCV's calibration gives them. Raises ShapeError if a shape is another.
     """
     check("unproject.depth", depth, "h w")
     check("unproject.intrinsics", intrinsics, "row column", row=3, column=3)
@@ -122,7 +122,7 @@ def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the camera `custom` is."""
+    """The pose and the field of view of the camera `custom`."""
 
     position: Triple = (0.5, 0.0, 0.5)  # m
     target: Triple = (0.0, 0.0, 0.0)  # m, what it looks at
@@ -130,8 +130,8 @@ class Pose:
     fovy: float = 45.0  # degrees from the image's lower to its upper edge
 
 
-class Seen(Protocol):
-    """What cameras need to know of an env's config."""
+class CameraConfig(Protocol):
+    """The fields of an env's config that place its cameras."""
 
     @property
     def view(self) -> float:
@@ -147,13 +147,13 @@ class Seen(Protocol):
 
     @property
     def custom(self) -> Pose:
-        """Where the camera `custom` is."""
+        """The pose and the field of view of the camera `custom`."""
 
 
 NAMES = ("top", "front", "side", "angled", "custom")
 
 
-def of(config: Seen) -> dict[str, Camera]:
+def of(config: CameraConfig) -> dict[str, Camera]:
     """Return all cameras of an env by name: `top`, and others that see the same part of the table.
 
     `top` looks straight down, with y upwards in its image; `front` from -y, `side` from +x,
@@ -200,7 +200,7 @@ def _away(place: Array, view: float) -> float:
 
 @lru_cache(maxsize=64)
 def _axes(position: Triple, target: Triple, up: Triple) -> Array:
-    """Return the rotation (3, 3) world -> camera, NaN where there is none."""
+    """Return the rotation (3, 3) world -> camera, NaN if there is none."""
     forward = np.subtract(target, position)
     right = np.cross(forward, up)
     if not np.linalg.norm(right) > 1e-6:  # a NaN is none either

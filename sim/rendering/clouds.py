@@ -22,7 +22,7 @@ Corner = tuple[float, float, float]
 
 @cache
 def library() -> Any:
-    """Return the module open3d; MissingDependency with the line to type where it is not there."""
+    """Return the module open3d; MissingDependency with the command to type if it is missing."""
     try:
         import open3d
     except ImportError as e:
@@ -39,7 +39,7 @@ def library() -> Any:
 
 @dataclass(frozen=True)
 class Cloud:
-    """What becomes of the points that the cameras see; lengths in metres."""
+    """The settings of a point cloud; lengths in metres."""
 
     points: int = 512  # rows of the observation
     low: Corner = (-0.3, -0.3, 0.003)  # the box that is kept: from 3 mm above the table
@@ -48,7 +48,7 @@ class Cloud:
     normals: bool = False  # three more numbers a point: the unit normal, towards a camera
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         check_range("cloud.points", self.points, 1, 100_000)
         check_range("cloud.voxel", self.voxel, 0, 1)
         if not (np.less(self.low, self.high)).all():
@@ -69,7 +69,7 @@ def fuse(depths: Sequence[Array], cameras: Sequence[Camera], config: Cloud) -> A
     """Return one cloud (points, 3 or 6) float32 of what several cameras see, in a fixed shape.
 
     Depth images (h, w) become points, those in the box are kept, averaged in voxels, and thinned
-    out by farthest-point sampling; where they are too few, they are repeated in order.
+    out by farthest-point sampling; if they are too few, they are repeated in order.
     """
     seen, normal = [], []
     for depth, camera in zip(depths, cameras, strict=True):
@@ -114,7 +114,7 @@ def voxels(rows: Array, side: float) -> Array:
 
 
 def farthest(rows: Array, count: int) -> Array:
-    """Return `count` rows, or all where there are fewer: from the first, always the farthest next.
+    """Return `count` rows, or all if there are fewer: from the first, always the farthest next.
 
     Each has the largest distance to those before (Eldar et al. 1997); the same rows give the same.
     """
@@ -151,7 +151,7 @@ def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int 
     a x + b y + c z + d = 0, (a, b, c) of length 1, its largest number positive: a table's normal
     points up. RANSAC (Fischler and Bolles 1981) over `tries` triples of points, then the least
     squares of the points that are near. The same seed gives the same plane, which Open3D's
-    segment_plane does not. Raises ShapeError where no three points span one.
+    segment_plane does not. Raises ShapeError if no three points span one.
     """
     check("plane.points", points, "P xyz", xyz=3)
     rows = np.random.default_rng(seed).integers(max(len(points), 1), size=(tries, 3))

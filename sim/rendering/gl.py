@@ -1,4 +1,4 @@
-"""Which OpenGL draws without a screen: EGL, else OSMesa. Needs the standard library only.
+"""The choice of OpenGL without a screen: EGL, else OSMesa. Needs the standard library only.
 
 `python -m latentplan.sim.rendering.gl` prints the choice; if there is none it prints the
 command to type and exits with 2.
@@ -22,7 +22,7 @@ _MAX_DEVICES = 16
 def choose() -> str:
     """Return `egl` or `osmesa`: what MUJOCO_GL says, else the first of the two that works.
 
-    Raises MissingDependency, with the line that installs one, where none works or where
+    Raises MissingDependency, with the line that installs one, if none works or if
     MUJOCO_GL asks for one that does not: images must not depend on a silent fallback.
     """
     works = {"egl": _egl, "osmesa": _osmesa}

@@ -46,7 +46,7 @@ _ANYWHERE = mujoco.MjvCamera()  # mjv_updateScene wants one; ours are set afterw
 @cache
 def _context() -> tuple[Any, int]:
     """Return the process's only GL context and the thread that owns it."""
-    # Not mujoco.GLContext: that was settled by whoever imported MuJoCo first, maybe for a screen.
+    # Not mujoco.GLContext: the first import of MuJoCo chose that, perhaps for a screen.
     platform = import_module(f"mujoco.{gl.choose()}")
     context = platform.GLContext(LARGEST, LARGEST)
     context.make_current()
@@ -184,7 +184,7 @@ _SCENE = """
 def self_test() -> str:
     """Return the name of the GL that works, having drawn a known scene twice and compared.
 
-    Raises MissingDependency where the images differ or are not of the scene. Runs once a
+    Raises MissingDependency if the images differ or are not of the scene. Runs once a
     process (about 20 ms); every env calls it before its first image.
     """
     model = mujoco.MjModel.from_xml_string(_SCENE)

@@ -1,4 +1,4 @@
-"""A goal drawn over what is seen, as an image for people."""
+"""A goal drawn over an observed image, for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def mask(
     """Return the image (h, w, 3) uint8 with a mask (h, w) bool in a colour, its edge opaque.
 
     The mask is a goal's: its `segmentation_<camera>` == 1, or what a real camera's image is
-    segmented to. Raises ShapeError where the shapes do not fit.
+    segmented to. Raises ShapeError if the shapes do not fit.
     """
     check("overlay.image", image, "h w rgb", rgb=3)
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""What the cameras of an env give at one instant: images, depth, segmentation, a point cloud."""
+"""The camera observations of an env: images, depth, segmentation, a point cloud."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Sensors:
     """
 
     def __init__(self, config: Any) -> None:
-        """Take the cameras of an env's config; MissingDependency where clouds need open3d."""
+        """Take the cameras of an env's config; MissingDependency if clouds need open3d."""
         self._images = {"rgb": ("top", "rgb")}  # by key: camera and kind
         for camera in config.cameras:
             for kind in ("rgb", "depth", "segmentation"):
@@ -48,7 +48,7 @@ class Sensors:
             clouds.library()
 
     def specs(self) -> dict[str, ArraySpec]:
-        """Return what the observations are."""
+        """Return the spec of each observation."""
         side = (self._size, self._size)
         specs = {}
         for key, (camera, kind) in self._images.items():
@@ -65,13 +65,13 @@ class Sensors:
         return specs
 
     def views(self) -> dict[str, str]:
-        """Return which camera takes each of the images in colour, by their keys."""
+        """Return the camera of each colour image, by key."""
         return {key: camera for key, (camera, kind) in self._images.items() if kind == "rgb"}
 
     def read(
         self, engine: Engine[Any], placed: Mapping[str, Camera], conditions: Conditions | None
     ) -> dict[str, Array]:
-        """Return what is seen now by cameras that are where `placed` says."""
+        """Return the observations of cameras at the poses of `placed`."""
         seen = {}
         for key, (camera, kind) in self._images.items():
             seen[key] = self._take(engine, camera, kind, conditions)

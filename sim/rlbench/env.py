@@ -1,7 +1,7 @@
-"""RLBench's tasks as an Env, where RLBench and CoppeliaSim are installed.
+"""RLBench's tasks as an Env; RLBench and CoppeliaSim must be installed.
 
 Written against RLBench 1.2.0 (github.com/stepjam/RLBench) as its source says; its tests run against
-a recorded interface, a small stand-in with the same names and parameters, not against CoppeliaSim.
+a recorded interface, a small imitation with the same names and parameters, not against CoppeliaSim.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEPT = 16  # goals whose demos are remembered
 
 
 class Demo(NamedTuple):
-    """How RLBench itself does the task from a placement."""
+    """A demonstration that RLBench makes from a placement."""
 
     start: Randomness  # what the placement follows from
     variation: int
@@ -55,7 +55,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     after the arm has moved.
 
     An action that RLBench refuses (no path, outside the workspace) moves nothing:
-    `info["refused"]` says why. Reward is 1 where the task is done and 0 otherwise; the episode
+    `info["refused"]` says why. Reward is 1 if the task is done and 0 otherwise; the episode
     terminates there. `info` of a reset has `task`, `text` (how one would say it) and `variation`.
 
     A seed decides variation and placement; paths that CoppeliaSim samples may still differ. There
@@ -71,7 +71,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
     @dataclass(frozen=True)
     class Config:
-        """Which task, what is seen of it, and what an action is."""
+        """The task, its observations and its actions."""
 
         task: str = "reach_target"  # as RLBench names its file
         variation: int = 0  # of the task; -1: drawn for every episode
@@ -90,7 +90,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         headless: bool = True  # no window
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             rlbench_spec.check("RLBench", self)
             check_range("RLBench.variation", self.variation, -1)
             check_range("RLBench.image", self.image, 16, 1024)
@@ -98,7 +98,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
                 raise ConfigError(str(unknown("RLBench.renderer", self.renderer, RENDERERS)))
 
     def __init__(self, config: Config | None = None) -> None:
-        """Start CoppeliaSim; MissingDependency with the line to type where it is not there."""
+        """Start CoppeliaSim; MissingDependency with the command to type if it is missing."""
         self.config = c = config or self.Config()
         self.render_mode = "rgb_array"
         modules = simulator.library()
@@ -158,7 +158,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         """Place the task; `options["goal"]`, one that `goal` gave, brings its placement.
 
-        Raises UnstablePhysics where RLBench finds no place for the task.
+        Raises UnstablePhysics if RLBench finds no place for the task.
         """
         super().reset(seed=seed)
         given = dict(options or {})
@@ -179,7 +179,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return dict(self._observe(seen)), info
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Do what the action says, see the class; UnstablePhysics where the simulator fails."""
+        """Execute the action, see the class; UnstablePhysics if the simulator fails."""
         if self._steps < 0:
             raise LatentplanError("RLBench.step: there is no episode; reset first")
         sent = self._checked(action)
@@ -238,7 +238,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return float(np.linalg.norm(here[:3] - there[:3]))
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the next action (A,) of the goal's demo; LatentplanError where there is none.
+        """Return the next action (A,) of the goal's demo; LatentplanError if there is none.
 
         The goal must be one of the last that `goal` gave, and the one that the episode began with.
         """
@@ -253,7 +253,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return the next action (A,) of a demo that RLBench makes of the present episode.
 
-        Raises UnstablePhysics where RLBench finds no way to do the task, LatentplanError where the
+        Raises UnstablePhysics if RLBench finds no way to do the task, LatentplanError if the
         episode has gone on without the expert.
         """
         if self._demo is None:
@@ -324,7 +324,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return np.asarray(np.clip(action, low, high))
 
     def _checked(self, action: Array) -> Array:
-        """Return the action (A,) float64 as RLBench takes it; ShapeError where it is none."""
+        """Return the action (A,) float64 as RLBench takes it; ShapeError if it is invalid."""
         spec = self.data_spec.action
         sent = np.array(action, np.float64)
         check("RLBench.action", sent, "A", A=spec.size)
@@ -358,7 +358,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return rlbench_spec.spec(observation, c.action, robot=c.robot)
 
     def _observe(self, seen: Any) -> Observation:
-        """Return RLBench's observation as ours; UnstablePhysics where a number is not finite."""
+        """Return RLBench's observation as ours; UnstablePhysics if a number is not finite."""
         specs, found = self.data_spec.observation, {}
         for name in STATE:
             if name in specs:

@@ -38,7 +38,7 @@ class Library(NamedTuple):
 
 
 def library() -> Library:
-    """Import RLBench; MissingDependency where it, PyRep or CoppeliaSim is not there."""
+    """Import RLBench; MissingDependency if it, PyRep or CoppeliaSim is not there."""
     names = (
         "rlbench.environment",
         "rlbench.action_modes.arm_action_modes",

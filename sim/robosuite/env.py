@@ -44,7 +44,7 @@ TRIES = 10  # starts that `goal` gives the expert
 
 @dataclass(frozen=True)
 class RobosuiteConfig:
-    """What every task sets."""
+    """The settings of every task."""
 
     robot: str = "Panda"  # Panda, UR5e, Sawyer
     controller: str = "osc_pose"  # osc_pose, osc_position, ik_pose, joint_position, joint_velocity
@@ -57,7 +57,7 @@ class RobosuiteConfig:
     hold: int = 5  # steps in a row
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a field is out of its range."""
+        """Raise ConfigError if a field is out of its range."""
         where = type(self).__qualname__.removesuffix("Config")
         for name, value, known in (
             ("robot", self.robot, ROBOTS),
@@ -75,7 +75,7 @@ class RobosuiteConfig:
 
 
 class _State(NamedTuple):
-    """What `snapshot` returns."""
+    """The state that `snapshot` returns."""
 
     simulator: Any
     held: int
@@ -93,12 +93,12 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     Action: see `data_spec.action` and its convention. Other than robosuite, which clips, a number
     out of bounds raises ShapeError.
 
-    Reward: robosuite's own; where `reset` was given `options["goal"]`, an observation, it is minus
+    Reward: robosuite's own; if `reset` was given `options["goal"]`, an observation, it is minus
     `distance` to that. info holds `success` (robosuite's test) and, with a goal, `distance` in
     metres. Reward and success are those of the state that is returned; robosuite's are 2 ms behind.
 
     Models are made once, from a fixed seed, and reset without being made again, so that the size of
-    a cube is the same in all episodes. Raises UnstablePhysics where the simulation diverges.
+    a cube is the same in all episodes. Raises UnstablePhysics if the simulation diverges.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -112,7 +112,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     episode_length: int = 200  # actions, after which an attempt may be given up
 
     def __init__(self, config: RobosuiteConfig | None = None) -> None:
-        """Build robosuite's env; MissingDependency where robosuite is not installed."""
+        """Build robosuite's env; MissingDependency if robosuite is not installed."""
         self.config = c = config or self.Config()
         self.render_mode = "rgb_array"
         robosuite = library.load(self.name)
@@ -200,7 +200,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return _State(state.save(self._env), self._held)
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Go back to a `snapshot`; the goal stays as it is."""
+        """Restore a `snapshot`; the goal stays as it is."""
         self._restore(state)
         return self._observe()
 
@@ -208,7 +208,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         """Return an observation of a successful end, reached by the expert from `reset(seed=seed)`.
 
         Where the expert fails from there, it is given other starts that follow from the seed. The
-        episode goes on as it was. Raises ConfigError where the task has no expert.
+        episode continues unchanged. Raises ConfigError if the task has no expert.
         """
         expert = self._expert()
         before, rng = self.snapshot(), np_random(seed)[0]
@@ -232,13 +232,13 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the expert's action (A,); a success is one wherever the goal was reached.
 
-        Raises ConfigError where the task has no expert.
+        Raises ConfigError if the task has no expert.
         """
         action: Array = self._expert()(observation, None)
         return action
 
     def render(self) -> Array:
-        """Return the first camera's image; ConfigError where there is none."""
+        """Return the first camera's image; ConfigError if there is none."""
         if self._images is None:
             raise ConfigError(f"{type(self).__name__}.cameras: found [], which draws nothing")
         return self._images.image(self._data, self.config.cameras[0])
@@ -250,7 +250,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return {name: self._images.camera(self._data, name) for name in self.config.cameras}
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         if self._images is not None:
             self._images.close()
 

@@ -1,6 +1,6 @@
 """Scripted experts: where the hand goes next, from what is seen (privileged keys included).
 
-They keep no state, so that they go on from wherever they are put, and start anew when something
+They keep no state, so that they go on from wherever they are put, and start again when something
 slips. A pose is (7,): x, y, z in metres, quaternion w, x, y, z.
 """
 
@@ -26,7 +26,7 @@ GAIN = 3.0  # of the error to a place; robosuite's controllers cover a part of w
 
 
 class Move(NamedTuple):
-    """What the hand shall do next."""
+    """The next motion of the hand."""
 
     place: Array  # (3,) m, where its grip site goes
     closed: bool
@@ -36,7 +36,7 @@ class Move(NamedTuple):
 def act(move: Move, observation: Observation, *, action: ActionSpec, base: Array) -> Array:
     """Return the action (A,) towards a move; `base` (3, 3) are the axes of the arm's base.
 
-    Raises ConfigError where actions are not those of osc_pose.
+    Raises ConfigError if actions are not those of osc_pose.
     """
     means = action.convention
     if means is None or (means.control, means.rotation, means.frame) != OSC_POSE:

@@ -1,4 +1,4 @@
-"""Images of a MuJoCo model that somebody else made, by the cameras that it comes with.
+"""Images of a MuJoCo model of another package, by the cameras of the model.
 
 Drawn by `sim.render` in the process's one GL context; robosuite's own renderer, whose context goes
 with each hard reset and takes the next one's textures along, is never made.

@@ -1,4 +1,4 @@
-"""robosuite itself: imported quietly, after OpenGL was chosen, and mended where it must be."""
+"""robosuite itself: imported quietly, after OpenGL was chosen, and patched if necessary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentplan.sim.rendering import mujoco_renderer  # noqa: F401  (sets MUJOCO
 def load(name: str) -> Any:
     """Return the package robosuite for the env `name`.
 
-    Raises MissingDependency, with the line to type, where it or a library of its is missing.
+    Raises MissingDependency, with the line to type, if it or a library of its is missing.
     """
     logging.getLogger("robosuite_logs").addFilter(_errors)
     try:

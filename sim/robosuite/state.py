@@ -51,7 +51,7 @@ def save(env: Any) -> Snapshot:
 
 
 def load(env: Any, state: Snapshot) -> None:
-    """Bring robosuite's env back to a state; what follows from it is computed anew."""
+    """Restore a state of robosuite's env, and recompute what depends on it."""
     model, data = env.sim.model._model, env.sim.data._data
     for name, array in state.model.items():
         getattr(model, name)[:] = array

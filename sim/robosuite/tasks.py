@@ -1,4 +1,4 @@
-"""The tasks: what is in them, how far from a goal they are, who can do them."""
+"""The tasks: their objects, their distances and their experts."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class Wipe(Robosuite):
     APART = 0.005  # m, robosuite's distance of a mark to the next
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how much longer the line of dirt is than in the goal, m; 0 where it is not."""
+        """Return how much longer the line of dirt is than in the goal, m; 0 if it is not."""
         left, wanted = (float(o["marks"][:, 3].sum()) for o in (observation, goal))
         return self.APART * max(left - wanted, 0.0)
 

@@ -39,7 +39,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     Observation, of the `cameras`: `rgb_static`, `rgb_gripper` (h, w, 3) uint8, with `depth` also
     `depth_static`, `depth_gripper` (h, w) float32 in m; `robot_obs` (15,) float32: tool centre
     point (m), euler xyz (rad), width between the fingers (m), seven zeros for an arm's joints,
-    -1 where the gripper was told to close, else 1. Privileged: `scene_obs` (24,) float32 in
+    -1 if the gripper was told to close, else 1. Privileged: `scene_obs` (24,) float32 in
     CALVIN's order (slider, drawer, button, switch in m, bulb, led, three blocks' poses; button and
     led are 0, there are none), and `task` (1,) int64, its number in `NAMES`.
 
@@ -60,7 +60,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
     @dataclass(frozen=True)
     class Config:
-        """What is asked, how actions are read, what is seen."""
+        """The task, the meaning of actions, and the observations."""
 
         task: str = "any"  # one of tasks.TASKS, or any: a reset draws one
         rate: float = 30.0  # actions a second, rounded so that one takes whole 1/120 s
@@ -75,7 +75,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         after: int = 2  # actions after success; stop=true
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if self.task != "any" and self.task not in TASKS:
                 raise ConfigError(str(unknown("Tabletop.task", self.task, ("any", *TASKS))))
             for camera in self.cameras:
@@ -90,7 +90,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
             check_range("Tabletop.after", self.after, 0, 1000)
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the world; MissingDependency where PyBullet is not installed."""
+        """Build the world; MissingDependency if PyBullet is not installed."""
         self.config = c = config or self.Config()
         self.render_mode = "rgb_array"
         substeps = round(1 / c.rate / TIMESTEP)
@@ -161,8 +161,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         """Begin a task; see the class for `options` "task" and "goal", and for the info.
 
-        Raises ShapeError where the goal is not an observation of this env, ConfigError where there
-        is no such task, UnstablePhysics where the simulation diverges.
+        Raises ShapeError if the goal is not an observation of this env, ConfigError if there
+        is no such task, UnstablePhysics if the simulation diverges.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -200,7 +200,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return an observation in which the expert has a task done, from a start of its own.
 
-        The same seed gives the same goal, whatever ran before; the episode goes on as it was.
+        The same seed gives the same goal, whatever ran before; the episode continues unchanged.
         """
         state = None if self._begun is None else self.snapshot()
         try:
@@ -233,7 +233,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self._world.snapshot(), self._episode
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Go back to a `snapshot` of this env."""
+        """Restore a `snapshot` of this env."""
         self._restore(state)
         return self._observe()
 
@@ -299,7 +299,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return {"scene_obs": scene, "task": np.array([NAMES.index(now.task.name)])}
 
     def _done_by_expert(self, goal: Observation) -> Observation | None:
-        """Return what is seen when the expert has reached the goal; None where it does not.
+        """Return what is seen when the expert has reached the goal; None if it does not.
 
         The episode goes on from where it was.
         """
@@ -342,7 +342,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
 @dataclass(frozen=True)
 class _Episode:
-    """Where an episode is, but for the physics."""
+    """The state of an episode beside the physics."""
 
     task: Task
     start: Array  # scene_obs (24,)
@@ -353,7 +353,7 @@ class _Episode:
 
 
 def _task_of(goal: Observation) -> Task:
-    """Return the task that a goal is of; ShapeError where it is no observation of this env."""
+    """Return the task that a goal is of; ShapeError if it is no observation of this env."""
     for key, size in (("scene_obs", SIZE), ("task", 1)):
         if key not in goal:
             raise ShapeError(f"goal: has no {key!r}; a goal is an observation of the tabletop")

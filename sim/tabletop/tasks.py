@@ -1,4 +1,4 @@
-"""What can be asked for at the tabletop: when it is done, in which words, from which starts.
+"""The tasks of the tabletop: their success, their instructions and their starts.
 
 Tasks are told apart as in CALVIN (Mees et al. 2022, arXiv 2112.03227): by how far something moved
 since the start. Numbers are those of `scene_obs` (24,), which has CALVIN's order: slider, drawer,

@@ -1,4 +1,4 @@
-"""The tabletop in PyBullet: bodies, the gripper's servo, states, images. Knows no tasks.
+"""The tabletop in PyBullet: bodies, the gripper's servo, states, images; no tasks.
 
 Metres, seconds, rad; the origin is the middle of the table top, x right, y away, z up.
 """
@@ -38,7 +38,7 @@ WRIST_FOVY = 80.0  # degrees
 
 
 class Scene(NamedTuple):
-    """What can move on the desk, but for the gripper."""
+    """The movable parts of the desk, without the gripper."""
 
     drawer: float  # m that it is open
     slider: float  # m that the door is to the left of its right end
@@ -57,8 +57,8 @@ def lights(switch: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a camera sees, top row first."""
+class CameraImage:
+    """An image of a camera, top row first."""
 
     rgb: Array  # (h, w, 3) uint8
     depth: Array  # (h, w) float32, m along the camera's axis
@@ -70,7 +70,7 @@ class World:
     def __init__(self, *, substeps: int, static: int, gripper: int) -> None:
         """Build it: physics steps of a `move`, pixels a side of the cameras.
 
-        Raises MissingDependency where PyBullet is not installed.
+        Raises MissingDependency if PyBullet is not installed.
         """
         self._p: Any = _bullet()
         self._client = self._p.connect(self._p.DIRECT)
@@ -111,13 +111,13 @@ class World:
     def hand(self) -> Array:
         """Return the tool centre point (m), its euler xyz (rad), the fingers' gap (m), (7,).
 
-        Raises UnstablePhysics where it is far away or nowhere.
+        Raises UnstablePhysics if it is far away or nowhere.
         """
         x, y, z, yaw, pitch, roll, left, right = self._states(self._gripper)
         return _sane(np.array([x, y, z, roll, pitch, yaw, left + right]))
 
     def scene(self) -> Scene:
-        """Return where everything is; UnstablePhysics where a block is far away or nowhere."""
+        """Return where everything is; UnstablePhysics if a block is far away or nowhere."""
         p, blocks = self._p, []
         for block in self._blocks:
             position, quaternion = p.getBasePositionAndOrientation(block, self._client)
@@ -138,7 +138,7 @@ class World:
             at, target, up, fovy = tuple(eye), tuple(look), tuple(axes[:, 1]), WRIST_FOVY
         return Camera(name, at, target, up, fovy, pixels, pixels)
 
-    def image(self, name: str) -> Picture:
+    def image(self, name: str) -> CameraImage:
         """Return what a camera sees now."""
         p, view = self._p, self.camera(name)
         lit = lights(self._states(self._desk)[2])
@@ -169,7 +169,7 @@ class World:
         buffer = np.reshape(depth, shape).astype(np.float64)
         metres = FAR * NEAR / (FAR - (FAR - NEAR) * buffer)
         colours = np.reshape(rgb, (*shape, 4))[..., :3].astype(np.uint8)
-        return Picture(np.ascontiguousarray(colours), metres.astype(np.float32))
+        return CameraImage(np.ascontiguousarray(colours), metres.astype(np.float32))
 
     def snapshot(self) -> Kept:
         """Return the whole state of the physics; it is freed with the value."""
@@ -178,7 +178,7 @@ class World:
         return Kept(self, number)
 
     def restore(self, kept: Kept) -> None:
-        """Go back to a `snapshot` of this world."""
+        """Restore a `snapshot` of this world."""
         self._p.restoreState(kept.number, physicsClientId=self._client)
 
     def close(self) -> None:
@@ -272,7 +272,7 @@ class Kept:
 
 
 def _sane(numbers: Array) -> Array:
-    """Return poses as they are; UnstablePhysics where one diverged."""
+    """Return poses as they are; UnstablePhysics if one diverged."""
     if not np.abs(numbers).max() < FARTHEST:  # a NaN is not
         raise UnstablePhysics("tabletop: the simulation diverged; reset and drop the episode")
     return numbers
@@ -285,7 +285,7 @@ def _joints(pose: Array, *, closed: bool) -> Array:
 
 
 def _bullet() -> Any:
-    """Return the module pybullet; MissingDependency where it is not installed."""
+    """Return the module pybullet; MissingDependency if it is not installed."""
     try:
         import pybullet
     except ImportError:

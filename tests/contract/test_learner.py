@@ -108,6 +108,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow_with("videoworld")
 @every_name
 def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
     kind: str, name: str, data: Path, tmp_path: Path
@@ -147,6 +148,7 @@ def learners(kind: str, name: str, data: Path, folder: Path):
             stores[step.name] = ZarrStore.open(next((folder / "stages").glob(f"{step.name}-*")))
 
 
+@pytest.mark.slow_with("videoworld")
 @every_name
 def test_each_network_is_a_learner_whose_loss_trains_every_weight_and_falls(
     kind: str, name: str, data: Path, tmp_path: Path

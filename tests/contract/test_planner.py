@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy_problem import (
     DOUBLE,
@@ -24,6 +24,7 @@ from toy_problem import (
 
 from latentplan import registry
 from latentplan.errors import ConfigError, PlanningError, ShapeError
+from latentplan.planning.problem import TIE, Scored
 from latentplan.planning.spaces import Box, Choices
 
 FEW = settings(max_examples=25, deadline=None)
@@ -170,6 +171,7 @@ def test_picks_in_a_batch_equal_their_rows(name):
 @every_planner
 @FEW
 @given(seed=SEEDS, warm=st.booleans(), limited=st.booleans(), constrained=st.booleans())
+@example(seed=336, warm=True, limited=False, constrained=True)  # a violation 6e-17 larger
 def test_more_iterations_never_cost_more(name, seed, warm, limited, constrained):
     model, context, goal, (low, high) = problem(2, seed=seed)
     rest = {}
@@ -192,13 +194,19 @@ def test_more_iterations_never_cost_more(name, seed, warm, limited, constrained)
         )
         for count in range(1, 6)
     ]
+    rounding = 1e-12  # the same plan may be rounded otherwise
     for fewer, more in zip(plans, plans[1:], strict=False):
-        cheaper = more.cost <= fewer.cost + 1e-12  # the same plan may be rounded otherwise
-        if constrained:  # who misses by less may cost more
-            assert (more.violation <= fewer.violation).all()
-            assert cheaper[more.violation == fewer.violation].all()
-        else:
-            assert cheaper.all()
+        if not constrained:
+            assert (more.cost <= fewer.cost + rounding).all()
+            continue
+        # What planners minimise: the violation first, but a cost may outweigh 2 TIE of it.
+        both = Scored(
+            torch.stack([fewer.actions, more.actions], dim=1),
+            torch.stack([fewer.cost, more.cost], dim=1),
+            torch.stack([fewer.violation, more.violation], dim=1),
+        )
+        assert (both.rank[:, 1] <= both.rank[:, 0] + rounding).all()
+        assert (more.violation <= fewer.violation + 2 * TIE).all()
 
 
 @every_planner

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,21 @@ def test_a_rate_limit_holds_from_what_was_really_sent():
     assert (np.abs(after - [0.5, -0.5]) <= np.float32(0.1)).all()
     mpc.sent(np.float32([7.0, -7.0]))  # a driver that reports beyond the bounds
     assert (np.abs(mpc.act(state(1.0))) >= 0.9).all()
+
+
+def test_a_model_gets_the_id_of_the_task():
+    for tasks, text, wanted in (
+        ((), "open", None),
+        (("close", "open"), "open", [2]),
+        (("close", "open"), "fly", [0]),
+    ):
+        model = Recurrent()
+        model.spec = replace(model.spec, tasks=tasks)
+        mpc = MPC(model, build("cem", candidates=16), objective=QUADRATIC)
+        mpc.goal(state(0.0), text=text)
+        mpc.act(state(0.1))
+        found = model.prepared[-1].task
+        assert (found if found is None else found.tolist()) == wanted
 
 
 def test_evaluate_after_act_does_not_count_the_observation_twice():

@@ -24,14 +24,14 @@ from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.loop import node_process
-from latentplan.real_robot.motion.hold_position import meanwhile
+from latentplan.real_robot.motion.hold_position import hold_position_while
 from latentplan.sim.deformable.rope import Rope
 from latentplan.sim.deformable.scene import Scene
 
 # The machines that run tests are busy; what is late there is not what is tested.
 PATIENT = [
     "supervisor.joints_age=5",
-    "supervisor.picture_age=5",
+    "supervisor.image_age=5",
     "supervisor.overruns=100",
     "supervisor.clock_jump=10",
     "safety.age=5",
@@ -137,11 +137,11 @@ def test_an_arm_stands_still_while_its_planner_thinks() -> None:
         RemoteRobot(node.address, patience=20) as robot,
     ):
         begin = robot.observe()["q"]
-        assert meanwhile(robot, lambda: time.sleep(6) or "thought") == "thought"
+        assert hold_position_while(robot, lambda: time.sleep(6) or "thought") == "thought"
         assert robot.health().state == "armed"
         np.testing.assert_allclose(robot.observe()["q"], begin, atol=2e-3)
         with pytest.raises(ZeroDivisionError):
-            meanwhile(robot, lambda: 1 / 0)
+            hold_position_while(robot, lambda: 1 / 0)
 
 
 def test_a_node_needs_no_torch_and_stops_its_arm_when_it_is_told_to_end() -> None:

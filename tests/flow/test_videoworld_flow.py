@@ -20,9 +20,9 @@ COLLECT = [
 TRAIN = [
     *("train", "videoworld_tiny", "--data", "demos.zarr", "--run", "run"),
     *("model.images=[rgb_static]", "model.ldm.levels=[3,3]", "model.tokenizer.levels=[4,3]"),
-    *(f"training.{part}.batch=4" for part in ("tokenizer", "ldm", "generator")),
+    *(f"training.{part}.batch=4" for part in ("tokenizer", "ldm", "transformer")),
     *(f"training.{part}.batch=4" for part in ("inverse", "dynamics")),
-    *(f"training.{part}.steps=3" for part in ("tokenizer", "ldm", "generator")),
+    *(f"training.{part}.steps=3" for part in ("tokenizer", "ldm", "transformer")),
     *(f"training.{part}.steps=3" for part in ("inverse", "dynamics")),
 ]
 

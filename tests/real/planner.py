@@ -53,7 +53,7 @@ class Planner:
                 self.tell("arm")
             elif self.word != "fine" and self.moving:
                 self.act()
-        os._exit(0)  # whoever started it is gone
+        os._exit(0)  # its parent process is gone
 
     def run(self, *, busy: bool) -> None:
         state = ""

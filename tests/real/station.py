@@ -1,4 +1,4 @@
-"""A process of a harness: told words, listened to, ended with whoever started it."""
+"""A process of a harness: told words, listened to, ended with its parent."""
 
 from __future__ import annotations
 

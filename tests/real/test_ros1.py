@@ -80,7 +80,7 @@ def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> 
     stories.begins_where_measured(rig)
 
 
-def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(rig: Rig) -> None:
+def test_another_commander_stops_the_arm_and_keeps_others_from_it(rig: Rig) -> None:
     rig.cruise()
     rival = rospy.Publisher(MODES["trajectory"], JointTrajectory, queue_size=1)
     until(lambda: rig.health()["state"] == "fault", within=SLACK * 1.2)
@@ -186,12 +186,12 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
             for name, kind in (("image", Image), ("text", String))
         )
         with RemoteRobot(("127.0.0.1", 15757), patience=20) as robot:
-            image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-            image.publish(message_of(image))
+            pixels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            image.publish(message_of(pixels))
             until(lambda: moved(robot) and robot.goal is not None)
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], image)
-            image.publish(message_of(image[:32]))  # of another size: the goal stays
+            np.testing.assert_array_equal(robot.goal["front"], pixels)
+            image.publish(message_of(pixels[:32]))  # of another size: the goal stays
             text.publish(String(data="close the drawer"))
             until(lambda: moved(robot) and robot.goal == "close the drawer")
             assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().success
@@ -287,7 +287,7 @@ PATIENT = {"joints_age": 1.0, "image_age": 2.0, "overruns": 100}
 
 
 def renew(rig: Rig, *settings: str) -> None:
-    """Start the node and its planner anew."""
+    """Start the node and its planner again."""
     rig.start("node", [*rig.node_command(rig.port), *settings])
     rig.ready("node")
     node = rig.processes["node"]

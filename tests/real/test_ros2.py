@@ -83,7 +83,7 @@ def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> 
     stories.begins_where_measured(rig)
 
 
-def test_whoever_else_commands_the_arm_stops_it_and_keeps_others_from_it(
+def test_another_commander_stops_the_arm_and_keeps_others_from_it(
     rig: Rig, tester: Any
 ) -> None:
     rig.go()
@@ -234,12 +234,12 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
             assert robot.spec.velocity[0] == pytest.approx(0.25 * 2.175)
             text.publish(String(data="close the drawer"))
             until(lambda: moved(robot) and robot.goal == "close the drawer")
-            image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-            data = array.array("B", image[..., ::-1].tobytes())
+            pixels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+            data = array.array("B", pixels[..., ::-1].tobytes())
             image.publish(Image(height=64, width=64, encoding="bgr8", step=192, data=data))
             until(lambda: moved(robot) and isinstance(robot.goal, dict))
             assert isinstance(robot.goal, dict)
-            np.testing.assert_array_equal(robot.goal["front"], image)
+            np.testing.assert_array_equal(robot.goal["front"], pixels)
             robot.preview(np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.4]]))
             until(lambda: moved(robot) and heard["plan"])
             assert heard["plan"][-1].poses[1].pose.position.z == 0.4
@@ -289,7 +289,7 @@ def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> Non
 
 
 def renew(rig: Rig, *settings: str) -> None:
-    """Start the node and its planner anew."""
+    """Start the node and its planner again."""
     rig.start("node", [*rig.node_command(rig.port), *settings])
     rig.ready("node")
     rig.start_planner()

@@ -60,7 +60,7 @@ def test_a_server_that_is_killed_stops_the_arm_and_gets_nothing_later(rig: Rig) 
     while rig.health()["state"] == "armed":
         assert time.monotonic() - begin < SLACK * 0.2
         time.sleep(0.005)
-    assert "the connection is lost; open it anew" in rig.health()["reason"]
+    assert "the connection is lost; open it again" in rig.health()["reason"]
     rig.start("before0", rig.stations.before[0])
     rig.ready("before0")
     rig.start("recorder", rig.stations.recorder or ())

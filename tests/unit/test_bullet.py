@@ -40,15 +40,15 @@ def test_images_are_those_of_mujoco(ropes, camera):
         assert np.abs(colours[0] - colours[1]).mean() < 1
 
 
-def test_paint_changes_colours_and_light_as_in_mujoco(ropes):
+def test_the_appearance_changes_colours_and_light_as_in_mujoco(ropes):
     look = Appearance(object=(0.9, 0.2, 0.1), table=(0.1, 0.1, 0.5), brightness=0.8, light=(0.7, 2))
     images = []
     for env in ropes:
         env.reset(seed=1)
         before = env._engine.image()
-        env._engine.paint(look)
+        env._engine.set_appearance(look)
         images.append(env._engine.image().astype(int))
-        env._engine.paint(Appearance())
+        env._engine.set_appearance(Appearance())
         assert np.array_equal(env._engine.image(), before)
         assert np.abs(images[-1] - before).mean() > 20
     assert np.abs(images[0] - images[1]).mean() < 2
@@ -59,13 +59,13 @@ def test_a_pattern_on_the_table_is_as_strong_as_in_mujoco():
     for engine in ("mujoco", "pybullet"):
         env = Rope(Rope.Config(engine=engine, randomise=Randomisation(texture=(0.6, 0.6))))
         env.reset(seed=1)
-        env._engine.paint(Appearance(contrast=0.6, pattern=3))
+        env._engine.set_appearance(Appearance(contrast=0.6, pattern=3))
         table = env._engine.image("top", "segmentation") == 0
         image = env._engine.image()
         seen.append(image[table].astype(float))
-        env._engine.paint(Appearance(contrast=0.6, pattern=4))
+        env._engine.set_appearance(Appearance(contrast=0.6, pattern=4))
         assert not np.array_equal(env._engine.image(), image)
-        env._engine.paint(Appearance())
+        env._engine.set_appearance(Appearance())
         assert np.ptp(env._engine.image()[table], axis=0).max() <= 1
         env.close()
     assert seen[0].std(0) == pytest.approx(seen[1].std(0), rel=0.25)

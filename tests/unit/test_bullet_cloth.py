@@ -53,13 +53,13 @@ def test_images_are_those_of_mujoco(cloths, camera):
     assert np.median(np.abs(depth[0] - depth[1])) < 2e-3
 
 
-def test_paint_colours_the_sheet(cloths):
+def test_the_appearance_colours_the_sheet(cloths):
     sheet = cloths[1]._engine
     sheet.lay(flat(cloths[1]))
-    sheet.paint(Appearance(object=(0.1, 0.2, 0.9)))
+    sheet.set_appearance(Appearance(object=(0.1, 0.2, 0.9)))
     inside = sheet.image("top", "segmentation") == 1
     red, _, blue = np.median(sheet.image()[inside], axis=0)
-    sheet.paint(Appearance())
+    sheet.set_appearance(Appearance())
     assert blue > 180 and red < 60
     assert np.median(sheet.image()[inside], axis=0)[0] > 200
 

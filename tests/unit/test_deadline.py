@@ -135,6 +135,45 @@ def test_in_a_control_loop_a_deadline_that_is_too_short_gives_no_action(clock):
     assert agent.plan is None
 
 
+def test_the_first_goal_warms_up_so_that_the_first_action_is_in_time(clock):
+    model, *_ = problem(1)
+    model = model.float()
+    rollout, calls = model.rollout, []
+
+    def lazy(*given):  # as torch, whose first calls choose kernels
+        calls.append(given)
+        clock.now += 0.5 if len(calls) <= 3 else 0.005
+        return rollout(*given)
+
+    model.rollout = lazy
+    planner = CEM(CEM.Config(candidates=32, horizon=2, iterations=3))
+    agent, slow_start = (
+        MPC(model, planner, config=MPC.Config(deadline_ms=30), seed=5) for _ in range(2)
+    )
+    agent.goal({"state": np.ones(4, np.float32)})
+    assert calls and agent.latency.count == 0 and agent.plan is None
+    start = clock.now
+    first = agent.act({"state": np.zeros(4, np.float32)})
+    assert clock.now - start <= 0.03 and agent.plan.complete
+    told = len(calls)
+    agent.goal({"state": np.zeros(4, np.float32)})  # warm already
+    agent.warm_up()  # within an episode it does nothing
+    assert len(calls) == told
+    calls.clear()
+    slow_start.warm_up = lambda: None
+    slow_start.goal({"state": np.ones(4, np.float32)})
+    with pytest.raises(PlanningError, match="set it higher, or planner.candidates or planner.hor"):
+        slow_start.act({"state": np.zeros(4, np.float32)})
+    free = MPC(model, planner, seed=5)  # the warm-up draws nothing
+    free.goal({"state": np.ones(4, np.float32)})
+    assert np.array_equal(first, free.act({"state": np.zeros(4, np.float32)}))
+
+
+def test_warming_up_needs_a_goal():
+    with pytest.raises(PlanningError, match="no goal is set"):
+        MPC(problem(1)[0].float()).warm_up()
+
+
 def test_a_captured_solve_cannot_keep_a_deadline():
     model, context, goal, (low, high) = problem(1)
     with pytest.raises(ConfigError, match="deadline_ms: a captured solve runs as a whole"):

@@ -19,7 +19,7 @@ from latentplan.planning.mpc import MPC
 from latentplan.planning.spaces import Box
 from latentplan.protocols import Policy
 from latentplan.training import checkpoint
-from latentplan.types import ArraySpec
+from latentplan.types import ArraySpec, Part
 
 QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 
@@ -182,7 +182,7 @@ def test_a_proposer_that_cannot_propose_or_is_not_loaded_is_refused():
     with pytest.raises(ConfigError, match="MPC.cuda_graph: .* cannot .* ask a model for proposals"):
         MPC.Config(cuda_graph=True, propose=True)
     with pytest.raises(ConfigError, match="MPC.proposer: 'run' is loaded by latentplan.load"):
-        MPC(model, build("cem"), config=MPC.Config(proposer="run"))
+        MPC(model, build("cem"), config=MPC.Config(proposer=Part("model", run="run")))
 
 
 def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
@@ -194,7 +194,7 @@ def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
     made = []
     for policy in ("generative", "mpc"):
         mpc = latentplan.load(
-            untrained_run, policy=policy, overrides=[f"proposer={tmp_path}/v.safetensors"]
+            untrained_run, policy=policy, overrides=[f"proposer.run={tmp_path}/v.safetensors"]
         )
         mpc.goal(toy.reset(seed=2)[0])
         made.append(mpc.act(seen))
@@ -204,7 +204,7 @@ def test_videoworld_proposes_for_a_run_of_cfm(untrained_run, tmp_path):
     other = VideoWorld(arm, VideoWorld.Config())
     checkpoint.save(tmp_path / "o.safetensors", other, name="videoworld", step=1, metrics={})
     with pytest.raises(CheckpointError, match="proposer: the actions of .* have low"):
-        latentplan.load(untrained_run, overrides=[f"proposer={tmp_path}/o.safetensors"])
+        latentplan.load(untrained_run, overrides=[f"proposer.run={tmp_path}/o.safetensors"])
 
 
 def test_cem_plans_in_videoworlds_latents():
@@ -241,5 +241,7 @@ def test_a_model_is_used_with_its_own_policy_unless_another_is_named(untrained_r
     assert type(latentplan.load(untrained_run)) is MPC
     with pytest.raises(ConfigError, match="load.planner: policy 'generative' has none"):
         latentplan.load(file, policy="generative", planner="cem")
+    with pytest.raises(ConfigError, match="proposer.name: found 'cfm', need a trained run"):
+        latentplan.load(untrained_run, overrides=["proposer.name=cfm"])
     with pytest.raises(ConfigError, match="load.policy: .* is not made of a model"):
         latentplan.load(file, policy="noop")

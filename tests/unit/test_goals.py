@@ -104,7 +104,7 @@ def test_no_start_or_goal_was_collected():
     assert not set(held_out) & set(collected)
 
 
-def test_a_trial_that_diverges_is_begun_anew_for_everybody_and_counted():
+def test_a_trial_that_diverges_begins_again_for_every_policy_and_is_counted():
     trials = evaluate(env=ToyEnv(ToyConfig(unstable=0.03)), episodes=6)
     dropped = summarise(trials, seed=0).dropped
     assert dropped > 0

@@ -52,7 +52,7 @@ def test_act_gives_finite_actions_inside_the_bounds_that_lead_to_the_goal():
     assert (latent - goal).norm() < 0.05
 
 
-def test_same_seed_same_actions_and_reset_with_a_seed_starts_anew():
+def test_same_seed_same_actions_and_reset_with_a_seed_starts_over():
     one, two, other = controller(seed=3), controller(seed=3), controller(seed=4)
     for mpc in (one, two, other):
         mpc.goal(THERE)

@@ -64,20 +64,21 @@ def test_what_the_arm_cannot_reach_is_a_counted_no_op(far: str) -> None:
     env.close()
 
 
-def test_collecting_tells_how_many_actions_were_refused(
+def test_collecting_says_how_many_actions_were_refused(
     far: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentplan.api.collect import collect
+    from latentplan.cli import main
     from latentplan.data.store import ZarrStore
 
-    overrides = ["env.actuator=arm", f"env.arm={far}", "collect.length=6"]
-    collect("rope", episodes=2, out=tmp_path / "arm.zarr", workers=0, overrides=overrides)
+    collect = ["collect", "rope", "--workers", "0", "--out"]
+    arm = ["env.actuator=arm", f"env.arm={far}", "collect.length=6"]
+    assert main([*collect, str(tmp_path / "arm.zarr"), "--episodes", "2", *arm]) == 0
     with ZarrStore.open(tmp_path / "arm.zarr") as store:
         refused = sum(store.episode(i).info["refused"] for i in range(2))
     assert 0 < refused < 12
     assert f"; {refused:.0f} actions refused" in capsys.readouterr().out
-    plain = ["collect.length=2"]
-    collect("rope", episodes=1, out=tmp_path / "rope.zarr", workers=0, overrides=plain)
+    plain = ["--episodes", "1", "collect.length=2"]
+    assert main([*collect, str(tmp_path / "rope.zarr"), *plain]) == 0
     assert "refused" not in capsys.readouterr().out
 
 

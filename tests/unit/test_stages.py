@@ -21,11 +21,11 @@ SPEC = Spec(
 )
 QUICK = [
     *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
-    *("ldm.levels=[3,3]", "generator.width=32", "generator.layers=1", "inverse.width=16"),
-    *("ldm.horizon=2", "ldm.decoded=1", "generator.horizon=2", "inverse.chunk=2"),
+    *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),
+    *("ldm.horizon=2", "ldm.decoded=1", "transformer.horizon=2", "inverse.chunk=2"),
 ]
 LABELS = (Label("do it", "it"),)
-PARTS = ("tokenizer", "ldm", "generator", "inverse", "dynamics")
+PARTS = ("tokenizer", "ldm", "transformer", "inverse", "dynamics")
 OVERRIDES = [
     *(f"model.{each}" for each in QUICK),
     *(f"training.{part}.steps=2" for part in PARTS),
@@ -138,8 +138,8 @@ def test_goals_in_words(tmp_path, monkeypatch):
     data = stored(tmp_path / "data.zarr", labels=labels)
     trained(data, tmp_path / "run", "model.language=true")
     model = checkpoint.load(tmp_path / "run/best.safetensors").model
-    generator = model.generator
-    assert generator.config.tasks == ("open the drawer", "switch off the light")
+    transformer = model.transformer
+    assert transformer.config.tasks == ("open the drawer", "switch off the light")
     store = ZarrStore.open(next((tmp_path / "run/stages").glob("tokens-*")))
     np.testing.assert_array_equal(store.rows("observation/task", 0, 9), [1] * 4 + [2] * 5)
     seen = model.encode({"rgb": torch.zeros(1, model.context, 32, 32, 3, dtype=torch.uint8)})
@@ -191,7 +191,7 @@ def test_frozen_parts_are_those_of_the_other_run(tmp_path):
     trained(data, tmp_path / "third", *frozen(tmp_path / "first"), cache=stages)
     lengths = sorted(len(ZarrStore.open(each)) for each in stages.glob("tokens-*.zarr"))
     assert lengths == [4, 6]
-    assert made == {"tokens", "generator", "states", "inverse", "dynamics"}
+    assert made == {"tokens", "transformer", "states", "inverse", "dynamics"}
 
 
 def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):

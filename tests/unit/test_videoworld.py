@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.models.videoworld.dynamics import TokenDynamics
-from latentplan.models.videoworld.generator import Generator, choose
 from latentplan.models.videoworld.ldm import LDM, Motion
+from latentplan.models.videoworld.video_transformer import VideoTransformer, choose
 from latentplan.models.videoworld.videoworld import VideoWorld
-from latentplan.nn.quantizer import Numbers, Quantizer, Whitening, usage
+from latentplan.nn.quantizer import FSQCodebook, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Part, Spec
@@ -28,7 +28,7 @@ KEYS = ("rgb_a", "rgb_b")
 CONFIG = VideoWorld.Config(
     tokenizer=Part("tokenizer", "vqvae", VQVAE.Config(channels=(8, 16), levels=(4, 3, 3))),
     ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
-    generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
+    transformer=VideoTransformer.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=VideoWorld.Config().inverse.__class__(chunk=3, width=16),
 )
 
@@ -51,7 +51,7 @@ def model(request):
             config,
             tokenizer=replace(config.tokenizer, config=FINE),
             ldm=replace(config.ldm, motion=1.0, whiten=True),
-            generator=replace(config.generator, together=16),
+            transformer=replace(config.transformer, tokens_per_position=16),
             dynamics=replace(config.dynamics, patch=2),
         )
     made = VideoWorld(SPEC, config.fitted(SPEC, tasks=("close_drawer", "open_drawer")))
@@ -62,7 +62,7 @@ def model(request):
 
 def test_ids_and_the_numbers_they_stand_for_are_those_of_the_quantizer():
     levels = (4, 3, 5)
-    numbers, quantizer = Numbers(levels), Quantizer(8, levels=levels)
+    numbers, quantizer = FSQCodebook(levels), Quantizer(8, levels=levels)
     ids = torch.arange(60)
     torch.testing.assert_close(numbers.codes(ids), quantizer.book.implicit_codebook)
     assert torch.equal(numbers.nearest(numbers.codes(ids) + 0.05), ids)
@@ -241,7 +241,7 @@ def test_generation_is_the_same_with_and_without_the_cache(model):
     tokens, task = _context(model)
     for temperature in (0.0, 1.0):
         made = [
-            model.generator.generate(
+            model.transformer.generate(
                 tokens,
                 task,
                 count=3,
@@ -259,51 +259,51 @@ def test_generation_is_the_same_with_and_without_the_cache(model):
 
 def test_what_was_generated_is_what_is_read_of_known_codes(model):
     tokens, task = _context(model)
-    made = model.generator.generate(tokens, task)
-    hidden = model.generator.plan_states(tokens, made.codes[:, 0], task)
+    made = model.transformer.generate(tokens, task)
+    hidden = model.transformer.plan_states(tokens, made.codes[:, 0], task)
     torch.testing.assert_close(hidden, made.hidden[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_task_and_the_frames_decide_and_not_the_neighbour(model):
     tokens, task = _context(model)
-    made = model.generator.generate(tokens, task).hidden
-    alone = model.generator.generate(tokens[1:], task[1:]).hidden
+    made = model.transformer.generate(tokens, task).hidden
+    alone = model.transformer.generate(tokens[1:], task[1:]).hidden
     torch.testing.assert_close(alone[0], made[1], rtol=1e-4, atol=1e-4)
-    other = model.generator.generate(tokens, 3 - task).hidden
+    other = model.transformer.generate(tokens, 3 - task).hidden
     assert not torch.allclose(other, made)
 
 
 def test_imagining_draws_the_likeliest_tokens(model):
     tokens, task = _context(model)
-    codes = model.generator.generate(tokens, task).codes[:, 0]
-    after = model.generator.imagine(tokens, codes, task)
+    codes = model.transformer.generate(tokens, task).codes[:, 0]
+    after = model.transformer.imagine(tokens, codes, task)
     assert after.shape == (2, model.tokenizer.tokens)
     assert (after < model.tokenizer.vocabulary).all()
-    assert torch.equal(after, model.generator.imagine(tokens, codes, task, cached=False))
+    assert torch.equal(after, model.transformer.imagine(tokens, codes, task, cached=False))
 
 
 def test_without_codes_the_state_is_the_one_that_says_the_next_frame():
-    config = replace(CONFIG, generator=replace(CONFIG.generator, horizon=0, context=2))
-    generator = VideoWorld(SPEC, config.fitted(SPEC)).eval().generator
-    tokens = torch.randint(36, (2, 1, generator.tokens))
+    config = replace(CONFIG, transformer=replace(CONFIG.transformer, horizon=0, context=2))
+    transformer = VideoWorld(SPEC, config.fitted(SPEC)).eval().transformer
+    tokens = torch.randint(36, (2, 1, transformer.tokens))
     task = torch.zeros(2, dtype=torch.long)
-    made = generator.generate(tokens, task)
+    made = transformer.generate(tokens, task)
     assert made.codes.shape == (2, 1, 0)
-    said = generator._said(made.hidden[:, 0])[..., : generator.config.vocabulary].argmax(-1)
-    after = generator.imagine(tokens, made.codes[:, 0], task)
-    assert torch.equal(said, after[:, : generator.config.together])
+    said = transformer._said(made.hidden[:, 0])[..., : transformer.config.vocabulary].argmax(-1)
+    after = transformer.imagine(tokens, made.codes[:, 0], task)
+    assert torch.equal(said, after[:, : transformer.config.tokens_per_position])
 
 
 def test_log_prob_sums_to_one_over_the_first_token(model):
     tokens, task = _context(model)
-    first = model.generator.log_prob(tokens, task)
+    first = model.transformer.log_prob(tokens, task)
     assert first.shape == (2, 3) and (first < 0).all()
-    few = replace(model.generator.config, levels=(3,), views=1, codes=2, together=1)
+    few = replace(model.transformer.config, levels=(3,), views=1, codes=2, tokens_per_position=1)
     spec = replace(
-        model.generator.spec,
-        observation={**model.generator.spec.observation, "tokens": ArraySpec((1,), "int32")},
+        model.transformer.spec,
+        observation={**model.transformer.spec.observation, "tokens": ArraySpec((1,), "int32")},
     )
-    small = Generator(spec, few).eval()
+    small = VideoTransformer(spec, few).eval()
     every = torch.arange(3)[:, None, None]  # all frames of one token there are
     share = small.log_prob(every, torch.zeros(3, dtype=torch.long)).exp()
     assert 0.1 < share.sum() <= 1 + 1e-5  # the rest is for codes and the end, until it is trained
@@ -370,8 +370,8 @@ def test_parts_learn_one_batch(model, part):
     assert {"usage", "perplexity", "psnr"} <= loss.parts.keys()
 
 
-@pytest.mark.slow_with("fine-dynamics", "fine-generator")
-@pytest.mark.parametrize("part", ["generator", "inverse", "dynamics"])
+@pytest.mark.slow_with("fine-dynamics", "fine-transformer")
+@pytest.mark.parametrize("part", ["transformer", "inverse", "dynamics"])
 def test_parts_learn_tokens(model, part):
     network = getattr(model, part).train()
     network.requires_grad_(True)
@@ -382,11 +382,11 @@ def test_parts_learn_tokens(model, part):
             "tokens": torch.from_numpy(rng.integers(0, 36, (8, 6, k))),
             "codes": torch.from_numpy(rng.integers(0, 9, (8, 6, 3))),
             "task": torch.ones(8, 6, dtype=torch.long),
-            "hidden": torch.randn(8, 6, model.generator.config.horizon + 1, 32).half(),
+            "hidden": torch.randn(8, 6, model.transformer.config.horizon + 1, 32).half(),
         },
         torch.from_numpy(rng.uniform(-1, 1, (8, 5, 7)).astype(np.float32)),
     )
-    if part == "generator":
+    if part == "transformer":
         first = {key: v[:, :3] for key, v in batch.observations.items()}
         batch = Batch(first, batch.actions[:, :2])
     loss = learn(network, batch)
@@ -394,10 +394,11 @@ def test_parts_learn_tokens(model, part):
 
 
 def test_the_glance_sees_all_of_a_batch_and_the_transformer_a_part():
-    config = replace(CONFIG, generator=replace(CONFIG.generator, through=0.25))
-    generator = VideoWorld(SPEC, config.fitted(SPEC)).generator.requires_grad_(True)
+    few = replace(CONFIG.transformer, transformer_batch_fraction=0.25)
+    config = replace(CONFIG, transformer=few)
+    transformer = VideoWorld(SPEC, config.fitted(SPEC)).transformer.requires_grad_(True)
     rng = np.random.default_rng(0)
-    tokens = torch.from_numpy(rng.integers(0, 36, (8, 3, generator.tokens)))
+    tokens = torch.from_numpy(rng.integers(0, 36, (8, 3, transformer.tokens)))
     codes = torch.from_numpy(rng.integers(0, 9, (8, 3, 3)))
     seen = {"tokens": tokens, "codes": codes, "task": torch.zeros(8, 3, dtype=torch.long)}
     other = tokens.clone()
@@ -405,16 +406,16 @@ def test_the_glance_sees_all_of_a_batch_and_the_transformer_a_part():
     parts = []
     for each in (seen, seen | {"tokens": other}):
         torch.manual_seed(0)
-        parts.append(generator.train().loss(Batch(each, torch.zeros(8, 2, 7))).parts)
+        parts.append(transformer.train().loss(Batch(each, torch.zeros(8, 2, 7))).parts)
     assert parts[0]["codes"] == parts[1]["codes"]
     assert parts[0]["frames"] == parts[1]["frames"]
-    assert parts[0]["glance"] != parts[1]["glance"]
+    assert parts[0]["frame_encoder"] != parts[1]["frame_encoder"]
     whole = [
-        generator.eval().loss(Batch(each, torch.zeros(8, 2, 7))).parts["codes"]
+        transformer.eval().loss(Batch(each, torch.zeros(8, 2, 7))).parts["codes"]
         for each in (seen, seen | {"tokens": other})
     ]
     assert whole[0] != whole[1]  # held out, nothing is left out
-    learn(generator.train(), Batch(seen, torch.zeros(8, 2, 7)))
+    learn(transformer.train(), Batch(seen, torch.zeros(8, 2, 7)))
 
 
 def test_held_out_codes_are_said_without_those_of_past_frames(model):
@@ -423,7 +424,7 @@ def test_held_out_codes_are_said_without_those_of_past_frames(model):
 
     def of_codes(codes):
         seen = {"tokens": tokens, "codes": codes, "task": task[:, None].expand(tokens.shape[:2])}
-        return model.generator.loss(Batch(seen, actions)).parts["codes"]
+        return model.transformer.loss(Batch(seen, actions)).parts["codes"]
 
     codes = torch.randint(9, (*tokens.shape[:2], 3), generator=torch.Generator().manual_seed(0))
 
@@ -447,7 +448,7 @@ def test_an_unknown_task_names_the_known(model):
 def test_more_frames_than_it_was_trained_on_are_refused(model):
     tokens = torch.zeros(1, 4, model.tokenizer.tokens, dtype=torch.long)
     with pytest.raises(ShapeError, match="4 frames"):
-        model.generator.generate(tokens, torch.zeros(1, dtype=torch.long))
+        model.transformer.generate(tokens, torch.zeros(1, dtype=torch.long))
 
 
 def test_pictures_of_two_sizes_are_refused():

@@ -5,15 +5,15 @@ import torch
 
 from latentplan import config, registry
 from latentplan.models.videoworld.dynamics import TokenDynamics
-from latentplan.models.videoworld.generator import Generator
-from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.stages import token_spec
+from latentplan.models.videoworld.video_transformer import VideoTransformer
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.types import ActionSpec, ArraySpec, Spec
 
-PARTS = ("tokenizer", "ldm", "body", "generator", "inverse", "dynamics")
-# preset: pixels a side, tokens of two cameras, millions in each part; the body is the generator's
+PARTS = ("tokenizer", "ldm", "body", "transformer", "inverse", "dynamics")
+# preset: pixels a side, tokens of two cameras, millions in each part; the body is the transformer's
 # transformer alone, without what embeds and says the words of its vocabulary
 BUILT = {
     "videoworld_tiny": (64, 32, (0.462, 0.91, 0.222, 0.52, 0.108, 0.0223)),
@@ -43,15 +43,15 @@ def test_a_preset_has_so_many_parameters(preset):
     tokenizer, ldm = registry.build(c.tokenizer, spec), LDM(spec, c.ldm)
     with torch.device("meta"):  # no memory for weights
         of_tokens = token_spec(spec, tokenizer, ldm)
-        generator = Generator(of_tokens, c.generator)
-        inverse = Inverse(of_tokens, c.inverse, generator=generator)
+        transformer = VideoTransformer(of_tokens, c.transformer)
+        inverse = InverseDynamics(of_tokens, c.inverse, transformer=transformer)
         dynamics = TokenDynamics(of_tokens, c.dynamics)
     found = {
         "tokenizer": millions(tokenizer),
         "ldm": millions(ldm),
-        "body": millions(generator.body),
-        "generator": millions(generator),
-        "inverse": millions(inverse) - millions(generator),
+        "body": millions(transformer.body),
+        "transformer": millions(transformer),
+        "inverse": millions(inverse) - millions(transformer),
         "dynamics": millions(dynamics),
     }
     assert tokenizer.tokens == tokens

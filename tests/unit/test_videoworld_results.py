@@ -15,8 +15,8 @@ from latentplan.api.show import describe
 from latentplan.data.store import ZarrStore
 from latentplan.errors import StoreError, UnstablePhysics
 from latentplan.models.videoworld import figures
-from latentplan.models.videoworld.generator import Generator
 from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.video_transformer import VideoTransformer
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.sim.tabletop.env import Tabletop
 from latentplan.tokenizers.vqvae import VQVAE
@@ -40,7 +40,7 @@ TASKS = ("close_drawer", "open_drawer")
 CONFIG = VideoWorld.Config(
     tokenizer=Part("tokenizer", "vqvae", VQVAE.Config(channels=(8, 16), levels=(4, 3, 3))),
     ldm=LDM.Config(channels=(16,), heads=2, layers=1, horizon=3, decoded=2, levels=(3, 3)),
-    generator=Generator.Config(context=3, horizon=3, width=32, layers=2, heads=2),
+    transformer=VideoTransformer.Config(context=3, horizon=3, width=32, layers=2, heads=2),
     inverse=replace(VideoWorld.Config().inverse, chunk=3, width=16),
 )
 LENGTH, MOVED = 12, 5  # actions of an episode; observation from which on its picture is another
@@ -195,7 +195,7 @@ def test_ablations_are_settings_of_the_model_and_tables_have_their_place():
     books = []
     for settings in variants.values():
         found = config.load(schema, preset={}, overrides=settings)["model"]
-        books.append((found.generator.horizon, found.ldm.horizon, np.prod(found.ldm.levels)))
+        books.append((found.transformer.horizon, found.ldm.horizon, np.prod(found.ldm.levels)))
     assert books == [(0, 8, 64), (1, 8, 64), (8, 8, 64), (4, 4, 9), (4, 4, 1000)]
     (name,) = told = ablations.variants(["labels"], [4], [])
     assert name == "H=4, actions of a tenth"

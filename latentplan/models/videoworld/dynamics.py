@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.videoworld.generator import TOKENS
-from latentplan.nn.quantizer import Numbers
+from latentplan.models.videoworld.video_transformer import TOKENS
+from latentplan.nn.quantizer import FSQCodebook
 from latentplan.types import Batch, Loss, Spec
 
 
@@ -61,7 +61,7 @@ class TokenDynamics(nn.Module):
         self.spec = spec
         self.tokens = spec.observation[TOKENS].shape[0]
         self.numbers = len(c.levels)
-        self.meaning = Numbers(c.levels)
+        self.codebook = FSQCodebook(c.levels)
         side = isqrt(self.tokens // c.views)
         if c.views * side**2 != self.tokens or side % c.patch:
             raise ConfigError(
@@ -114,8 +114,8 @@ class TokenDynamics(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the cross-entropy of the next frames' numbers, in nats a number."""
         tokens = batch.observations[TOKENS].long()  # b t k
-        codes = self.meaning.codes(tokens)  # b t k d
-        classes = self.meaning.classes(tokens)
+        codes = self.codebook.codes(tokens)  # b t k d
+        classes = self.codebook.level_indices(tokens)
         now = codes[:, 0].flatten(1)
         nats, hits, still = [], [], []
         for step in range(min(self.config.ahead, batch.actions.shape[1])):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latentplan.models.videoworld.videoworld import VideoWorld
 
 EPISODES = 40  # held-out ones that are looked at, at most
-SHOWN = 8  # pictures painted again
+SHOWN = 8  # images reconstructed
 CLIPS = 4  # futures, each of another task
 VARIED = 9  # codes that are put in place of one
 PIXELS, GAP = 96, 4  # the side of a picture as it is drawn, and what is between two
@@ -35,7 +35,7 @@ class Seen:
     """Held-out frames and what the model makes of them; n frames, H codes, K tokens."""
 
     pictures: Mapping[str, Array]  # a camera: (n, h, w, 3) uint8
-    painted: Mapping[str, Array]  # the same from tokens
+    reconstructed: Mapping[str, Array]  # the same, decoded from tokens
     tokens: Array  # (n, K)
     codes: Array  # (n, H) of what follows each frame
     actions: Array  # (n, A) after each frame; NaN after an episode's last
@@ -108,14 +108,14 @@ def look(model: VideoWorld, episodes: Sequence[Episode]) -> Seen:
         parts["codes"].append(model.ldm.encode_video(frames).numpy())
         last = np.full((1, episode.actions.shape[1]), np.nan, np.float32)
         parts["actions"].append(np.concatenate([episode.actions, last]))
-        for key, painted in model.tokenizer.decode(Tokens(tokens)).items():
+        for key, reconstructed in model.tokenizer.decode(Tokens(tokens)).items():
             true[key].append(episode.observations[key])
-            again[key].append(painted[0].numpy())
+            again[key].append(reconstructed[0].numpy())
     joined = {name: np.concatenate(each) for name, each in parts.items()}
     pictures = {key: np.concatenate(each) for key, each in true.items()}
-    painted_all = {key: np.concatenate(each) for key, each in again.items()}
-    psnr = {key: _psnr(pictures[key], painted_all[key]) for key in keys}
-    return Seen(pictures, painted_all, **joined, psnr=psnr)
+    reconstructed_all = {key: np.concatenate(each) for key, each in again.items()}
+    psnr = {key: _psnr(pictures[key], reconstructed_all[key]) for key in keys}
+    return Seen(pictures, reconstructed_all, **joined, psnr=psnr)
 
 
 def clips(model: VideoWorld, episodes: Sequence[Episode], *, most: int = CLIPS) -> list[Clip]:
@@ -152,19 +152,19 @@ def clips(model: VideoWorld, episodes: Sequence[Episode], *, most: int = CLIPS) 
 
 
 def reconstructions(seen: Seen) -> Figure:
-    """Return pictures with what is painted of their tokens below."""
+    """Return images with their reconstructions below."""
     count = len(seen.tokens)
     columns = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
     rows = {}
     for key, pictures in seen.pictures.items():
         rows[f"{key}\ntruth"] = [pictures[i] for i in columns]
-        rows[f"tokens,\n{seen.psnr[key]:.1f} dB"] = [seen.painted[key][i] for i in columns]
-    return _grid("Pictures, and what is painted of their tokens", rows)
+        rows[f"tokens,\n{seen.psnr[key]:.1f} dB"] = [seen.reconstructed[key][i] for i in columns]
+    return _grid("Images, and their reconstructions from tokens", rows)
 
 
 @torch.no_grad()
 def futures(model: VideoWorld, chosen: Sequence[Clip]) -> Figure:
-    """Return what follows: the truth, painted from its codes, from generated codes, imagined."""
+    """Return the frames that follow: true, decoded from their codes, generated, predicted."""
     keys = model.config.images
     rows: dict[str, list[Array]] = {}
     c = model.ldm.config
@@ -172,10 +172,10 @@ def futures(model: VideoWorld, chosen: Sequence[Clip]) -> Figure:
     for number, clip in enumerate(chosen):
         now = {key: torch.from_numpy(x[-1:])[None] for key, x in clip.before.items()}
         known = model.ldm.quantize_clip(_joined(clip))
-        lines = {"truth": clip.after, "its codes": _painted(model, now, known)}
+        lines = {"truth": clip.after, "its codes": _decoded(model, now, known)}
         said, imagined = imagine(model, clip)
         if said is not None:
-            lines["generated\ncodes"] = _painted(model, now, said)
+            lines["generated\ncodes"] = _decoded(model, now, said)
         if c.stride == 1:
             lines["frame by\nframe"] = imagined
         for name, after in lines.items():
@@ -191,27 +191,27 @@ def imagine(model: VideoWorld, clip: Clip) -> tuple[torch.Tensor | None, dict[st
 
     Each frame is drawn by the transformer after codes of its own; None where it has no codes.
     """
-    generator = model.generator
+    transformer = model.transformer
     before = {k: torch.from_numpy(x)[None] for k, x in clip.before.items()}
     tokens = model.tokenizer.encode(before).ids
-    known = [said for said in (clip.task, clip.text) if said in generator.config.tasks]
-    task = torch.tensor([generator.number(known[0]) if known else 0])
+    known = [said for said in (clip.task, clip.text) if said in transformer.config.tasks]
+    task = torch.tensor([transformer.number(known[0]) if known else 0])
     first, frames = None, []
     for _ in range(len(next(iter(clip.after.values())))):
-        said = generator.generate(tokens[:, -model.context :], task).codes[:, 0]
+        said = transformer.generate(tokens[:, -model.context :], task).codes[:, 0]
         first = said if first is None else first
-        after = generator.imagine(tokens, said, task)
+        after = transformer.imagine(tokens, said, task)
         tokens = torch.cat([tokens, after[:, None]], dim=1)
         frames.append(after)
-    painted = model.tokenizer.decode(Tokens(torch.stack(frames, dim=1)))
-    horizon = model.generator.config.horizon
+    reconstructed = model.tokenizer.decode(Tokens(torch.stack(frames, dim=1)))
+    horizon = model.transformer.config.horizon
     full = horizon == model.ldm.config.horizon  # the decoder takes all codes or none
-    return first if full else None, {key: x[0].numpy() for key, x in painted.items()}
+    return first if full else None, {key: x[0].numpy() for key, x in reconstructed.items()}
 
 
 @torch.no_grad()
 def codes(model: VideoWorld, clip: Clip, seen: Seen) -> Figure:
-    """Return one start frame with one code varied: what is painted, and below what is new in it.
+    """Return one start frame with one code varied: the decoded frame, and its change below.
 
     The codes most used at place k are put there; the codes before it are the truth's.
     """
@@ -228,8 +228,8 @@ def codes(model: VideoWorld, clip: Clip, seen: Seen) -> Figure:
         varied = truth.repeat(len(tried), 1)
         varied[:, place] = torch.tensor(tried)
         repeated = {key: x.expand(len(tried), -1, -1, -1, -1) for key, x in now.items()}
-        painted = model.ldm.decode(repeated, varied)
-        for key, frames in painted.items():
+        reconstructed = model.ldm.decode(repeated, varied)
+        for key, frames in reconstructed.items():
             before = frames[:, place - 1] if place else repeated[key][:, 0]
             change = frames[:, place].float() - before.float()
             new = (128 + STRONGER * change).clamp(0, 255).byte()
@@ -283,7 +283,7 @@ def _joined(clip: Clip) -> dict[str, torch.Tensor]:
     }
 
 
-def _painted(model: VideoWorld, now: Mapping[str, Any], said: torch.Tensor) -> dict[str, Array]:
+def _decoded(model: VideoWorld, now: Mapping[str, Any], said: torch.Tensor) -> dict[str, Array]:
     return {key: x[0].numpy() for key, x in model.ldm.decode(dict(now), said).items()}
 
 

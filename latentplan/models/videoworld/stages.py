@@ -18,9 +18,15 @@ from latentplan import config as configs
 from latentplan import registry
 from latentplan.errors import ConfigError
 from latentplan.models.videoworld.dynamics import TokenDynamics
-from latentplan.models.videoworld.generator import CODES, HIDDEN, TASK, TOKENS, Generator
-from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
+from latentplan.models.videoworld.video_transformer import (
+    CODES,
+    HIDDEN,
+    TASK,
+    TOKENS,
+    VideoTransformer,
+)
 from latentplan.nn.sentences import embed
 from latentplan.protocols import Tokenizer
 from latentplan.types import (
@@ -48,7 +54,7 @@ class StageTraining:
 
     tokenizer: Training = field(default_factory=lambda: Training(steps=3000, batch=24, window=2))
     ldm: Training = field(default_factory=lambda: Training(steps=3000, batch=16))
-    generator: Training = field(
+    transformer: Training = field(
         default_factory=lambda: Training(steps=4000, batch=32, clip=1.0, weight_decay=0.01)
     )
     inverse: Training = field(
@@ -94,30 +100,30 @@ def declare(
         parts=("tokenizer", "ldm"),
         codebooks={TOKENS: "tokenizer", CODES: "ldm"},
     )
-    generator = Stage(
-        "generator",
-        lambda spec, parts: Generator(spec, c.generator, sentences=sentences),
-        c.generator,
-        training.generator,
+    transformer = Stage(
+        "transformer",
+        lambda spec, parts: VideoTransformer(spec, c.transformer, sentences=sentences),
+        c.transformer,
+        training.transformer,
         data="tokens",
-        window=c.generator.context,
-        window_from="model.generator.context",
+        window=c.transformer.context,
+        window_from="model.transformer.context",
     )
     states = Derived(
         "states",
-        lambda spec, parts: with_states(spec, c.generator),
-        lambda episodes, parts: add_states(episodes, parts["generator"]),
+        lambda spec, parts: with_states(spec, c.transformer),
+        lambda episodes, parts: add_states(episodes, parts["transformer"]),
         data="tokens",
-        parts=("generator",),
+        parts=("transformer",),
         rows=PLANS,
     )
     inverse = Stage(
         "inverse",
-        lambda spec, parts: Inverse(spec, c.inverse, generator=parts["generator"]),
+        lambda spec, parts: InverseDynamics(spec, c.inverse, transformer=parts["transformer"]),
         c.inverse,
         training.inverse,
         data="states" if hidden else "tokens",
-        parts=("generator",),
+        parts=("transformer",),
         share=c.inverse.labelled,
         window=c.inverse.chunk + 1,
         window_from="model.inverse.chunk",
@@ -130,7 +136,7 @@ def declare(
         data="tokens",
         share=c.inverse.labelled,
     )
-    return tokenizer, ldm, tokens, generator, *([states] if hidden else []), inverse, dynamics
+    return tokenizer, ldm, tokens, transformer, *([states] if hidden else []), inverse, dynamics
 
 
 def task_names(labels: Sequence[Label], *, language: bool = False) -> tuple[str, ...]:
@@ -152,7 +158,7 @@ def token_spec(spec: Spec, tokenizer: Tokenizer, ldm: LDM) -> Spec:
     )
 
 
-def with_states(spec: Spec, c: Generator.Config) -> Spec:
+def with_states(spec: Spec, c: VideoTransformer.Config) -> Spec:
     """Return the spec of a store of tokens that has the transformer's states as well."""
     states = ArraySpec((c.horizon + 1, c.width), "float16", "states after the frame and its codes")
     return replace(spec, observation={**spec.observation, HIDDEN: states})
@@ -193,7 +199,7 @@ def _task_ids(episode: Episode, tasks: Sequence[str], *, language: bool) -> Arra
     return found
 
 
-def add_states(episodes: Sequence[Episode], generator: Generator) -> list[Episode]:
+def add_states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[Episode]:
     """Return episodes of tokens with the transformer's states.
 
     They are those after each frame and the codes that it finds likeliest there, from as many
@@ -201,14 +207,14 @@ def add_states(episodes: Sequence[Episode], generator: Generator) -> list[Episod
     """
     return [
         replace(episode, observations={**episode.observations, HIDDEN: found})
-        for episode, found in zip(episodes, _states(episodes, generator), strict=True)
+        for episode, found in zip(episodes, _states(episodes, transformer), strict=True)
     ]
 
 
 @torch.no_grad()
-def _states(episodes: Sequence[Episode], generator: Generator) -> list[Array]:
+def _states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[Array]:
     """Return (L + 1, H + 1, width) float16 of each episode."""
-    c, device = generator.config, next(generator.parameters()).device
+    c, device = transformer.config, next(transformer.parameters()).device
     lengths = [len(episode) + 1 for episode in episodes]
     tokens, task = (
         torch.from_numpy(np.concatenate([e.observations[key] for e in episodes])).long().to(device)
@@ -221,5 +227,5 @@ def _states(episodes: Sequence[Episode], generator: Generator) -> list[Array]:
         for first in range(0, len(rows), PLANS):
             some = rows[first : first + PLANS]
             context = tokens[some[:, None] + torch.arange(1 - seen, 1)]
-            found[some] = generator.generate(context, task[some]).hidden[:, 0].half().cpu()
+            found[some] = transformer.generate(context, task[some]).hidden[:, 0].half().cpu()
     return np.split(found.numpy(), np.cumsum(lengths)[:-1])

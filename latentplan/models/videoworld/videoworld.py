@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from latentplan import registry
 from latentplan.errors import ConfigError, check_range
 from latentplan.models.videoworld.dynamics import TokenDynamics
-from latentplan.models.videoworld.generator import Generated, Generator
-from latentplan.models.videoworld.inverse import Inverse
+from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.stages import StageTraining, declare, task_names, token_spec
+from latentplan.models.videoworld.video_transformer import Generated, VideoTransformer
 from latentplan.nn import pictures
 from latentplan.nn.sentences import SIZE
 from latentplan.protocols import EpisodeStore, ScalarTokenizer
@@ -58,14 +58,14 @@ class VideoWorld(nn.Module):
         tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
         ldm: LDM.Config = field(default_factory=LDM.Config)
         ldm_run: str = ""  # run of VideoWorld whose latent dynamics model is used as it is
-        generator: Generator.Config = field(default_factory=Generator.Config)
-        inverse: Inverse.Config = field(default_factory=Inverse.Config)
+        transformer: VideoTransformer.Config = field(default_factory=VideoTransformer.Config)
+        inverse: InverseDynamics.Config = field(default_factory=InverseDynamics.Config)
         dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
 
         def __post_init__(self) -> None:
             """Raise ConfigError where the parts do not go together."""
             check_range(
-                "VideoWorld.generator.horizon", self.generator.horizon, 0, self.ldm.horizon
+                "VideoWorld.transformer.horizon", self.transformer.horizon, 0, self.ldm.horizon
             )
 
         def observed(self, spec: Spec) -> Spec:
@@ -100,11 +100,11 @@ class VideoWorld(nn.Module):
                 images=images,
                 tokenizer=replace(self.tokenizer, config=tokenizer.config),
                 ldm=replace(self.ldm, images=images),
-                generator=replace(
-                    self.generator,
+                transformer=replace(
+                    self.transformer,
                     **of_tokens,
                     codes=prod(self.ldm.levels),
-                    tasks=tasks or self.generator.tasks,
+                    tasks=tasks or self.transformer.tasks,
                 ),
                 dynamics=replace(self.dynamics, **of_tokens),
             )
@@ -117,11 +117,11 @@ class VideoWorld(nn.Module):
         self.tokenizer = registry.build(c.tokenizer, self.spec)
         self.ldm = LDM(self.spec, c.ldm)
         tokens = token_spec(self.spec, self.tokenizer, self.ldm)
-        sentences = torch.zeros(len(c.generator.tasks), SIZE) if c.language else None
-        generator = Generator(tokens, c.generator, sentences=sentences)
-        self.inverse = Inverse(tokens, c.inverse, generator=generator)
+        sentences = torch.zeros(len(c.transformer.tasks), SIZE) if c.language else None
+        transformer = VideoTransformer(tokens, c.transformer, sentences=sentences)
+        self.inverse = InverseDynamics(tokens, c.inverse, transformer=transformer)
         self.dynamics = TokenDynamics(tokens, c.dynamics)
-        self.context = c.generator.context
+        self.context = c.transformer.context
         self.latent_dim = self.tokenizer.tokens * len(self.tokenizer.levels)
 
     @classmethod
@@ -143,13 +143,13 @@ class VideoWorld(nn.Module):
         return model
 
     @property
-    def generator(self) -> Generator:
+    def transformer(self) -> VideoTransformer:
         """The transformer over frames and codes."""
-        return self.inverse.generator
+        return self.inverse.transformer
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the numbers of their tokens."""
-        numbers = self.dynamics.meaning.codes(self.tokenizer.encode(observations).ids)
+        numbers = self.dynamics.codebook.codes(self.tokenizer.encode(observations).ids)
         return numbers.flatten(2)  # b t (k d)
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ class VideoWorld(nn.Module):
     def ids(self, latents: Tensor) -> Tensor:
         """Return the tokens (..., K) nearest to latents (..., D)."""
         numbers = rearrange(latents, "... (k d) -> ... k d", k=self.tokenizer.tokens)
-        return self.dynamics.meaning.nearest(numbers)
+        return self.dynamics.codebook.nearest(numbers)
 
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent (B, D): the token dynamics reads no more."""
@@ -182,7 +182,7 @@ class VideoWorld(nn.Module):
         """
         tokens = self.tokenizer.encode(frames).ids
         task = tokens.new_zeros(len(tokens)) if task is None else task
-        return self.generator.log_prob(tokens, task)
+        return self.transformer.log_prob(tokens, task)
 
     @torch.no_grad()
     def sample(
@@ -203,8 +203,8 @@ class VideoWorld(nn.Module):
         task = tokens.new_zeros(len(tokens)) if task is None else task
         drawn: dict[str, Any] = {"temperature": temperature, "generator": generator}
         for _ in range(steps):
-            codes = self.generator.generate(tokens[:, -self.context :], task, **drawn).codes[:, 0]
-            after = self.generator.imagine(tokens, codes, task, **drawn)
+            codes = self.transformer.generate(tokens[:, -self.context :], task, **drawn).codes[:, 0]
+            after = self.transformer.imagine(tokens, codes, task, **drawn)
             tokens = torch.cat([tokens, after[:, None]], dim=1)
         decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(tokens[:, -steps:]))
         return decoded
@@ -223,7 +223,7 @@ class VideoWorld(nn.Module):
 
         Of several candidates the first has the likeliest codes, the others are drawn.
         """
-        number = self.generator.number(task) if task else 0
+        number = self.transformer.number(task) if task else 0
         return CodeProposal(self, number, temperature=temperature, top_p=top_p)
 
     def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
@@ -231,18 +231,18 @@ class VideoWorld(nn.Module):
 
         Step by step: the likeliest codes, then the likeliest next frame.
         """
-        number = self.generator.number(task) if task else 0
-        generator, meaning = self.generator, self.dynamics.meaning
+        number = self.transformer.number(task) if task else 0
+        transformer, codebook = self.transformer, self.dynamics.codebook
 
         @torch.no_grad()
         def imagined(context: Context, steps: int) -> Tensor:
             tokens = _without_copies(self.ids(context.latents[:, -self.context :]))
             tasks = torch.full((len(tokens),), number, device=tokens.device)
             for _ in range(steps):
-                codes = generator.generate(tokens, tasks).codes[:, 0]
-                after = generator.imagine(tokens, codes, tasks)
+                codes = transformer.generate(tokens, tasks).codes[:, 0]
+                after = transformer.imagine(tokens, codes, tasks)
                 tokens = torch.cat([tokens, after[:, None]], dim=1)[:, -self.context :]
-            return meaning.codes(tokens[:, -1]).flatten(1)  # b (k d)
+            return codebook.codes(tokens[:, -1]).flatten(1)  # b (k d)
 
         return imagined
 
@@ -267,9 +267,9 @@ class CodeProposal:
         inverse = model.inverse
         tokens = _without_copies(model.ids(context.latents[:, -model.context :]))
         task = torch.full((len(tokens),), self.task, device=tokens.device)
-        made = model.generator.generate(tokens, task)
+        made = model.transformer.generate(tokens, task)
         if count > 1:
-            drawn = model.generator.generate(
+            drawn = model.transformer.generate(
                 tokens,
                 task,
                 count=count - 1,
@@ -285,7 +285,7 @@ class CodeProposal:
         else:
             codes = made.codes.flatten(0, 1)
             seen, tasks = tokens.repeat_interleave(count, dim=0), task.repeat_interleave(count)
-            after = model.generator.imagine(seen, codes, tasks)
+            after = model.transformer.imagine(seen, codes, tasks)
             read = inverse.read_frames(seen[:, -1], after, codes)
         chunk = inverse.actions(inverse(read))  # (b n) chunk a
         actions = chunk.view(len(tokens), -1, *chunk.shape[1:])

@@ -1,4 +1,4 @@
-"""What the PyBullet engines share: the world, the gripper, the state, the images."""
+"""The base of the PyBullet engines: the world, the gripper, the state, the images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BulletEngine(ABC):
         self._iterations = iterations
         self.timestep = timestep
         self.held = -1
-        # Poses and velocities that the bodies were given, where nothing was stepped since.
+        # Poses and velocities that the bodies were given, if nothing was stepped since.
         self._as_put: tuple[Array, Array] | None = None
         self._client = self._p.connect(self._p.DIRECT)
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
@@ -114,7 +114,7 @@ class BulletEngine(ABC):
         self._put(self._poses(), np.zeros((len(self._bodies), 6)))
 
     def check(self) -> None:
-        """Raise UnstablePhysics where a body is far away or nowhere."""
+        """Raise UnstablePhysics if a body is far away or nowhere."""
         if not np.abs(self._poses()[:, :3]).max() < FARTHEST:  # a NaN is not
             self._diverged = True
             raise UnstablePhysics(
@@ -170,7 +170,7 @@ class BulletEngine(ABC):
         """Put the camera of this name where it says; its images keep their size."""
         self._cameras[camera.name] = camera
 
-    def paint(self, appearance: Appearance) -> None:
+    def set_appearance(self, appearance: Appearance) -> None:
         """Show the scene like this from now on."""
         self._appearance = appearance
         if appearance.contrast > 0:
@@ -188,7 +188,7 @@ class BulletEngine(ABC):
         return np.concatenate([bodies.ravel(), self._position, [self.held]])
 
     def restore(self, state: Array) -> None:
-        """Go back to a `snapshot`."""
+        """Restore a `snapshot`."""
         size = STATE * len(self._bodies)
         check(f"{self._name}.restore", state, "n", n=size + 4)
         self._clear()
@@ -225,7 +225,7 @@ class BulletEngine(ABC):
         self.place_gripper(np.zeros(3))
         self._bodies = self._build()
         self._drawn = list(self._bodies)
-        self.paint(self._appearance)
+        self.set_appearance(self._appearance)
 
     def _body(self, mass: float, shape: int, visual: int) -> int:
         """Return a new single body at the origin; shape and visual may be -1 for none."""
@@ -339,7 +339,7 @@ class BulletEngine(ABC):
 
 
 def _bullet() -> Any:
-    """Return the module pybullet; MissingDependency where it is not installed."""
+    """Return the module pybullet; MissingDependency if it is not installed."""
     try:
         import pybullet
     except ImportError:

@@ -72,7 +72,7 @@ class BulletCloth(BulletEngine):
                 return
 
     def check(self) -> None:
-        """Raise UnstablePhysics where a point is far away, or the cloth is torn apart."""
+        """Raise UnstablePhysics if a point is far away, or the cloth is torn apart."""
         super().check()
         points = self.grips()
         ways = points[self._joined[:, 0]] - points[self._joined[:, 1]]

@@ -73,7 +73,7 @@ class Engine(Protocol[Pose]):
         """Stop what still moves, so that the next state depends on the points alone."""
 
     def check(self) -> None:
-        """Raise UnstablePhysics where the simulation diverged since `lay` or `restore`."""
+        """Raise UnstablePhysics if the simulation diverged since `lay` or `restore`."""
 
     def gripper(self) -> Array:
         """Return where the gripper is, (3,)."""
@@ -89,14 +89,14 @@ class Engine(Protocol[Pose]):
     def place_camera(self, camera: Camera) -> None:
         """Put the camera of this name where it says; its images keep their size."""
 
-    def paint(self, appearance: Appearance) -> None:
+    def set_appearance(self, appearance: Appearance) -> None:
         """Show the scene like this from now on, until the next call."""
 
     def snapshot(self) -> Any:
         """Return the whole state, what the gripper holds included."""
 
     def restore(self, state: Any) -> None:
-        """Go back to a `snapshot` of this engine."""
+        """Restore a `snapshot` of this engine."""
 
     def close(self) -> None:
         """Free what the images need."""
@@ -105,7 +105,7 @@ class Engine(Protocol[Pose]):
 def make(task: str, name: str, *, config: Any) -> Any:
     """Return the engine `name` for a task, built for the task's config.
 
-    Raises UnknownName where there is no such engine, MissingDependency where its package is not
+    Raises UnknownName if there is no such engine, MissingDependency if its package is not
     installed.
     """
     known = ENGINES[task]

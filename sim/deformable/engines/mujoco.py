@@ -1,4 +1,4 @@
-"""What the MuJoCo engines share: the gripper, the state, the images."""
+"""The base of the MuJoCo engines: the gripper, the state, the images."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class MujocoEngine:
         self._pose()
 
     def check(self) -> None:
-        """Raise UnstablePhysics where MuJoCo warned or the state is not finite."""
+        """Raise UnstablePhysics if MuJoCo warned or the state is not finite."""
         data = self._data
         diverged = any(data.warning[w].number for w in _DIVERGED)
         if diverged or not np.isfinite(data.qpos).all():
@@ -124,7 +124,7 @@ class MujocoEngine:
         if camera.name in self._renderers:
             self._renderers[camera.name].camera = camera
 
-    def paint(self, appearance: Appearance) -> None:
+    def set_appearance(self, appearance: Appearance) -> None:
         """Show the scene like this from now on; a pattern needs a scene that is `patterned`."""
         model, (geoms, flexes) = self._model, self._own
         bodies = model.geom_bodyid
@@ -149,7 +149,7 @@ class MujocoEngine:
         return np.append(self._state, self.held)
 
     def restore(self, state: Array) -> None:
-        """Go back to a `snapshot`."""
+        """Restore a `snapshot`."""
         check(f"{self._name}.restore", state, "n", n=len(self._state) + 1)
         self.held = int(state[-1])
         mujoco.mj_setState(self._model, self._data, state[:-1], STATE)
@@ -160,7 +160,7 @@ class MujocoEngine:
         self._pose()
 
     def close(self) -> None:
-        """Free the images' resources."""
+        """Free the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
@@ -201,8 +201,8 @@ def scene(
 
     `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` is what stands
     after the worldbody.
-    `friction` is the table's, Coulomb's, where the object does not bring its own. `patterned`: the
-    table has a texture that can be painted on.
+    `friction` is the table's, Coulomb's, if the object does not bring its own. `patterned`: the
+    table has a texture that can be changed.
     """
     table = f' condim="3" friction="{friction}"' if friction is not None else ""
     if patterned:

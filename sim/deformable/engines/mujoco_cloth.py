@@ -61,7 +61,7 @@ class MujocoCloth(MujocoEngine):
                 return
 
     def check(self) -> None:
-        """Raise UnstablePhysics where MuJoCo warned, or where the cloth is torn apart."""
+        """Raise UnstablePhysics if MuJoCo warned or if the cloth is torn apart."""
         super().check()
         if (self._data.ten_length > TORN * self._model.tendon_range[:, 1]).any():
             raise UnstablePhysics("cloth: it was torn apart; reset and drop the episode")

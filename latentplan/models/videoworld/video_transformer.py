@@ -1,4 +1,4 @@
-"""The autoregressive transformer over frames and codes: what it says next is a plan, or a video.
+"""The autoregressive transformer over frames and codes: what it predicts is a plan, or a video.
 
 VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a time step is the block
 
@@ -6,11 +6,12 @@ VideoWorld (arXiv 2501.09781, section 3.3; layout as in its released code): a ti
 
 over one vocabulary: frame tokens, codes, start and end. Codes come after the frame that they look
 ahead from, so that generating codes is planning, and generating the next block is imagining.
-Differs: past codes are forgotten at random in training (`forget`) and always elsewhere, where only
-the frames were observed; tasks are a learned vector each, or sentences; neighbouring frame tokens
-may share a position (`together`), which are then read and said at once; [end] carries what
-convolutions see in the whole frame (`glance`), which attention to tokens one by one is slow to
-learn from few videos; and the glance may be asked for the codes by itself (`through`).
+Differs: past codes are dropped at random in training (`past_code_dropout`) and always in use, when
+only the frames were observed; tasks are a learned vector each, or sentences; neighbouring frame
+tokens may share a position (`tokens_per_position`) and are then embedded and predicted together;
+[end] carries features of the whole frame from convolutions (`frame_encoder`), which attention to
+single tokens is slow to learn from few videos; and the frame encoder may be supervised by the
+codes on its own, on a larger batch (`transformer_batch_fraction`).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn import sentences as encoder
-from latentplan.nn.quantizer import Numbers
+from latentplan.nn.quantizer import FSQCodebook
 from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
 
 TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
 HIDDEN = "hidden"  # that of the generator's states, in a store that has them
-LARGE = 8  # tokens a side of a camera, above which a glance halves the map
+LARGE = 8  # tokens a side of a camera, above which a frame encoder halves the map
 ALIKE = 0.5  # cosine to the nearest known sentence from which one is understood
 
 
@@ -44,7 +45,7 @@ class Generated(NamedTuple):
     hidden: Tensor  # (B, n, H + 1, width): after [end] and each code; H = 0: after next [start]
 
 
-class Generator(nn.Module):
+class VideoTransformer(nn.Module):
     """Next-token prediction over blocks of frame tokens and codes.
 
     Its spec is that of a store of tokens: `tokens` (K,), `codes` (H,) and `task` () integers.
@@ -62,32 +63,40 @@ class Generator(nn.Module):
         codes: int = 64  # the latent dynamics model's
         horizon: int = 4  # H, codes a frame; 0: video alone, the control without codes
         tasks: tuple[str, ...] = ()  # names, in the order of their numbers 1, 2, ...; 0 is none
-        together: int = 4  # frame tokens a position; those of one are said independently
-        glance: int = 64  # channels of the convolutions over a whole frame; 0: none
+        tokens_per_position: int = 4  # frame tokens a position; those of one are said independently
+        frame_encoder: int = 64  # channels of the convolutions over a whole frame; 0: none
         width: int = 192
         layers: int = 4
         heads: int = 4
         dropout: float = 0.1
-        forget: float = 0.5  # share of past frames whose codes are hidden, in training
-        frames: float = 0.2  # weight of the frame tokens' mean loss beside the codes'
-        counted: float = 1.0  # share of a frame's positions that a training step counts there
-        through: float = 1.0  # share of a training batch that the transformer sees; the glance all
+        past_code_dropout: float = 0.5  # share of past frames whose codes are hidden, in training
+        frame_loss_weight: float = 0.2  # weight of the frame tokens' mean loss beside the codes'
+        frame_loss_fraction: float = 1.0  # share of a frame's positions in the loss of a step
+        transformer_batch_fraction: float = 1.0  # of a batch; the frame encoder gets all
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
-            for name in ("views", "codes", "together", "width", "layers", "heads"):
-                check_range(f"Generator.{name}", getattr(self, name), 1)
-            check_range("Generator.context", self.context, 2)
-            check_range("Generator.horizon", self.horizon, 0, 64)
-            check_range("Generator.glance", self.glance, 0)
-            check_range("Generator.dropout", self.dropout, 0.0, 0.9)
-            check_range("Generator.forget", self.forget, 0.0, 1.0)
-            check_range("Generator.frames", self.frames, 0.0)
-            check_range("Generator.counted", self.counted, 0.001, 1.0)
-            check_range("Generator.through", self.through, 0.001, 1.0)
+            for name in ("views", "codes", "tokens_per_position", "width", "layers", "heads"):
+                check_range(f"VideoTransformer.{name}", getattr(self, name), 1)
+            check_range("VideoTransformer.context", self.context, 2)
+            check_range("VideoTransformer.horizon", self.horizon, 0, 64)
+            check_range("VideoTransformer.frame_encoder", self.frame_encoder, 0)
+            check_range("VideoTransformer.dropout", self.dropout, 0.0, 0.9)
+            check_range("VideoTransformer.past_code_dropout", self.past_code_dropout, 0.0, 1.0)
+            check_range("VideoTransformer.frame_loss_weight", self.frame_loss_weight, 0.0)
+            check_range(
+                "VideoTransformer.frame_loss_fraction", self.frame_loss_fraction, 0.001, 1.0
+            )
+            check_range(
+                "VideoTransformer.transformer_batch_fraction",
+                self.transformer_batch_fraction,
+                0.001,
+                1.0,
+            )
             if self.width % (2 * self.heads):
                 raise ConfigError(
-                    f"Generator.width: {self.width} is not a multiple of 2 heads={2 * self.heads}"
+                    f"VideoTransformer.width: {self.width} is not a multiple of "
+                    f"2 heads={2 * self.heads}"
                 )
 
         @property
@@ -107,30 +116,33 @@ class Generator(nn.Module):
         self.spec = spec
         self.window = c.context
         self.tokens = spec.observation[TOKENS].shape[0]  # K
-        if self.tokens % c.together:
+        if self.tokens % c.tokens_per_position:
             raise ConfigError(
-                f"Generator.together: {self.tokens} tokens a frame are no multiple of {c.together}"
+                f"VideoTransformer.tokens_per_position: {self.tokens} tokens a frame are no "
+                f"multiple of {c.tokens_per_position}"
             )
-        self.positions = self.tokens // c.together  # of a frame's tokens
+        self.positions = self.tokens // c.tokens_per_position  # of a frame's tokens
         self.start, self.end = c.vocabulary, c.vocabulary + 1
         self.first_code = c.vocabulary + 2  # ids of codes begin here
         self.hidden_code = self.first_code + c.codes  # stands for a forgotten one
         self.embed = nn.Embedding(self.hidden_code + 1, c.width)
         names = nn.Embedding(len(c.tasks) + 1, c.width)
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(names.weight, std=1.0)  # a glance has to hear it from the first step on
-        self.task = names if sentences is None else Spoken(sentences, c.width)
+        nn.init.normal_(names.weight, std=1.0)  # large enough for the frame encoder
+        self.task = names if sentences is None else TaskSentences(sentences, c.width)
         # Which place of a block a token has: rotary positions count through all blocks.
         self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
-        together = c.together * c.width
-        self.join = nn.Linear(together, c.width, bias=False) if c.together > 1 else nn.Identity()
-        self.apart = nn.Linear(c.width, together, bias=False) if c.together > 1 else nn.Identity()
-        self.glance = None
-        if c.glance:
-            self.glance = Glance(c, self.tokens, told=c.width, channels=c.glance, size=c.width)
-        self.guess = None
-        if c.glance and c.horizon and c.through < 1:
-            self.guess = nn.Linear(c.width, c.horizon * c.codes)
+        many, together = c.tokens_per_position > 1, c.tokens_per_position * c.width
+        self.merge = nn.Linear(together, c.width, bias=False) if many else nn.Identity()
+        self.split = nn.Linear(c.width, together, bias=False) if many else nn.Identity()
+        self.frame_encoder = None
+        if c.frame_encoder:
+            self.frame_encoder = FrameEncoder(
+                c, self.tokens, told=c.width, channels=c.frame_encoder, size=c.width
+            )
+        self.frame_head = None
+        if c.frame_encoder and c.horizon and c.transformer_batch_fraction < 1:
+            self.frame_head = nn.Linear(c.width, c.horizon * c.codes)
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, self.hidden_code, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -147,7 +159,7 @@ class Generator(nn.Module):
         """
         if task in self.config.tasks:
             return self.config.tasks.index(task) + 1
-        if isinstance(self.task, Spoken) and self.config.tasks:
+        if isinstance(self.task, TaskSentences) and self.config.tasks:
             place, alike = self.task.nearest(task)
             if alike >= ALIKE:
                 return place + 1
@@ -159,30 +171,31 @@ class Generator(nn.Module):
         raise ConfigError(f"task {task!r}: was not trained on; known: {known}")
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy of windows in nats a token: of frames, codes, and the glance."""
+        """Return the cross-entropy of frames and codes in nats a token, and the frame encoder's."""
         c = self.config
         tokens, task = batch.observations[TOKENS].long(), batch.observations[TASK].long()
         codes = batch.observations[CODES].long()[..., : c.horizon]
         guessed = self._guessed(tokens, task, codes)
-        if self.training and c.through < 1:
-            few = max(1, round(c.through * len(tokens)))
+        if self.training and c.transformer_batch_fraction < 1:
+            few = max(1, round(c.transformer_batch_fraction * len(tokens)))
             tokens, task, codes = tokens[:few], task[:few], codes[:few]
         b, t = tokens.shape[:2]
         hidden_codes = torch.ones(b, t, dtype=torch.bool, device=tokens.device)  # as in use
         hidden_codes[:, -1] = False  # there they are what is said
         if self.training:
-            hidden_codes[:, :-1] = torch.rand(b, t - 1, device=tokens.device) < c.forget
+            hidden_codes[:, :-1] = torch.rand(b, t - 1, device=tokens.device) < c.past_code_dropout
         out = self._run(tokens, task, codes, hidden_codes)  # b t block width
         k = self.positions
         counted = torch.arange(k, device=tokens.device)
-        if self.training and c.counted < 1:  # most of a step's time goes into so many logits
-            counted = torch.randperm(k, device=tokens.device)[: max(1, round(c.counted * k))]
+        if self.training and c.frame_loss_fraction < 1:
+            some = max(1, round(c.frame_loss_fraction * k))
+            counted = torch.randperm(k, device=tokens.device)[:some]
         # [start] and all tokens but the last say the tokens.
         logits = self._said(out[:, :, 1 + counted])
-        truth = tokens.view(b, t, k, c.together)[:, :, counted]
+        truth = tokens.view(b, t, k, c.tokens_per_position)[:, :, counted]
         frames = F.cross_entropy(logits.flatten(0, 2), truth.flatten())
         parts = {"frames": frames.detach()}
-        total = c.frames * frames
+        total = c.frame_loss_weight * frames
         if c.horizon:
             said = self.head(out[:, :, 2 + k : 2 + k + c.horizon])  # [end] and codes but the last
             said = said[..., self.first_code : self.hidden_code]
@@ -196,7 +209,7 @@ class Generator(nn.Module):
             parts |= {"codes": of_codes.detach(), "first": hit[:, 0].mean(), "hits": hit.mean()}
             total = total + of_codes
         if guessed is not None:
-            parts["glance"] = guessed.detach()
+            parts["frame_encoder"] = guessed.detach()
             total = total + guessed
         return Loss(total, parts)
 
@@ -205,7 +218,7 @@ class Generator(nn.Module):
 
         Codes are hidden; `task` (B,).
         """
-        check("Generator.log_prob", tokens, "B T K", K=self.tokens)
+        check("VideoTransformer.log_prob", tokens, "B T K", K=self.tokens)
         b, t = tokens.shape[:2]
         codes = torch.zeros(b, t, self.config.horizon, dtype=torch.long, device=tokens.device)
         hidden = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
@@ -234,10 +247,12 @@ class Generator(nn.Module):
         same, only slower.
         """
         c = self.config
-        check("Generator.generate", tokens, "B T K", K=self.tokens)
+        check("VideoTransformer.generate", tokens, "B T K", K=self.tokens)
         b, t = tokens.shape[:2]
         if t > c.context:
-            raise ShapeError(f"Generator.generate: found {t} frames, it was trained on {c.context}")
+            raise ShapeError(
+                f"VideoTransformer.generate: found {t} frames, it was trained on {c.context}"
+            )
         codes = torch.zeros(b, t, c.horizon, dtype=torch.long, device=tokens.device)
         forgotten = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
         x = self._embed(tokens, task[:, None].expand(b, t), codes, forgotten).flatten(1, 2)
@@ -310,14 +325,14 @@ class Generator(nn.Module):
         return out[:, -1, 2 + self.positions :]
 
     def _guessed(self, tokens: Tensor, task: Tensor, codes: Tensor) -> Tensor | None:
-        """Return the cross-entropy of codes (b, t, H) as the glance alone guesses them.
+        """Return the cross-entropy of codes (b, t, H) as the frame encoder alone predicts them.
 
         It is what finds the thing that a task is about, for which it has to see many frames; most
         of a step's time goes into the transformer.
         """
-        if self.guess is None or self.glance is None:
+        if self.frame_head is None or self.frame_encoder is None:
             return None
-        seen = self.guess(F.relu(self.glance(tokens, self.task(task))))
+        seen = self.frame_head(F.relu(self.frame_encoder(tokens, self.task(task))))
         logits = seen.view(-1, self.config.codes)
         return F.cross_entropy(logits, codes.flatten())
 
@@ -334,13 +349,14 @@ class Generator(nn.Module):
 
     def _read(self, tokens: Tensor) -> Tensor:
         """Return positions (..., K / together, width) of tokens (..., K)."""
-        parts = self.embed(tokens).unflatten(-2, (-1, self.config.together))
-        joined: Tensor = self.join(parts.flatten(-2))
+        parts = self.embed(tokens).unflatten(-2, (-1, self.config.tokens_per_position))
+        joined: Tensor = self.merge(parts.flatten(-2))
         return joined
 
     def _said(self, hidden: Tensor) -> Tensor:
         """Return logits (..., n together, ids) of what states (..., n, width) say comes next."""
-        parts = self.apart(hidden).unflatten(-1, (self.config.together, -1)).flatten(-3, -2)
+        parts = self.split(hidden).unflatten(-1, (self.config.tokens_per_position, -1))
+        parts = parts.flatten(-3, -2)
         logits: Tensor = self.head(parts)
         return logits
 
@@ -351,8 +367,8 @@ class Generator(nn.Module):
         said = (codes + self.first_code).masked_fill(hidden_codes[:, :, None], self.hidden_code)
         told = self.task(task)
         end = self.embed(torch.full_like(start, self.end))
-        if self.glance is not None:
-            end = end + self.glance(tokens, told)[:, :, None]
+        if self.frame_encoder is not None:
+            end = end + self.frame_encoder(tokens, told)[:, :, None]
         parts = [told[:, :, None], self.embed(start), self._read(tokens), end, self.embed(said)]
         return torch.cat(parts, dim=2) + self.place
 
@@ -362,11 +378,11 @@ class Generator(nn.Module):
         return out
 
 
-class Glance(nn.Module):
+class FrameEncoder(nn.Module):
     """All tokens of a frame at once, as the maps of numbers that they are, to one vector."""
 
     def __init__(
-        self, config: Generator.Config, tokens: int, *, told: int, channels: int, size: int
+        self, config: VideoTransformer.Config, tokens: int, *, told: int, channels: int, size: int
     ) -> None:
         """Make the layers for so many tokens a frame; a vector of `told` numbers says what matters.
 
@@ -376,8 +392,10 @@ class Glance(nn.Module):
         c = config
         self.shape = (c.views, isqrt(tokens // c.views))
         if c.views * self.shape[1] ** 2 != tokens:
-            raise ConfigError(f"Generator.views: {tokens} tokens are not {c.views} square maps")
-        self.meaning = Numbers(c.levels)
+            raise ConfigError(
+                f"VideoTransformer.views: {tokens} tokens are not {c.views} square maps"
+            )
+        self.codebook = FSQCodebook(c.levels)
         self.first = nn.Conv2d(c.views * len(c.levels), channels, 3, padding=1)
         self.told = nn.Linear(told, channels)
         side = self.shape[1]
@@ -392,14 +410,14 @@ class Glance(nn.Module):
     def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
         """Return (..., size) of frames (..., K) and what they are told (..., told)."""
         views, side = self.shape
-        maps = self.meaning.codes(tokens.flatten(0, -2))
+        maps = self.codebook.codes(tokens.flatten(0, -2))
         maps = rearrange(maps, "n (v y x) d -> n (v d) y x", v=views, y=side)
         x = self.first(maps) + self.told(told).flatten(0, -2)[:, :, None, None]
         seen: Tensor = self.out(self.more(F.relu(x)))
         return seen.view(*tokens.shape[:-1], -1)
 
 
-class Spoken(nn.Module):
+class TaskSentences(nn.Module):
     """Tasks as sentences: their vectors, brought to mean 0 and variance 1, then linear.
 
     Number 0 is no task.

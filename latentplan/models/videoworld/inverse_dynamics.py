@@ -1,11 +1,11 @@
-"""Inverse dynamics: what the arm must do so that what was generated comes true.
+"""Inverse dynamics: the actions that lead to what was generated.
 
 VideoWorld reads actions off the transformer's hidden states at the last frame and its codes (its
 released CALVIN policy), or off the frame, the next one and the codes (its paper). Both are here.
-Differs: the first looks at the frame as well (`glance`), as the second does, since hidden states
-know of it what codes need. Learnt from few labelled episodes; the transformer stays as it is, so
-its states are made once (`tokens.add_states`): of the codes that it generates itself, as in use,
-since true codes know of the future, and actions read off them trust codes too much.
+Differs: the first encodes the frame as well (`frame_encoder`), as the second does, since hidden
+states hold of it only what codes need. Learnt from few labelled episodes; the transformer stays as
+it is, so its states are made once (`stages.add_states`): of the codes that it generates itself, as
+in use, since true codes know of the future, and actions read off them trust codes too much.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.videoworld.generator import CODES, HIDDEN, TOKENS, Generator, Glance
+from latentplan.models.videoworld.video_transformer import (
+    CODES,
+    HIDDEN,
+    TOKENS,
+    FrameEncoder,
+    VideoTransformer,
+)
 from latentplan.types import Batch, Loss, Spec
 
 EMBEDDED = 16  # numbers a frame token is, where frames are read
 
 
-class Inverse(nn.Module):
-    """Generated codes to `chunk` actions; holds the generator, which is not trained here.
+class InverseDynamics(nn.Module):
+    """Generated codes to `chunk` actions; holds the transformer, which is not trained here.
 
     Its spec is that of a store of tokens, with states where these are read. A number of the action
     that is -1 or 1 alone (a gripper's sign) is a class; the others are regressed.
@@ -38,7 +44,7 @@ class Inverse(nn.Module):
 
         reads: str = "hidden"  # states of the transformer, or `frames`: this, the next, the codes
         chunk: int = 4  # actions read off one plan
-        glance: int = 64  # channels of the convolutions over the frame; 0: none; reads=hidden
+        frame_encoder: int = 64  # channels of the convolutions over the frame; 0: none
         width: int = 256
         layers: int = 2  # hidden ones
         dropout: float = 0.1
@@ -47,24 +53,30 @@ class Inverse(nn.Module):
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
             if self.reads not in ("hidden", "frames"):
-                raise ConfigError(f"Inverse.reads: {self.reads!r} is not one of hidden, frames")
-            check_range("Inverse.chunk", self.chunk, 1, 64)
-            check_range("Inverse.glance", self.glance, 0)
-            check_range("Inverse.width", self.width, 1)
-            check_range("Inverse.layers", self.layers, 1)
-            check_range("Inverse.dropout", self.dropout, 0.0, 0.9)
-            check_range("Inverse.labelled", self.labelled, 0.0001, 1.0)
+                raise ConfigError(
+                    f"InverseDynamics.reads: {self.reads!r} is not one of hidden, frames"
+                )
+            check_range("InverseDynamics.chunk", self.chunk, 1, 64)
+            check_range("InverseDynamics.frame_encoder", self.frame_encoder, 0)
+            check_range("InverseDynamics.width", self.width, 1)
+            check_range("InverseDynamics.layers", self.layers, 1)
+            check_range("InverseDynamics.dropout", self.dropout, 0.0, 0.9)
+            check_range("InverseDynamics.labelled", self.labelled, 0.0001, 1.0)
 
     def __init__(
-        self, spec: Spec, config: Config | None = None, *, generator: Generator | None = None
+        self,
+        spec: Spec,
+        config: Config | None = None,
+        *,
+        transformer: VideoTransformer | None = None,
     ) -> None:
-        """Build the network on top of a trained generator."""
+        """Build the network on top of a trained transformer."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
-        self.generator = generator or Generator(spec)
-        self.generator.requires_grad_(False).eval()
-        g = self.generator.config
+        self.transformer = transformer or VideoTransformer(spec)
+        self.transformer.requires_grad_(False).eval()
+        g = self.transformer.config
         self.window = c.chunk + 1
         self.size = spec.action.size
         size_in = self._make_reader(g)
@@ -85,10 +97,10 @@ class Inverse(nn.Module):
         self.low: Tensor
         self.high: Tensor
 
-    def train(self, mode: bool = True) -> Inverse:
-        """Set the mode of all but the generator, which stays as it is in use."""
+    def train(self, mode: bool = True) -> InverseDynamics:
+        """Set the mode of all but the transformer, which stays as it is in use."""
         super().train(mode)
-        self.generator.eval()
+        self.transformer.eval()
         return self
 
     def forward(self, read: Tensor) -> Tensor:
@@ -108,8 +120,8 @@ class Inverse(nn.Module):
         plan = (self.weights.softmax(0)[:, None] * projected).sum(1)  # n width
         # The paper's weighted sum, and each position by itself, in few numbers.
         parts = [plan, self.few(hidden).flatten(1)]
-        if self.glance is not None:
-            parts.append(self.glance(tokens, plan))
+        if self.frame_encoder is not None:
+            parts.append(self.frame_encoder(tokens, plan))
         return torch.cat(parts, dim=-1)
 
     def read_frames(self, tokens: Tensor, after: Tensor, codes: Tensor) -> Tensor:
@@ -125,7 +137,7 @@ class Inverse(nn.Module):
         if c.reads == "hidden":
             raw = self(self.read_hidden(batch.observations[HIDDEN][:, 0].float(), tokens[:, 0]))
         else:
-            codes = batch.observations[CODES][:, 0, : self.generator.config.horizon].long()
+            codes = batch.observations[CODES][:, 0, : self.transformer.config.horizon].long()
             raw = self(self.read_frames(tokens[:, 0], tokens[:, 1], codes))
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         wanted = (actions - middle) / half  # -1 .. 1
@@ -142,18 +154,18 @@ class Inverse(nn.Module):
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)
 
-    def _make_reader(self, g: Generator.Config) -> int:
+    def _make_reader(self, g: VideoTransformer.Config) -> int:
         """Make the layers before the head, and return how many numbers it takes."""
         c = self.config
         if c.reads == "hidden":
             self.project = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width))
             self.few = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width // 4))
             self.weights = nn.Parameter(torch.zeros(g.horizon + 1))
-            self.glance = None
-            if c.glance:
-                told = {"told": c.width, "channels": c.glance, "size": c.width}
-                self.glance = Glance(g, self.generator.tokens, **told)
-            return c.width + (g.horizon + 1) * (c.width // 4) + (c.width if c.glance else 0)
+            self.frame_encoder = None
+            if c.frame_encoder:
+                told = {"told": c.width, "channels": c.frame_encoder, "size": c.width}
+                self.frame_encoder = FrameEncoder(g, self.transformer.tokens, **told)
+            return c.width + (g.horizon + 1) * (c.width // 4) + (c.width if c.frame_encoder else 0)
         self.frame = nn.Embedding(g.vocabulary, EMBEDDED)
         self.code = nn.Embedding(g.codes, EMBEDDED)
-        return (2 * self.generator.tokens + g.horizon) * EMBEDDED
+        return (2 * self.transformer.tokens + g.horizon) * EMBEDDED
