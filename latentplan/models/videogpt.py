@@ -197,7 +197,8 @@ class Prior(nn.Module):
             if task is not None:
                 ids = task.masked_fill(self._hidden(ids), 0)
             time = time + self.task(ids)[:, None]
-        return time[:, :, None] + space
+        known: Tensor = time[:, :, None] + space
+        return known
 
     def _embedded_actions(self, actions: Tensor | None, like: Tensor) -> Tensor:
         """Return (B, t, width) of actions (B, t, a), the vector for none if they are hidden."""
@@ -358,7 +359,8 @@ class VideoGPT(nn.Module):
         known = self._conditions(frames, actions, task, steps)
         found = tokens.new_zeros((b, steps, self.stride), dtype=known.dtype)
         found[..., -1] = self.prior.log_prob(tokens, known).sum(-1)
-        return found.flatten(1)
+        log_probs: Tensor = found.flatten(1)
+        return log_probs
 
     @torch.no_grad()
     def sample(
@@ -410,7 +412,7 @@ class VideoGPT(nn.Module):
         frames = {key: each.to(device) for key, each in clips.observations.items()}
         first = {key: each[:, : c.context] for key, each in frames.items()}
         task = None if clips.task is None else clips.task[:, 0].to(device)
-        known = {"actions": clips.actions.to(device), "task": task}
+        known: dict[str, Any] = {"actions": clips.actions.to(device), "task": task}
         panels = [frames, self.tokenizer.decode(self.tokenizer.encode(frames))]
         draw = torch.Generator(device).manual_seed(0)
         for _ in range(2):
@@ -434,9 +436,8 @@ class VideoGPT(nn.Module):
             raise ShapeError(
                 f"VideoGPT.sample: found {length} frames, need at least {c.context}, the context"
             )
-        if length < self.stride:
-            return c.context
-        return min(length, c.clip - self.stride) // self.stride * self.stride
+        stride = int(self.stride)
+        return c.context if length < stride else min(length, c.clip - stride) // stride * stride
 
     def _complete(
         self,

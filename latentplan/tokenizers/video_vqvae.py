@@ -178,7 +178,8 @@ class VideoVQVAE(nn.Module):
 
     def _frames(self, vectors: Tensor) -> Tensor:
         """Return (n, t, 3, h, w) of vectors (n, c, t, y, x)."""
-        return rearrange(self.decoder(vectors), "n c t h w -> n t c h w")
+        frames: Tensor = rearrange(self.decoder(vectors), "n c t h w -> n t c h w")
+        return frames
 
 
 class AttentionResidual(nn.Module):
@@ -245,9 +246,8 @@ class CausalConv(nn.Conv3d):
     """A 3-D convolution whose output depends on no later frame."""
 
     def __init__(self, before: int, after: int, stride: Steps) -> None:
-        """Make a kernel of 4 along strided axes and of 3 along the others."""
-        kernel = tuple(4 if s == 2 else 3 for s in stride)
-        super().__init__(before, after, kernel, stride, padding=(0, 1, 1))
+        """Make the layer."""
+        super().__init__(before, after, kernel(stride), stride, padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, after, t, y, x)."""
@@ -265,8 +265,13 @@ class CentredConv(nn.Conv3d):
 
 def upsampling(before: int, after: int, stride: Steps) -> nn.ConvTranspose3d:
     """Return a transposed convolution that multiplies each axis by its stride, 1 or 2."""
-    kernel = tuple(4 if s == 2 else 3 for s in stride)
-    return nn.ConvTranspose3d(before, after, kernel, stride, padding=1)
+    return nn.ConvTranspose3d(before, after, kernel(stride), stride, padding=1)
+
+
+def kernel(stride: Steps) -> Steps:
+    """Return the kernel's sizes: 4 along strided axes, 3 along the others."""
+    t, y, x = (4 if s == 2 else 3 for s in stride)
+    return t, y, x
 
 
 def halvings(stride: Steps) -> list[Steps]:
