@@ -197,8 +197,8 @@ class Prior(nn.Module):
             if task is not None:
                 ids = task.masked_fill(self._hidden(ids), 0)
             time = time + self.task(ids)[:, None]
-        conditions: Tensor = time[:, :, None] + space
-        return conditions
+        known: Tensor = time[:, :, None] + space
+        return known
 
     def _embedded_actions(self, actions: Tensor | None, like: Tensor) -> Tensor:
         """Return (B, t, width) of actions (B, t, a), the vector for none if they are hidden."""
@@ -290,7 +290,7 @@ class VideoGPT(nn.Module):
         self.tokenizer = tokenizer or _tokenizer(spec, c)
         self.spec = self.tokenizer.spec
         self.cameras = tuple(self.spec.observation)
-        self.stride: int = self.tokenizer.stride
+        self.stride = self.tokenizer.stride
         _check(c, self.stride)
         self.prior = prior or _prior(clip_spec(spec, self.tokenizer, c), self.tokenizer, c)
 
@@ -357,9 +357,10 @@ class VideoGPT(nn.Module):
                 f"{self.config.clip}, a clip"
             )
         known = self._conditions(frames, actions, task, steps)
-        found: Tensor = tokens.new_zeros((b, steps, self.stride), dtype=known.dtype)
+        found = tokens.new_zeros((b, steps, self.stride), dtype=known.dtype)
         found[..., -1] = self.prior.log_prob(tokens, known).sum(-1)
-        return found.flatten(1)
+        log_probs: Tensor = found.flatten(1)
+        return log_probs
 
     @torch.no_grad()
     def sample(
@@ -411,13 +412,11 @@ class VideoGPT(nn.Module):
         frames = {key: each.to(device) for key, each in clips.observations.items()}
         first = {key: each[:, : c.context] for key, each in frames.items()}
         task = None if clips.task is None else clips.task[:, 0].to(device)
-        actions = clips.actions.to(device)
+        known: dict[str, Any] = {"actions": clips.actions.to(device), "task": task}
         panels = [frames, self.tokenizer.decode(self.tokenizer.encode(frames))]
         draw = torch.Generator(device).manual_seed(0)
         for _ in range(2):
-            after = self.sample(
-                first, c.clip - c.context, actions=actions, task=task, generator=draw
-            )
+            after = self.sample(first, c.clip - c.context, generator=draw, **known)
             panels.append({key: torch.cat([first[key], after[key]], dim=1) for key in cameras})
         about = "held-out clips: true, reconstructed, two samples after the first"
         for key in cameras:
@@ -437,9 +436,8 @@ class VideoGPT(nn.Module):
             raise ShapeError(
                 f"VideoGPT.sample: found {length} frames, need at least {c.context}, the context"
             )
-        if length < self.stride:
-            return c.context
-        return min(length, c.clip - self.stride) // self.stride * self.stride
+        stride = int(self.stride)
+        return c.context if length < stride else min(length, c.clip - stride) // stride * stride
 
     def _complete(
         self,

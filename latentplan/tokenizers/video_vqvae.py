@@ -246,7 +246,7 @@ class CausalConv(nn.Conv3d):
     """A 3-D convolution whose output depends on no later frame."""
 
     def __init__(self, before: int, after: int, stride: Steps) -> None:
-        """Make a kernel of 4 along strided axes and of 3 along the others."""
+        """Make the layer."""
         super().__init__(before, after, kernel(stride), stride, padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def upsampling(before: int, after: int, stride: Steps) -> nn.ConvTranspose3d:
 
 
 def kernel(stride: Steps) -> Steps:
-    """Return the kernel of a convolution: 4 along strided axes and 3 along the others."""
+    """Return the kernel's sizes: 4 along strided axes, 3 along the others."""
     t, y, x = (4 if s == 2 else 3 for s in stride)
     return t, y, x
 
