@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of timing")
     parser.add_argument("--preset", help="of timing: networks of these sizes, untrained")
     parser.add_argument("--json", type=Path, default=FILE)
-    parser.add_argument("--again", action="store_true", help="make rows anew that are there")
+    parser.add_argument("--again", action="store_true", help="measure existing rows again")
     asked = parser.parse_intermixed_args()
     if asked.what == "page":
         figures = json.loads(asked.json.read_text())

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--categories", nargs="+", default=rollouts.COUNTED)
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--again", action="store_true", help="count anew what is there")
+    parser.add_argument("--again", action="store_true", help="measure existing rows again")
     parser.add_argument("--json", type=Path, default=videoworld.FILE)
     given = parser.parse_intermixed_args()
     for variant, settings in variants(given.only, given.horizons, given.books).items():

@@ -31,7 +31,7 @@ class Agent:
     sees = True
 
     def __init__(self, model: VideoWorld, *, chunk: int = 1, intervene: Sequence[int] = ()) -> None:
-        """Take the model and how many actions are sent before codes are generated anew."""
+        """Take the model and how many actions are sent before codes are generated again."""
         self.model, self.chunk, self.intervene = model, chunk, tuple(intervene)
 
     def begin(self, envs: Sequence[Any], task: str, seeds: Sequence[int]) -> None:

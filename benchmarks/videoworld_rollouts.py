@@ -27,7 +27,7 @@ LANES = 25  # attempts at a time
 
 
 class Policy(Protocol):
-    """Who acts, in several episodes of one task at once."""
+    """A policy of several episodes of one task at once."""
 
     sees: bool  # whether it needs pictures, which take longest
 
@@ -59,9 +59,9 @@ def attempts(
 ) -> tuple[list[Attempt], float]:
     """Return `episodes` attempts, spread evenly over the tasks, and ms that an action took.
 
-    An attempt ends with its success, as in CALVIN, after `length` actions, or where the simulation
-    diverges, which is no success. The same number has the same start whoever acts. The time is that
-    of `policy.act`, an action of one episode.
+    An attempt ends with its success, as in CALVIN, after `length` actions, or if the simulation
+    diverges, which is no success. An attempt's number gives its start, the same for every policy.
+    The time is that of `policy.act`, an action of one episode.
     """
     preset = config.resolve("env", "tabletop_short").values | {"goals": False}
     if not policy.sees:

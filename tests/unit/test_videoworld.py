@@ -218,18 +218,18 @@ def _asked(ldm, maps):
     return seen[0]
 
 
-def test_frame_h_is_painted_from_the_first_frame_and_codes_up_to_h(model):
+def test_frame_h_is_reconstructed_from_the_first_frame_and_codes_up_to_h(model):
     clip = pictures(2, 4)
     codes = torch.zeros(2, 3, dtype=torch.long)
-    painted = model.ldm.decode(clip, codes)
-    assert painted["rgb_a"].shape == (2, 3, 32, 32, 3)
+    decoded = model.ldm.decode(clip, codes)
+    assert decoded["rgb_a"].shape == (2, 3, 32, 32, 3)
     later = {k: torch.cat([v[:, :1], 255 - v[:, 1:]], dim=1) for k, v in clip.items()}
-    assert torch.equal(model.ldm.decode(later, codes)["rgb_b"], painted["rgb_b"])
+    assert torch.equal(model.ldm.decode(later, codes)["rgb_b"], decoded["rgb_b"])
     other = codes.clone()
     other[:, 1] = 8
     changed = model.ldm.decode(clip, other)["rgb_a"]
-    assert torch.equal(changed[:, 0], painted["rgb_a"][:, 0])
-    assert not torch.equal(changed[:, 1:], painted["rgb_a"][:, 1:])
+    assert torch.equal(changed[:, 0], decoded["rgb_a"][:, 0])
+    assert not torch.equal(changed[:, 1:], decoded["rgb_a"][:, 1:])
 
 
 def test_behind_the_end_of_a_clip_there_is_nothing(model):
@@ -393,7 +393,7 @@ def test_parts_learn_tokens(model, part):
     assert all(value.isfinite() for value in loss.parts.values())
 
 
-def test_the_glance_sees_all_of_a_batch_and_the_transformer_a_part():
+def test_the_frame_encoder_trains_on_all_of_a_batch_and_the_transformer_on_a_part():
     few = replace(CONFIG.transformer, transformer_batch_fraction=0.25)
     config = replace(CONFIG, transformer=few)
     transformer = VideoWorld(SPEC, config.fitted(SPEC)).transformer.requires_grad_(True)

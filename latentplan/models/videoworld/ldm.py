@@ -1,12 +1,12 @@
-"""The latent dynamics model: H codes that say what changes over the next H frames.
+"""The latent dynamics model: H codes of what changes over the next H frames.
 
 Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over frames t .. t + H, one
 learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
-a decoder that paints frame t + h from the features of frame t and the codes 1 .. h. So a code has
-no room for what the first frame shows already. Differs: small networks; one Q-Former with a mask
+a decoder that reconstructs frame t + h from the features of frame t and the codes 1 .. h. So codes
+need not repeat what the first frame shows. Differs: small networks; one Q-Former with a mask
 for all horizons instead of one each; the decoder moves the pixels of frame t and adds to them;
 squared error with more weight on pixels that change, in each frame by what changes there, instead
-of perceptual and adversarial losses; codes may be asked for the optical flow as well (`motion`);
+of perceptual and adversarial losses; codes may also predict the optical flow (`motion`);
 books of 64 codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102,
 ablations).
 """
@@ -48,9 +48,9 @@ class LDM(nn.Module):
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
         whiten: bool = False  # whether the numbers of a code are to be uncorrelated
-        motion: float = 0.0  # weight of the optical flow that codes are to tell; 0: none is told
-        decoded: int = 2  # horizons painted in a training step, drawn anew; at most H
-        moving: float = 0.5  # weight of the share of the change that is not painted
+        motion: float = 0.0  # weight of the optical flow that codes predict; 0 for none
+        decoded: int = 2  # horizons reconstructed in a training step, drawn for each; at most H
+        moving: float = 0.5  # weight of the share of the change that is not reconstructed
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
 
         def __post_init__(self) -> None:
@@ -105,11 +105,11 @@ class LDM(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(c.horizon, width))
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.paint = nn.ModuleList(Conditioned(width) for _ in range(2))
+        self.refine = nn.ModuleList(Conditioned(width) for _ in range(2))
         self.decoder = pictures.up(c.channels, 5 * views, patch=c.patch)  # colours, and a flow
         if c.motion:
             self.motion = Motion(width, views=views)
-        with torch.no_grad():  # begins by painting frame t again
+        with torch.no_grad():  # starts by reconstructing frame t
             for weight in self.decoder[-2].parameters():  # before the shuffle
                 weight.mul_(0.1)
         seen = torch.arange(c.horizon + 1)[None] <= torch.arange(1, c.horizon + 1)[:, None]
@@ -156,10 +156,10 @@ class LDM(nn.Module):
         return {key: shown[:, :, view] for view, key in enumerate(self._keys)}
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the weighted squared error of the frames painted, with PSNR and the codes' use.
+        """Return the weighted squared error of the reconstructed frames, with PSNR and code usage.
 
         `psnr_moving` is that of the pixels which change, a mean over cameras, and `psnr_still` what
-        it would be if frame t were painted again: what the codes are worth is the difference,
+        it would be for a copy of frame t: the codes are worth the difference,
         `left_CAMERA` the share of the change and `flow_CAMERA` that of the motion that they miss.
         """
         c = self.config
@@ -254,7 +254,7 @@ class LDM(nn.Module):
         here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         spread = told[:, :, None, None].expand(-1, -1, *here.shape[2:])
         x = self.join(torch.cat([here, spread], dim=1))
-        for layer in self.paint:
+        for layer in self.refine:
             x = layer(x, told)
         out = rearrange(self.decoder(x), "(b n) (v c) h w -> b n v c h w", n=n, v=v)
         start = first[:, None].expand(-1, n, -1, -1, -1, -1)
