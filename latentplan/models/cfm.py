@@ -1,13 +1,13 @@
 """CFM: a contrastive forward model (Yan, Vangipuram, Abbeel, Pinto, CoRL 2020, arXiv 2003.05436).
 
 An encoder z = g(o) and a latent dynamics z' = f(z, a), trained so that the predicted z' is nearer
-to the latent of what really followed than to latents of other pictures (InfoNCE with similarity
+to the latent of what really followed than to latents of other images (InfoNCE with similarity
 h(a, b) = exp(-||a - b||^2), section 3). Distances between latents are then costs to plan with.
 
 The preset `cfm_paper` is the published model. `cfm` differs in four ways, each a config field:
-the negatives are the next pictures of the whole batch, neighbours in time among them, so that
+the negatives are the next images of the whole batch, neighbours in time among them, so that
 near misses are told apart; the dynamics adds to z instead of multiplying it; training sees every
-window turned and flipped (picture and actions together); and planning can see all eight turns
+window turned and flipped (image and actions together); and planning can see all eight turns
 at once (`views`), which makes the model exactly symmetric and averages the error of its views.
 """
 
@@ -28,7 +28,7 @@ from latentplan.types import Batch, Context, Loss, Spec, Tensors
 
 
 class CFM(nn.Module):
-    """Contrastive forward model of one picture: an encoder and a latent dynamics, by InfoNCE.
+    """Contrastive forward model of one image: an encoder and a latent dynamics, by InfoNCE.
 
     A `protocols.Dynamics`; its latents are views x latent numbers wide.
     """
@@ -40,7 +40,7 @@ class CFM(nn.Module):
     class Config:
         """What the network is made of, and how it is trained."""
 
-        image: str = "rgb"  # observation key of the picture
+        image: str = "rgb"  # observation key of the image
         latent: int = 64  # numbers a view
         channels: tuple[int, ...] = (16, 32, 64, 96)  # of the convolutions
         strides: tuple[int, ...] = (2, 2, 2, 2)  # 1 (kernel 3) or 2 (kernel 4)
@@ -74,7 +74,7 @@ class CFM(nn.Module):
                     )
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for the pictures and actions of `spec`."""
+        """Build the network for the images and actions of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec = spec
@@ -84,7 +84,7 @@ class CFM(nn.Module):
         height, width, colours = spec.observation[c.image].shape
         if c.symmetric and (height != width or spec.action.size < 2):
             raise ConfigError(
-                f"CFM.symmetric: needs square pictures and actions in pairs (x, y), found "
+                f"CFM.symmetric: needs square images and actions in pairs (x, y), found "
                 f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
             )
         self.latent_dim = c.views * c.latent
@@ -96,14 +96,14 @@ class CFM(nn.Module):
         self.register_buffer("matrices", symmetry.matrices(), persistent=False)
 
     def encode(self, observations: Tensors) -> Tensor:
-        """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the latents of all views in a row."""
-        picture = observations[self.config.image]
-        check("CFM.encode", picture, "B T h w c")
-        batch = len(picture)
-        x = _to_float(rearrange(picture, "b t h w c -> (b t) c h w"))
-        views = torch.stack([symmetry.turn_picture(x, g) for g in range(self.config.views)])
+        """Return (B, T, D) of images (B, T, h, w, 3) uint8: the latents of all views in a row."""
+        image = observations[self.config.image]
+        check("CFM.encode", image, "B T h w c")
+        batch = len(image)
+        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
+        views = torch.stack([symmetry.turn_image(x, g) for g in range(self.config.views)])
         z = self.encoder(rearrange(views, "v n c h w -> (v n) c h w"))
-        latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=picture.shape[1])
+        latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=image.shape[1])
         return latents
 
     def prepare(self, context: Context) -> Tensor:
@@ -122,15 +122,15 @@ class CFM(nn.Module):
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the InfoNCE of windows, and how often the true next picture is the nearest."""
-        picture, actions = batch.observations[self.config.image], batch.actions
-        check("CFM.loss.actions", actions, "B T A", B=len(picture), T=picture.shape[1] - 1)
-        x = rearrange(picture, "b t h w c -> b t c h w")
+        """Return the InfoNCE of windows, and how often the true next image is the nearest."""
+        image, actions = batch.observations[self.config.image], batch.actions
+        check("CFM.loss.actions", actions, "B T A", B=len(image), T=image.shape[1] - 1)
+        x = rearrange(image, "b t h w c -> b t c h w")
         if self.config.symmetric:  # row i is seen under element i mod 8: no chance needed
             x = x.clone()
             for g in range(1, symmetry.ELEMENTS):
                 part = x[g :: symmetry.ELEMENTS]
-                part.copy_(symmetry.turn_picture(part, g))
+                part.copy_(symmetry.turn_image(part, g))
             rows = torch.arange(len(x), device=x.device) % symmetry.ELEMENTS
             actions = symmetry.turn_vectors(actions, self.matrices[rows, None])
         z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
@@ -193,9 +193,9 @@ def _encoder(colours: int, size: tuple[int, int], c: CFM.Config) -> nn.Sequentia
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size[0] * size[1], c.latent))
 
 
-def _to_float(picture: Tensor) -> Tensor:
-    """Return uint8 pictures as floats in [-1, 1]."""
-    return picture.float() / 127.5 - 1
+def _to_float(image: Tensor) -> Tensor:
+    """Return uint8 images as floats in [-1, 1]."""
+    return image.float() / 127.5 - 1
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from latentplan import registry
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 from latentplan.files import replacing
-from latentplan.nn import pictures as images
+from latentplan.nn import images
 from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import (

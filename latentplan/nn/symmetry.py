@@ -1,6 +1,6 @@
-"""The eight turns and flips of a square (the dihedral group D4), on pictures and on actions.
+"""The eight turns and flips of a square (the dihedral group D4), on images and on actions.
 
-Seen from straight above, a table has no preferred direction: turn the picture and the action
+Seen from straight above, a table has no preferred direction: turn the image and the action
 together, and what follows is turned as well. Element g flips left to right where g >= 4, then
 turns g mod 4 quarter turns to the left.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 ELEMENTS = 8
 
 
-def turn_picture(picture: Tensor, element: int) -> Tensor:
-    """Return pictures (..., h, w) with h = w, flipped and turned by one element."""
+def turn_image(image: Tensor, element: int) -> Tensor:
+    """Return images (..., h, w) with h = w, flipped and turned by one element."""
     if element >= 4:
-        picture = picture.flip(-1)
-    return torch.rot90(picture, element % 4, dims=(-2, -1))
+        image = image.flip(-1)
+    return torch.rot90(image, element % 4, dims=(-2, -1))
 
 
 def matrices() -> Tensor:

@@ -20,8 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.nn import pictures as images
-from latentplan.nn import quantizer
+from latentplan.nn import images, quantizer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors, Tokens
 

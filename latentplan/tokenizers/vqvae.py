@@ -1,9 +1,9 @@
-"""An autoencoder of single pictures with discrete tokens, one grid a camera.
+"""An autoencoder of single images with discrete tokens, one grid a camera.
 
 VQ-VAE (van den Oord et al., arXiv 1711.00937) with finite scalar quantization by default, as
 VideoWorld's frame tokenizer (arXiv 2501.09781, section 3.1; there a VQGAN of 256 pixels and a book
 of 64,000). Differs: small convolutions without attention, no adversary or perceptual loss, and
-pixels that are not as in their camera's mean picture count more, since that is where things are.
+pixels that are not as in their camera's mean image count more, since that is where things are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.nn import pictures, quantizer
+from latentplan.nn import images, quantizer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors, Tokens
 
@@ -42,7 +42,7 @@ class VQVAE(nn.Module):
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
         foreground_weight: float = 2.0  # extra weight of pixels unlike the mean image
         foreground_threshold: float = 0.15  # of [-1, 1]: how unlike they are
-        background: bool = False  # whether the mean picture shows through where it is right
+        background: bool = False  # whether the mean image shows through where it is right
 
         def __post_init__(self) -> None:
             """Raise ConfigError where a field is out of its range."""
@@ -59,28 +59,28 @@ class VQVAE(nn.Module):
             check_range("VQVAE.foreground_threshold", self.foreground_threshold, 0, 2)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for the pictures of `spec`."""
+        """Build the network for the images of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
-        self.images = pictures.keys("VQVAE.images", c.images, spec)
+        self.images = images.keys("VQVAE.images", c.images, spec)
         self.spec = replace(
             spec, observation={key: spec.observation[key] for key in self.images}, privileged=()
         )
         self.levels = c.levels if c.quantizer == "fsq" else ()
-        side = pictures.square("VQVAE.images", self.images, spec)
-        factor = pictures.factor(c.channels, patch=c.patch)
+        side = images.square("VQVAE.images", self.images, spec)
+        factor = images.factor(c.channels, patch=c.patch)
         if side % factor:
             raise ConfigError(
-                f"VQVAE.channels: patches of {c.patch} and {len(c.channels)} sizes need pictures "
+                f"VQVAE.channels: patches of {c.patch} and {len(c.channels)} sizes need images "
                 f"whose side is a multiple of {factor}, found {side} pixels"
             )
-        self.grid = side // factor  # tokens a side of one camera's picture
+        self.grid = side // factor  # tokens a side of one camera's image
         self.tokens = len(self.images) * self.grid**2  # K
         width = c.channels[-1]
-        self.encoder = pictures.down(3, c.channels, patch=c.patch, blocks=c.blocks)
+        self.encoder = images.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
-        decoded = 4 if c.background else 3  # colours, and how much of the mean picture shows
-        self.decoder = pictures.up(c.channels, decoded, patch=c.patch, blocks=c.blocks)
+        decoded = 4 if c.background else 3  # colours, and how much of the mean image shows
+        self.decoder = images.up(c.channels, decoded, patch=c.patch, blocks=c.blocks)
         self.vocabulary = self.quantizer.size
         # Which camera a map is of; the networks are the same for all. What stands there always
         # needs no tokens.
@@ -94,7 +94,7 @@ class VQVAE(nn.Module):
 
     def encode(self, observations: Tensors) -> Tokens:
         """Return tokens (B, T, K) of images (B, T, h, w, 3) uint8."""
-        views = pictures.stack(observations, self.images)
+        views = images.stack(observations, self.images)
         ids: Tensor = self.quantizer(self._features(views)).ids
         return Tokens(ids.flatten(2))  # b t (v y x)
 
@@ -102,13 +102,13 @@ class VQVAE(nn.Module):
         """Return the cameras' images (B, T, h, w, 3) uint8 of tokens (B, T, K)."""
         check("VQVAE.decode", tokens.ids, "B T K", K=self.tokens)
         ids = rearrange(tokens.ids, "b t (v y x) -> b t v y x", y=self.grid, x=self.grid)
-        decoded = pictures.to_uint8(self._pictures(self.quantizer.vectors(ids)))
+        decoded = images.to_uint8(self._pictures(self.quantizer.vectors(ids)))
         return {key: decoded[:, :, view] for view, key in enumerate(self.images)}
 
     def loss(self, batch: Batch) -> Loss:
         """Return the weighted squared error of a frame a window, with PSNR in dB and usage."""
         frames = {key: batch.observations[key][:, :1] for key in self.images}
-        views = pictures.stack(frames, self.images)
+        views = images.stack(frames, self.images)
         if self.training:
             self._count(views)
         quantized = self.quantizer(self._features(views))
@@ -119,12 +119,12 @@ class VQVAE(nn.Module):
         error = (weight * (seen - views).square()).sum() / weight.sum() / 3
         absolute = F.l1_loss(seen, views)
         total = error + 0.1 * absolute + quantized.loss
-        parts = {"psnr": pictures.psnr(seen.detach(), views)}
+        parts = {"psnr": images.psnr(seen.detach(), views)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.vocabulary))
 
     @torch.no_grad()
     def _count(self, views: Tensor) -> None:
-        """Let the mean picture know of views (b, t, v, 3, h, w)."""
+        """Let the mean image know of views (b, t, v, 3, h, w)."""
         self.batches += 1
         self.mean += (views.mean(dim=(0, 1)) - self.mean) / self.batches.clamp(max=100)
 

@@ -46,7 +46,7 @@ def test_pictures_and_vectors_turn_alike(element):
     point = torch.tensor([0.515625, -0.234375])  # centre of a pixel
     picture = pixel(*point.tolist()).permute(2, 0, 1)
     x, y = symmetry.turn_vectors(point, symmetry.matrices()[element]).tolist()
-    assert torch.equal(symmetry.turn_picture(picture, element), pixel(x, y).permute(2, 0, 1))
+    assert torch.equal(symmetry.turn_image(picture, element), pixel(x, y).permute(2, 0, 1))
 
 
 def test_the_eight_elements_are_a_group_without_repeats():
@@ -66,7 +66,7 @@ def test_costs_are_exactly_symmetric(size):
 
     def cost(turn):
         def z(picture):
-            x = symmetry.turn_picture(picture.permute(2, 0, 1), turn).permute(1, 2, 0)
+            x = symmetry.turn_image(picture.permute(2, 0, 1), turn).permute(1, 2, 0)
             return model.encode({"rgb": x[None, None]})
 
         turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn])

@@ -21,12 +21,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.nn import pictures, quantizer
+from latentplan.nn import images, quantizer
 from latentplan.nn.flow import optical_flow, warped
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors
 
-FLOW = 0.125  # of a picture: what a flow of 1 moves a pixel by
+FLOW = 0.125  # of an image: what a flow of 1 moves a pixel by
 
 
 class LDM(nn.Module):
@@ -76,23 +76,23 @@ class LDM(nn.Module):
             return self.horizon * self.stride
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for the pictures of `spec`."""
+        """Build the network for the images of `spec`."""
         super().__init__()
         c = self.config = config or self.Config()
-        self._keys = pictures.keys("LDM.images", c.images, spec)
+        self._keys = images.keys("LDM.images", c.images, spec)
         self.spec = replace(
             spec, observation={key: spec.observation[key] for key in self._keys}, privileged=()
         )
         self.window = c.span + 1
-        side, views = pictures.square("LDM.images", self._keys, spec), len(self._keys)
-        factor = pictures.factor(c.channels, patch=c.patch)
+        side, views = images.square("LDM.images", self._keys, spec), len(self._keys)
+        factor = images.factor(c.channels, patch=c.patch)
         if side % factor:
             raise ConfigError(
-                f"LDM.channels: patches of {c.patch} and {len(c.channels)} sizes need pictures "
+                f"LDM.channels: patches of {c.patch} and {len(c.channels)} sizes need images "
                 f"whose side is a multiple of {factor}, found {side} pixels"
             )
         width, grid = c.channels[-1], side // factor
-        self.encoder = pictures.down(6 * views, c.channels, patch=c.patch)  # frame and change
+        self.encoder = images.down(6 * views, c.channels, patch=c.patch)  # frame and change
         self.time = nn.ModuleList(CausalInTime(width) for _ in range(2))
         self.where = nn.Parameter(0.02 * torch.randn(grid * grid, width))
         self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
@@ -106,7 +106,7 @@ class LDM(nn.Module):
         self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Conv2d(2 * width, width, 3, padding=1)
         self.refine = nn.ModuleList(Conditioned(width) for _ in range(2))
-        self.decoder = pictures.up(c.channels, 5 * views, patch=c.patch)  # colours, and a flow
+        self.decoder = images.up(c.channels, 5 * views, patch=c.patch)  # colours, and a flow
         if c.motion:
             self.motion = Motion(width, views=views)
         with torch.no_grad():  # starts by reconstructing frame t
@@ -123,7 +123,7 @@ class LDM(nn.Module):
 
     def quantize_clip(self, frames: Tensors) -> Tensor:
         """Return codes (B, H) int64 of clips (B, H + 1, h, w, 3) uint8, the stride taken."""
-        return self._quantize(self._features(pictures.stack(frames, self._keys))).ids
+        return self._quantize(self._features(images.stack(frames, self._keys))).ids
 
     def encode_video(self, frames: Tensors, *, rows: slice = slice(None)) -> Tensor:
         """Return the codes (n, H) of the frames `rows` of a video (L, h, w, 3) uint8.
@@ -131,7 +131,7 @@ class LDM(nn.Module):
         Behind its last frame the world stands still.
         """
         c = self.config
-        video = pictures.stack({key: frames[key][None] for key in self._keys}, self._keys)[0]
+        video = images.stack({key: frames[key][None] for key in self._keys}, self._keys)[0]
         ahead = torch.arange(len(video))[rows, None] + c.stride * torch.arange(c.horizon + 1)
         ahead = ahead.clamp(max=len(video) - 1)
         if not len(ahead):
@@ -149,10 +149,10 @@ class LDM(nn.Module):
         From the first frame of the observations (B, >= 1, h, w, 3) and codes (B, H).
         """
         check("LDM.decode.codes", codes, "B H", H=self.config.horizon)
-        first = pictures.stack({k: observations[k][:, :1] for k in self._keys}, self._keys)
+        first = images.stack({k: observations[k][:, :1] for k in self._keys}, self._keys)
         maps = self._features(first)[:, 0]
         conditions = self._conditions(self.quantizer.vectors(codes))
-        shown = pictures.to_uint8(self._frames(first[:, 0], maps, conditions))
+        shown = images.to_uint8(self._frames(first[:, 0], maps, conditions))
         return {key: shown[:, :, view] for view, key in enumerate(self._keys)}
 
     def loss(self, batch: Batch) -> Loss:
@@ -189,7 +189,7 @@ class LDM(nn.Module):
             told = {f"flow_{k}": each.detach() for k, each in zip(self._keys, missed, strict=True)}
         with torch.no_grad():
             parts = {
-                "psnr": pictures.psnr(frames, truth),
+                "psnr": images.psnr(frames, truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
@@ -207,7 +207,7 @@ class LDM(nn.Module):
                 f"observations, found {length}; set training.window, or a shorter horizon"
             )
         frames = {k: observations[k][:, : c.span + 1 : c.stride] for k in self._keys}
-        return pictures.stack(frames, self._keys)
+        return images.stack(frames, self._keys)
 
     def _features(self, clip: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x) of a clip; map t depends on frames up to t alone."""
@@ -265,14 +265,14 @@ class LDM(nn.Module):
 
 
 class Motion(nn.Module):
-    """What code h alone tells of the optical flow of step h: shift and growth of each picture.
+    """What code h alone tells of the optical flow of step h: shift and growth of each image.
 
     The mean flow to the right, down, and away from the centre. Each of these counts as much: where
-    errors of pictures do the counting, a code says most of what much of a picture changes by, and
+    errors of images do the counting, a code says most of what much of an image changes by, and
     little of where the arm goes.
     """
 
-    GRAIN = 4  # pixels of a place of the maps, in the pictures whose flow is found
+    GRAIN = 4  # pixels of a place of the maps, in the images whose flow is found
 
     def __init__(self, width: int, *, views: int) -> None:
         """Make the layer for vectors of `width`."""

@@ -1,4 +1,4 @@
-"""VideoWorld as one model: pictures to tokens, codes that look ahead, actions read off them.
+"""VideoWorld as one model: images to tokens, codes that look ahead, actions read off them.
 
 Ren et al., arXiv 2501.09781. The parts are trained one after the other by `latentplan train
 videoworld` and put together here. It plans both ways: `proposal` generates codes and the actions
@@ -25,7 +25,7 @@ from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.stages import StageTraining, declare, task_names, token_spec
 from latentplan.models.videoworld.video_transformer import Generated, VideoTransformer
-from latentplan.nn import pictures
+from latentplan.nn import images
 from latentplan.nn.sentences import SIZE
 from latentplan.protocols import EpisodeStore, ScalarTokenizer
 from latentplan.shapes import check
@@ -53,7 +53,7 @@ class VideoWorld(nn.Module):
     class Config:
         """The parts. What one part says of another (sizes, tasks) is filled in by `fitted`."""
 
-        images: tuple[str, ...] = ()  # observation keys of the cameras; () for all pictures
+        images: tuple[str, ...] = ()  # observation keys of the cameras; () for all images
         language: bool = False  # whether tasks are the labels' sentences, else their names
         tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
         ldm: LDM.Config = field(default_factory=LDM.Config)
@@ -70,9 +70,9 @@ class VideoWorld(nn.Module):
 
         def observed(self, spec: Spec) -> Spec:
             """Return the spec of the cameras alone; ConfigError if the data do not have them."""
-            images = pictures.keys("VideoWorld.images", self.images, spec)
-            pictures.square("VideoWorld.images", images, spec)
-            seen = {key: spec.observation[key] for key in images}
+            cameras = images.keys("VideoWorld.images", self.images, spec)
+            images.square("VideoWorld.images", cameras, spec)
+            seen = {key: spec.observation[key] for key in cameras}
             return replace(spec, observation=seen, privileged=())
 
         def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
@@ -82,7 +82,7 @@ class VideoWorld(nn.Module):
             tokenizer's tokens are not numbers.
             """
             seen = self.observed(spec)
-            images = tuple(seen.observation)
+            cameras = tuple(seen.observation)
             tokenizer = registry.build(self.tokenizer, seen)
             if not isinstance(tokenizer, ScalarTokenizer) or not tokenizer.levels:
                 raise ConfigError(
@@ -94,12 +94,12 @@ class VideoWorld(nn.Module):
                     f"VideoWorld.tokenizer: {self.tokenizer.name} takes {tokenizer.stride} "
                     "observations a token frame, need 1"
                 )
-            of_tokens: dict[str, Any] = {"levels": tokenizer.levels, "views": len(images)}
+            of_tokens: dict[str, Any] = {"levels": tokenizer.levels, "views": len(cameras)}
             return replace(
                 self,
-                images=images,
+                images=cameras,
                 tokenizer=replace(self.tokenizer, config=tokenizer.config),
-                ldm=replace(self.ldm, images=images),
+                ldm=replace(self.ldm, images=cameras),
                 transformer=replace(
                     self.transformer,
                     **of_tokens,
@@ -148,12 +148,12 @@ class VideoWorld(nn.Module):
         return self.inverse.transformer
 
     def encode(self, observations: Tensors) -> Tensor:
-        """Return (B, T, D) of pictures (B, T, h, w, 3) uint8: the numbers of their tokens."""
+        """Return (B, T, D) of images (B, T, h, w, 3) uint8: the numbers of their tokens."""
         numbers = self.dynamics.codebook.codes(self.tokenizer.encode(observations).ids)
         return numbers.flatten(2)  # b t (k d)
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
-        """Return the cameras' pictures (B, T, h, w, 3) uint8 of latents (B, T, D)."""
+        """Return the cameras' images (B, T, h, w, 3) uint8 of latents (B, T, D)."""
         decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(self.ids(latents)))
         return decoded
 

@@ -1,4 +1,4 @@
-"""Convolutions between pictures and feature maps, and pictures of several cameras as one tensor."""
+"""Convolutions between images and feature maps, and images of several cameras as one tensor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def keys(where: str, chosen: Sequence[str], spec: Spec) -> tuple[str, ...]:
 
 
 def square(where: str, keys: Sequence[str], spec: Spec) -> int:
-    """Return the side of the pictures `keys`; ConfigError unless all are squares of one size."""
+    """Return the side of the images `keys`; ConfigError unless all are squares of one size."""
     sizes = set()
     for key in keys:
         if key not in spec.observation:
@@ -41,34 +41,34 @@ def square(where: str, keys: Sequence[str], spec: Spec) -> int:
         array = spec.observation[key]
         if array.dtype != "uint8" or array.shape[2:] != (3,) or array.shape[0] != array.shape[1]:
             raise ConfigError(
-                f"{where}: {key!r} is {array.dtype} {array.shape}, need square uint8 pictures; "
+                f"{where}: {key!r} is {array.dtype} {array.shape}, need square uint8 images; "
                 "import or collect them so (image_size)"
             )
         sizes.add(array.shape[0])
     if len(sizes) != 1:
         raise ConfigError(
-            f"{where}: the pictures of {', '.join(keys)} have {sorted(sizes)} pixels a side, need "
+            f"{where}: the images of {', '.join(keys)} have {sorted(sizes)} pixels a side, need "
             "one size for all; import or collect them so (image_size)"
         )
     return int(sizes.pop())
 
 
 def stack(observations: Tensors, keys: Sequence[str]) -> Tensor:
-    """Return the cameras' pictures (B, T, V, 3, h, w) in [-1, 1], of uint8 (B, T, h, w, 3) each."""
+    """Return the cameras' images (B, T, V, 3, h, w) in [-1, 1], of uint8 (B, T, h, w, 3) each."""
     for key in keys:
-        check(f"pictures[{key!r}]", observations[key], "B T h w c")
+        check(f"images[{key!r}]", observations[key], "B T h w c")
     views = torch.stack([observations[key] for key in keys], dim=2)
     return rearrange(views, "b t v h w c -> b t v c h w").float() / 127.5 - 1
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Return (..., h, w, 3) uint8 of pictures (..., 3, h, w) in [-1, 1]."""
-    levels = ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def to_uint8(images: Tensor) -> Tensor:
+    """Return (..., h, w, 3) uint8 of images (..., 3, h, w) in [-1, 1]."""
+    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.movedim(-3, -1)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB of pictures in [-1, 1]: mean over pictures."""
+    """Return the peak signal-to-noise ratio in dB of images in [-1, 1]: mean over images."""
     error = (a - b).square().flatten(-3).mean(-1)
     return (10 * torch.log10(4 / error.clamp(min=1e-8))).mean()
 
@@ -92,7 +92,7 @@ class Residual(nn.Module):
 def down(
     colours: int, channels: Sequence[int], *, patch: int = 4, blocks: int = 1
 ) -> nn.Sequential:
-    """Return what makes maps (n, channels[-1], h / factor, w / factor) of pictures.
+    """Return what makes maps (n, channels[-1], h / factor, w / factor) of images.
 
     Patches of `patch` pixels a side first become one place of the map, where convolutions are
     cheap; then every further number of `channels` halves it: `factor` tells by how much in all.
@@ -109,7 +109,7 @@ def down(
 def up(
     channels: Sequence[int], colours: int, *, patch: int = 4, blocks: int = 1
 ) -> nn.Sequential:
-    """Return what makes pictures of maps (n, channels[-1], y, x): `down` backwards."""
+    """Return what makes images of maps (n, channels[-1], y, x): `down` backwards."""
     layers: list[nn.Module] = []
     for before, after in pairwise(channels[::-1]):
         layers += [Residual(before) for _ in range(blocks)]
