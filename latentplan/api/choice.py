@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from latentplan import config, contracts, registry
@@ -69,9 +70,13 @@ class Choice:
         """Return whether another process can make it too."""
         if self.instance is not None:
             return False
-        if self.make.__module__ == "__main__":  # a notebook's cannot be imported again
+        module = self.make.__module__
+        if module == "__main__" or "<locals>" in self.make.__qualname__:  # as in a notebook
             return False
-        return "<locals>" not in self.make.__qualname__
+        try:
+            return find_spec(module) is not None
+        except (ImportError, ValueError):  # a parent that is missing; a module made by hand
+            return False
 
 
 def choose(kind: str, given: Any) -> Choice:

@@ -71,10 +71,10 @@ class Prior(nn.Module):
         vocabulary: int = 256  # the tokenizer's
         actions: bool = False  # whether it is conditioned on actions
         tasks: bool = False  # whether it is conditioned on the task
-        width: int = 128
-        layers: int = 4
-        heads: int = 4
-        dropout: float = 0.1
+        width: int = 128  # of the transformer
+        layers: int = 4  # of the transformer
+        heads: int = 4  # of its attention
+        dropout: float = 0.1  # share of activations that training drops
         channels: int = 32  # of the convolutions over the first frames
         blocks: int = 1  # residual blocks at each size there
         hide: float = 0.1  # share of training clips whose actions are hidden, and whose task is
@@ -257,11 +257,11 @@ class VideoGPT(nn.Module):
     class Config:
         """The two networks and what the prior is conditioned on."""
 
-        tokenizer: Part = Part("tokenizer", "video_vqvae")
+        tokenizer: Part = Part("tokenizer", "video_vqvae")  # whose tokens the prior predicts
         clip: int = 8  # frames
         context: int = 1  # first frames that the prior is conditioned on
         every: int = 1  # frames between the starts of the clips that the prior is trained on
-        prior: Prior.Config = Prior.Config()
+        prior: Prior.Config = Prior.Config()  # the transformer over tokens
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""

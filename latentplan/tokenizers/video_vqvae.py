@@ -44,7 +44,7 @@ class VideoVQVAE(nn.Module):
         blocks: int = 1  # attention residual blocks of the encoder, and of the decoder
         heads: int = 2  # of the axial attention
         embedding: int = 32  # length of a code's vector
-        codes: int = 256
+        codes: int = 256  # K, entries of the code book
         decay: float = 0.99  # of the running means that the codes are
         commitment: float = 0.25  # weight of the encoder's distance to its codes
         variance: float = 0.06  # of the data, images in [-0.5, 0.5]: divides the squared error
