@@ -1,1 +1,1 @@
-"""Simulated tasks; each file is one env (or an adapter to one)."""
+"""Simulated tasks: envs, adapters to envs of other packages, and their rendering."""

@@ -1,7 +1,7 @@
 """The tasks as Gymnasium ids: `gymnasium.make("latentplan/Rope-v0", task="straighten")`.
 
-Keyword arguments are fields of the task's Config. Importing `latentplan` announces the ids without
-importing Gymnasium, which would take ten times as long.
+Keyword arguments are fields of the task's Config. `import latentplan` announces the ids but does
+not import Gymnasium, which would take ten times as long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IDS = {
     "latentplan/Cloth-v0": "cloth",
     "latentplan/Tabletop-v0": "tabletop",
 }
-LENGTHS = {"rope": 20, "cloth": 20, "tabletop": 64}  # actions, after which an episode is truncated
+LENGTHS = {"rope": 20, "cloth": 20, "tabletop": 64}  # actions until an episode is truncated
 
 
 def announce() -> None:
@@ -31,7 +31,7 @@ def announce() -> None:
 
 
 def register() -> None:
-    """Register the ids with Gymnasium, which is imported."""
+    """Register the ids with Gymnasium, and import it."""
     from gymnasium.envs.registration import register
 
     for name, env in IDS.items():
@@ -42,20 +42,20 @@ def register() -> None:
 def make(env: str, render_mode: str = "rgb_array", **settings: Any) -> Any:
     """Return the env of this name with these settings.
 
-    Raises ConfigError if a setting is not one of the env's Config or out of its range;
-    `render_mode` is always `rgb_array`.
+    Raises ConfigError if a setting is not in the env's Config or out of its range, and for a
+    `render_mode` other than `rgb_array`.
     """
     from latentplan import config, registry
     from latentplan.errors import ConfigError
 
     task = registry.get("env", env)
     if render_mode not in task.metadata["render_modes"]:
-        raise ConfigError(f"render_mode: found {render_mode!r}, only 'rgb_array' is known")
+        raise ConfigError(f"render_mode: found {render_mode!r}, only 'rgb_array' is allowed")
     return task(config.from_values(task.Config, settings))
 
 
 class _WhenImported:
-    """An import hook: when Gymnasium is imported, it registers the ids."""
+    """An import hook that registers the ids when Gymnasium is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

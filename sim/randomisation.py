@@ -1,7 +1,7 @@
 """Domain randomisation: quantities drawn for each episode, or for each step.
 
-Tobin et al. 2017 (arXiv 1703.06907) for what is seen, Peng et al. 2018 (arXiv 1710.06537) for the
-physics, noise and latency. All of it is uniform within ranges.
+Tobin et al. 2017 (arXiv 1703.06907) for images, Peng et al. 2018 (arXiv 1710.06537) for physics,
+noise and latency. All quantities are uniform within their ranges.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from latentplan.sim.rendering.appearance import Appearance
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-Range = tuple[float, ...]  # (low, high); () leaves the quantity as it is
+Range = tuple[float, ...]  # (low, high); () does not randomise the quantity
 
 OBJECT = ("friction", "mass", "stiffness", "damping", "length", "radius", "size")
-LIMITS = {  # what a range may span; of the object's quantities the env's config says it
+LIMITS = {  # limits of a range; the env's config sets those of the object's quantities
     "object_colour": (0.0, 1.0),
     "table_colour": (0.0, 1.0),
     "texture": (0.0, 1.0),
@@ -40,13 +40,12 @@ LIMITS = {  # what a range may span; of the object's quantities the env's config
 class Randomisation:
     """A range (low, high) for each quantity; none is randomised by default.
 
-    The object and the latency are always drawn per episode. Picks look for the object by its
-    colour: keep `object_colour` times the light, dimmer if it is tilted, within what the env's
-    `PickSpec` says.
+    The object and the latency are always drawn per episode. Picks find the object by its colour:
+    keep `object_colour` times the light, dimmer if it is tilted, within the env's `PickSpec`.
     """
 
-    per: str = "episode"  # when all else is drawn: once an episode, or before every step
-    friction: Range = ()  # of the env's setting of the same name
+    per: str = "episode"  # draw the others once an episode, or before every `step`
+    friction: Range = ()  # as the env's setting of the same name
     mass: Range = ()  # kg, as the env's setting
     stiffness: Range = ()  # in the unit of the env's setting
     damping: Range = ()  # in the unit of the env's setting
@@ -61,13 +60,13 @@ class Randomisation:
     camera_shift: Range = ()  # m, of each camera along each axis of the world
     camera_turn: Range = ()  # degrees, of each camera about each of its own axes
     camera_zoom: Range = ()  # factor on the tangent of half of each camera's field of view
-    action_noise: Range = ()  # std of what is added to each number of an action, 1 = its bound
-    rgb_noise: Range = ()  # std of what is added to each colour of a pixel, levels of 255
-    depth_noise: Range = ()  # std of what is added to each pixel's depth, m
-    latency: Range = ()  # actions that an action comes too late; control=velocity
+    action_noise: Range = ()  # std of noise on each number of an action, 1 = its bound
+    rgb_noise: Range = ()  # std of noise on each colour of a pixel, levels of 255
+    depth_noise: Range = ()  # std of noise on each pixel's depth, m
+    latency: Range = ()  # delay of an action, in actions; control=velocity
 
     def __post_init__(self) -> None:
-        """Raise ConfigError that names a range which is none, inverted, or too wide."""
+        """Raise ConfigError, with its name, for an invalid, inverted or too wide range."""
         if self.per not in ("episode", "step"):
             raise ConfigError(f"randomise.per: {self.per!r} is not one of episode, step")
         for name, span in self.ranges().items():
@@ -90,12 +89,12 @@ class Randomisation:
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError if `config.randomise` has a range that its env cannot take."""
+    """Raise ConfigError if `config.randomise` has a range that its env does not support."""
     ranges = config.randomise.ranges()
     if "latency" in ranges and config.control != "velocity":
         raise ConfigError(
             f"{where}.randomise.latency: needs control=velocity, found {config.control!r}: "
-            "a pick waits until all is at rest"
+            "a pick waits until the object rests"
         )
     known = [f.name for f in fields(config) if f.name in OBJECT]
     for name in [name for name in OBJECT if name in ranges]:
@@ -103,25 +102,25 @@ def check(where: str, config: Any) -> None:
             raise ConfigError(
                 f"{where}.randomise.{name}: there is no such setting; known: {', '.join(known)}"
             )
-        for end in ranges[name]:  # refused as the setting itself would be
+        for end in ranges[name]:  # raises as the setting itself would
             replace(config, **{"randomise": Randomisation(), name: end})
 
 
 @dataclass(frozen=True)
 class State:
-    """All that the conditions of a moment depend on."""
+    """The inputs of the conditions at one step."""
 
-    key: int  # of the episode's draws
-    noise: int  # of the sensors' noise
-    step: int  # since the reset
-    waiting: tuple[tuple[float, ...], ...] = ()  # actions that are still to come
+    key: int  # seed of the episode's draws
+    noise: int  # seed of the sensors' noise
+    step: int  # steps since the reset
+    waiting: tuple[tuple[float, ...], ...] = ()  # delayed actions
 
 
 class Conditions:
     """The draws of an episode. Each number depends on its name, the key and the step alone.
 
-    So a moment can be gone back to by its `state`, and what one range gives does not depend on
-    which others are set.
+    Therefore `state` restores a step exactly, and the draws of one range do not depend on the other
+    ranges.
     """
 
     def __init__(
@@ -134,18 +133,18 @@ class Conditions:
         self._each_step = ranges.per == "step"
         self._quantities = {f.name: i for i, f in enumerate(fields(ranges))}
         self.state = State(0, noise=0, step=0)
-        self.values: dict[str, float] = {}  # by name: what holds now
+        self.values: dict[str, float] = {}  # present values, by name
         self.begin(0)
 
     def begin(self, key: int) -> None:
-        """Draw an episode's conditions from a number."""
+        """Draw an episode's conditions from the seed `key`."""
         self.restore(State(key, noise=key, step=0))
         late = int(self.values.get("latency", 0))
         still = ((0.0,) * self._action,) * late
         self.restore(State(key, noise=key, step=0, waiting=still))
 
     def restore(self, state: State) -> None:
-        """Go back to the conditions of a state."""
+        """Restore the conditions of a state."""
         self.state = state
         self.values = {}
         for name, (low, high) in self.ranges.items():
@@ -154,7 +153,7 @@ class Conditions:
             self.values |= self._draw(name, rng, low, high)
 
     def act(self, action: Array) -> Array:
-        """Go on by one step; return what is done of the action (A,) that is asked for."""
+        """Advance by one step; return the executed action (A,), delayed and noisy."""
         state = self.state
         first, *rest = (*state.waiting, tuple(action.tolist()))
         now, waiting = np.array(first), tuple(rest)
@@ -166,11 +165,11 @@ class Conditions:
         return np.asarray(np.clip(now, -1, 1))
 
     def object(self) -> dict[str, float]:
-        """Return the settings that take another value, by name."""
+        """Return the drawn settings of the object, by name."""
         return {name: value for name, value in self.values.items() if name in OBJECT}
 
     def appearance(self) -> Appearance:
-        """Return how the scene looks."""
+        """Return the appearance of the scene."""
         v = self.values
         tilt = v.get("light_tilt")
         return Appearance(
@@ -183,11 +182,11 @@ class Conditions:
         )
 
     def cameras(self) -> dict[str, Camera]:
-        """Return where the cameras are, by name."""
+        """Return the cameras at their drawn poses, by name."""
         return {name: self._moved(camera) for name, camera in self._cameras.items()}
 
     def noisy(self, sensor: str, image: Array, *, number: int) -> Array:
-        """Return an image with the noise of `rgb` or `depth`; `number` tells sensors apart."""
+        """Return an image with the noise of `rgb` or `depth`; `number` is the sensor's."""
         std = self.values.get(f"{sensor}_noise", 0.0)
         if not std:
             return image
@@ -198,7 +197,7 @@ class Conditions:
         return np.maximum(noisy, 0).astype(np.float32)
 
     def per_step(self) -> dict[str, float]:
-        """Return those of the values that change from step to step."""
+        """Return the values that change from step to step."""
         if not self._each_step:
             return {}
         return {k: v for k, v in self.values.items() if k not in OBJECT and k != "latency"}
@@ -209,7 +208,7 @@ class Conditions:
     def _draw(
         self, name: str, rng: np.random.Generator, low: float, high: float
     ) -> dict[str, float]:
-        """Return what a quantity is made of, by name."""
+        """Return the drawn parts of a quantity, by name."""
         if name == "latency":
             return {name: float(rng.integers(round(low), round(high) + 1))}
         parts = {

@@ -1,1 +1,1 @@
-"""The simulator of CALVIN (Mees et al. 2022, arXiv 2112.03227), out of the user's checkout."""
+"""The simulator of CALVIN (Mees et al. 2022, arXiv 2112.03227), from the user's checkout."""

@@ -1,7 +1,7 @@
-"""calvin_env as it lies in the user's checkout: found, made to import, and its settings read.
+"""calvin_env in the user's checkout: its folder, its import, and its settings.
 
-The checkout stays as it is. What it expects and is not there (the package gym, a git repository,
-a screen) is replaced in memory, while it is imported.
+The checkout is not changed. Its missing requirements (the package gym, a git repository, a screen)
+are replaced in memory during the import.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Settings:
 
 
 def find(root: str = "") -> Path:
-    """Return the checkout: `root`, else CALVIN_ENV_ROOT, else where calvin_env is installed from.
+    """Return the checkout: `root`, else CALVIN_ENV_ROOT, else that of an installed calvin_env.
 
-    A checkout of mees/calvin, which holds calvin_env, will do. Raises MissingDependency if
-    there is none.
+    A checkout of mees/calvin, which holds calvin_env, is allowed. Raises MissingDependency if there
+    is none.
     """
     given = root or os.environ.get(ROOT, "")
     if given:
@@ -62,10 +62,10 @@ def find(root: str = "") -> Path:
 
 
 def settings(root: Path, *, scene: str = "D", split: str = "") -> Settings:
-    """Return the settings of CALVIN's scene A, B, C or D, or those a data set's split came with.
+    """Return the settings of CALVIN's scene A, B, C or D, or those of a data set's split.
 
     `split` is a folder that holds `.hydra/merged_config.yaml`. Raises ConfigError if a file is
-    not there or not what it should be.
+    missing or invalid.
     """
     if scene not in SCENES:
         raise ConfigError(str(unknown("Calvin.scene", scene, SCENES)))
@@ -84,7 +84,7 @@ def settings(root: Path, *, scene: str = "D", split: str = "") -> Settings:
         folder = conf / "cameras" / "cameras"
         cameras = {c: config.read_yaml(folder / f"{c}.yaml") for c in ("static", "gripper")}
     robot.pop("defaults", None)
-    # These refer to each other in the files.
+    # In the files, these values refer to each other.
     for key in ("base_position", "base_orientation", "initial_joint_positions"):
         robot[key] = world[f"robot_{key}"]
     world |= {"euler_obs": robot["euler_obs"], "data_path": str(root / "data")}
@@ -97,10 +97,10 @@ def settings(root: Path, *, scene: str = "D", split: str = "") -> Settings:
 
 
 def simulator(root: Path) -> Any:
-    """Return the module `calvin_env.envs.play_table_env` of the checkout, fit to be used here.
+    """Return the module `calvin_env.envs.play_table_env` of the checkout, patched.
 
-    Raises MissingDependency if a package that it imports is not there, ConfigError if
-    another checkout was imported before.
+    Raises MissingDependency if a package that it imports is missing, ConfigError if another
+    checkout was imported before.
     """
     loaded = sys.modules.get("calvin_env.envs.play_table_env")
     if loaded is None:
@@ -114,12 +114,12 @@ def simulator(root: Path) -> Any:
         _adapt(loaded, robot)
     found = Path(str(loaded.__file__)).parents[2].resolve()
     if found != root.resolve():
-        raise ConfigError(f"Calvin.root: {root} is asked for, {found} is imported already")
+        raise ConfigError(f"Calvin.root: found {root}, but {found} is imported already")
     return loaded
 
 
 class Client:
-    """The module pybullet for one physics client, whatever client a call forgets to name."""
+    """The module pybullet, bound to one physics client, for calls that name none."""
 
     def __init__(self, bullet: Any, client: int) -> None:
         """Take the module and the client's number."""
@@ -132,11 +132,11 @@ class Client:
 
 
 def _adapt(module: ModuleType, robot: Any) -> None:
-    """Take out what breaks away from the authors' machine; all of it in memory."""
+    """Patch in memory the parts that fail on other machines than the authors'."""
     bullet, load = robot.p, robot.Robot.load
 
     def load_in_own_client(self: Any) -> None:
-        # It counts joints and adds the image of a pedestal in client 0, whosever that is.
+        # It counts joints and adds the visual of a pedestal in client 0 of any owner.
         robot.p = Client(bullet, self.cid)
         try:
             load(self)
@@ -144,11 +144,11 @@ def _adapt(module: ModuleType, robot: Any) -> None:
             robot.p = bullet
 
     def connect(connection_mode: int) -> Client:
-        # pybullet_utils' client prints, and when freed late disconnects who has its number then.
+        # pybullet_utils' client prints, and if freed late disconnects the next owner of its number.
         return Client(bullet, bullet.connect(connection_mode))
 
     def close(self: Any) -> None:
-        # The original prints, and tries again when the env is freed.
+        # The original prints, and disconnects again when the env is freed.
         client, self.cid = getattr(self, "cid", -1), -1
         if client >= 0:
             bullet.disconnect(physicsClientId=client)
@@ -157,26 +157,26 @@ def _adapt(module: ModuleType, robot: Any) -> None:
     env = cast(Any, module)
     env.bc = SimpleNamespace(BulletClient=connect)
     env.PlayTableSimEnv.close = close
-    # The original wants a git repository around the sources, and looks through it every time.
+    # The original needs a git repository around the sources, and searches it every time.
     env.get_git_commit_hash = lambda path: "unknown"
 
 
 @contextmanager
 def _importable(root: Path) -> Iterator[None]:
-    """Let the checkout be imported, with gymnasium for gym if that is not installed."""
-    stand_in: dict[str, ModuleType] = {}
+    """Make the checkout importable, with gymnasium in place of gym if that is not installed."""
+    replaced: dict[str, ModuleType] = {}
     if "gym" not in sys.modules and find_spec("gym") is None:
         names = ("", ".utils", ".utils.seeding")
-        stand_in = {f"gym{n}": import_module(f"gymnasium{n}") for n in names}
-    sys.modules.update(stand_in)
+        replaced = {f"gym{n}": import_module(f"gymnasium{n}") for n in names}
+    sys.modules.update(replaced)
     sys.path.insert(0, str(root))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*version_base")  # of hydra.main
+            warnings.filterwarnings("ignore", message="(?s).*version_base")  # by hydra.main
             yield
     finally:
         sys.path.remove(str(root))
-        for name in stand_in:
+        for name in replaced:
             del sys.modules[name]
 
 

@@ -33,8 +33,8 @@ SCENE = (
 )
 BLOCKS = (slice(6, 9), slice(12, 15), slice(18, 21))  # positions in scene_obs
 DOORS = slice(0, 2)  # slider and drawer in scene_obs
-MOVING, FIXED = (1, -1), (2, ~2)  # Bullet's collision group and mask: what is fixed never meets
-FARTHEST = 10.0  # m from the origin; what is farther has diverged
+MOVING, FIXED = (1, -1), (2, ~2)  # Bullet's collision group and mask; fixed bodies do not collide
+FARTHEST = 10.0  # m from the origin; beyond it a body has diverged
 
 
 class Calvin(gymnasium.Env[dict[str, Array], Array]):
@@ -44,18 +44,18 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
     x, y, z (1 = 0.02 m) and euler angles x, y, z (1 = 0.05 rad) in the world, then the gripper,
     which opens if the number is not negative and closes otherwise. 30 actions a second.
 
-    Observation: `robot_obs` (15,) and the privileged `scene_obs` (24,) float64, as the data set
-    has them, and per camera `rgb_<camera>` (h, w, 3) uint8 and, with `depth`, `depth_<camera>`
-    (h, w) float32 in metres. With cameras=[] nothing is drawn, 35 times as fast; `render` still is.
+    Observation: `robot_obs` (15,) and the privileged `scene_obs` (24,) float64, as in the data set,
+    and per camera `rgb_<camera>` (h, w, 3) uint8 and, with `depth`, `depth_<camera>` (h, w) float32
+    in metres. With cameras=[] a step renders nothing and is 35 times as fast; `render` still works.
 
-    `reset` takes the options `robot_obs` and `scene_obs`, to begin as a frame of a data set does
-    (velocities are not in there: the start is near the frame, not equal to it), and `goal`, an
+    `reset` takes the options `robot_obs` and `scene_obs`, to begin at a frame of a data set (frames
+    hold no velocities, so the start is near the frame, not equal to it), and `goal`, an
     observation; with a goal the reward is minus the distance to it. Without one it is 0, and no
-    episode terminates: what is a success is the task's matter, see `latentplan.evaluation.calvin`.
+    episode terminates: the tasks define success, see `latentplan.evaluation.calvin`.
 
     Differs from calvin_env: numbers beyond 1 are refused or clipped, never passed on; the gripper's
-    number is made -1 or 1; a reset takes back all that was before, contacts, motors and the
-    gripper's last command too.
+    number becomes -1 or 1; a reset restores the initial state completely, with contacts, motors and
+    the gripper's last command.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": RATE}
@@ -67,11 +67,11 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
         root: str = ""  # checkout of calvin_env; empty: CALVIN_ENV_ROOT
         scene: str = "D"  # CALVIN's A, B, C or D
-        split: str = ""  # folder of a data set (.../training) that says scene and cameras instead
-        cameras: tuple[str, ...] = ("static", "gripper")  # that draw; none: fast
-        depth: bool = False  # whether they give depth, too
+        split: str = ""  # folder of a data set (.../training) with scene and cameras to use instead
+        cameras: tuple[str, ...] = ("static", "gripper")  # cameras in use; none: fast
+        depth: bool = False  # whether cameras give depth, too
         image: int = 0  # pixels a side of every image; 0: as the data set, 200 static, 84 gripper
-        clip: bool = False  # bring numbers of an action beyond 1 back to it, instead of refusing it
+        clip: bool = False  # clip numbers of an action beyond 1 instead of refusing it
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -85,7 +85,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
                 check_range("Calvin.image", self.image, 16, 512)
 
     def __init__(self, config: Config | None = None) -> None:
-        """Build the world; MissingDependency if there is no checkout or a package lacks."""
+        """Build the world; MissingDependency if the checkout or a package is missing."""
         self.config = config or self.Config()
         c = self.config
         self.render_mode = "rgb_array"
@@ -100,7 +100,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         self._sim = module.PlayTableSimEnv(
             robot_cfg=self._settings.robot,
             scene_cfg=self._settings.scene,
-            cameras={},  # ours are drawn only when asked
+            cameras={},  # `_draw` renders them on request
             seed=0,
             bullet_time_step=TIMESTEP,
             control_freq=RATE,
@@ -109,7 +109,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
             use_egl=False,
             use_scene_info=True,
         )
-        # Theirs asks for this too, but before a resetSimulation, which forgets it.
+        # calvin_env sets this too, but before a resetSimulation, which clears it.
         self._sim.p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         self._colliders = _colliders(self._sim.p)
         self._drawers: dict[str, Any] = {}  # calvin_env's cameras, by name
@@ -128,7 +128,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Put arm and table to their start, the blocks anywhere on it; options see the class."""
+        """Put arm and table to their start, with random blocks; see the class for `options`."""
         super().reset(seed=seed)
         given = dict(options or {})
         self._goal = given.pop("goal", None)
@@ -144,7 +144,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return an observation of the table after a reset; the episode continues.
 
-        The same seed gives the same goal, whatever ran before.
+        The same seed gives the same goal, independent of earlier calls.
         """
         state = self._state()
         try:
@@ -154,7 +154,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
             self._apply(state)
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Move the target pose for 1/30 s, see the class, and return what is seen then."""
+        """Move the target pose for 1/30 s, see the class, and return the next observation."""
         action = np.array(action, np.float64)
         check("Calvin.action", action, "A", A=ACTION)
         check_finite("Calvin.action", action)
@@ -164,7 +164,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
             raise ShapeError(f"Calvin.action: {action.tolist()} is not within [-1, 1]; or set clip")
         action[6] = 1 if action[6] >= 0 else -1
         sim = self._live()
-        sim.robot.apply_action(action)  # what their step does, without asking for all contacts
+        sim.robot.apply_action(action)  # as calvin_env's step, without its list of contacts
         for _ in range(sim.action_repeat):
             sim.p.stepSimulation()
         sim.scene.step()
@@ -175,7 +175,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, -distance, False, False, {"distance": distance})
 
     def task_info(self) -> dict[str, Any]:
-        """Return calvin_env's `info` of this instant: what the tests of the tasks compare.
+        """Return calvin_env's present `info`, which the task oracle compares.
 
         `robot_info` and `scene_info` with poses, joints, lights and PyBullet's contact points.
         """
@@ -183,20 +183,20 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return info
 
     def snapshot(self) -> State:
-        """Return the whole state; PyBullet keeps it until the last reference to it is gone."""
+        """Return the whole state; PyBullet keeps it until its last reference is gone."""
         state = self._state()
-        self._apply(state)  # going on and coming back begin alike, with no memory of contacts
+        self._apply(state)  # clears contacts, so that the next steps equal those after `restore`
         return state
 
     def restore(self, state: State) -> dict[str, Array]:
-        """Restore a `snapshot` of this env; the goal stays as it is."""
+        """Restore a `snapshot` of this env; the goal does not change."""
         self._apply(state)
         return self._observe()
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far blocks, slider and drawer are from their places, on average, in metres.
+        """Return the mean distance of blocks, slider and drawer from their places in the goal, m.
 
-        Lights and turns of the blocks are not counted: they are no lengths.
+        Lights and turns of the blocks are not lengths and do not count.
         """
         here, there = observation["scene_obs"], goal["scene_obs"]
         check("goal.scene_obs", there, "S", S=_SIZES["scene_obs"])
@@ -204,17 +204,17 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return float(np.mean([*blocks, *np.abs(here[DOORS] - there[DOORS])]))
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Raise ConfigError: nobody wrote an expert for this env."""
+        """Raise ConfigError: this env has no expert."""
         raise ConfigError("env 'calvin' has no scripted expert; its data set has human play")
 
     def render(self) -> Array:
-        """Return what the static camera sees now, (h, w, 3) uint8."""
+        """Return the static camera's image (h, w, 3) uint8."""
         if "static" not in self._settings.cameras:
             raise ConfigError(f"Calvin.render: {self.config.split} has no camera 'static'")
         return self._draw("static")[0]
 
     def close(self) -> None:
-        """Free the simulator; nothing else can be asked then."""
+        """Free the simulator; the env is unusable afterwards."""
         if self._sim is not None:
             self._sim.close()
             self._sim = None
@@ -222,16 +222,16 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
     def _begin(
         self, rng: np.random.Generator, *, robot: Array | None = None, scene: Array | None = None
     ) -> None:
-        """Lay the table, and bring the arm to its start or to what is given."""
+        """Reset table and arm to their start, or to the given observations."""
         sim = self._live()
         self._apply(self._fresh)
-        # Env and blocks share this generator: a new one would not reach them.
+        # Env and blocks share this generator object, so set its state.
         drawn = np.random.PCG64(int(rng.integers(2**63)))
         sim.np_random.bit_generator.state = drawn.state
         sim.reset(robot_obs=robot, scene_obs=scene)
         sim.robot.gripper_action = 1 if robot is None or robot[14] >= 0 else -1
         for button in sim.scene.buttons:
-            button.prev_is_pressed = button._is_pressed  # one that is down is not pressed again
+            button.prev_is_pressed = button._is_pressed  # so that one held down does not toggle
 
     def _live(self) -> Any:
         if self._sim is None:
@@ -292,7 +292,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         rgb, depth = self._drawers[camera].render()
         size = self._size(camera)
         rgb, depth = np.array(rgb, np.uint8), np.array(depth, np.float32)
-        if rgb.shape[:2] != size:  # drawn as for the data set, then resized as an import does it
+        if rgb.shape[:2] != size:  # rendered at the data set's size, then resized as in an import
             rgb, depth = resized(rgb[None], size[0])[0], resized(depth[None], size[0])[0]
         return rgb, depth
 
@@ -324,14 +324,14 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         if state.env() is not self:
             raise LatentplanError("Calvin.restore: the state is of another env")
         sim.p.restoreState(stateId=state.number)
-        # What Bullet remembers of contacts does not come back with the bodies: new entries in the
-        # broad phase forget it, so that what follows depends on the state alone.
+        # Bullet's contacts are not restored with the bodies; new entries in the broad phase clear
+        # them, so that the next steps depend on the state alone.
         for body, link, _ in self._colliders:
             sim.p.setCollisionFilterGroupMask(body, link, 0, 0)
         for body, link, fixed in self._colliders:
             group, mask = FIXED if fixed else MOVING
             sim.p.setCollisionFilterGroupMask(body, link, group, mask)
-        # PyBullet keeps the bodies; this is what calvin_env keeps beside them.
+        # PyBullet restores the bodies; the rest is calvin_env's own state.
         position, turn, sim.robot.gripper_action = state.target
         sim.robot.target_pos, sim.robot.target_orn = position.copy(), turn.copy()
         for button, (on, pressed) in zip(sim.scene.buttons, state.buttons, strict=True):
@@ -344,10 +344,10 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A state of one env: PyBullet's by its number, and what calvin_env keeps in Python."""
+    """A state of one env: PyBullet's, by its number, and calvin_env's in Python."""
 
-    number: int  # of PyBullet's saveState
-    target: tuple[Array, Array, Any]  # of the end effector: position, euler angles; gripper
+    number: int  # number of PyBullet's saveState
+    target: tuple[Array, Array, Any]  # end effector's position and euler angles; gripper
     buttons: tuple[tuple[Any, bool], ...]  # logical state, whether it was down
     switches: tuple[Any, ...]
     lights: tuple[int, ...]  # 1 on, 0 off
@@ -355,7 +355,7 @@ class State:
 
 
 def _colliders(bullet: Any) -> list[tuple[int, int, bool]]:
-    """Return (body, link, whether it is fixed) of all that may touch; link -1 is the base."""
+    """Return (body, link, whether it is fixed) of all colliders; link -1 is the base."""
     found = []
     for body in map(bullet.getBodyUniqueId, range(bullet.getNumBodies())):
         for link in range(-1, bullet.getNumJoints(body)):
@@ -368,14 +368,14 @@ _SIZES = {"robot_obs": 15, "scene_obs": 24}
 
 
 def _forget(env: weakref.ref[Calvin], number: int) -> None:
-    """Free a state; that of a closed env went with its world, and its number may be another's."""
+    """Free a state, unless its env is closed: then it is gone, and its number may be reused."""
     owner = env()
     if owner is not None and owner._sim is not None:
         owner._sim.p.removeState(number)
 
 
 def _given(options: dict[str, Any], key: str, size: int) -> Array | None:
-    """Take an option out and return it as (size,) float64; None if it is not given."""
+    """Remove an option and return it as (size,) float64; None if it is not given."""
     if options.get(key) is None:
         options.pop(key, None)
         return None

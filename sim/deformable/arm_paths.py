@@ -1,4 +1,4 @@
-"""Pick-and-drag by a simulated arm: the real path of the gripper while it carries something."""
+"""Pick-and-drag by a simulated arm: the executed path of the gripper while it carries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from latentplan.types import Array
 
 
 class ArmPaths:
-    """Paths of a gripper on an arm, in place of `engine.arc`.
+    """The paths of a gripper on an arm, in place of `engine.arc`.
 
-    The arm approaches, grasps, lifts, moves, lowers, releases and goes home; all of it is planned
-    within its limits and checked for collisions. What happens between grasp and release is
-    simulated with the arm's dynamics; the rest happens while the object lies still, and the arm is
-    out of the image when one is taken. The object does not push back: it weighs 1 % of the arm.
+    The arm approaches, grasps, lifts, moves, lowers, releases and returns home; the whole motion is
+    planned within its limits and checked for collisions. The part between grasp and release is
+    simulated with the arm's dynamics; the object rests during the others, and the arm is out of
+    view in every image. The object exerts no force on the arm: it weighs 1 % of it.
     """
 
     def __init__(self, name: str, *, timestep: float) -> None:
@@ -27,17 +27,17 @@ class ArmPaths:
         self._arm = SimulatedArm(arm)
 
     def path(self, start: Array, end: Array, *, lift: float) -> Array:
-        """Return where the gripper is (S, 3), a point a timestep, from `start` (3,) to `end` (2,).
+        """Return the gripper's path (S, 3), a point a timestep, from `start` (3,) to `end` (2,).
 
-        Raises Unreachable if the arm cannot do it; nothing moved then.
+        Raises Unreachable if the arm cannot execute it; nothing moves then.
         """
         goal = np.append(end[:2], start[2])
         motion = self._planner.plan(start, goal, lift=lift, dt=self._timestep)
         held = motion.carrying
-        first = held.start - 1  # the end of the grasp, where the arm stands still
+        first = held.start - 1  # the end of the grasp, at which the arm rests
         carried = motion.part(slice(first, held.stop))
         self._arm.reset(carried)
         positions = self._arm.execute(carried).ee[:, :3]
-        # The object is held where it was grasped, which may be lower than the finger tips can go.
+        # The object is held at its grip, which may be lower than the finger tips can reach.
         path: Array = start + positions[1:] - positions[0]
         return path

@@ -20,22 +20,22 @@ from latentplan.types import Array, ArraySpec, Observation, PickSpec
 class Cloth(Deformable):
     """A cloth on a table; see `Deformable` for actions and info.
 
-    An action has a fifth number, how high the gripper lifts in the middle of a drag. Of several
-    layers it takes the uppermost.
+    An action has a fifth number, the height of the gripper in the middle of a drag. A pick on
+    several layers grasps the uppermost.
 
-    Tasks: `flatten`, from crumpled, wherever it lies; `fold`, from flat, wherever it lies: in
-    `half`, `diagonal`, or all `corners` to the middle; `place`, from crumpled, flat at a pose;
-    `goal`, from one crumpled state to another, at its pose. `keypoints` (rows * columns, 3) float32
-    are the points of the grid, row by row. The distance is the mean distance of the points to their
+    Tasks: `flatten`, from crumpled, at any pose; `fold`, from flat, at any pose: in `half`,
+    `diagonal`, or all `corners` to the middle; `place`, from crumpled, flat at a pose; `goal`, from
+    one crumpled state to another, at its pose. `keypoints` (rows * columns, 3) float32 are the
+    points of the grid, row by row. The distance is the mean distance of the points to their target
     places in metres, in the best of the grid's eight orders (four if it is not square); for
-    `flatten` and `fold` after the best turn and shift in the plane, and seen from above.
+    `flatten` and `fold` in the plane, after the best turn and shift.
     Success: `flatten`, at least 90 % of the cloth's area covered; `fold` a distance of at most
     0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.03 m.
     """
 
     @dataclass(frozen=True)
     class Config(DeformableConfig):
-        """Lengths in metres, masses in kilograms."""
+        """The settings of a cloth; lengths in metres, masses in kilograms."""
 
         task: str = "flatten"  # or fold, place, goal
         fold: str = "half"  # or diagonal, corners; task=fold
@@ -45,12 +45,12 @@ class Cloth(Deformable):
         size: float = 0.24  # of the longer side
         mass: float = 0.1  # of the whole cloth
         friction: float = 1.0  # sliding, cloth on table
-        damping: float = 2.0  # 1/s, of all that moves
-        iterations: int = 12  # of the solver, a timestep
+        damping: float = 2.0  # 1/s, of every point
+        iterations: int = 12  # iterations of the solver a timestep
         drag: float = 0.25  # length of a drag of 1 along one axis
         timestep: float = 0.0125  # s
         move_steps: int = 26  # physics steps of a drag
-        rest_steps: int = 20  # physics steps after letting go, at most
+        rest_steps: int = 20  # physics steps after a release, at most
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -73,19 +73,19 @@ class Cloth(Deformable):
 
         @property
         def spacing(self) -> float:
-            """Metres between neighbouring points."""
+            """The distance of neighbouring points, m."""
             return self.size / (max(self.rows, self.columns) - 1)
 
         @property
         def radius(self) -> float:
-            """Half the thickness in metres: layers of points must not slip through each other."""
+            """Half the thickness, m; large enough that layers do not slip through each other."""
             return 0.4 * self.spacing
 
     name = "cloth"
-    CRUMPLED = 0.7  # share of its area that a crumpled cloth covers at most
-    FLAT = 0.9  # the same of a flattened one at least
-    POINTS = 6  # that the oracle considers
-    # How far beyond its place (m) and how high (share of the way) the oracle drags a point.
+    CRUMPLED = 0.7  # share of its area that a crumpled cloth covers, at most
+    FLAT = 0.9  # share of its area that a flattened cloth covers, at least
+    POINTS = 6  # points that the oracle considers
+    # Distance beyond its place (m) and height (share of the way) of the oracle's drags.
     CANDIDATES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
     THRESHOLD = {  # m, distance to the goal
         "flatten": 0.02,
@@ -109,7 +109,7 @@ class Cloth(Deformable):
         self._orders = distances.grid_orders(c.rows, c.columns)
 
     def coverage(self, observation: Observation) -> float:
-        """Return the share of its area that the cloth covers, seen from above."""
+        """Return the share of its area that the cloth covers in the plane."""
         c = self.config
         points = observation["keypoints"]
         return distances.coverage(points, rows=c.rows, columns=c.columns, area=self._area)
@@ -131,8 +131,8 @@ class Cloth(Deformable):
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the best of some drags of points that are far from their places.
 
-        Each is tried out in the simulator, so `observation` must be what is seen now; that takes
-        as long as 18 steps, or 72 if no single drag helps. The episode continues unchanged.
+        Each drag is simulated, so `observation` must be the present one; this takes as long as 18
+        steps, or 72 if no single drag helps. The episode continues unchanged.
         """
         drags, cost = partial(self._drags, goal=goal), partial(self._cost, goal=goal)
         return lookahead.best(self, observation, propose=drags, cost=cost)
@@ -149,14 +149,14 @@ class Cloth(Deformable):
                 yield self._drag(points[grip], way, lift=lift)
 
     def _places(self, observation: Observation, goal: Observation) -> Array:
-        """Return where the points shall be in the plane, (P, 2), in the nearest order and pose."""
+        """Return the points' target places (P, 2) in the plane, in the nearest order and pose."""
         points, target = observation["keypoints"], goal["keypoints"]
         if self.config.task in ("flatten", "fold"):
             return distances.best_pose(points, target, orders=self._orders)
         return distances.best_order(points, target, orders=self._orders)[:, :2]
 
     def _worst(self, points: Array, missing: Array) -> list[int]:
-        """Return the uppermost points that are farthest from their places, not too close by."""
+        """Return the uppermost points farthest from their places, apart from each other."""
         c = self.config
         worst: list[int] = []
         for grip in np.argsort(-np.linalg.norm(missing, axis=1)):
@@ -168,14 +168,14 @@ class Cloth(Deformable):
         return worst
 
     def _drag(self, point: Array, way: Array, *, lift: float) -> Array:
-        """Return the action (5,) that takes a point (3,) along `way` (2,) in metres."""
+        """Return the action (5,) that drags a point (3,) along `way` (2,), m."""
         c = self.config
         height = 2 * (lift - LIFT[0]) / (LIFT[1] - LIFT[0]) - 1
         action: Array = np.concatenate([point[:2] / c.view, way / c.drag, [height]])
         return np.clip(action, -1, 1)
 
     def _cost(self, observation: Observation, goal: Observation) -> float:
-        """Return what the oracle wants to be small, m."""
+        """Return the oracle's cost, m."""
         cost = self.distance(observation, goal)
         if self.config.task == "flatten":  # a fifth of the area counts as much as 4 cm
             cost += (1 - self.coverage(observation)) / 5
@@ -213,7 +213,7 @@ class Cloth(Deformable):
         return folds.placed(self._flat, angle=angle, centre=rng.uniform(-room, room))
 
     def _crumple(self, rng: np.random.Generator) -> None:
-        """Drag random points about, until the cloth is crumpled."""
+        """Drag random points until the cloth is crumpled."""
         c = self.config
         drags = 0
         while drags < c.crumple or self.coverage({"keypoints": self._keypoints()}) > self.CRUMPLED:

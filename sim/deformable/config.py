@@ -13,34 +13,34 @@ from latentplan.sim.rendering.clouds import Cloud
 
 
 def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of the words in `known`."""
+    """Raise ConfigError unless `value` is in `known`."""
     if value not in known:
         raise ConfigError(str(unknown(where, value, known)))
 
 
 @dataclass(frozen=True)
 class DeformableConfig:
-    """The settings of every task: lengths in metres, masses in kilograms."""
+    """The settings of every task; lengths in metres, masses in kilograms."""
 
-    engine: str = "mujoco"  # who simulates
-    control: str = "pick"  # an action is a whole pick-and-drag, or `velocity` of a gripper
-    actuator: str = "gripper"  # what moves: a gripper alone, or one on a simulated `arm`
-    arm: str = "panda"  # which arm, a name or a YAML file; actuator=arm
+    engine: str = "mujoco"  # physics engine: mujoco or pybullet
+    control: str = "pick"  # meaning of an action: a whole pick-and-drag, or a gripper's `velocity`
+    actuator: str = "gripper"  # a gripper alone, or one on a simulated `arm`
+    arm: str = "panda"  # name or YAML file of the arm; actuator=arm
     image: int = 64  # pixels a side of every image
-    cameras: tuple[str, ...] = ("top",)  # that see: top, front, side, angled, custom
-    observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, segmentation; and cloud
-    custom: Pose = Pose()  # where the camera `custom` is
-    cloud: Cloud = Cloud()  # what becomes of the points that the cameras see; observe=[cloud]
-    randomise: Randomisation = Randomisation()  # what differs between episodes or steps
-    view: float = 0.3  # half the side of the table that the image shows
-    workspace: float = 0.25  # |x|, |y| of the gripper at most
+    cameras: tuple[str, ...] = ("top",)  # any of top, front, side, angled, custom
+    observe: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth, segmentation; and cloud
+    custom: Pose = Pose()  # pose of the camera `custom`
+    cloud: Cloud = Cloud()  # processing of the cameras' points; observe=[cloud]
+    randomise: Randomisation = Randomisation()  # changes between episodes or steps
+    view: float = 0.3  # half the side of the table in the image
+    workspace: float = 0.25  # |x|, |y| of the gripper, at most
     drag: float = 0.1  # length of a drag of 1 along one axis
     pick_radius: float = 0.03  # a pick farther from the object grasps nothing
     speed: float = 0.3  # m/s, of a velocity of 1 along one axis; control=velocity
     rate: float = 12.5  # actions a second; control=velocity
     timestep: float = 0.008  # s
     move_steps: int = 40  # physics steps of a drag
-    rest_steps: int = 16  # physics steps after letting go, at most
+    rest_steps: int = 16  # physics steps after a release, at most
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""

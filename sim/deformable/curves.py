@@ -1,4 +1,4 @@
-"""Shapes that a rope can be asked for, as bends along its length."""
+"""The goal shapes of a rope, as bends along its length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from latentplan.types import Array
 
-# Each bend: where its middle is and how far it reaches, as shares of the length; its angle in rad.
+# Each bend: its middle and its extent, as shares of the length; its angle in rad.
 SHAPES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "straight": (),
     "C": ((0.5, 1.0, 1.15 * pi),),
@@ -24,9 +24,9 @@ SHAPES: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 
 def bends(shape: str, links: int) -> Array:
-    """Return the bends (links - 1,) in rad of a named shape, each link against the one before.
+    """Return the bends (links - 1,), rad, of a named shape, each link against the previous one.
 
-    A bend spreads evenly over the joints that it reaches, over one at least.
+    A bend spreads evenly over the joints in its extent, at least one.
     """
     at = np.arange(1, links) / links  # the joints, as shares of the length
     angles = np.zeros(links - 1)

@@ -1,7 +1,7 @@
 """Distances between an object and its goal, in metres or as a share.
 
-Points are (P, 2) or (P, 3) keypoints. `orders` (S, P) are the renumberings under which an object
-is the same: a rope's two ends look alike, and so do the sides and faces of a cloth.
+Points are (P, 2) or (P, 3) keypoints. `orders` (S, P) are the permutations under which an object
+is the same: a rope's two ends are alike, and so are the sides and faces of a cloth.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from latentplan.types import Array
 
 
 def rope_orders(points: int) -> Array:
-    """Return (2, points): from end to end, either way."""
+    """Return the two orders (2, points) of a rope: from either end."""
     forward = np.arange(points)
     return np.stack([forward, forward[::-1]])
 
 
 def grid_orders(rows: int, columns: int) -> Array:
-    """Return (8, rows * columns) for a square grid, its turns and flips; (4, ...) for another."""
+    """Return the turns and flips (8, rows * columns) of a square grid; (4, ...) of another."""
     grid = np.arange(rows * columns).reshape(rows, columns)
     turns = range(4) if rows == columns else (0, 2)
     return np.stack([np.rot90(g, k).ravel() for g in (grid, grid[:, ::-1]) for k in turns])
 
 
 def best_order(points: Array, target: Array, *, orders: Array) -> Array:
-    """Return the target's points in the order that lies nearest to `points` on average."""
+    """Return the target's points in the order that is nearest to `points` on average."""
     renumbered = target[orders]  # S P d
     gap = np.linalg.norm(renumbered - points, axis=-1).mean(-1)
     best: Array = renumbered[gap.argmin()]
@@ -40,14 +40,14 @@ def matched(points: Array, target: Array, *, orders: Array) -> float:
 def best_pose(points: Array, target: Array, *, orders: Array) -> Array:
     """Return the target in the order, turn and shift in the plane (no flip) nearest to `points`.
 
-    Only x and y count, and come back: (P, 2). Nearest in the least squares (Umeyama, IEEE TPAMI
-    13, 1991, without scale), among the orders by the mean distance.
+    Only x and y count; the result is (P, 2). Turn and shift are the least squares solution
+    (Umeyama, IEEE TPAMI 13, 1991, without scale); among the orders the mean distance decides.
     """
     here, there = points[:, :2], target[:, :2]
     renumbered = there[orders]  # S P 2
     middle, centre = here.mean(0), there.mean(0)
     a, b = renumbered - centre, here - middle
-    # The angle of the turn that brings a to b: complex numbers say it in one line.
+    # The turn that maps a to b, as a complex number.
     turn = np.einsum("spi,pi->s", a, b) + 1j * (
         np.einsum("sp,p->s", a[..., 0], b[:, 1]) - np.einsum("sp,p->s", a[..., 1], b[:, 0])
     )
@@ -60,13 +60,13 @@ def best_pose(points: Array, target: Array, *, orders: Array) -> Array:
 
 
 def aligned(points: Array, target: Array, *, orders: Array) -> float:
-    """Return the mean distance in the plane of points to their places, wherever the target lies."""
+    """Return the mean distance in the plane of points to their places, at the best pose."""
     best = best_pose(points, target, orders=orders)
     return float(np.linalg.norm(best - points[:, :2], axis=-1).mean())
 
 
 def chamfer(a: Array, b: Array) -> float:
-    """Return the mean distance from each point to the nearest of the other set, of both ways.
+    """Return the mean distance from each point to the nearest of the other set, both ways.
 
     (The Chamfer distance of Fan et al., CVPR 2017, with distances that are not squared, halved.)
     """
@@ -77,7 +77,7 @@ def chamfer(a: Array, b: Array) -> float:
 def coverage(points: Array, *, rows: int, columns: int, area: float) -> float:
     """Return the share of `area` (m^2) that a grid of points (rows * columns, 2 or 3) covers.
 
-    It is seen from above and drawn at a millimetre a pixel, which is about 1 % too much.
+    The grid is rasterised in the plane at a millimetre a pixel, which is about 1 % too much.
     """
     from PIL import Image, ImageDraw
 

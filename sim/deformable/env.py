@@ -36,26 +36,26 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     control=pick: an action is a whole pick-and-drag, in [-1, 1]. The pick (x, y) is a point of
     the image, +-1 at its edges (x right, y up), which are +-`view` metres on the table. It snaps
     to the nearest point of the object that the gripper can hold; farther than `pick_radius` from
-    any, the gripper closes on air: nothing is moved, `info["picked"]` is -1. The drag is in units
-    of `drag` metres, and its end is clipped to +-`workspace`. After the move the object is let go
-    and comes to rest; an observation always shows it at rest.
+    any, the gripper grasps nothing: nothing moves, and `info["picked"]` is -1. The drag is in units
+    of `drag` metres, and its end is clipped to +-`workspace`. After the move the gripper opens and
+    the object comes to rest; an observation always shows it at rest.
 
-    actuator=arm: the same by a simulated arm, within its limits. What it cannot do is refused:
-    nothing is moved, `picked` is -1, and `info["refused"]` counts such actions of the episode.
+    actuator=arm: the same by a simulated arm, within its limits. An infeasible action is refused:
+    nothing moves, `picked` is -1, and `info["refused"]` counts such actions of the episode.
 
-    control=velocity: an action (4,) is what the gripper does for 1 / `rate` seconds: velocity
-    (x, y, z), 1 = `speed`, within the workspace and 0 to CEILING metres high, and grip: above 0 the
-    gripper is closed. It takes hold of the object where it closes within `pick_radius` of it (and
-    REACH in height), and of nothing if it closes elsewhere, until it opens and closes again.
+    control=velocity: an action (4,) drives the gripper for 1 / `rate` seconds: velocity (x, y, z),
+    1 = `speed`, within the workspace and 0 to CEILING metres high, and grip: above 0 the gripper is
+    closed. It grasps the object if it closes within `pick_radius` of it (and REACH in height), and
+    nothing if it closes elsewhere, until it opens and closes again.
 
     Observation: `rgb` (image, image, 3) uint8, the privileged `keypoints` in metres, and with
     control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed. `cameras` and
-    `observe` add more, see `sensors.Sensors`; `cameras()` says where they are.
+    `observe` add more, see `sensors.Sensors`; `cameras()` returns the cameras' poses.
 
-    randomise: a reset draws what has a range, and `info["randomised"]` of reset and step holds the
-    numbers that were drawn, by name. With randomise.per=step the privileged observation
-    `randomised` holds those that change. A goal drawn by `reset` is one of the episode's own
-    object; `goal` draws its own conditions.
+    randomise: a reset draws every setting that has a range, and `info["randomised"]` of reset and
+    step holds the drawn numbers, by name. With randomise.per=step the privileged observation
+    `randomised` holds those that change. A goal drawn by `reset` is of the episode's own object;
+    `goal` draws its own conditions.
 
     `reset` draws a goal of the task unless `options["goal"]` gives one (an observation with
     keypoints): `info["goal"]`. Reward: minus `distance` to it. After each step `info` holds
@@ -64,15 +64,15 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
-    CEILING = 0.2  # m, the highest that the gripper goes
+    CEILING = 0.2  # m, largest height of the gripper
     HOVER = 0.05  # m, height of the gripper after a reset
-    REACH = 0.03  # m, height over a grip at which the gripper still gets hold of it
+    REACH = 0.03  # m, height over a grip at which the gripper still grasps it
 
     name: str  # registry name
-    success_threshold: float  # m, distance to the goal at most
+    success_threshold: float  # m, distance to the goal, at most
 
     def __init__(self, config: Any, *, lift: bool, keypoints: ArraySpec, pick: PickSpec) -> None:
-        """Build the engine; `lift`: a drag has a third number, the height of its middle."""
+        """Build the engine; with `lift` a drag has a third number, the height of its middle."""
         self.render_mode = "rgb_array"
         self._sensors = sensors.Sensors(config)
         placed = cameras.of(config)
@@ -97,13 +97,13 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             if lift:
                 size, meaning = 5, f"{meaning}, lift (-1 to 1 = {LIFT[0]} to {LIFT[1]} m)"
         self._conditions: Conditions | None = None
-        self._applied: dict[str, float] = {}  # what the engine was made by `_apply`
+        self._applied: dict[str, float] = {}  # conditions that `_apply` has set in the engine
         if c.randomise.ranges():
             motion = 3 if c.control == "velocity" else size  # the grip is never noisy
             self._conditions = Conditions(
                 c.randomise, cameras=self._cameras, action=size, motion=motion
             )
-            self._apply()  # fails now if the engine cannot
+            self._apply()  # fails here if the engine does not support them
             changing = self._conditions.per_step()
             if changing:
                 names = ", ".join(changing)
@@ -142,9 +142,10 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return self._observe(), {"goal": self._goal} | self._randomised()
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return a goal of the task, an observation of the object where it shall be.
+        """Return a goal of the task: an observation of the object in its goal state.
 
-        The same seed gives the same goal, whatever ran before; the episode continues unchanged.
+        The same seed gives the same goal, independent of earlier calls; the episode continues
+        unchanged.
         """
         state = self.snapshot()
         try:
@@ -155,7 +156,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self.rewind(state)
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras that are used, by name, where they are now."""
+        """Return the cameras in use, by name, at their present poses."""
         if self._conditions is not None:
             return self._conditions.cameras()
         return dict(self._cameras)
@@ -166,7 +167,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     @property
     def engine(self) -> Any:
-        """Return the object's physics, for callers that move it other than by actions."""
+        """Return the physics engine, for callers that move the object without actions."""
         return self._engine
 
     def observe(self) -> dict[str, Array]:
@@ -174,7 +175,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return self._observe()
 
     def grasp(self, point: Array) -> int:
-        """Close the gripper at `point` (3,) m; return which grip it holds then, -1 for none."""
+        """Close the gripper at `point` (3,), m; return the grip that it holds, -1 for none."""
         grips = self._engine.grips()
         grip = self._choose(grips, point[:2])
         if grip < 0 or point[2] - grips[grip, 2] > self.REACH:
@@ -209,12 +210,12 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, reward, False, False, info)
 
     def snapshot(self) -> Any:
-        """Return the state of the simulator, of the gripper and of what was drawn or refused."""
+        """Return the state of simulator, gripper, conditions and count of refused actions."""
         drawn = None if self._conditions is None else self._conditions.state
         return self._engine.snapshot(), self._closed, self._refused, drawn
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Restore a `snapshot`; the goal stays as it is."""
+        """Restore a `snapshot`; the goal does not change."""
         self.rewind(state)
         return self._observe()
 
@@ -231,13 +232,13 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         """Return the expert's action (A,)."""
 
     def attempt(self, state: Any, action: Array) -> Observation:
-        """Return the keypoints that an action leads to from a `snapshot`; the env is left there."""
+        """Return the keypoints after an action from a `snapshot`; the env stays in that state."""
         self.rewind(state)
         self._pick_and_drag(action)
         return {"keypoints": self._keypoints()}
 
     def rewind(self, state: Any) -> None:
-        """Restore a `snapshot`; nothing is observed."""
+        """Restore a `snapshot` without an observation."""
         engine_state, self._closed, self._refused, drawn = state
         if self._conditions is not None and drawn != self._conditions.state:
             self._conditions.restore(drawn)
@@ -245,7 +246,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         self._engine.restore(engine_state)
 
     def render(self) -> Array:
-        """Return the image that `rgb` holds."""
+        """Return the image of `rgb`."""
         image: Array = self._engine.image()
         return image
 
@@ -255,11 +256,11 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     @abstractmethod
     def _lay_start(self, rng: np.random.Generator) -> None:
-        """Lay the object down where an episode starts, at rest."""
+        """Lay the object down in a start state, at rest."""
 
     @abstractmethod
     def _lay_goal(self, rng: np.random.Generator) -> None:
-        """Lay the object down where a goal is, at rest."""
+        """Lay the object down in a goal state, at rest."""
 
     @abstractmethod
     def _keypoints(self) -> Array:
@@ -276,7 +277,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return float(LIFT[0] + (action[4] + 1) / 2 * (LIFT[1] - LIFT[0]))
 
     def _pick_and_drag(self, action: Array) -> int:
-        """Pick, lift, move, lower, let go, wait for rest; return the grip that was picked."""
+        """Pick, lift, move, lower, release, wait for rest; return the picked grip."""
         c = self.config
         grips = self._engine.grips()
         grip = self._choose(grips, action[:2] * c.view)
@@ -291,7 +292,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return grip
 
     def _carry(self, grip: int, end: Array, *, lift: float) -> int:
-        """Take a grip to `end` (2,) along an arc, let it go and return it; -1 if refused."""
+        """Carry a grip to `end` (2,) along an arc, release it and return it; -1 if refused."""
         start = self._engine.grips()[grip]
         if self._arm is None:
             path = engine.arc(start, end, lift=lift, steps=self.config.move_steps)
@@ -336,12 +337,12 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._engine.place_gripper(np.array([0.0, 0.0, self.HOVER]))
 
     def _build(self, config: Any) -> None:
-        """Make the engine for these settings, which differ from the env's own if drawn."""
+        """Build the engine for these settings, which may differ from the env's by drawn values."""
         self.config = config
         self._engine = engine.make(self.name, config.engine, config=config)
 
     def _draw_goal(self, rng: np.random.Generator, *, noise: int) -> dict[str, Array]:
-        """Return a goal under the conditions that hold, but for the sensors' noise."""
+        """Return a goal under the present conditions, but with its own sensor noise."""
         state = self.snapshot()
         try:
             if self._conditions is not None:
@@ -353,13 +354,13 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self.rewind(state)
 
     def _randomise(self, rng: np.random.Generator) -> None:
-        """Draw an episode's conditions; nothing is drawn from `rng` itself."""
+        """Draw an episode's conditions from a spawn of `rng`, whose own stream does not advance."""
         if self._conditions is not None:
             self._conditions.begin(int(rng.spawn(1)[0].integers(2**62)))
             self._apply()
 
     def _apply(self) -> None:
-        """Make the engine what the conditions say, if they say something new."""
+        """Set the conditions in the engine, if they have changed."""
         if self._conditions is None or self._conditions.values == self._applied:
             return
         self._applied = self._conditions.values

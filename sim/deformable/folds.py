@@ -1,4 +1,4 @@
-"""The points of a cloth that is flat or folded."""
+"""The points of a flat or folded cloth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fold(points: Array, how: str, *, thickness: float, spacing: float) -> Array:
     """Return a flat cloth (P, 3) around the origin, folded: one layer lies `thickness` higher.
 
     `half`: the right half lies on the left one. `diagonal`: along y = x. `corners`: all four
-    corners lie round the middle, `spacing` from each other. Points on a fold lie half as high.
+    corners meet at the middle, `spacing` from each other. Points on a fold lie half as high.
     """
     x, y = points[:, 0], points[:, 1]
     if how == "half":

@@ -10,8 +10,8 @@ import numpy as np
 from latentplan.errors import UnstablePhysics
 from latentplan.types import Array, Observation
 
-WIDTH = 3  # actions after which a second one is tried
-BETTER = 0.1  # share of the cost that an action saves, with which the expert is content
+WIDTH = 3  # best single actions that are extended by a second one
+BETTER = 0.1  # share of the cost that a single action must save, else pairs are simulated
 
 
 class Simulator(Protocol):
@@ -21,10 +21,10 @@ class Simulator(Protocol):
         """Return the state."""
 
     def attempt(self, state: Any, action: Array) -> Observation:
-        """Return the keypoints after an action in a state; raises UnstablePhysics."""
+        """Return the keypoints after an action in a state; UnstablePhysics if it diverges."""
 
     def rewind(self, state: Any) -> None:
-        """Go back to a state."""
+        """Restore a state."""
 
 
 class Candidate(NamedTuple):
@@ -45,30 +45,30 @@ def best(
 ) -> Array:
     """Return the proposed action with the least cost, or the first of two that cost least.
 
-    Two in a row, the second after the WIDTH best, are tried only if no single one reduces the cost
-    by the share BETTER. `seen` are the keypoints now; the simulator is left in this state.
-    Raises UnstablePhysics if every action diverges.
+    Pairs, which extend the WIDTH best single actions, are simulated only if no single one reduces
+    the cost by the share BETTER. `seen` are the present keypoints; the simulator is left in this
+    state. Raises UnstablePhysics if every action diverges.
     """
 
-    def tried(state: Any, seen: Observation) -> list[Candidate]:
-        leads = []
+    def outcomes(state: Any, seen: Observation) -> list[Candidate]:
+        candidates = []
         for action in propose(seen):
             try:
                 after = simulator.attempt(state, action)
             except UnstablePhysics:
                 continue
-            leads.append(Candidate(cost(after), action, simulator.snapshot(), after))
-        return sorted(leads, key=lambda t: t.cost)
+            candidates.append(Candidate(cost(after), action, simulator.snapshot(), after))
+        return sorted(candidates, key=lambda t: t.cost)
 
     start, now = simulator.snapshot(), cost(seen)
     try:
-        singles = tried(start, seen)
+        singles = outcomes(start, seen)
         if not singles:
-            raise UnstablePhysics("oracle: the simulation diverges whatever is done; reset")
+            raise UnstablePhysics("oracle: the simulation diverges for every action; reset")
         chosen, least = singles[0], singles[0].cost
         if least > now - BETTER * now:
             for single in singles[:WIDTH]:
-                for second in tried(single.state, single.seen)[:1]:
+                for second in outcomes(single.state, single.seen)[:1]:
                     if second.cost < least:
                         chosen, least = single, second.cost
     finally:

@@ -26,23 +26,23 @@ from latentplan.types import Array, ArraySpec, Observation, PickSpec
 class Rope(Deformable):
     """A rope on a table, brought into the shape of a goal; see `Deformable` for actions and info.
 
-    Tasks: `goal`, a shape drawn as starts are; `straighten`, a straight line wherever it lies;
+    Tasks: `goal`, a shape from the distribution of starts; `straighten`, a line at any pose;
     `shape`, a letter or a circle at a place. `keypoints` (links + 1, 2) float32 are the links'
-    ends in metres. The distance is the mean distance of the points to their places, in the better
-    of the rope's two orders; for `straighten` after the best turn and shift in the plane.
+    ends in metres. The distance is the mean distance of the points to their target places, in the
+    better of the rope's two orders; for `straighten` after the best turn and shift in the plane.
     Success: a distance of at most 0.03 m, `straighten` 0.008 m, `shape` 0.015 m. The gripper holds
     a link at its centre; invisible walls keep the rope in view.
     """
 
     THRESHOLD = {"goal": 0.03, "straighten": 0.008, "shape": 0.015}  # m, distance to the goal
     LIFT = 0.03  # m, height of the middle of a drag
-    TRIED = 10  # of this many parts of the rope the expert of `shape` tries one link each
-    BEYOND = (0.0, 0.03)  # m, how far beyond its place it drags one
-    BENT = 0.04  # m, distance from a straight line of a start of `straighten` at least
+    PARTS = 10  # parts of the rope; the expert of `shape` drags one link of each
+    BEYOND = (0.0, 0.03)  # m, distances of its drags beyond a link's place
+    BENT = 0.04  # m, distance of a start of `straighten` from a straight line, at least
 
     @dataclass(frozen=True)
     class Config(DeformableConfig):
-        """Lengths in metres, masses in kilograms."""
+        """The settings of a rope; lengths in metres, masses in kilograms."""
 
         task: str = "goal"  # or straighten, shape
         shape: str = "U"  # of the goal, task=shape; one of curves.SHAPES
@@ -53,7 +53,7 @@ class Rope(Deformable):
         friction: float = 1.0  # sliding, rope on table
         stiffness: float = 0.0  # N m/rad at every joint
         damping: float = 2e-3  # N m s/rad at every joint
-        bend: float = 0.2  # rad between links (smoothed) of the most bent shape that a reset draws
+        bend: float = 0.2  # rad between links (smoothed) of the most bent start
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -88,10 +88,10 @@ class Rope(Deformable):
         return float(np.linalg.norm(missing, axis=1).mean())
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the action that brings the link farthest from its place there.
+        """Return the action that drags the link farthest from its place to it.
 
-        For `shape`, which that seldom reaches, the best of some drags that are tried out in the
-        simulator: `observation` must be what is seen now. The episode continues unchanged.
+        For `shape`, which such drags seldom reach, the action is the best of some drags that are
+        simulated: `observation` must be the present one. The episode continues unchanged.
         """
         if self.config.task == "shape":
             drags, cost = partial(self._drags, goal=goal), partial(self.distance, goal=goal)
@@ -102,9 +102,9 @@ class Rope(Deformable):
         """Yield drags of links to their places and beyond, the farthest from its place first."""
         c, points = self.config, observation["keypoints"]
         error = self._target(observation, goal) - points
-        missing = (error[1:] + error[:-1]) / 2  # of the links' centres
+        missing = (error[1:] + error[:-1]) / 2  # error of the links' centres
         centres = (points[1:] + points[:-1]) / 2
-        apart = max(1, c.links // self.TRIED)
+        apart = max(1, c.links // self.PARTS)
         left = np.ones(c.links, bool)
         for link in np.argsort(-np.linalg.norm(missing, axis=1), kind="stable"):
             if not left[link]:
@@ -156,7 +156,7 @@ class Rope(Deformable):
                 return replace(curve, start=rng.uniform(low, high))
 
     def _room(self, points: Array) -> tuple[Array, Array]:
-        """Return how far points may be shifted at least and at most to lie in the workspace."""
+        """Return the least and the largest shift (2,) that keep points in the workspace."""
         reach = self.config.workspace - self.config.radius
         return -reach - points.min(0), reach - points.max(0)
 
@@ -168,7 +168,7 @@ class Rope(Deformable):
         return points
 
     def _target(self, observation: Observation, goal: Observation) -> Array:
-        """Return where the points shall be, in the order and pose that is nearest: (points, 2)."""
+        """Return the points' target places (points, 2), in the nearest order and pose."""
         points, target = observation["keypoints"], goal["keypoints"]
         check("goal.keypoints", target, "points xy", points=len(points), xy=2)
         orders = distances.rope_orders(len(points))

@@ -1,4 +1,4 @@
-"""An object on a table that an arm, simulated elsewhere, grasps and carries, tick by tick."""
+"""An object on a table that an arm of another simulation grasps and carries, tick by tick."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from latentplan.sim.deformable.env import Deformable
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array, Observation
 
-PINCH = 0.02  # m between the fingers, at which they hold what lies there
+PINCH = 0.02  # m between the fingers, below which they hold an object
 
 
 class Scene:
-    """The object of an env under the gripper of an arm that moves by itself.
+    """The object of an env under the gripper of a separately simulated arm.
 
-    Where the fingers close, the nearest grip within the env's `pick_radius` (and REACH in height)
-    is grasped, as with the env's own gripper; it keeps its place beside the end effector until
-    they open. After that the object comes to rest in the time that the env gives it. What nobody
-    holds and what rests is not simulated. The object does not push back, and the arm is not in its
-    images: to a camera above the table an arm at home is out of view anyway.
+    When the fingers close, they grasp the nearest grip within the env's `pick_radius` (and REACH in
+    height), as the env's own gripper does; it keeps its offset to the end effector until they open.
+    Then the object comes to rest within the env's time. An object at rest that is not held is not
+    simulated. The object exerts no force on the arm, and the arm is not in its images: for a camera
+    above the table an arm at home is out of view anyway.
     """
 
     def __init__(self, env: Deformable, *, seed: int = 0) -> None:
@@ -32,27 +32,27 @@ class Scene:
         if env.config.control != "pick":
             raise ConfigError(f"{env.name}.control: found {env.config.control!r}, need 'pick'")
         self.env = env
-        self.goal: Observation = {}  # what shall be seen in the end
-        self.moves = 0  # counts up whenever something may look different
+        self.goal: Observation = {}  # the observation to reach
+        self.moves = 0  # number of changes of the object's state, for images
         self.reset(seed=seed)
 
     def reset(self, *, seed: int, goal: Observation | None = None) -> None:
-        """Lay the object down for an episode; nothing holds it. `goal` is drawn if not given."""
+        """Lay the object down for an episode, not held. Without `goal` one is drawn."""
         options = None if goal is None else {"goal": goal}
-        _, told = self.env.reset(seed=seed, options=options)
-        self.goal = told["goal"]
-        self._pinched, self._settling = True, 0  # fingers that are closed have to open first
-        self._clock, self._ticks = 0.0, 0  # s since the reset, and timesteps that are in it
-        self._before: Array | None = None  # where the end effector was
+        _, info = self.env.reset(seed=seed, options=options)
+        self.goal = info["goal"]
+        self._pinched, self._settling = True, 0  # closed fingers have to open first
+        self._clock, self._ticks = 0.0, 0  # s since the reset, and the same in timesteps
+        self._before: Array | None = None  # last position of the end effector
         self.moves += 1
 
     def cameras(self) -> tuple[Camera, ...]:
-        """Return the cameras that see it, each with the name of its image."""
+        """Return the cameras, each with the name of its image."""
         placed = self.env.cameras()
         return tuple(replace(placed[camera], name=key) for key, camera in self.env.views().items())
 
     def observe(self) -> Observation:
-        """Return what the env would show now, privileged keys included."""
+        """Return the env's present observation, privileged keys included."""
         return self.env.observe()
 
     def images(self) -> Mapping[str, Array]:
@@ -61,13 +61,13 @@ class Scene:
         return {key: seen[key] for key in self.env.views()}
 
     def distance(self) -> float:
-        """Return how far from its goal the object is, m."""
+        """Return the distance of the object from its goal, m."""
         return self.env.distance(self.observe(), self.goal)
 
     def follow(self, ee: Array, *, width: float, dt: float) -> None:
-        """Go on for dt s in which the end effector came to `ee` (3,), m, in a straight line.
+        """Simulate dt s, in which the end effector moved straight to `ee` (3,), m.
 
-        `width`, m, is how far the fingers are apart at its end. Raises UnstablePhysics.
+        `width`, m, is the distance of the fingers at the end. Raises UnstablePhysics.
         """
         engine = self.env.engine
         before = ee if self._before is None else self._before
@@ -94,7 +94,7 @@ class Scene:
         self.env.close()
 
     def _close(self, ee: Array, *, pinched: bool) -> None:
-        """Grasp when the fingers have just closed; release when they have opened."""
+        """Grasp if the fingers have just closed; release if they have opened."""
         engine = self.env.engine
         if pinched and not self._pinched and self.env.grasp(ee) >= 0:
             self._offset = engine.gripper() - ee
@@ -105,15 +105,15 @@ class Scene:
 
 
 def lay(name: str, *, seed: int = 0) -> Scene:
-    """Return the scene of an env or a preset of one; see `env_of` for what is raised."""
+    """Return the scene of an env or a preset of one; `env_of` states the errors."""
     make, settings = env_of(name)
     return Scene(make(settings), seed=seed)
 
 
 def env_of(name: str) -> tuple[Callable[[Any], Deformable], Any]:
-    """Return class and settings of the env or preset `name`, which has something to carry.
+    """Return class and settings of the env or preset `name`, which has an object to carry.
 
-    Raises UnknownName if there is none of that name, ConfigError if it has another table.
+    Raises UnknownName for an unknown name, ConfigError if it is not an env of rope or cloth.
     """
     preset = config.resolve("env", name)
     make = registry.get("env", preset.base)

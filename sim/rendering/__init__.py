@@ -1,1 +1,1 @@
-"""Cameras and what they see: renderer, appearance, point clouds, overlays."""
+"""Cameras and rendering: renderer, appearance, point clouds, overlays."""

@@ -19,12 +19,12 @@ class Appearance:
     object: Colour | None = None
     table: Colour | None = None
     brightness: float = 1.0  # factor on all light
-    light: tuple[float, float] | None = None  # rad: from the vertical, and about it; None: as seen
-    contrast: float = 0.0  # of the table's pattern: 0 none, 1 from black to the table's colour
+    light: tuple[float, float] | None = None  # rad: from and about the vertical; None: camera
+    contrast: float = 0.0  # of the table's pattern: 0 none, 1 black to the table's colour
     pattern: int = 0  # seed of the pattern
 
     def toward_light(self) -> Array | None:
-        """Return the unit vector (3,) from the table to the light; None if it is the camera."""
+        """Return the unit vector (3,) from the table to the light; None if it is at the camera."""
         if self.light is None:
             return None
         tilt, heading = self.light
@@ -34,7 +34,7 @@ class Appearance:
     def tile(self) -> Array:
         """Return the factor on the table's colour (TILE, TILE) float32, 1 - contrast to 1.
 
-        Value noise of four scales; it goes on seamlessly where tiles meet.
+        The pattern is value noise of four scales, seamless between tiles.
         """
         rng = np.random.default_rng(self.pattern)
         total = np.zeros((TILE, TILE))

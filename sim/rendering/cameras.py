@@ -20,13 +20,13 @@ from latentplan.types import Array
 
 Triple = tuple[float, float, float]
 
-HEIGHT = 1.0  # m, of the camera `top` above the table
+HEIGHT = 1.0  # m, height of the camera `top` above the table
 OBLIQUE = 40.0  # degrees, field of view of the other built-in cameras
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that looks from `position` at `target`, with `up` upwards in its image."""
+    """A camera at `position` that points at `target`, with `up` upwards in its image."""
 
     name: str
     position: Triple  # m
@@ -44,7 +44,7 @@ class Camera:
         check_range(f"{where}.height", self.height, 16, 512)
         if not np.isfinite(_axes(self.position, self.target, self.up)).all():
             raise ConfigError(
-                f"{where}: looks from {self.position} at {self.target} with {self.up} upwards; "
+                f"{where}: position {self.position}, target {self.target}, up {self.up}; "
                 "position and target must differ, and up must not lie along the line between"
             )
 
@@ -66,10 +66,10 @@ class Camera:
         return matrix
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
+        """Return the pixels (..., 2) of points (..., 3) in the world, and their depths (...).
 
-        Depth is metres along the line of sight; if it is not positive, the point lies behind the
-        camera and its pixel means nothing.
+        Depth is metres along the optical axis; if it is not positive, the point is behind the
+        camera and its pixel is meaningless.
         """
         seen = (points - np.asarray(self.position)) @ self.axes().T
         depth = seen[..., 2]
@@ -78,9 +78,9 @@ class Camera:
         return pixels, depth
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
+        """Return the points (h, w, 3) in the world, m, of a depth image (h, w).
 
-        Raises ShapeError if the image is not this camera's.
+        Raises ShapeError if the image has another size than the camera's.
         """
         return unproject(depth, intrinsics=self.intrinsics(), extrinsics=self.extrinsics())
 
@@ -88,7 +88,7 @@ class Camera:
         """Return this camera shifted by (3,) m, then turned by (3,) rad about its own axes.
 
         The shift is along the world's axes, the turn a rotation vector in the camera frame, and
-        `zoom` a factor on the width that it sees.
+        `zoom` a factor on the width of the view.
         """
         from scipy.spatial.transform import Rotation
 
@@ -105,10 +105,10 @@ class Camera:
 
 
 def unproject(depth: Array, *, intrinsics: Array, extrinsics: Array) -> Array:
-    """Return the points (h, w, 3) of the world, m, that a depth image (h, w) of a camera shows.
+    """Return the points (h, w, 3) in the world, m, of a camera's depth image (h, w).
 
     `intrinsics` (3, 3) and `extrinsics` (4, 4) world -> camera may be those of a real camera, as
-    OpenCV's calibration gives them. Raises ShapeError if a shape is another.
+    OpenCV's calibration returns them. Raises ShapeError for other shapes.
     """
     check("unproject.depth", depth, "h w")
     check("unproject.intrinsics", intrinsics, "row column", row=3, column=3)
@@ -125,7 +125,7 @@ class Pose:
     """The pose and the field of view of the camera `custom`."""
 
     position: Triple = (0.5, 0.0, 0.5)  # m
-    target: Triple = (0.0, 0.0, 0.0)  # m, what it looks at
+    target: Triple = (0.0, 0.0, 0.0)  # m, the point in the image's middle
     up: Triple = (0.0, 0.0, 1.0)  # upwards in its image
     fovy: float = 45.0  # degrees from the image's lower to its upper edge
 
@@ -135,11 +135,11 @@ class CameraConfig(Protocol):
 
     @property
     def view(self) -> float:
-        """Half the side of the table that the camera `top` sees, m."""
+        """Half the side of the table in the camera `top`'s view, m."""
 
     @property
     def radius(self) -> float:
-        """Height of the object's middle over the table, where `view` is measured, m."""
+        """Height of the object's middle over the table, at which `view` is measured, m."""
 
     @property
     def image(self) -> int:
@@ -154,11 +154,11 @@ NAMES = ("top", "front", "side", "angled", "custom")
 
 
 def of(config: CameraConfig) -> dict[str, Camera]:
-    """Return all cameras of an env by name: `top`, and others that see the same part of the table.
+    """Return all cameras of an env by name: `top`, and others that view the same part of the table.
 
-    `top` looks straight down, with y upwards in its image; `front` from -y, `side` from +x,
-    both 30 degrees above the table; `angled` from a corner, 45 degrees above it; `custom` is
-    where the config says.
+    `top` points straight down, with y upwards in its image; `front` is at -y, `side` at +x, both 30
+    degrees above the table; `angled` is at a corner, 45 degrees above it; the config places
+    `custom`.
     """
     size, lens = config.image, (config.view, config.radius, config.custom)
     return {name: replace(camera, width=size, height=size) for name, camera in _built_in(*lens)}
@@ -191,7 +191,7 @@ def _built_in(view: float, radius: float, custom: Pose) -> tuple[tuple[str, Came
 
 
 def _away(place: Array, view: float) -> float:
-    """Return how far from the origin a camera just sees the square of +-view on the table."""
+    """Return the least distance from the origin at which the square of +-view is in the image."""
     corners = view * np.array([(x, y, 0) for x in (-1, 1) for y in (-1, 1)])
     right, down, nearer = (corners @ _axes(_triple(place), (0, 0, 0), (0, 0, 1)).T).T
     sideways = np.maximum(np.abs(right), np.abs(down))
@@ -203,7 +203,7 @@ def _axes(position: Triple, target: Triple, up: Triple) -> Array:
     """Return the rotation (3, 3) world -> camera, NaN if there is none."""
     forward = np.subtract(target, position)
     right = np.cross(forward, up)
-    if not np.linalg.norm(right) > 1e-6:  # a NaN is none either
+    if not np.linalg.norm(right) > 1e-6:  # NaN fails too
         return np.full((3, 3), np.nan)
     forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
     return np.stack([right, np.cross(forward, right), forward])

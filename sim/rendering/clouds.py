@@ -1,6 +1,6 @@
-"""Point clouds from depth images: crop, thin out, normals, planes away; by Open3D.
+"""Point clouds from depth images: cropping, downsampling, normals, planes; by Open3D.
 
-Points are (P, 3) in metres in the frame of the world, rows in no special order.
+Points are (P, 3) in metres in the world frame, rows in no special order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Corner = tuple[float, float, float]
 
 @cache
 def library() -> Any:
-    """Return the module open3d; MissingDependency with the command to type if it is missing."""
+    """Return the module open3d; MissingDependency, with the install command, if it is missing."""
     try:
         import open3d
     except ImportError as e:
@@ -42,9 +42,9 @@ class Cloud:
     """The settings of a point cloud; lengths in metres."""
 
     points: int = 512  # rows of the observation
-    low: Corner = (-0.3, -0.3, 0.003)  # the box that is kept: from 3 mm above the table
+    low: Corner = (-0.3, -0.3, 0.003)  # lower corner of the crop box: from 3 mm above the table
     high: Corner = (0.3, 0.3, 0.3)  # m, the upper corner of that box
-    voxel: float = 0.0  # side of the cubes in which points are averaged first; 0 not at all
+    voxel: float = 0.0  # side of the cubes in which points are averaged first; 0: no averaging
     normals: bool = False  # three more numbers a point: the unit normal, towards a camera
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Cloud:
             )
 
     def spec(self) -> ArraySpec:
-        """Return what the observation `cloud` is."""
+        """Return the spec of the observation `cloud`."""
         what = "points of all cameras, x, y, z in m, farthest first; zeros where none is seen"
         if self.normals:
             what += "; then the unit normal"
@@ -66,10 +66,10 @@ class Cloud:
 
 
 def fuse(depths: Sequence[Array], cameras: Sequence[Camera], config: Cloud) -> Array:
-    """Return one cloud (points, 3 or 6) float32 of what several cameras see, in a fixed shape.
+    """Return one cloud (points, 3 or 6) float32 of several cameras' depth, in a fixed shape.
 
-    Depth images (h, w) become points, those in the box are kept, averaged in voxels, and thinned
-    out by farthest-point sampling; if they are too few, they are repeated in order.
+    Depth images (h, w) become points, which are cropped to the box, averaged in voxels, and
+    downsampled by farthest-point sampling; if they are too few, they are repeated in order.
     """
     seen, normal = [], []
     for depth, camera in zip(depths, cameras, strict=True):
@@ -109,14 +109,14 @@ def voxels(rows: Array, side: float) -> Array:
         mean = np.asarray(cloud.normals)
         columns.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
     averaged = np.concatenate(columns, axis=1)
-    order = np.lexsort(np.round(averaged[:, :3] / side, 3).T)  # Open3D's is that of a hash table
+    order = np.lexsort(np.round(averaged[:, :3] / side, 3).T)  # Open3D returns a hash table's order
     return averaged[order]
 
 
 def farthest(rows: Array, count: int) -> Array:
-    """Return `count` rows, or all if there are fewer: from the first, always the farthest next.
+    """Return `count` rows, or all if there are fewer, by farthest-point sampling from the first.
 
-    Each has the largest distance to those before (Eldar et al. 1997); the same rows give the same.
+    Each has the largest distance to those before (Eldar et al. 1997); the result is deterministic.
     """
     if len(rows) <= count:
         return rows
@@ -130,8 +130,8 @@ def farthest(rows: Array, count: int) -> Array:
 def normals(points: Array, *, viewpoint: Array, neighbours: int = 12) -> Array:
     """Return unit normals (P, 3) of the surface through each point's neighbours.
 
-    They point towards `viewpoint` (3,), where the camera was. Fewer than three points are no
-    surface: theirs point straight at the camera.
+    They point towards `viewpoint` (3,), the camera's position. Fewer than three points span no
+    surface: their normals point straight at the camera.
     """
     check("normals.points", points, "P xyz", xyz=3)
     if len(points) < 3:
@@ -145,16 +145,18 @@ def normals(points: Array, *, viewpoint: Array, neighbours: int = 12) -> Array:
     return np.asarray(cloud.normals)
 
 
-def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int = 200) -> Array:
-    """Return the plane (a, b, c, d) with most points within `tolerance` m of it, of those tried.
+def plane(
+    points: Array, *, tolerance: float = 0.005, seed: int = 0, candidates: int = 200
+) -> Array:
+    """Return the candidate plane (a, b, c, d) with most points within `tolerance` m.
 
     a x + b y + c z + d = 0, (a, b, c) of length 1, its largest number positive: a table's normal
-    points up. RANSAC (Fischler and Bolles 1981) over `tries` triples of points, then the least
-    squares of the points that are near. The same seed gives the same plane, which Open3D's
-    segment_plane does not. Raises ShapeError if no three points span one.
+    points up. RANSAC (Fischler and Bolles 1981) over `candidates` triples of points, then least
+    squares over the points nearby. The same seed gives the same plane, unlike Open3D's
+    segment_plane. Raises ShapeError if no three points span one.
     """
     check("plane.points", points, "P xyz", xyz=3)
-    rows = np.random.default_rng(seed).integers(max(len(points), 1), size=(tries, 3))
+    rows = np.random.default_rng(seed).integers(max(len(points), 1), size=(candidates, 3))
     some = points[rows] if len(points) else np.zeros((1, 3, 3))
     normal = np.cross(some[:, 1] - some[:, 0], some[:, 2] - some[:, 0])
     length = np.linalg.norm(normal, axis=1)
@@ -163,7 +165,7 @@ def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int 
         raise ShapeError(f"plane.points: {len(points)} points span no plane; need three at least")
     normal = normal[real] / length[real, None]
     offset = (normal * some[real, 0]).sum(1)
-    # One try after the other: all of them at once would be gigabytes for a real camera's image.
+    # One after the other: all at once would take gigabytes for a real camera's image.
     tests = (np.abs(points @ n - o) < tolerance for n, o in zip(normal, offset, strict=True))
     near = points[max(tests, key=np.count_nonzero)]
     middle = near.mean(0)
@@ -173,9 +175,9 @@ def plane(points: Array, *, tolerance: float = 0.005, seed: int = 0, tries: int 
 
 
 def above(points: Array, plane: Array, *, gap: float) -> Array:
-    """Return which points (P,) bool lie more than `gap` m above a plane (4,): what is on a table.
+    """Return which points (P,) bool lie more than `gap` m above a plane (4,).
 
-    With the plane of a real camera's cloud this is what `segmentation` is in simulation:
+    With the plane of a real camera's cloud this corresponds to the simulation's `segmentation`:
     `above(points, plane(points), gap=0.005).reshape(h, w)`.
     """
     return np.asarray(points @ plane[:3] + plane[3] > gap)

@@ -1,7 +1,7 @@
 """The choice of OpenGL without a screen: EGL, else OSMesa. Needs the standard library only.
 
-`python -m latentplan.sim.rendering.gl` prints the choice; if there is none it prints the
-command to type and exits with 2.
+`python -m latentplan.sim.rendering.gl` prints the choice; if there is none it prints the install
+command and exits with 2.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MAX_DEVICES = 16
 
 @cache
 def choose() -> str:
-    """Return `egl` or `osmesa`: what MUJOCO_GL says, else the first of the two that works.
+    """Return `egl` or `osmesa`: the value of MUJOCO_GL, else the first of the two that works.
 
-    Raises MissingDependency, with the line that installs one, if none works or if
-    MUJOCO_GL asks for one that does not: images must not depend on a silent fallback.
+    Raises MissingDependency, with an install command, if none works or if MUJOCO_GL names one that
+    does not: images must not depend on a silent fallback.
     """
     works = {"egl": _egl, "osmesa": _osmesa}
     asked = os.environ.get("MUJOCO_GL", "").lower()
@@ -47,12 +47,12 @@ def _advice(name: str) -> str:
 
 
 def _egl() -> bool:
-    """Return whether EGL starts on some device, asked the way that MuJoCo asks.
+    """Return whether EGL starts on some device, with the calls that MuJoCo makes.
 
-    That the library loads says little: it is only a dispatcher, and the drivers come apart.
+    A library that loads is not enough: it is only a dispatcher, and drivers are separate packages.
     """
     egl = _library("libEGL.so.1")
-    calls = _library("libOpenGL.so.0", "libGL.so.1", "libGLESv2.so.2")  # which PyOpenGL looks for
+    calls = _library("libOpenGL.so.0", "libGL.so.1", "libGLESv2.so.2")  # those that PyOpenGL loads
     if egl is None or calls is None:
         return False
     egl.eglGetProcAddress.restype = c_void_p
@@ -76,7 +76,7 @@ def _osmesa() -> bool:
 
 
 def _library(*names: str) -> CDLL | None:
-    """Return the first of the shared libraries that loads."""
+    """Return the first of the shared libraries that loads, None if none does."""
     for name in names:
         try:
             return CDLL(name)

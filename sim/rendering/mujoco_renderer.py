@@ -1,9 +1,9 @@
 """Images from MuJoCo, with one OpenGL context for the life of the process.
 
-MuJoCo's own `Renderer` makes a GL context of its own. When two of them live in one process and
-the first is freed, it deletes GL objects in whichever context is current, so the second goes on
-with garbage images and no error. Here every `Renderer` shares one context that is made once and
-never freed; so what a Renderer frees is always its own. Use it from one thread only.
+MuJoCo's own `Renderer` creates a GL context of its own. If two of them live in one process and
+the first is freed, it deletes GL objects in the current context, so that the second returns
+garbage images and no error. Here every `Renderer` shares one context that is created once and
+never freed, so a Renderer frees its own objects only. Use it from one thread only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from latentplan.sim.rendering import gl
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-# Mesa's software renderer: threads cost more than they save on images this small, and workers
-# are processes already.
+# In Mesa's software renderer, threads cost more than they save on small images, and workers are
+# processes already.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ["MUJOCO_GL"] = gl.choose()  # MuJoCo reads it while it is imported
 import mujoco as mujoco  # noqa: E402  (envs import it from here, after the choice)
@@ -31,8 +31,8 @@ import mujoco as mujoco  # noqa: E402  (envs import it from here, after the choi
 # write a MUJOCO_LOG.TXT into the user's folder.
 mujoco.set_mju_user_warning(lambda message: None)
 
-# What costs time on a software GL and shows nothing that a policy needs: the 4096^2 shadow map
-# alone is 20 to 50 ms an image.
+# Effects that are slow on a software GL and useless to a policy: the 4096^2 shadow map alone takes
+# 20 to 50 ms an image.
 OFF = (
     mujoco.mjtRndFlag.mjRND_SHADOW,
     mujoco.mjtRndFlag.mjRND_REFLECTION,
@@ -40,13 +40,13 @@ OFF = (
 )
 SEGMENT = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
 LARGEST = 512  # pixels a side of the offscreen buffer
-_ANYWHERE = mujoco.MjvCamera()  # mjv_updateScene wants one; ours are set afterwards
+_ANYWHERE = mujoco.MjvCamera()  # mjv_updateScene needs one; `_aim` sets the pose afterwards
 
 
 @cache
 def _context() -> tuple[Any, int]:
     """Return the process's only GL context and the thread that owns it."""
-    # Not mujoco.GLContext: the first import of MuJoCo chose that, perhaps for a screen.
+    # Not mujoco.GLContext, which the first import of MuJoCo may have chosen for a screen.
     platform = import_module(f"mujoco.{gl.choose()}")
     context = platform.GLContext(LARGEST, LARGEST)
     context.make_current()
@@ -54,14 +54,14 @@ def _context() -> tuple[Any, int]:
 
 
 class Renderer:
-    """Images (h, w) of one model by one camera, top row first; both may change between two."""
+    """A renderer of images (h, w) of one model by one camera, top row first; both may change."""
 
     def __init__(self, model: Any, camera: Camera) -> None:
         """Upload the model's textures."""
         self._current()
         self.camera = camera
         self.brightness = 1.0  # factor on all light
-        self.toward_light: Array | None = None  # (3,); None: the light is where the camera is
+        self.toward_light: Array | None = None  # (3,); None: the light is at the camera
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
         self._model = model
@@ -80,7 +80,7 @@ class Renderer:
         context.make_current()
 
     def image(self, data: Any) -> Array:
-        """Return what the camera sees now as a new (h, w, 3) uint8 array."""
+        """Return the camera's image as a new (h, w, 3) uint8 array."""
         self._draw(data)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
         image: Array = self._pixels[::-1].copy()  # OpenGL counts rows from the bottom
@@ -97,9 +97,9 @@ class Renderer:
         return metres.astype(np.float32)
 
     def segmentation(self, data: Any) -> Array:
-        """Return (h, w, 2) int32: MuJoCo's type (mjtObj) and number of what is seen, or -1.
+        """Return (h, w, 2) int32: MuJoCo's type (mjtObj) and number of each pixel's object.
 
-        What an image shows is a geom, a site or a flex; nothing is (-1, -1).
+        An object is a geom, a site or a flex; the background is (-1, -1).
         """
         self._draw(data, segment=True)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._resources)
@@ -128,17 +128,17 @@ class Renderer:
             self._scene.flags[flag] = 0
         for flag in SEGMENT:
             self._scene.flags[flag] = segment
-        # Another camera's buffer may be bound since.
+        # Another camera's buffer may be bound.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._resources)
         mujoco.mjr_render(self._rectangle, self._scene, self._resources)
 
     def _aim(self) -> None:
-        """Put the scene's camera where ours is, as mjv_updateCamera does for one of the model."""
+        """Set the pose of the scene's camera, as mjv_updateCamera does for one of the model."""
         camera, extent, planes = self.camera, self._model.stat.extent, self._model.vis.map
         _, down, forward = camera.axes()
         near = planes.znear * extent
         top = near * np.tan(np.radians(camera.fovy) / 2)
-        for eye in self._scene.camera:  # of two eyes MuJoCo draws the mean
+        for eye in self._scene.camera:  # MuJoCo renders the mean of two eyes
             eye.pos, eye.forward, eye.up = camera.position, forward, -down
             eye.orthographic = 0
             eye.frustum_near, eye.frustum_far = near, planes.zfar * extent
@@ -146,7 +146,7 @@ class Renderer:
             eye.frustum_center = eye.frustum_width = 0  # the width follows from the image's
 
     def _light(self) -> None:
-        lamp = self._scene.lights[0]  # the headlight: our scenes have no other
+        lamp = self._scene.lights[0]  # the headlight, a scene's only light
         lamp.pos, lamp.dir = self.camera.position, self.camera.axes()[2]
         if self.brightness != 1:
             lamp.ambient, lamp.diffuse = (
@@ -159,12 +159,12 @@ class Renderer:
             lamp.pos, lamp.dir = 2 * self.toward_light, -self.toward_light
 
     def upload(self, texture: int) -> None:
-        """Send a texture of the model, which was changed, to OpenGL."""
+        """Send a changed texture of the model to OpenGL."""
         self._current()
         mujoco.mjr_uploadTexture(self._model, self._resources, texture)
 
     def close(self) -> None:
-        """Free the model's textures; the GL context stays for others."""
+        """Free the model's textures; the shared GL context stays."""
         if self._resources is not None:
             self._current()
             self._resources.free()
@@ -182,10 +182,10 @@ _SCENE = """
 
 @cache
 def self_test() -> str:
-    """Return the name of the GL that works, having drawn a known scene twice and compared.
+    """Render a known scene twice, compare, and return the name of the GL that works.
 
-    Raises MissingDependency if the images differ or are not of the scene. Runs once a
-    process (about 20 ms); every env calls it before its first image.
+    Raises MissingDependency if the images differ or do not show the scene. Runs once a process
+    (about 20 ms); every env calls it before its first image.
     """
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)

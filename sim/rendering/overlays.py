@@ -1,4 +1,4 @@
-"""A goal drawn over an observed image, for people."""
+"""Overlays of a goal on an observed image, for people."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def mask(
 ) -> Array:
     """Return the image (h, w, 3) uint8 with a mask (h, w) bool in a colour, its edge opaque.
 
-    The mask is a goal's: its `segmentation_<camera>` == 1, or what a real camera's image is
-    segmented to. Raises ShapeError if the shapes do not fit.
+    The mask is a goal's: its `segmentation_<camera>` == 1, or the segmentation of a real camera's
+    image. Raises ShapeError if the shapes do not fit.
     """
     check("overlay.image", image, "h w rgb", rgb=3)
     height, width = image.shape[:2]
@@ -38,22 +38,22 @@ def points(
 ) -> Array:
     """Return the image (h, w, 3) uint8 of a camera with points (P, 3) of the world, m, as discs.
 
-    The points are a goal's keypoints or a cloud; `radius` is in pixels. Points behind the camera
-    or beside its image are left out. Nearer discs do not hide farther ones: all have one colour.
+    The points are a goal's keypoints or a cloud; `radius` is in pixels. Points outside the view are
+    left out. Nearer discs do not hide farther ones, since all have one colour.
     """
     check("overlay.image", image, "h w rgb", h=camera.height, w=camera.width, rgb=3)
     check("overlay.points", points, "P xyz", xyz=3)
     pixels, depth = camera.project(points)
     pixels = pixels[depth > 0]
     reach = int(np.ceil(radius))
-    # Only pixels around each point can be covered: (P, side, side) of them.
+    # Only pixels around each point can be covered: (P, side, side).
     offset = np.arange(-reach, reach + 1)
     nearest = np.rint(pixels).astype(int)
     u = nearest[:, 0, None, None] + offset[None, None, :]
     v = nearest[:, 1, None, None] + offset[None, :, None]
     gap = np.hypot(u - pixels[:, 0, None, None], v - pixels[:, 1, None, None])
     inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    # A disc's edge is smooth: it covers a pixel by how far that lies within.
+    # A disc's edge is smooth: the coverage of a pixel falls with its distance from the disc.
     share = np.where(inside, np.clip(radius + 0.5 - gap, 0, 1), 0)
     cover = np.zeros(image.shape[:2])
     u, v = np.broadcast_arrays(u, v)

@@ -16,19 +16,19 @@ KINDS = ("rgb", "depth", "segmentation", "cloud")
 
 
 def check(where: str, config: Any) -> None:
-    """Raise ConfigError unless `config.cameras` and `config.observe` name what there is."""
+    """Raise ConfigError unless `config.cameras` and `config.observe` hold known names."""
     cameras.check_names(f"{where}.cameras", config.cameras)
     for kind in config.observe:
         if kind not in KINDS:
             raise ConfigError(f"{where}.observe: {unknown('kind', kind, KINDS)}")
-    cameras.of(config)  # says what is wrong with a custom one
+    cameras.of(config)  # raises for an invalid custom one
 
 
 class Sensors:
-    """The observations that a config asks for, by key.
+    """The camera observations of a config, by key.
 
-    `rgb` is the camera `top`, always there because picks point into it. Others are called
-    `<kind>_<camera>`, with `cameras` and `observe` of the config; `cloud` is one for all of them.
+    `rgb` is the camera `top`, always present because picks refer to it. Others are named
+    `<kind>_<camera>`, for `cameras` and `observe` of the config; `cloud` fuses all of them.
     """
 
     def __init__(self, config: Any) -> None:

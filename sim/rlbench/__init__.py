@@ -1,1 +1,1 @@
-"""The tasks of RLBench (James et al. 2020), where the user has CoppeliaSim and RLBench."""
+"""The tasks of RLBench (James et al. 2020), for users with CoppeliaSim and RLBench."""

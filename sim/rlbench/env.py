@@ -1,7 +1,7 @@
 """RLBench's tasks as an Env; RLBench and CoppeliaSim must be installed.
 
-Written against RLBench 1.2.0 (github.com/stepjam/RLBench) as its source says; its tests run against
-a recorded interface, a small imitation with the same names and parameters, not against CoppeliaSim.
+Written from the source of RLBench 1.2.0 (github.com/stepjam/RLBench); its tests run against a small
+imitation with the same names and parameters, not against CoppeliaSim.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from latentplan.sim.rlbench.randomness import Randomness, current, install, seed
 from latentplan.sim.rlbench.simulator import RENDERERS, look, numbers
 from latentplan.types import Array, Observation, Spec, Step
 
-TRIES = 10  # placements of a task until there is a demo for one
-KEPT = 16  # goals whose demos are remembered
+ATTEMPTS = 10  # placements of a task, at most, until one has a demo
+KEPT = 16  # goals whose demos are kept
 
 
 class Demo(NamedTuple):
     """A demonstration that RLBench makes from a placement."""
 
-    start: Randomness  # what the placement follows from
+    start: Randomness  # random state of the placement
     variation: int
     actions: Array  # (L, A)
 
@@ -48,44 +48,44 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     """A task of RLBench (James et al. 2020, arXiv 1909.12271), simulated by CoppeliaSim.
 
     Observations and actions are those of the importer (`data/sources/rlbench.py`) with the same
-    settings, so that a model of imported demos plans here. action=next_joint drives the joints to
-    positions (rad), joint_velocity at velocities (rad/s), both for 0.05 s; next_pose brings the
-    gripper to a pose by inverse kinematics, which must be near, keyframe by planning a path, for as
-    long as it takes. Quaternions are made unit length. The last number opens the gripper above 0.5,
-    after the arm has moved.
+    settings, so that a model of imported demos can plan here. action=next_joint drives the joints
+    to positions (rad), joint_velocity at velocities (rad/s), both for 0.05 s; next_pose moves the
+    gripper to a near pose by inverse kinematics, keyframe to any pose by path planning, without a
+    time limit. Quaternions are normalised. The last number opens the gripper above 0.5, after the
+    arm's motion.
 
-    An action that RLBench refuses (no path, outside the workspace) moves nothing:
-    `info["refused"]` says why. Reward is 1 if the task is done and 0 otherwise; the episode
-    terminates there. `info` of a reset has `task`, `text` (how one would say it) and `variation`.
+    An action that RLBench refuses (no path, outside the workspace) moves nothing, and
+    `info["refused"]` holds the reason. Reward is 1 if the task is done and 0 otherwise; the episode
+    terminates then. `info` of a reset has `task`, `text` (an instruction) and `variation`.
 
-    A seed decides variation and placement; paths that CoppeliaSim samples may still differ. There
-    is no exact snapshot. `goal` and `expert` let RLBench make a demo, which takes seconds: its end
-    is the goal, and `oracle` and `expert` replay its actions. `reset` with the option `goal` begins
-    at that demo's placement. CoppeliaSim runs once in a process.
+    A seed determines variation and placement; paths that CoppeliaSim samples may still differ.
+    There is no exact snapshot. `goal` and `expert` request a demo of RLBench, which takes seconds:
+    its end is the goal, and `oracle` and `expert` replay its actions. `reset` with the option
+    `goal` begins at that demo's placement. CoppeliaSim runs once in a process.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
     name = "rlbench"
-    episode_length = 400  # actions, after which an attempt may be given up
-    _running: RLBench | None = None  # in this process
+    episode_length = 400  # actions of an attempt
+    _running: RLBench | None = None  # the one of this process
 
     @dataclass(frozen=True)
     class Config:
         """The task, its observations and its actions."""
 
-        task: str = "reach_target"  # as RLBench names its file
-        variation: int = 0  # of the task; -1: drawn for every episode
+        task: str = "reach_target"  # name of its file in RLBench
+        variation: int = 0  # variation of the task; -1: drawn for every episode
         action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
-        cameras: tuple[str, ...] = CAMERAS  # that draw; none: fast
-        images: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth, mask
+        cameras: tuple[str, ...] = CAMERAS  # cameras in use; none: fast
+        images: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth, mask
         image: int = 128  # pixels a side
-        clouds: bool = False  # also points in the world, from depth
+        clouds: bool = False  # whether to add points in the world, from depth
         stride: int = 1  # pixels between the points of a cloud
-        matrices: bool = True  # also where the cameras are, and their lenses
+        matrices: bool = True  # whether to add the cameras' extrinsics and intrinsics
         robot: str = "panda"  # or sawyer, jaco, mico, ur5
-        task_state: int = 0  # numbers of task_low_dim_state, zeros behind; 0: as many as there are
-        collisions: bool = False  # whether planned paths avoid them; action=keyframe
-        static: bool = False  # the task stays where its model has it, instead of anywhere
+        task_state: int = 0  # numbers of task_low_dim_state, padded with zeros; 0: its own length
+        collisions: bool = False  # whether planned paths avoid collisions; action=keyframe
+        static: bool = False  # place the task as in its model, instead of at random
         renderer: str = "opengl3"  # or opengl, for machines without a GPU
         headless: bool = True  # no window
 
@@ -98,7 +98,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
                 raise ConfigError(str(unknown("RLBench.renderer", self.renderer, RENDERERS)))
 
     def __init__(self, config: Config | None = None) -> None:
-        """Start CoppeliaSim; MissingDependency with the command to type if it is missing."""
+        """Start CoppeliaSim; MissingDependency, with the install command, if it is missing."""
         self.config = c = config or self.Config()
         self.render_mode = "rgb_array"
         modules = simulator.library()
@@ -123,8 +123,8 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         self._random = seeded(0)
         self._start = self._random
         self._goals: dict[bytes, Demo] = {}
-        self._demo: Demo | None = None  # that `oracle` or `expert` follows
-        self._steps = -1  # of the episode; -1: there is none
+        self._demo: Demo | None = None  # the demo that `oracle` or `expert` replays
+        self._steps = -1  # steps of the episode; -1: no episode
         self._seen: Observation = {}
         RLBench._running = self
         try:
@@ -156,7 +156,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Place the task; `options["goal"]`, one that `goal` gave, brings its placement.
+        """Place the task; `options["goal"]`, a result of `goal`, sets its placement.
 
         Raises UnstablePhysics if RLBench finds no place for the task.
         """
@@ -181,7 +181,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     def step(self, action: Array) -> Step:  # type: ignore[override]
         """Execute the action, see the class; UnstablePhysics if the simulator fails."""
         if self._steps < 0:
-            raise LatentplanError("RLBench.step: there is no episode; reset first")
+            raise LatentplanError("RLBench.step: no episode; call reset first")
         sent = self._checked(action)
         info: dict[str, Any] = {}
         reward, terminated = 0.0, False
@@ -201,10 +201,10 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     def goal(self, *, seed: int) -> dict[str, Array]:
         """Return the end of a demo that RLBench makes at a placement drawn by `seed`.
 
-        The episode is over; `reset` with the option `goal` begins at that placement.
+        The episode is over; `reset` with the option `goal` begins at the demo's placement.
         """
         rng = np.random.default_rng(seed)
-        for _ in range(TRIES):
+        for _ in range(ATTEMPTS):
             self._draw(rng)
             try:
                 demo, end = self._demonstrate()
@@ -215,12 +215,12 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
                 del self._goals[next(iter(self._goals))]
             self._goals[_key(end)] = demo
             return dict(end)
-        raise UnstablePhysics(f"{reason}, {TRIES} times in a row")
+        raise UnstablePhysics(f"{reason}, {ATTEMPTS} times in a row")
 
     def snapshot(self) -> Any:
-        """Raise LatentplanError: CoppeliaSim has no state that one can go back to exactly."""
+        """Raise LatentplanError: CoppeliaSim cannot restore a state exactly."""
         raise LatentplanError(
-            "env 'rlbench' has no exact snapshot: CoppeliaSim gives none; evaluate with "
+            "env 'rlbench' has no exact snapshot: CoppeliaSim has none; evaluate with "
             "evaluation.states=0"
         )
 
@@ -230,9 +230,9 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         raise AssertionError("unreachable")
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the gripper's tip is from where it is in the goal, in metres.
+        """Return the distance of the gripper's tip from its place in the goal, m.
 
-        Whether the task is done only the simulator knows: `info["success"]`.
+        Only the simulator decides whether the task is done: `info["success"]`.
         """
         here, there = observation["gripper_pose"], goal["gripper_pose"]
         return float(np.linalg.norm(here[:3] - there[:3]))
@@ -240,21 +240,21 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
     def oracle(self, observation: Observation, goal: Observation) -> Array:
         """Return the next action (A,) of the goal's demo; LatentplanError if there is none.
 
-        The goal must be one of the last that `goal` gave, and the one that the episode began with.
+        The goal must be one of the last results of `goal`, and the one of this episode's `reset`.
         """
         demo = self._goals.get(_key(goal))
         if demo is None or demo is not self._demo:
             raise LatentplanError(
-                "RLBench.oracle: it replays a demo, and has none of this goal; take a goal from "
+                "RLBench.oracle: it replays a demo, and has none for this goal; take a goal from "
                 'env.goal(seed=...) and begin with reset(options={"goal": goal})'
             )
         return self._replay(demo)
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
-        """Return the next action (A,) of a demo that RLBench makes of the present episode.
+        """Return the next action (A,) of a demo that RLBench plans for the present episode.
 
-        Raises UnstablePhysics if RLBench finds no way to do the task, LatentplanError if the
-        episode has gone on without the expert.
+        Raises UnstablePhysics if RLBench finds no demo, LatentplanError if the episode already has
+        steps without the expert.
         """
         if self._demo is None:
             if self._steps:
@@ -262,7 +262,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
             self._random = self._start
             self._demo = self._demonstrate()[0]
             self._random = self._start
-            self._place()  # where the episode began
+            self._place()  # back to the episode's start
         return self._replay(self._demo)
 
     def render(self) -> Array:
@@ -279,13 +279,13 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
             self._sim.shutdown()
 
     def _draw(self, rng: np.random.Generator) -> None:
-        """Draw what the next placement follows from, and the variation if it is not set."""
+        """Draw the seed of the next placement, and the variation if it is not set."""
         self._random = seeded(int(rng.integers(2**32)))
         if self.config.variation < 0:
             self._variation = int(rng.integers(self._task.variation_count()))
 
     def _place(self) -> tuple[list[str], Any]:
-        """Begin an episode at the placement that `_random` gives; return descriptions and view."""
+        """Begin an episode at the placement of `_random`; return descriptions and observation."""
         self._start, self._steps = self._random, -1
         with self._own_randomness():
             self._task.set_variation(self._variation)
@@ -297,7 +297,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return list(texts), seen
 
     def _demonstrate(self) -> tuple[Demo, Observation]:
-        """Let RLBench do the task at the placement that `_random` gives."""
+        """Return RLBench's demo at the placement of `_random`, and its last observation."""
         start, self._steps = self._random, -1
         with self._own_randomness():
             self._task.set_variation(self._variation)
@@ -324,7 +324,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return np.asarray(np.clip(action, low, high))
 
     def _checked(self, action: Array) -> Array:
-        """Return the action (A,) float64 as RLBench takes it; ShapeError if it is invalid."""
+        """Return the action (A,) float64 in RLBench's form; ShapeError if it is invalid."""
         spec = self.data_spec.action
         sent = np.array(action, np.float64)
         check("RLBench.action", sent, "A", A=spec.size)
@@ -337,7 +337,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         if self.config.action in ("next_pose", "keyframe"):
             length = float(np.linalg.norm(sent[3:7]))
             if length < 1e-3:
-                raise ShapeError("RLBench.action: its quaternion has no length, need about 1")
+                raise ShapeError("RLBench.action: its quaternion has length 0, need about 1")
             sent[3:7] /= length
         return sent
 
@@ -358,7 +358,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         return rlbench_spec.spec(observation, c.action, robot=c.robot)
 
     def _observe(self, seen: Any) -> Observation:
-        """Return RLBench's observation as ours; UnstablePhysics if a number is not finite."""
+        """Return RLBench's observation by the spec's keys; UnstablePhysics if it is not finite."""
         specs, found = self.data_spec.observation, {}
         for name in STATE:
             if name in specs:
@@ -367,7 +367,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
                 if missing < 0 or (missing and name != "task_low_dim_state"):
                     raise ConfigError(
                         f"RLBench.task_state: {name} has {len(values)} numbers here, the spec "
-                        f"{specs[name].shape[0]}; set task_state to the most that there are"
+                        f"{specs[name].shape[0]}; set task_state to the largest length"
                     )
                 found[name] = np.pad(values, (0, missing))
         for camera in self.config.cameras:
@@ -379,7 +379,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Let RLBench draw from this env's generators, and leave the process's own as they were."""
+        """Set this env's random state for RLBench, and restore the process's own afterwards."""
         before = current()
         install(self._random)
         try:
@@ -390,7 +390,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
 
 
 def _key(observation: Observation) -> bytes:
-    """Return what tells one goal from another."""
+    """Return a key that identifies a goal."""
     names = ("joint_positions", "gripper_pose", "task_low_dim_state")
     return b"".join(
         np.asarray(observation[n], np.float64).tobytes() for n in names if n in observation

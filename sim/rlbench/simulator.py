@@ -1,4 +1,4 @@
-"""RLBench's own objects: imported when asked for, set up, and their observations as arrays."""
+"""RLBench's own objects: their lazy import, their settings, and their observations as arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RENDERERS = {"opengl3": "OPENGL3", "opengl": "OPENGL"}
 
 
 class Library(NamedTuple):
-    """RLBench's modules that are used."""
+    """The modules of RLBench in use."""
 
     rlbench: Any
     arms: Any
@@ -38,7 +38,7 @@ class Library(NamedTuple):
 
 
 def library() -> Library:
-    """Import RLBench; MissingDependency if it, PyRep or CoppeliaSim is not there."""
+    """Import RLBench; MissingDependency if it, PyRep or CoppeliaSim is missing."""
     names = (
         "rlbench.environment",
         "rlbench.action_modes.arm_action_modes",
@@ -52,13 +52,13 @@ def library() -> Library:
     )
     try:
         return Library(*map(import_module, names))
-    except ImportError as e:  # PyRep's says what of CoppeliaSim it does not find
+    except ImportError as e:  # PyRep's message names the missing part of CoppeliaSim
         lacking = "" if e.name in ("rlbench", "pyrep") else f" ({str(e).splitlines()[0]})"
         raise MissingDependency(f"{INSTALL}{lacking}") from None
 
 
 def action_mode(modules: Library, config: RLBench.Config) -> Any:
-    """Return RLBench's object that does what an action says."""
+    """Return RLBench's action mode of a config."""
     name, settings = {
         "next_joint": ("JointPosition", {"absolute_mode": True}),
         "joint_velocity": ("JointVelocity", {}),
@@ -73,22 +73,22 @@ def action_mode(modules: Library, config: RLBench.Config) -> Any:
 
 
 def observation_config(modules: Library, config: RLBench.Config) -> Any:
-    """Return RLBench's settings of what it observes."""
+    """Return RLBench's settings of observations."""
     settings = modules.observations
     every = settings.ObservationConfig(
         **{f"{camera}_camera": _camera(modules, config, camera) for camera in CAMERAS}
     )
     every.set_all_low_dim(True)
-    every.gripper_matrix = False  # the pose again
+    every.gripper_matrix = False  # the pose holds the same
     return every
 
 
 def _camera(modules: Library, config: RLBench.Config, name: str) -> Any:
     used, depth = name in config.cameras, "depth" in config.images or config.clouds
     return modules.observations.CameraConfig(
-        rgb=used and ("rgb" in config.images or not depth),  # one that draws neither is removed
+        rgb=used and ("rgb" in config.images or not depth),  # one without either is removed
         depth=used and depth,
-        point_cloud=False,  # ours has a stride
+        point_cloud=False,  # `look` computes it with a stride
         mask=used and "mask" in config.images,
         image_size=(config.image, config.image),
         render_mode=getattr(modules.constants.RenderMode, RENDERERS[config.renderer]),
@@ -98,12 +98,12 @@ def _camera(modules: Library, config: RLBench.Config, name: str) -> Any:
 
 
 def numbers(seen: Any, name: str) -> Array:
-    """Return a low-dimensional observation (n,) float64 of RLBench's."""
+    """Return a low-dimensional observation of RLBench as (n,) float64."""
     return np.atleast_1d(np.asarray(getattr(seen, name), np.float64))
 
 
 def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
-    """Return what a camera gives in an observation of RLBench, by our keys."""
+    """Return a camera's images in an observation of RLBench, by the keys of the spec."""
     found: dict[str, Array] = {}
     rgb, depth, mask = (getattr(seen, f"{camera}_{kind}") for kind in rlbench_spec.IMAGES)
     matrices = {
@@ -115,7 +115,7 @@ def look(seen: Any, camera: str, *, config: RLBench.Config) -> dict[str, Array]:
         found[f"{camera}_rgb"] = np.asarray(rgb, np.uint8)
     if "depth" in config.images:
         found[f"{camera}_depth"] = np.asarray(depth, np.float32)
-    if "mask" in config.images:  # colours from 0 to 1, as the renderer has them
+    if "mask" in config.images:  # colours from 0 to 1, as of the renderer
         coded = np.rint(np.asarray(mask, np.float64) * 255).astype(np.uint8)
         found[f"{camera}_mask"] = rlbench_images.handles(coded)
     if config.matrices:

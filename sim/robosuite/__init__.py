@@ -1,1 +1,1 @@
-"""The tasks of robosuite 1.5, see docs/robosuite.md; its package is imported when one is made."""
+"""The tasks of robosuite 1.5, see docs/robosuite.md; they import its package when built."""

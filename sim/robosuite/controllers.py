@@ -1,4 +1,4 @@
-"""Controllers of robosuite's arms: what an action of each means, in our words."""
+"""The controllers of robosuite's arms, and the convention of each one's actions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from latentplan.types import Convention
 
 GRIPPER = "close_is_+1"
-CONTROLLERS = {  # by our name: robosuite's, and what is moved how
+CONTROLLERS = {  # by name here: robosuite's name, control, rotation, frame
     "osc_pose": ("OSC_POSE", "ee_delta", "rotvec", "base"),
     "osc_position": ("OSC_POSITION", "ee_delta", "", "base"),
     "ik_pose": ("IK_POSE", "ee_delta", "rotvec", "world"),
@@ -24,16 +24,16 @@ def settings(controller: str, *, robot: str) -> dict[str, Any]:
     kind = CONTROLLERS[controller][0]
     if composite["body_parts"]["right"]["type"] != kind:
         part = load_part_controller_config(default_controller=kind)
-        if controller == "ik_pose":  # joint positions; 1.5.1 would take them for changes
+        if controller == "ik_pose":  # joint positions; 1.5.1 would treat them as changes
             part["input_type"] = "absolute"
         composite["body_parts"]["right"] = {**part, "gripper": {"type": "GRIP"}}
     return composite
 
 
 def convention(controller: str, part: Any, *, gripper: bool) -> Convention:
-    """Return what an action means, with the units of robosuite's part controller `part`.
+    """Return the convention of an action, with the units of robosuite's part controller `part`.
 
-    IK takes metres and rad as they are; the others scale an input of 1 to their `output_max`.
+    IK takes metres and rad unscaled; the others scale an input of 1 to their `output_max`.
     """
     _, control, rotation, frame = CONTROLLERS[controller]
     position_unit = rotation_unit = 1.0
@@ -51,7 +51,7 @@ def convention(controller: str, part: Any, *, gripper: bool) -> Convention:
 
 
 def meaning(convention: Convention) -> str:
-    """Return in words what an action is."""
+    """Return a description of an action's numbers."""
     unit = convention.position_unit
     moves = {
         "ee_delta": f"end effector, {convention.frame} frame: x, y, z (1 = {unit} m)",

@@ -1,4 +1,4 @@
-"""A task of robosuite as an Env: seeds, exact snapshots, images that stay right, goals."""
+"""A task of robosuite as an Env: seeds, exact snapshots, correct images, goals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from latentplan.sim.robosuite.images import ImageRenderer
 from latentplan.types import ActionSpec, Array, ArraySpec, Observation, Spec, Step
 
 ROBOTS = ("Panda", "UR5e", "Sawyer")
-CAMERAS = {  # by our name: robosuite's
+CAMERAS = {  # robosuite's name, by name here
     "agentview": "agentview",
     "frontview": "frontview",
     "birdview": "birdview",
@@ -38,23 +38,23 @@ CAMERAS = {  # by our name: robosuite's
     "eye_in_hand": "robot0_eye_in_hand",
 }
 KINDS = ("rgb", "depth")
-MODEL_SEED = 0  # of what robosuite draws when a model is made, such as the size of a cube
-TRIES = 10  # starts that `goal` gives the expert
+MODEL_SEED = 0  # seed of robosuite's draws for a model, such as the size of a cube
+ATTEMPTS = 10  # starts from which `goal` runs the expert
 
 
 @dataclass(frozen=True)
 class RobosuiteConfig:
-    """The settings of every task."""
+    """The settings that all tasks share."""
 
     robot: str = "Panda"  # Panda, UR5e, Sawyer
     controller: str = "osc_pose"  # osc_pose, osc_position, ik_pose, joint_position, joint_velocity
     rate: float = 20.0  # actions a second
     image: int = 64  # pixels a side of every image
-    cameras: tuple[str, ...] = ("agentview",)  # that see; [] draws nothing, which is faster
-    observe: tuple[str, ...] = ("rgb",)  # what each gives: rgb, depth
+    cameras: tuple[str, ...] = ("agentview",)  # cameras in use; [] renders nothing, which is faster
+    observe: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth
     shaped: bool = False  # robosuite's shaped reward in place of its sparse one
     stop: bool = True  # an episode terminates when the task has been done for `hold` steps
-    hold: int = 5  # steps in a row
+    hold: int = 5  # steps in a row for which the task must be done
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
@@ -88,17 +88,14 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     with the top row first; `depth_<camera>` (image, image) float32, metres along the camera's axis;
     `ee` (7,) position of the grip site in metres and its orientation, quaternion w, x, y, z; `q`
     and `q_velocity` of the arm, rad and rad/s; `gripper`, its joints. Privileged: one pose (7,) for
-    each object of the task, and what else it adds. All in the world's frame, float32.
+    each object of the task, and the keys that the task adds. All in the world frame, float32.
 
-    Action: see `data_spec.action` and its convention. Other than robosuite, which clips, a number
-    out of bounds raises ShapeError.
+    Action: see `data_spec.action` and its convention. A number out of bounds raises ShapeError,
+    whereas robosuite clips it.
 
-    Reward: robosuite's own; if `reset` was given `options["goal"]`, an observation, it is minus
+    Reward: robosuite's own; with `options["goal"]` in `reset`, an observation, it is minus
     `distance` to that. info holds `success` (robosuite's test) and, with a goal, `distance` in
-    metres. Reward and success are those of the state that is returned; robosuite's are 2 ms behind.
-
-    Models are made once, from a fixed seed, and reset without being made again, so that the size of
-    a cube is the same in all episodes. Raises UnstablePhysics if the simulation diverges.
+    metres. Reward and success are those of the returned state; robosuite's lag by 2 ms.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -106,10 +103,10 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
 
     name: str  # registry name
     task: str  # robosuite's name
-    text: str  # what is to be done, as one would say it
+    text: str  # the instruction in natural language
     objects: Mapping[str, str]  # observation key -> robosuite's body
-    options: Mapping[str, Any] = {}  # of robosuite's task, beside those of the config
-    episode_length: int = 200  # actions, after which an attempt may be given up
+    options: Mapping[str, Any] = {}  # robosuite's options of the task, besides those of the config
+    episode_length: int = 200  # actions of an attempt
 
     def __init__(self, config: RobosuiteConfig | None = None) -> None:
         """Build robosuite's env; MissingDependency if robosuite is not installed."""
@@ -137,7 +134,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         self._site = self._robot.eef_site_id["right"]
         self._substeps = int(self._env.control_timestep / self._env.model_timestep)
         self._goal: Observation | None = None
-        self._held = 0  # steps in a row that the task has been done
+        self._held = 0  # steps in a row for which the task was done
         self._images: ImageRenderer | None = None
         if c.cameras:
             names = {camera: CAMERAS[camera] for camera in c.cameras}
@@ -171,7 +168,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Start an episode; `options["goal"]` is what the reward refers to, see the class."""
+        """Start an episode; the reward refers to `options["goal"]`, see the class."""
         super().reset(seed=seed)
         self._goal = (options or {}).get("goal")
         self._start(self.np_random)
@@ -179,7 +176,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return self._observe(), info | ({} if self._goal is None else {"goal": self._goal})
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Do what the action says for `data_spec.dt` seconds, and return what is seen then."""
+        """Execute an action for `data_spec.dt` seconds, and return the next observation."""
         action = np.asarray(action, np.float64)
         where, spec = f"{type(self).__name__}.action", self.data_spec.action
         check(where, action, "A", A=spec.size)
@@ -200,20 +197,20 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return _State(state.save(self._env), self._held)
 
     def restore(self, state: Any) -> dict[str, Array]:
-        """Restore a `snapshot`; the goal stays as it is."""
+        """Restore a `snapshot`; the goal does not change."""
         self._restore(state)
         return self._observe()
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return an observation of a successful end, reached by the expert from `reset(seed=seed)`.
+        """Return the observation of a successful end, which the expert reaches from a seeded start.
 
-        Where the expert fails from there, it is given other starts that follow from the seed. The
-        episode continues unchanged. Raises ConfigError if the task has no expert.
+        The start is that of `reset(seed=seed)`; if the expert fails, other starts follow from the
+        seed. The episode continues unchanged. Raises ConfigError if the task has no expert.
         """
         expert = self._expert()
         before, rng = self.snapshot(), np_random(seed)[0]
         try:
-            for _ in range(TRIES):
+            for _ in range(ATTEMPTS):
                 self._start(rng)
                 for _ in range(self.episode_length):
                     self._advance(expert(self._truth() | self._proprioception(), rng))
@@ -222,7 +219,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         finally:
             self._restore(before)
         raise LatentplanError(
-            f"{self.name}: the expert failed from all of {TRIES} starts of seed {seed}"
+            f"{self.name}: the expert failed from all of {ATTEMPTS} starts of seed {seed}"
         )
 
     @abstractmethod
@@ -230,7 +227,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         """Return the task's error in metres between two observations."""
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the expert's action (A,); a success is one wherever the goal was reached.
+        """Return the expert's action (A,); it aims at success, at any goal pose.
 
         Raises ConfigError if the task has no expert.
         """
@@ -240,11 +237,11 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     def render(self) -> Array:
         """Return the first camera's image; ConfigError if there is none."""
         if self._images is None:
-            raise ConfigError(f"{type(self).__name__}.cameras: found [], which draws nothing")
+            raise ConfigError(f"{type(self).__name__}.cameras: found [], which renders nothing")
         return self._images.image(self._data, self.config.cameras[0])
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras that are used, by name, where they are now."""
+        """Return the cameras in use, by name, at their present poses."""
         if self._images is None:
             return {}
         return {name: self._images.camera(self._data, name) for name in self.config.cameras}
@@ -255,7 +252,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
             self._images.close()
 
     def _truth_specs(self) -> dict[str, ArraySpec]:
-        """Return what `_truth` holds; a task adds to it."""
+        """Return the specs of `_truth`; a task adds to them."""
         pose = "position in m, quaternion w x y z, of {} in the world"
         return {key: ArraySpec((7,), "float32", pose.format(key)) for key in self.objects}
 
@@ -273,7 +270,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
     def _expert(self) -> Any:
         if not isinstance(self, ExpertEnv):
             raise ConfigError(
-                f"env {self.name!r} has no expert, and so no oracle and no goals of its own; take "
+                f"env {self.name!r} has no expert, and so neither an oracle nor goals; use "
                 "an observation of a demonstration as the goal"
             )
         return self.expert
@@ -286,9 +283,9 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         self._held = 0
 
     def _advance(self, action: Array) -> tuple[float, bool]:
-        """Do an action; return robosuite's reward and whether the task is done.
+        """Execute an action; return robosuite's reward and whether the task is done.
 
-        These are robosuite's own steps (`MujocoEnv.step`), without its observations.
+        The steps are robosuite's own (`MujocoEnv.step`), without its observations.
         """
         env = self._env
         for substep in range(self._substeps):

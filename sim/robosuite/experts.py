@@ -1,7 +1,7 @@
-"""Scripted experts: where the hand goes next, from what is seen (privileged keys included).
+"""Scripted experts: the next move of the hand, from an observation with privileged keys.
 
-They keep no state, so that they go on from wherever they are put, and start again when something
-slips. A pose is (7,): x, y, z in metres, quaternion w, x, y, z.
+They have no state, so that they continue from any state, and grasp again after a slip. A pose is
+(7,): x, y, z in metres, quaternion w, x, y, z.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from scipy.spatial.transform import Rotation
 from latentplan.errors import ConfigError
 from latentplan.types import ActionSpec, Array, Observation
 
-ROBOT = "Panda"  # whose gripper they hold things with
+ROBOT = "Panda"  # the arm whose gripper they are made for
 OSC_POSE = ("ee_delta", "rotvec", "base")
 DOWN = np.array([0.0, 0.0, -1.0])
 UP = np.array([0.0, 0.0, 1.0])
-NEAR = 0.008  # m, beside an object at most before the hand goes down to it
-STRAIGHT = 0.15  # rad, of the hand's turn to an object's sides at most, before it goes down
-HOVER = 0.06  # m over an object from which the hand goes down
-ABOVE = 0.01  # m over an object's middle, where it is held: fingers stay clear of the table
-GAIN = 3.0  # of the error to a place; robosuite's controllers cover a part of what they are told
+NEAR = 0.008  # m, largest horizontal error before the hand descends to an object
+STRAIGHT = 0.15  # rad, largest error of the hand's turn before it descends
+HOVER = 0.06  # m over an object from which the hand descends
+ABOVE = 0.01  # m of a grasp over an object's middle, so that fingers stay clear of the table
+GAIN = 3.0  # gain on the position error; robosuite's controllers cover only part of a command
 
 
 class Move(NamedTuple):
     """The next motion of the hand."""
 
-    place: Array  # (3,) m, where its grip site goes
+    place: Array  # (3,) m, target of the grip site
     closed: bool
-    turn: Array = np.zeros(3)  # rotation vector in the world, rad, still to be turned
+    turn: Array = np.zeros(3)  # remaining rotation vector in the world, rad
 
 
 def act(move: Move, observation: Observation, *, action: ActionSpec, base: Array) -> Array:
     """Return the action (A,) towards a move; `base` (3, 3) are the axes of the arm's base.
 
-    Raises ConfigError if actions are not those of osc_pose.
+    Raises ConfigError if the action's convention is not that of osc_pose.
     """
     means = action.convention
     if means is None or (means.control, means.rotation, means.frame) != OSC_POSE:
@@ -49,7 +49,7 @@ def act(move: Move, observation: Observation, *, action: ActionSpec, base: Array
 
 
 def lift(observation: Observation, *, key: str = "cube", height: float = 0.15) -> Move:
-    """Return the move that takes an object and lifts it."""
+    """Return the move that grasps an object and lifts it."""
     if observation["grasped"][0]:
         return Move(observation["ee"][:3] + height * UP, True, upright(observation))
     return grasp(observation, observation[key])
@@ -69,9 +69,9 @@ def place(
     turn: Array | None = None,
     beside: float = 0.006,
 ) -> Move:
-    """Return the move that takes the object `key` to `end` (3,) from above and lets it go.
+    """Return the move that brings the object `key` to `end` (3,) from above and releases it.
 
-    `clear` m above the end it travels; `turn` (3,) rad is what the object is still to be turned.
+    It travels `clear` m above the end; `turn` (3,), rad, is the object's remaining turn.
     """
     thing, hand = observation[key][:3], observation["ee"][:3]
     gap = end - thing
@@ -84,7 +84,7 @@ def place(
         return grasp(observation, observation[key])
     if arrived:
         return Move(hand, False)
-    over = gap[2] + clear  # still to rise before the way is free
+    over = gap[2] + clear  # remaining rise before the path is free
     if sideways > beside or np.linalg.norm(turn) > STRAIGHT:
         ahead = np.append(gap[:2] if over < 0.015 else np.zeros(2), max(over, 0.0))
         return Move(hand + ahead, True, turn)
@@ -115,7 +115,7 @@ def upright(observation: Observation) -> Array:
 
 
 def along(observation: Observation, pose: Array, *, quarter: float = np.pi / 2) -> Array:
-    """Return the turn (3,) about the vertical that sets the hand square to an object."""
+    """Return the turn (3,) about the vertical that aligns the hand with an object's sides."""
     error = heading(pose) - heading(observation["ee"])
     turned: Array = UP * ((error + quarter / 2) % quarter - quarter / 2)
     return turned
@@ -132,17 +132,17 @@ def _rotation(pose: Array) -> Rotation:
 
 
 OUT, REACH = 0.10, 0.11  # m from the latch's axis: to the handle's plane, and along the handle
-BEFORE = 0.09  # m before the handle, where the hand turns towards the door
+BEFORE = 0.09  # m before the handle, at which the hand turns towards the door
 FREE = 1.25  # rad, turn of the latch at which it is past the frame
-LEAD = 0.35  # rad, how far ahead of the latch the hand aims
-PULL = 0.12  # rad, how far ahead of the hinge
+LEAD = 0.35  # rad, lead of the hand's target over the latch
+PULL = 0.12  # rad, lead over the hinge
 
 
 def open_door(observation: Observation) -> Move:
-    """Return the move that takes the door's handle, turns it down and pulls.
+    """Return the move that grasps the door's handle, turns it down and pulls.
 
-    The hand points at the door and holds the handle from above and below; it turns with the
-    latch and swings with the door.
+    The hand points at the door and holds the handle from above and below; it turns with the latch
+    and swings with the door.
     """
     hinge, latch = (float(angle) for angle in observation["joints"])
     hand = observation["ee"][:3]
@@ -150,7 +150,7 @@ def open_door(observation: Observation) -> Move:
     inward = frame[:, 1]
 
     def grip(angle: float, swing: float = 0.0) -> tuple[Array, Array]:
-        """Return place and orientation of the hand that holds a handle turned by `angle`."""
+        """Return place and axes of a hand that holds a handle turned by `angle`."""
         along = np.cos(angle) * frame[:, 0] - np.sin(angle) * UP
         across = np.sin(angle) * frame[:, 0] + np.cos(angle) * UP
         point = observation["latch"][:3] + REACH * along - OUT * inward
@@ -166,7 +166,7 @@ def open_door(observation: Observation) -> Move:
     gap = place - hand
     depth = float(gap @ inward)
     beside = float(np.linalg.norm(gap - depth * inward))
-    # A spring turns the handle back: who is near and finds it turned has it.
+    # A spring returns the handle, so a hand near a turned handle holds it.
     if observation["grasped"][0] or (latch > 0.1 and np.linalg.norm(gap) < 0.05):
         if latch < FREE and hinge < 0.03:
             return move(grip(latch + LEAD), closed=True)

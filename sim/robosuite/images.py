@@ -1,7 +1,7 @@
-"""Images of a MuJoCo model of another package, by the cameras of the model.
+"""Images of another package's MuJoCo model, by the cameras of the model.
 
-Drawn by `sim.render` in the process's one GL context; robosuite's own renderer, whose context goes
-with each hard reset and takes the next one's textures along, is never made.
+`sim.rendering` renders them in the process's one GL context. robosuite's own renderer is never
+created, because its context ends with each hard reset and takes the next one's textures along.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from latentplan.sim.rendering import mujoco_renderer
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-COLLISION = 0  # robosuite's group of geoms that are not to be seen
-HIDDEN = 5  # a group that is never drawn
-SMOOTH = 4  # samples a pixel of an image, as robosuite has
+COLLISION = 0  # robosuite's group of collision geoms, which are invisible
+HIDDEN = 5  # a group that is never rendered
+SMOOTH = 4  # samples a pixel of an image, as in robosuite
 
 
 class ImageRenderer:
-    """Images (h, w) by the model's cameras, without shadows and reflections.
+    """A renderer of images (h, w) by the model's cameras, without shadows and reflections.
 
-    What lies outside a camera's field of view is not sent to OpenGL: on a software GL the 170,000
+    Geoms outside a camera's field of view are not sent to OpenGL: on a software GL the 170,000
     triangles of an arm are nearly the whole cost.
     """
 
@@ -41,7 +41,7 @@ class ImageRenderer:
         self._renderers: dict[int, _Visual] = {}  # by samples a pixel
 
     def camera(self, data: Any, name: str) -> Camera:
-        """Return a camera where it is now."""
+        """Return a camera at its present pose."""
         number = self._ids[name]
         position, axes = data.cam_xpos[number], data.cam_xmat[number].reshape(3, 3)
         return Camera(
@@ -55,14 +55,14 @@ class ImageRenderer:
         )
 
     def image(self, data: Any, name: str) -> Array:
-        """Return what a camera sees, (h, w, 3) uint8."""
+        """Return a camera's image (h, w, 3) uint8."""
         renderer = self._renderer(name, data, samples=SMOOTH)
         with self._culled(renderer.camera, data):
             return renderer.image(data)
 
     def depth(self, data: Any, name: str) -> Array:
         """Return (h, w) float32: metres from a camera, along its axis, in the pixels' middles."""
-        renderer = self._renderer(name, data, samples=0)  # one of several would lie beside it
+        renderer = self._renderer(name, data, samples=0)  # several samples lie off the middle
         with self._culled(renderer.camera, data):
             return renderer.depth(data)
 
@@ -73,7 +73,7 @@ class ImageRenderer:
         self._renderers = {}
 
     def _renderer(self, name: str, data: Any, *, samples: int) -> _Visual:
-        """Return the renderer with so many samples a pixel, where the camera is now."""
+        """Return the renderer with `samples` a pixel, at the camera's present pose."""
         camera = self.camera(data, name)
         if samples not in self._renderers:
             self._model.vis.quality.offsamples = samples
@@ -84,7 +84,7 @@ class ImageRenderer:
 
     @contextmanager
     def _culled(self, camera: Camera, data: Any) -> Iterator[None]:
-        """Put geoms that the camera does not see into a group that is not drawn."""
+        """Move geoms outside the camera's view into a group that is not rendered."""
         self._model.geom_group[outside(camera, data.geom_xpos, self._model)] = HIDDEN
         try:
             yield
@@ -93,7 +93,7 @@ class ImageRenderer:
 
 
 class _Visual(mujoco_renderer.Renderer):
-    """A renderer that shows what is meant to be seen, and not what collides."""
+    """A renderer of visual geoms, without collision geoms."""
 
     def __init__(self, model: Any, camera: Camera) -> None:
         super().__init__(model, camera)
@@ -101,9 +101,9 @@ class _Visual(mujoco_renderer.Renderer):
 
 
 def outside(camera: Camera, positions: Array, model: Any) -> Array:
-    """Return (geoms,) bool: whether the sphere around a geom lies outside the field of view."""
+    """Return which geoms (geoms,) bool have their bounding sphere outside the field of view."""
     right, down, forward = ((positions - np.asarray(camera.position)) @ camera.axes().T).T
-    radius = model.geom_rbound  # 0 for planes, which are everywhere
+    radius = model.geom_rbound  # 0 for planes, which are infinite
     angle = np.radians(camera.fovy) / 2  # images are square
     sideways = np.maximum(np.abs(right), np.abs(down)) * np.cos(angle) - forward * np.sin(angle)
     hidden: Array = (radius > 0) & ((sideways > radius) | (forward < -radius))

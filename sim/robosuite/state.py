@@ -1,7 +1,7 @@
-"""Whole states of a robosuite env: MuJoCo's, and what robosuite keeps beside it.
+"""Whole states of a robosuite env: MuJoCo's, and robosuite's own.
 
-Beside MuJoCo's state there are the gripper's remembered action, the controllers' errors and goals,
-buffers of recent values, what a task counts, and the poses that a reset writes into the model.
+robosuite's own are the gripper's last action, the controllers' errors and goals, buffers of recent
+values, the counts of a task, and the poses that a reset writes into the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.types import Array
 
 PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION.value
-IN_MODEL = ("body_pos", "body_quat", "geom_rgba")  # arrays of the model that a reset or step writes
+IN_MODEL = ("body_pos", "body_quat", "geom_rgba")  # arrays of the model that resets and steps write
 VALUES = (bool, int, float, str, np.generic, np.ndarray, type(None))
 
 
@@ -28,7 +28,7 @@ class Snapshot(NamedTuple):
     physics: Array
     sensors: Array
     model: dict[str, Array]
-    values: dict[str, dict[str, Any]]  # by who keeps them
+    values: dict[str, dict[str, Any]]  # attributes, by the name of their object
 
 
 def save(env: Any) -> Snapshot:
@@ -45,13 +45,13 @@ def save(env: Any) -> Snapshot:
         physics,
         data.sensordata.copy(),
         {name: getattr(model, name).copy() for name in IN_MODEL},
-        # Copied together, so that two names for one array stay two names for one.
+        # Copied together, so that two references to one array stay so.
         deepcopy(values, shared),
     )
 
 
 def load(env: Any, state: Snapshot) -> None:
-    """Restore a state of robosuite's env, and recompute what depends on it."""
+    """Restore a state of robosuite's env, and recompute the positions."""
     model, data = env.sim.model._model, env.sim.data._data
     for name, array in state.model.items():
         getattr(model, name)[:] = array
@@ -66,7 +66,7 @@ def load(env: Any, state: Snapshot) -> None:
 
 
 def refresh(env: Any) -> None:
-    """Compute where everything is: a step of MuJoCo ends with positions of one before."""
+    """Compute all positions, since a step of MuJoCo ends with those of the step before."""
     mujoco.mj_fwdPosition(env.sim.model._model, env.sim.data._data)
 
 
@@ -79,9 +79,9 @@ def diverged(env: Any) -> bool:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw robosuite's chance from `seed`: it takes numpy's and Python's global generators.
+    """Seed numpy's and Python's global generators, which robosuite draws from.
 
-    They go on afterwards as if nothing had been drawn.
+    Their states are restored afterwards.
     """
     import random
 
@@ -97,7 +97,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @cache
 def _kinds() -> tuple[type, ...]:
-    """Return what is copied with its keeper."""
+    """Return the types of values that are copied."""
     from robosuite.utils.buffers import DeltaBuffer, RingBuffer
 
     return (*VALUES, DeltaBuffer, RingBuffer)
@@ -111,7 +111,7 @@ def _is_value(value: Any, shared: dict[int, Any]) -> bool:
 
 
 def _keepers(env: Any) -> Iterator[tuple[str, Any]]:
-    """Yield everything that keeps values between steps, with a name."""
+    """Yield each object that keeps values between steps, with a name."""
     (robot,) = env.robots
     yield "env", env
     yield "robot", robot
@@ -122,5 +122,5 @@ def _keepers(env: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _shared(env: Any) -> dict[int, Any]:
-    """Return the parts of the model that values may name: they are never copied."""
+    """Return the parts of the model that values may refer to; they are never copied."""
     return {id(marker): marker for marker in getattr(env.model.mujoco_arena, "markers", ())}

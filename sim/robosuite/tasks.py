@@ -1,4 +1,4 @@
-"""The tasks: their objects, their distances and their experts."""
+"""The tasks of robosuite: objects, distances and experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentplan.types import Array, ArraySpec, Observation
 
 
 class Held(Robosuite):
-    """A task in which things are taken: `grasped` says whether the hand has one of them."""
+    """A task with objects to grasp; `grasped` is 1 while the hand holds one of them."""
 
     def _truth_specs(self) -> dict[str, ArraySpec]:
         grasped = ArraySpec((1,), "float32", "1 while both fingers touch the object")
@@ -23,7 +23,7 @@ class Held(Robosuite):
 
     def _truth(self) -> dict[str, Array]:
         geoms = self._robot.gripper["right"].important_geoms
-        # Whole fingers: Robotiq's hold a cube without touching it with both pads.
+        # Whole fingers, since Robotiq's hold a cube without contact of both pads.
         fingers = [geoms["left_finger"], geoms["right_finger"]]
         held = any(
             self._env._check_grasp(gripper=fingers, object_geoms=thing) for thing in self._things()
@@ -32,7 +32,7 @@ class Held(Robosuite):
 
     @abstractmethod
     def _things(self) -> Sequence[Any]:
-        """Return robosuite's objects that count."""
+        """Return robosuite's objects that can be grasped."""
 
     def _act(self, move: experts.Move, observation: Observation) -> Array:
         if self.config.robot != experts.ROBOT:
@@ -52,7 +52,7 @@ class Lift(Held):
     episode_length = 100
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the cube is from where it is in the goal, m."""
+        """Return the distance of the cube from its place in the goal, m."""
         return _apart(observation, goal, "cube")
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
@@ -64,14 +64,14 @@ class Lift(Held):
 
 
 class Stack(Held):
-    """Put the red cube on the green one and let it go."""
+    """Put the red cube on the green one and release it."""
 
     name, task, text = "robosuite/Stack", "Stack", "put the red cube on the green cube"
     objects = {"cube_a": "cubeA_main", "cube_b": "cubeB_main"}
     episode_length = 200
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far cube a is from where it is, seen from cube b, in the goal, m."""
+        """Return the error of cube a's place relative to cube b, against the goal, m."""
         seen, wanted = (o["cube_a"][:3] - o["cube_b"][:3] for o in (observation, goal))
         return float(np.linalg.norm(seen - wanted))
 
@@ -84,14 +84,14 @@ class Stack(Held):
 
 
 class Door(Held):
-    """Open a door by 0.3 rad whose latch must be turned by 70 degrees first."""
+    """Open a door by 0.3 rad; its latch must be turned by 70 degrees first."""
 
     name, task, text = "robosuite/Door", "Door", "open the door"
     objects = {"door": "Door_door", "latch": "Door_latch"}
     episode_length = 200
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the handle's axis is from where it is in the goal, m."""
+        """Return the distance of the handle's axis from its place in the goal, m."""
         return _apart(observation, goal, "latch")
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
@@ -123,10 +123,10 @@ class NutAssemblySquare(Held):
     name, task = "robosuite/NutAssemblySquare", "NutAssemblySquare"
     text = "put the square nut on the square peg"
     objects = {"nut": "SquareNut_main", "peg": "peg1"}
-    number = 0  # of the nut among robosuite's
+    number = 0  # index among robosuite's nuts
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the nut is from where it is in the goal, m."""
+        """Return the distance of the nut from its place in the goal, m."""
         return _apart(observation, goal, "nut")
 
     def _things(self) -> Sequence[Any]:
@@ -156,7 +156,7 @@ class NutAssembly(Held):
     episode_length = 500
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the nuts are from where they are in the goal, mean, m."""
+        """Return the mean distance of the nuts from their places in the goal, m."""
         return _apart(observation, goal, "square_nut", "round_nut")
 
     def _things(self) -> Sequence[Any]:
@@ -171,7 +171,7 @@ class PickPlaceCan(Held):
     objects = {"can": "Can_main", "target": "VisualCan_main"}
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the can is from where it is in the goal, m."""
+        """Return the distance of the can from its place in the goal, m."""
         return _apart(observation, goal, "can")
 
     def _things(self) -> Sequence[Any]:
@@ -191,7 +191,7 @@ class PickPlace(Held):
     episode_length = 1000
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far the objects are from where they are in the goal, mean, m."""
+        """Return the mean distance of the objects from their places in the goal, m."""
         return _apart(observation, goal, *self.objects)
 
     def _things(self) -> Sequence[Any]:
@@ -205,10 +205,10 @@ class Wipe(Robosuite):
     name, task, text = "robosuite/Wipe", "Wipe", "wipe the dirt off the table"
     objects: Mapping[str, str] = {}
     episode_length = 500
-    APART = 0.005  # m, robosuite's distance of a mark to the next
+    APART = 0.005  # m, robosuite's distance between marks
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how much longer the line of dirt is than in the goal, m; 0 if it is not."""
+        """Return the excess length of the line of dirt over the goal's, m; at least 0."""
         left, wanted = (float(o["marks"][:, 3].sum()) for o in (observation, goal))
         return self.APART * max(left - wanted, 0.0)
 
@@ -228,6 +228,6 @@ class Wipe(Robosuite):
 
 
 def _apart(observation: Observation, goal: Observation, *keys: str) -> float:
-    """Return the mean distance of objects to where they are in the goal, m."""
+    """Return the mean distance of objects from their places in the goal, m."""
     gaps = [np.linalg.norm(observation[key][:3] - goal[key][:3]) for key in keys]
     return float(np.mean(gaps))

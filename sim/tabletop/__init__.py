@@ -1,1 +1,1 @@
-"""A desk with a drawer, a slider, a switch with a light, and blocks: tasks in PyBullet."""
+"""Tasks in PyBullet on a desk with a drawer, a slider, a switch with a light, and blocks."""

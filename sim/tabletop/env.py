@@ -19,58 +19,57 @@ from latentplan.sim.tabletop.world import TIMESTEP, Kept, World
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Observation, Spec, Step
 
 HOME = (0.0, -0.05, 0.15, 0.0, 0.0, 0.0)  # m, rad: the gripper's pose at a start, about
-AROUND = (0.06, 0.06, 0.03, 0.0, 0.0, 0.0)  # m, rad: how far from it at most
-# m, rad: where the servo's target may be
+AROUND = (0.06, 0.06, 0.03, 0.0, 0.0, 0.0)  # m, rad: largest distance from it
+# m, rad: bounds of the servo's target
 LOWEST = (-0.40, -0.55, -0.08, -0.6, -0.6, -1.6)
 HIGHEST = (0.40, 0.19, 0.30, 0.6, 0.6, 1.6)
-STARTS = 20  # drawn for a task that the expert does not get done, before that is an error
+STARTS = 20  # starts drawn for a task that the expert fails at, before that is an error
 NAMES = tuple(TASKS)
 
 
 class Tabletop(gymnasium.Env[dict[str, Array], Array]):
-    """A desk on which one thing at a time shall be changed, with CALVIN's actions and observations.
+    """A desk with one object to change at a time, with CALVIN's actions and observations.
 
-    The action (7,) in [-1, 1] moves a remembered target of the tool centre point: x, y, z in units
-    of `position_unit`, euler xyz in `rotation_unit`, and the gripper: below 0 it closes, else it
+    The action (7,) in [-1, 1] moves a target of the tool centre point: x, y, z in units of
+    `position_unit`, euler xyz in `rotation_unit`, and the gripper: below 0 it closes, else it
     opens. A floating parallel gripper follows the target within 1 / `rate` seconds as far as its
-    forces let it; the target stays within LOWEST and HIGHEST. All angles 0: it points straight
+    forces allow; the target stays within LOWEST and HIGHEST. With all angles 0 it points straight
     down.
 
     Observation, of the `cameras`: `rgb_static`, `rgb_gripper` (h, w, 3) uint8, with `depth` also
     `depth_static`, `depth_gripper` (h, w) float32 in m; `robot_obs` (15,) float32: tool centre
     point (m), euler xyz (rad), width between the fingers (m), seven zeros for an arm's joints,
-    -1 if the gripper was told to close, else 1. Privileged: `scene_obs` (24,) float32 in
+    -1 if the gripper's command is to close, else 1. Privileged: `scene_obs` (24,) float32 in
     CALVIN's order (slider, drawer, button, switch in m, bulb, led, three blocks' poses; button and
-    led are 0, there are none), and `task` (1,) int64, its number in `NAMES`.
+    led do not exist here and are 0), and `task` (1,) int64, its index in `NAMES`.
 
-    `reset` draws a task (config `task`, or `options["task"]`) and a start in which it is to be
-    done. info: `task`, its name; `text`, a sentence that asks for it; `goal`, an observation in
-    which the expert has it done, without `goals` only the `scene_obs` and `task` of what shall be;
-    `redrawn`, starts given up since the expert did not get there. With `options["goal"]`, an
-    observation of this env, the start is that scene with the goal's task undone. The same seed
-    gives the same start.
+    `reset` draws a task (config `task`, or `options["task"]`) and a start in which it is not done.
+    info: `task`, its name; `text`, an instruction; `goal`, an observation after the expert has done
+    it, without `goals` only its `scene_obs` and `task`; `redrawn`, starts dropped because the
+    expert failed. With `options["goal"]`, an observation of this env, the start is that scene with
+    the goal's task undone. The same seed gives the same start.
 
     Reward: minus `distance` to the goal. After a step info holds `distance` (m), `success` (see
-    `tasks.Task.done`: since the start the thing moved as far as CALVIN asks for) and `task`.
+    `tasks.Task.done`: since the start the object moved as far as CALVIN requires) and `task`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
     name = "tabletop"
-    episode_length = 64  # actions that a task takes at most
+    episode_length = 64  # actions of a task, at most
 
     @dataclass(frozen=True)
     class Config:
         """The task, the meaning of actions, and the observations."""
 
         task: str = "any"  # one of tasks.TASKS, or any: a reset draws one
-        rate: float = 30.0  # actions a second, rounded so that one takes whole 1/120 s
+        rate: float = 30.0  # actions a second, rounded so that each takes whole 1/120 s
         position_unit: float = 0.02  # m, of an action of 1
         rotation_unit: float = 0.05  # rad, of an action of 1
-        cameras: tuple[str, ...] = ("static", "gripper")  # that see
-        depth: bool = False  # cameras give depth, too
+        cameras: tuple[str, ...] = ("static", "gripper")  # cameras in use
+        depth: bool = False  # whether cameras give depth, too
         static: int = 64  # pixels a side of the camera before the desk
         gripper: int = 64  # pixels a side of the camera on the wrist
-        goals: bool = True  # reset shows the goal, as the expert leaves it; else tells it, faster
+        goals: bool = True  # whether goals have images, of the expert's end; without, faster
         stop: bool = False  # whether success ends the episode, `after` actions later
         after: int = 2  # actions after success; stop=true
 
@@ -143,7 +142,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
     @staticmethod
     def settings_for(spec: Spec) -> dict[str, Any]:
-        """Return the Config values that make actions and images those of a model's `spec`."""
+        """Return the Config values for the actions and images of a model's `spec`."""
         found: dict[str, Any] = {}
         if spec.dt:
             found["rate"] = round(1 / spec.dt, 6)
@@ -161,8 +160,8 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         """Begin a task; see the class for `options` "task" and "goal", and for the info.
 
-        Raises ShapeError if the goal is not an observation of this env, ConfigError if there
-        is no such task, UnstablePhysics if the simulation diverges.
+        Raises ShapeError if the goal is not an observation of this env, ConfigError for an unknown
+        task, UnstablePhysics if the simulation diverges.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -179,7 +178,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self._observe(), info
 
     def step(self, action: Array) -> Step:  # type: ignore[override]
-        """Move the target and the fingers, see the class, and return what is seen then."""
+        """Move the target and the fingers, see the class, and return the next observation."""
         action = np.asarray(action, np.float64)
         check("Tabletop.action", action, "A", A=7)
         check_finite("Tabletop.action", action)
@@ -198,9 +197,10 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, -distance, ended, False, info)
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return an observation in which the expert has a task done, from a start of its own.
+        """Return an observation after the expert has done a task, from a start of its own.
 
-        The same seed gives the same goal, whatever ran before; the episode continues unchanged.
+        The same seed gives the same goal, independent of earlier calls; the episode continues
+        unchanged.
         """
         state = None if self._begun is None else self.snapshot()
         try:
@@ -213,9 +213,9 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
                 self._restore(state)
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return how far what the goal's task moves is from where it is in the goal, m.
+        """Return the distance of the task's object from its place in the goal, m.
 
-        That is along the task's way: what has gone farther than in the goal is at distance 0.
+        It is measured along the task's direction: an object beyond the goal has distance 0.
         """
         return _task_of(goal).missing(observation["scene_obs"], goal["scene_obs"])
 
@@ -238,21 +238,21 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self._observe()
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras that are used, by name, where they are now."""
+        """Return the cameras in use, by name, at their present poses."""
         return {name: self._world.camera(name) for name in self.config.cameras}
 
     def render(self) -> Array:
-        """Return the image that `rgb_static` holds."""
+        """Return the image of `rgb_static`."""
         return self._world.image("static").rgb
 
     def close(self) -> None:
-        """Leave the world."""
+        """Free the world."""
         self._world.close()
 
     @property
     def _episode(self) -> _Episode:
         if self._begun is None:
-            raise gymnasium.error.ResetNeeded("Tabletop: reset(seed=...) comes before anything")
+            raise gymnasium.error.ResetNeeded("Tabletop: no episode; call reset(seed=...) first")
         return self._begun
 
     def _set(self, **changes: Any) -> None:
@@ -274,7 +274,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     def _draw(
         self, wanted: str | None, rng: np.random.Generator, *, shown: bool
     ) -> tuple[Observation, int]:
-        """Begin a task at a random start; return its goal and how many starts were given up."""
+        """Begin a task at a random start; return its goal and the number of dropped starts."""
         task = self._choose(wanted, rng)
         for redrawn in range(STARTS):
             self._begin(task, draw_start(task, rng), rng)
@@ -285,23 +285,23 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         raise UnstablePhysics(f"tabletop: {STARTS} starts of {task.name} could not be solved")
 
     def _begin(self, task: Task, scene: Any, rng: np.random.Generator) -> None:
-        """Lay the scene down, the gripper somewhere near its home."""
+        """Lay the scene down, with the gripper at random near its home."""
         target = HOME + rng.uniform(-1, 1, 6) * AROUND
         self._world.lay(scene, pose=target)
         start = encode(self._world.scene())
         self._begun = _Episode(task, start, target, closed=False, since=0, goal={})
 
     def _wanted(self) -> Observation:
-        """Return the start's scene_obs but for what the task changes, and the task."""
+        """Return the start's scene_obs with the task's change, and the task."""
         now = self._episode
         scene = now.start.copy()
         scene[now.task.place] += now.task.way * now.task.further
         return {"scene_obs": scene, "task": np.array([NAMES.index(now.task.name)])}
 
     def _done_by_expert(self, goal: Observation) -> Observation | None:
-        """Return what is seen when the expert has reached the goal; None if it does not.
+        """Return the observation when the expert reaches the goal; None if it fails.
 
-        The episode goes on from where it was.
+        The episode continues unchanged.
         """
         state, now = self._world.snapshot(), self._episode
         wanted = goal["scene_obs"]
@@ -342,18 +342,18 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
 @dataclass(frozen=True)
 class _Episode:
-    """The state of an episode beside the physics."""
+    """The state of an episode besides the physics."""
 
     task: Task
     start: Array  # scene_obs (24,)
-    target: Array  # (6,) m, rad: where the servo was told to go
-    closed: bool  # the fingers were told to be
-    since: int  # actions since the first success, itself included; 0 none yet
+    target: Array  # (6,) m, rad: target of the servo
+    closed: bool  # whether the fingers' target is closed
+    since: int  # actions since the first success, inclusive; 0 before it
     goal: Observation
 
 
 def _task_of(goal: Observation) -> Task:
-    """Return the task that a goal is of; ShapeError if it is no observation of this env."""
+    """Return the task of a goal; ShapeError if it is not an observation of this env."""
     for key, size in (("scene_obs", SIZE), ("task", 1)):
         if key not in goal:
             raise ShapeError(f"goal: has no {key!r}; a goal is an observation of the tabletop")

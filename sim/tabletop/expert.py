@@ -1,6 +1,6 @@
-"""The scripted expert: what to do next, from where the gripper and the things are now.
+"""The scripted expert: the next action, from the present gripper and scene.
 
-It remembers nothing, so that it goes on from wherever noise, a planner or a snapshot has left it.
+It has no state, so that it continues from any state that noise, a planner or a snapshot leads to.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from latentplan.sim.tabletop.tasks import BLOCKS, DRAWER, SLIDER, SWITCH, Task
 from latentplan.sim.tabletop.world import BLOCK
 from latentplan.types import Array
 
-CLEAR = 0.10  # m, height at which the tool centre point passes over everything on the desk
-NEAR = 0.015  # m beside the point where it comes down, at most
-BESIDE, AHEAD = 0.02, 0.045  # m from the line of a push, and along it: still in contact
-SLOW = 0.5  # share of the largest action while pushing, so that nothing slides on
+CLEAR = 0.10  # m, height of the tool centre point that is clear of everything on the desk
+NEAR = 0.015  # m, largest horizontal error of a descent
+BESIDE, AHEAD = 0.02, 0.045  # m from the line of a push, and along it, that keep contact
+SLOW = 0.5  # share of the largest action during a push, so that the object does not slide on
 GRASP = 0.009  # m from a block's middle at which the fingers close
 HELD = BLOCK + 0.008  # m between fingers that hold a block, at most
 MISSED = BLOCK - 0.008  # m between fingers that hold nothing, at most
@@ -30,7 +30,7 @@ def act(
     """
     tip = np.asarray(robot[:3], np.float64)
     missing = task.missing(scene, goal)
-    if missing == 0:  # stay
+    if missing == 0:  # the task is done: stay
         motion, yaw, grip = np.zeros(3), float(robot[5]), CLOSED if task.lifts else robot[14]
     elif task.lifts:
         motion, yaw, grip = _lift(task, robot, scene, missing=missing)
@@ -44,7 +44,7 @@ def act(
 def _push(
     task: Task, tip: Array, scene: Array, *, missing: float, step: float
 ) -> tuple[Array, float, float]:
-    """Come down beside the thing, and go on with it."""
+    """Return motion, yaw and grip of a push: descend beside the object, then push it."""
     contact, way = _contact(task, scene)
     away = tip - contact
     along = float(away @ way)
@@ -55,7 +55,7 @@ def _push(
 
 
 def _contact(task: Task, scene: Array) -> tuple[Array, Array]:
-    """Return where the closed fingers come down, (3,) m, and which way they then go, (3,)."""
+    """Return the contact point (3,), m, of the closed fingers, and the direction (3,) of a push."""
     if task.place == DRAWER:
         y = -0.262 - float(scene[DRAWER])  # the handle's bar
         if task.way > 0:  # between bar and front
@@ -73,7 +73,7 @@ def _contact(task: Task, scene: Array) -> tuple[Array, Array]:
 
 
 def _come_down(tip: Array, point: Array) -> Array:
-    """Return the way to a point from above: up, over, down."""
+    """Return the motion to a point from above: up, over, down."""
     away = point[:2] - tip[:2]
     if np.linalg.norm(away) < NEAR:
         return point - tip
@@ -83,11 +83,11 @@ def _come_down(tip: Array, point: Array) -> Array:
 
 
 def _lift(task: Task, robot: Array, scene: Array, *, missing: float) -> tuple[Array, float, float]:
-    """Take the block between the fingers, and go up."""
+    """Return motion, yaw and grip of a lift: grasp the block, then move up."""
     tip, width = np.asarray(robot[:3], np.float64), float(robot[6])
     first = BLOCKS + 6 * task.block
     block, yaw = scene[first : first + 3].astype(np.float64), float(scene[first + 5])
-    yaw = (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # of its four sides, the nearest
+    yaw = (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # the nearest of its four sides
     below = block - [0, 0, 0.003]
     turned = abs(yaw - robot[5]) < 0.06
     closing = robot[14] < 0 and width > MISSED

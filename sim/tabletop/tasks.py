@@ -1,8 +1,8 @@
 """The tasks of the tabletop: their success, their instructions and their starts.
 
-Tasks are told apart as in CALVIN (Mees et al. 2022, arXiv 2112.03227): by how far something moved
-since the start. Numbers are those of `scene_obs` (24,), which has CALVIN's order: slider, drawer,
-button, switch, bulb, led, then red, blue, pink: x, y, z, euler xyz.
+A task is defined as in CALVIN (Mees et al. 2022, arXiv 2112.03227): by the motion of an object
+since the start. `scene_obs` (24,) has CALVIN's order: slider, drawer, button, switch, bulb, led,
+then red, blue, pink: x, y, z, euler xyz.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from latentplan.types import Array
 
 SLIDER, DRAWER, SWITCH, BULB, BLOCKS = 0, 1, 3, 4, 6  # places in scene_obs
 SIZE = 24
-NEAR_END = 0.02  # m from its end, at most, that a drawer, door or lever starts there
-LOW, HIGH = (-0.25, -0.15), (0.17, 0.08)  # m, x and y where blocks start
-ASIDE = (-0.27, 0.19)  # m, x where a block may be pushed to
-GAP = 0.11  # m between the middles of two blocks: the open gripper fits in
-LANE = 0.08  # m to either side of a push without another block's middle
-ROOM = 0.13  # m behind a block that is pushed without another one: the gripper comes down there
-TURN = 0.25  # rad, a block's yaw at most
+NEAR_END = 0.02  # m, largest distance from its end at which a drawer, door or lever starts
+LOW, HIGH = (-0.25, -0.15), (0.17, 0.08)  # m, bounds of x and y of blocks at a start
+ASIDE = (-0.27, 0.19)  # m, bounds of x at the end of a push
+GAP = 0.11  # m between the middles of two blocks, at least, so that the open gripper fits
+LANE = 0.08  # m to either side of a push that other blocks' middles keep free
+ROOM = 0.13  # m behind a pushed block that is free, for the gripper's descent
+TURN = 0.25  # rad, largest yaw of a block
 
 
 @dataclass(frozen=True)
 class Task:
-    """One number of the scene that shall change; lengths in metres."""
+    """A task: a change of one number of the scene; lengths in metres."""
 
     name: str
-    place: int  # in scene_obs, of the number
-    way: int  # 1 it shall grow, -1 it shall fall
-    change: float  # by how much at least
-    further: float  # by how much the expert changes it
-    sentences: tuple[str, ...]
+    place: int  # index in scene_obs
+    way: int  # 1 to increase the number, -1 to decrease it
+    change: float  # least change
+    further: float  # change of the expert
+    sentences: tuple[str, ...]  # instructions
 
     @property
     def block(self) -> int:
-        """Which block it is about: red 0, blue 1, pink 2; -1 none."""
+        """The block of the task: red 0, blue 1, pink 2; -1 for none."""
         return (self.place - BLOCKS) // 6 if self.place >= BLOCKS else -1
 
     @property
     def lifts(self) -> bool:
-        """Whether a block shall go up."""
+        """Whether the task lifts a block."""
         return self.block >= 0 and (self.place - BLOCKS) % 6 == 2
 
     def missing(self, scene: Array, goal: Array) -> float:
-        """Return how far a scene_obs is behind another one in what the task changes, m."""
+        """Return the remaining change from a scene_obs to `goal`, m; at least 0."""
         return max(0.0, self.way * (float(goal[self.place]) - float(scene[self.place])))
 
     def done(self, scene: Array, start: Array) -> bool:
-        """Return whether a scene_obs has the task done since `start`."""
+        """Return whether the task is done in `scene`, against `start`."""
         if self.place == SWITCH:
             return bool(scene[BULB] == (self.way > 0) and scene[BULB] != start[BULB])
         changed = self.way * (scene[self.place] - start[self.place]) >= self.change
@@ -136,13 +136,13 @@ def encode(scene: Scene) -> Array:
 
 
 def decode(scene_obs: Array) -> Scene:
-    """Return the scene that a scene_obs (24,) tells of."""
+    """Return the scene of a scene_obs (24,)."""
     slider, drawer, _, switch = (float(number) for number in scene_obs[:4])
     return Scene(drawer, slider, switch, np.array(scene_obs[BLOCKS:], np.float64).reshape(3, 6))
 
 
 def draw_start(task: Task, rng: np.random.Generator) -> Scene:
-    """Return a random scene in which the task is to be done and can be done."""
+    """Return a random scene in which the task is feasible and not done."""
     parts = {"drawer": DRAWER, "slider": SLIDER, "switch": SWITCH}
     values = {
         name: _end(RANGES[name], task.way if task.place == place else 0, rng)
@@ -152,7 +152,7 @@ def draw_start(task: Task, rng: np.random.Generator) -> Scene:
 
 
 def undo(task: Task, goal: Array, rng: np.random.Generator) -> Scene:
-    """Return a start from which the task leads to the scene_obs `goal`; all else is as there."""
+    """Return a start from which the task leads to the scene_obs `goal`; the rest is equal."""
     start = np.array(goal, np.float64)
     if task.lifts:
         start[task.place] = BLOCK / 2
@@ -166,14 +166,14 @@ def undo(task: Task, goal: Array, rng: np.random.Generator) -> Scene:
 
 
 def _end(reach: float, way: int, rng: np.random.Generator) -> float:
-    """Return a place near the end that leaves room for this way; near either for way 0."""
+    """Return a place near the end that leaves room for `way`; near either end for way 0."""
     from_end = rng.uniform(0, min(NEAR_END, reach / 5))
     at_zero = way > 0 if way else rng.random() < 0.5
     return float(from_end if at_zero else reach - from_end)
 
 
 def _draw_blocks(task: Task, rng: np.random.Generator) -> Array:
-    """Return where blocks (3, 6) lie flat, far enough apart, none in the way of a push."""
+    """Return random flat poses of blocks (3, 6), far enough apart, none in the way of a push."""
     while True:
         at = rng.uniform(LOW, HIGH, (len(COLOURS), 2))
         gaps = np.linalg.norm(at[:, None] - at[None], axis=2)[np.triu_indices(len(at), 1)]
@@ -186,7 +186,7 @@ def _draw_blocks(task: Task, rng: np.random.Generator) -> Array:
 
 
 def _clear(task: Task, at: Array) -> bool:
-    """Return whether the block that is pushed, if any, has a free way within ASIDE."""
+    """Return whether the pushed block, if any, has a free path within ASIDE."""
     if task.block < 0 or task.lifts:
         return True
     end = at[task.block, 0] + task.way * task.further

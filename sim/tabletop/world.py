@@ -1,4 +1,4 @@
-"""The tabletop in PyBullet: bodies, the gripper's servo, states, images; no tasks.
+"""The physics of the tabletop in PyBullet: bodies, the gripper's servo, states, images.
 
 Metres, seconds, rad; the origin is the middle of the table top, x right, y away, z up.
 """
@@ -20,29 +20,29 @@ FOLDER = Path(__file__).parent
 TIMESTEP = 1 / 120  # s, of the physics
 BLOCK = 0.05  # m, the side of a block
 COLOURS = {"red": (0.85, 0.08, 0.08), "blue": (0.10, 0.22, 0.90), "pink": (1.0, 0.50, 0.85)}
-RANGES = {"drawer": 0.18, "slider": 0.24, "switch": 0.08}  # m, how far each goes from 0
-FRICTION = {"drawer": 2.0, "slider": 1.0, "switch": 0.5}  # N, that holds each where it is
+RANGES = {"drawer": 0.18, "slider": 0.24, "switch": 0.08}  # m, range of each from 0
+FRICTION = {"drawer": 2.0, "slider": 1.0, "switch": 0.5}  # N, friction that holds each
 LAMP = (0.24, 0.225, 0.12)  # m, its middle
 LIT, DARK = (1.0, 0.93, 0.25, 1), (0.16, 0.17, 0.24, 1)  # rgba of the lamp
-FLOOR, FLOOR_RGBA = -0.23, (0.33, 0.37, 0.42, 1)  # m, its height
-OPEN = 0.04  # m, of each finger
+FLOOR, FLOOR_RGBA = -0.23, (0.33, 0.37, 0.42, 1)  # m, height of the floor
+OPEN = 0.04  # m, travel of each open finger
 MOTORS = tuple(range(8))  # x, y, z, yaw, pitch, roll, two fingers
 FORCES = (60.0,) * 3 + (6.0,) * 3 + (15.0,) * 2  # N, N m
-GAINS = (0.5,) * 8  # share of a joint's error that a timestep corrects
-NEAR, FAR = 0.02, 5.0  # m from a camera, what an image shows
-FARTHEST = 4.0  # m from the origin, and more than any angle; what is farther has diverged
-LAID = 24  # timesteps for what was put down to come to rest
+GAINS = (0.5,) * 8  # share of a joint's error that is corrected in a timestep
+NEAR, FAR = 0.02, 5.0  # m, clipping planes of a camera
+FARTHEST = 4.0  # m from the origin, and above any angle; beyond it a body has diverged
+LAID = 24  # timesteps until a new scene is at rest
 STATIC = Camera("static", position=(0.0, -0.80, 0.86), target=(0.0, -0.06, 0.0), fovy=39.0)
-WRIST = (0.0, -0.065, 0.055), (0.0, -0.005, -0.03)  # m from the tool: camera, what it looks at
+WRIST = (0.0, -0.065, 0.055), (0.0, -0.005, -0.03)  # m from the tool: camera, its target
 WRIST_FOVY = 80.0  # degrees
 
 
 class Scene(NamedTuple):
     """The movable parts of the desk, without the gripper."""
 
-    drawer: float  # m that it is open
-    slider: float  # m that the door is to the left of its right end
-    switch: float  # m that the lever is away from its near end, where it is off
+    drawer: float  # m, opening of the drawer
+    slider: float  # m of the door to the left of its right end
+    switch: float  # m of the lever from its near end, which is off
     blocks: Array  # (3, 6): x, y, z in m, euler xyz in rad; red, blue, pink
 
     @property
@@ -52,7 +52,7 @@ class Scene(NamedTuple):
 
 
 def lights(switch: float) -> bool:
-    """Return whether the lamp is on: where the lever is past its middle."""
+    """Return whether the lamp is on, which is so if the lever is past its middle."""
     return switch > RANGES["switch"] / 2
 
 
@@ -65,10 +65,10 @@ class CameraImage:
 
 
 class World:
-    """A desk of its own, which nobody else sees; the same calls give bit-equal numbers."""
+    """A desk in a separate PyBullet client; the same calls give bit-equal numbers."""
 
     def __init__(self, *, substeps: int, static: int, gripper: int) -> None:
-        """Build it: physics steps of a `move`, pixels a side of the cameras.
+        """Build the world: physics steps of a `move`, and pixels a side of both cameras.
 
         Raises MissingDependency if PyBullet is not installed.
         """
@@ -77,14 +77,14 @@ class World:
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
         self._substeps = substeps
         self._pixels = {"static": static, "gripper": gripper}
-        self._shown: bool | None = None  # whether the lamp is drawn lit
+        self._shown: bool | None = None  # whether the lamp is rendered lit
         self._build()
         self._pristine = self._p.saveState(self._client)
 
     def lay(self, scene: Scene, *, pose: Array) -> None:
-        """Put everything somewhere, at rest: the gripper, open, at `pose` (6,), m and rad.
+        """Set the scene at rest, and the open gripper at `pose` (6,), m and rad.
 
-        What follows depends on these numbers alone.
+        The next states depend on these numbers alone.
         """
         p, client = self._p, self._client
         p.restoreState(self._pristine, physicsClientId=client)
@@ -102,7 +102,7 @@ class World:
             p.stepSimulation(client)
 
     def move(self, start: Array, end: Array, *, closed: bool) -> None:
-        """Take the servo's target from a pose (6,) to another in a period, the fingers at once."""
+        """Move the servo's target from a pose (6,) to another in a period, the fingers at once."""
         a, b = _joints(start, closed=closed), _joints(end, closed=closed)
         for joints in np.linspace(a, b, self._substeps + 1)[1:].tolist():
             self._servo(joints)
@@ -111,13 +111,13 @@ class World:
     def hand(self) -> Array:
         """Return the tool centre point (m), its euler xyz (rad), the fingers' gap (m), (7,).
 
-        Raises UnstablePhysics if it is far away or nowhere.
+        Raises UnstablePhysics if the gripper is far away or not finite.
         """
         x, y, z, yaw, pitch, roll, left, right = self._states(self._gripper)
         return _sane(np.array([x, y, z, roll, pitch, yaw, left + right]))
 
     def scene(self) -> Scene:
-        """Return where everything is; UnstablePhysics if a block is far away or nowhere."""
+        """Return the scene; UnstablePhysics if a block is far away or not finite."""
         p, blocks = self._p, []
         for block in self._blocks:
             position, quaternion = p.getBasePositionAndOrientation(block, self._client)
@@ -126,7 +126,7 @@ class World:
         return Scene(drawer, slider, switch, _sane(np.array(blocks)))
 
     def camera(self, name: str) -> Camera:
-        """Return a camera as it is now: `static` before the desk, `gripper` on the wrist."""
+        """Return a camera at its present pose: `static` before the desk, `gripper` on the wrist."""
         pixels = self._pixels[name]
         if name == "static":
             at, target, up, fovy = STATIC.position, STATIC.target, STATIC.up, STATIC.fovy
@@ -139,7 +139,7 @@ class World:
         return Camera(name, at, target, up, fovy, pixels, pixels)
 
     def image(self, name: str) -> CameraImage:
-        """Return what a camera sees now."""
+        """Return a camera's present image."""
         p, view = self._p, self.camera(name)
         lit = lights(self._states(self._desk)[2])
         if lit != self._shown:
@@ -147,8 +147,8 @@ class World:
                 self._lamp, -1, rgbaColor=LIT if lit else DARK, physicsClientId=self._client
             )
             self._shown = lit
-        # TinyRenderer takes the corner of a pixel for its middle: look half a pixel aside.
-        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # of a pixel, at NEAR
+        # TinyRenderer treats the corner of a pixel as its middle, so shift by half a pixel.
+        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # half a pixel, at NEAR
         edges = (1 - view.width) * half, (1 + view.width) * half
         _, _, rgb, depth, _ = p.getCameraImage(
             view.width,
@@ -182,7 +182,7 @@ class World:
         self._p.restoreState(kept.number, physicsClientId=self._client)
 
     def close(self) -> None:
-        """Leave the world; it is of no use then."""
+        """Disconnect from PyBullet; the world is unusable afterwards."""
         self._free()
 
     def _states(self, body: int) -> list[float]:
@@ -190,7 +190,7 @@ class World:
         return [state[0] for state in states]
 
     def _servo(self, joints: list[float]) -> None:
-        """Set where the gripper's motors go."""
+        """Set the targets of the gripper's motors."""
         self._p.setJointMotorControlArray(
             self._gripper,
             MOTORS,
@@ -244,7 +244,7 @@ class World:
         mass: float = 0.0,
         touches: bool = True,
     ) -> int:
-        """Return a new box; without mass it stays where it is."""
+        """Return a new box; without mass it is fixed."""
         p, client = self._p, self._client
         shape = -1
         if touches:
@@ -257,23 +257,23 @@ class World:
 
 
 class Kept:
-    """A state that PyBullet keeps by a number."""
+    """A state in PyBullet's memory, by its number."""
 
     def __init__(self, world: World, number: int) -> None:
-        """Keep it until this value goes, or the world does."""
+        """Take the state's world and number; the state lives as long as both."""
         self.number = number
         self._world = weakref.ref(world)
 
     def __del__(self) -> None:
-        """Let PyBullet forget the state."""
+        """Free the state in PyBullet."""
         world = self._world()
         if world is not None and world._free.alive:
             world._p.removeState(self.number, physicsClientId=world._client)
 
 
 def _sane(numbers: Array) -> Array:
-    """Return poses as they are; UnstablePhysics if one diverged."""
-    if not np.abs(numbers).max() < FARTHEST:  # a NaN is not
+    """Return poses unchanged; UnstablePhysics if one diverged."""
+    if not np.abs(numbers).max() < FARTHEST:  # NaN fails too
         raise UnstablePhysics("tabletop: the simulation diverged; reset and drop the episode")
     return numbers
 

@@ -59,8 +59,8 @@ def test_the_same_seed_finds_the_same_plane(table):
     points = table[0]
     first = clouds.plane(points, seed=3)
     assert all(np.array_equal(clouds.plane(points, seed=3), first) for _ in range(5))
-    tried = {clouds.plane(points, seed=seed, tries=5).tobytes() for seed in range(4)}
-    assert len(tried) > 1
+    found = {clouds.plane(points, seed=seed, candidates=5).tobytes() for seed in range(4)}
+    assert len(found) > 1
 
 
 def test_farthest_points_spread(open3d):

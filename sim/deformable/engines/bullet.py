@@ -16,29 +16,30 @@ from latentplan.sim.rendering.appearance import TILE, Appearance, Colour
 from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
-NEAR, FAR = 0.05, 50.0  # m from the camera, what an image shows
+NEAR, FAR = 0.05, 50.0  # m, clipping planes of the camera
 ERP = 0.8  # share of a joint's error that is corrected in a timestep
 NO_TIME = 1e-15  # s; Bullet skips a step that takes less than its epsilon
 TEXEL = 0.5 / TILE  # m, of the table's pattern
-FARTHEST = 10.0  # m from the middle of the table; what is farther has diverged
+FARTHEST = 10.0  # m from the middle of the table; a farther body has diverged
 TABLE, OBJECT = 1, 2  # collision groups
 TABLE_RGB = (0.18, 0.45, 0.34)
 STATE = 13  # numbers of a body: position, quaternion, velocity, angular velocity
 
 
 class BulletEngine(ABC):
-    """An object made of rigid bodies that joints hold together, in a PyBullet world of its own.
+    """An object of rigid bodies that joints hold together, in a PyBullet world of its own.
 
-    All bodies are single ones (`useMaximalCoordinates`), joined by ball joints. The first `grips`
-    of them are what the gripper can hold. It is a body without shape or mass that a ball joint
-    ties to the one that it holds.
+    All bodies are single ones (`useMaximalCoordinates`), joined by ball joints. The gripper can
+    hold the first of them, the grips. It is a body without shape or mass that a ball joint ties to
+    the held one.
 
-    Bullet keeps contacts and their order from one step to the next, and `saveState` does not give
-    all of them back. So a state here is numbers, and to take one is to put it back: the bodies get
-    new entries in the broad phase, in the same order, and what follows depends on the numbers only.
+    Bullet keeps contacts and their order from one step to the next, and `saveState` does not
+    restore all of them. Therefore a state is a vector of numbers, and `snapshot` also restores it:
+    the bodies get new entries in the broad phase, in the same order, so that the next steps depend
+    on the numbers only.
     """
 
-    _touches = TABLE  # what the bodies collide with
+    _touches = TABLE  # collision groups that the bodies collide with
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class BulletEngine(ABC):
         self._iterations = iterations
         self.timestep = timestep
         self.held = -1
-        # Poses and velocities that the bodies were given, if nothing was stepped since.
+        # Poses and velocities last set for the bodies, if no step followed.
         self._as_put: tuple[Array, Array] | None = None
         self._client = self._p.connect(self._p.DIRECT)
         self._free = weakref.finalize(self, self._p.disconnect, self._client)
@@ -66,10 +67,10 @@ class BulletEngine(ABC):
 
     @abstractmethod
     def _build(self) -> list[int]:
-        """Put the object's bodies into the empty world and return them, the grips first."""
+        """Add the object's bodies to the empty world and return them, the grips first."""
 
     def _draw(self) -> None:  # noqa: B027, a hook: most bodies move by themselves
-        """Bring what images show, `self._drawn`, up to date: bodies move by themselves."""
+        """Update the visual bodies `self._drawn`; those of the simulation move by themselves."""
 
     def points(self) -> Array:
         """Return the keypoints (P, 3): here the grips."""
@@ -80,17 +81,17 @@ class BulletEngine(ABC):
         return self._poses()[:, :3]
 
     def grasp(self, grip: int) -> None:
-        """Tie a body to the gripper, which goes there."""
+        """Tie a body to the gripper, which moves to it."""
         self._hold(grip, self.grips()[grip])
 
     def release(self) -> None:
-        """Cut the tie."""
+        """Remove the tie."""
         if self.held >= 0:
             self._p.removeConstraint(self._tie, physicsClientId=self._client)
         self.held = -1
 
     def place_gripper(self, position: Array) -> None:
-        """Put the empty gripper somewhere, (3,)."""
+        """Put the empty gripper at `position` (3,)."""
         self._position = np.array(position, np.float64)
         self._p.resetBasePositionAndOrientation(
             self._gripper, self._position, (0, 0, 0, 1), physicsClientId=self._client
@@ -110,28 +111,28 @@ class BulletEngine(ABC):
             self._p.stepSimulation(physicsClientId=self._client)
 
     def rest(self) -> None:
-        """Stop what still moves, so that the next state depends on the points alone."""
+        """Stop all motion, so that the next state depends on the points alone."""
         self._put(self._poses(), np.zeros((len(self._bodies), 6)))
 
     def check(self) -> None:
-        """Raise UnstablePhysics if a body is far away or nowhere."""
-        if not np.abs(self._poses()[:, :3]).max() < FARTHEST:  # a NaN is not
+        """Raise UnstablePhysics if a body is far away or its position is not finite."""
+        if not np.abs(self._poses()[:, :3]).max() < FARTHEST:  # NaN fails too
             self._diverged = True
             raise UnstablePhysics(
                 f"{self._name}: the simulation diverged; reset and drop the episode"
             )
 
     def gripper(self) -> Array:
-        """Return where the gripper is, (3,)."""
+        """Return the position (3,) of the gripper."""
         return self._position.copy()
 
     def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
-        """Return what a camera sees; see `Engine.image`."""
+        """Return a camera's image; see `Engine.image`."""
         self._draw()
         p, view, seen = self._p, self._cameras[camera], self._appearance
         light = seen.toward_light()
-        # TinyRenderer takes the corner of a pixel for its middle: look half a pixel aside.
-        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # of a pixel, at NEAR
+        # TinyRenderer treats the corner of a pixel as its middle, so shift by half a pixel.
+        half = NEAR * np.tan(np.radians(view.fovy) / 2) / view.height  # half a pixel, at NEAR
         left, right = (1 - view.width) * half, (1 + view.width) * half
         low, high = (1 - view.height) * half, (1 + view.height) * half
         _, _, rgb, depth, bodies = p.getCameraImage(
@@ -159,7 +160,7 @@ class BulletEngine(ABC):
         nothing = metres > 0.9 * FAR  # black, as in MuJoCo
         shade = np.where(nothing, 0.0, 1.0)
         if seen.contrast > 0:
-            # Not a texture: TinyRenderer keeps every one that it was ever given.
+            # Not a texture, since TinyRenderer never frees one.
             texels = np.floor(view.unproject(metres)[..., :2] / TEXEL).astype(int) % TILE
             table = ~nothing & (np.reshape(bodies, shape) == self._table)
             shade[table] = self._tile[texels[table, 1], texels[table, 0]]
@@ -167,11 +168,11 @@ class BulletEngine(ABC):
         return colours.astype(np.uint8)
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its images keep their size."""
+        """Move the camera of this name to its new pose; its images keep their size."""
         self._cameras[camera.name] = camera
 
     def set_appearance(self, appearance: Appearance) -> None:
-        """Show the scene like this from now on."""
+        """Set the appearance of the scene."""
         self._appearance = appearance
         if appearance.contrast > 0:
             self._tile = appearance.tile()
@@ -181,9 +182,9 @@ class BulletEngine(ABC):
 
     def snapshot(self) -> Array:
         """Return the state of all bodies and of the gripper as a vector."""
-        # Bullet changes the last bit of a quaternion that it is given: tell what it was given.
+        # Bullet changes the last bit of a quaternion that is set, so return the one that was set.
         poses, velocities = self._as_put or (self._poses(), self._velocities())
-        self._put(poses, velocities)  # so that what follows is what follows after a `restore`
+        self._put(poses, velocities)  # so that the next steps equal those after a `restore`
         bodies = np.concatenate([poses, velocities], 1)
         return np.concatenate([bodies.ravel(), self._position, [self.held]])
 
@@ -200,11 +201,11 @@ class BulletEngine(ABC):
             self.place_gripper(state[size : size + 3])
 
     def close(self) -> None:
-        """Leave the world; the engine is of no use then."""
+        """Disconnect from the world; the engine is unusable afterwards."""
         self._free()
 
     def _make(self) -> None:
-        """Make the world from nothing."""
+        """Build the world from an empty one."""
         p, client = self._p, self._client
         p.resetSimulation(physicsClientId=client)
         p.setGravity(0, 0, -9.81, physicsClientId=client)
@@ -216,7 +217,7 @@ class BulletEngine(ABC):
             physicsClientId=client,
         )
         self._time(self.timestep, erp=ERP)
-        # Without a visual shape Bullet would draw the one that collides: have it below the table.
+        # Without a visual shape Bullet renders the collision shape, so hide one below the table.
         below = np.array([(0, 0, -1), (1, 0, -1), (0, 1, -1)]) * 0.001 - [0, 0, 1]
         self._unseen = self._mesh(below, np.array([(0, 1, 2)]), normals=np.tile((0, 0, 1), (3, 1)))
         self._gripper = self._body(0, -1, self._unseen)
@@ -242,7 +243,7 @@ class BulletEngine(ABC):
         self._table = self._plane(top, friction=friction)
 
     def _put_walls(self, edge: float) -> None:
-        """Add four upright planes that no camera sees, at +-edge metres: they keep things in."""
+        """Add four invisible upright planes at +-edge metres, which keep the object in view."""
         for angle in np.arange(4) * np.pi / 2:
             wall = self._plane(self._unseen, friction=0.1)
             inwards = self._p.getQuaternionFromEuler((0, -np.pi / 2, angle))  # its normal
@@ -250,7 +251,7 @@ class BulletEngine(ABC):
             self._p.resetBasePositionAndOrientation(wall, at, inwards, self._client)
 
     def _plane(self, visual: int, *, friction: float) -> int:
-        """Add a plane z = 0 that the object touches, and return it."""
+        """Add a plane z = 0 that collides with the object, and return it."""
         p, client = self._p, self._client
         plane = self._body(0, p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client), visual)
         p.changeDynamics(plane, -1, lateralFriction=friction, physicsClientId=client)
@@ -269,7 +270,7 @@ class BulletEngine(ABC):
         return visual
 
     def _colour(self, body: int, rgb: Colour) -> None:
-        rgba = (*(np.array(rgb) + 0.5 / 255), 1)  # TinyRenderer cuts off what others round
+        rgba = (*(np.array(rgb) + 0.5 / 255), 1)  # TinyRenderer truncates instead of rounding
         self._p.changeVisualShape(body, -1, rgbaColor=rgba, physicsClientId=self._client)
 
     def _ball_joint(self, a: int, b: int, *, at: tuple[Array, Array]) -> int:
@@ -296,7 +297,7 @@ class BulletEngine(ABC):
         self.held = grip
 
     def _clear(self) -> None:
-        """Forget what the gripper holds, and a world that has diverged."""
+        """Release the gripper, and rebuild a world that has diverged."""
         if self._diverged:
             self._make()
         self.release()
@@ -312,10 +313,10 @@ class BulletEngine(ABC):
         return np.array([(*v, *w) for v, w in (get(b, client) for b in self._bodies)])
 
     def _put(self, poses: Array, velocities: Array) -> None:
-        """Put all bodies somewhere, with no memory of contacts or of how they were turned.
+        """Set the state of all bodies, independent of earlier contacts and rotations.
 
-        Bullet turns a body's inertia with it at the end of a step only: hence a step that takes no
-        time, in which nothing touches and no joint pulls.
+        Bullet turns a body's inertia with it at the end of a step only; hence a step of no time,
+        without contacts and joint forces.
         """
         self._set(poses, np.zeros_like(velocities), touches=0)
         self._time(NO_TIME, erp=0)
@@ -334,7 +335,7 @@ class BulletEngine(ABC):
             p.setCollisionFilterGroupMask(body, -1, OBJECT, touches, client)
 
     def _time(self, step: float, *, erp: float) -> None:
-        """Set what a step takes, s, and the share of a joint's error that it corrects."""
+        """Set the length of a step, s, and the share of a joint's error that it corrects."""
         self._p.setPhysicsEngineParameter(fixedTimeStep=step, erp=erp, physicsClientId=self._client)
 
 

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from latentplan.sim.deformable.cloth import Cloth
 
 STILL = 0.05  # m/s, root mean square of the points' speeds at rest
-CHUNK = 4  # timesteps between two looks whether all is at rest
-TORN = 2.0  # distance of neighbours over that at rest: the simulation failed
-SLIP = 0.1  # friction of a ball; the table's makes up for it, so that layers slide
+CHUNK = 4  # timesteps between two checks for rest
+TORN = 2.0  # ratio of neighbours' distance to that at rest, above which the simulation has failed
+SLIP = 0.1  # friction of a ball; the table's compensates for it, so that layers slide
 SPIN = 1 - 1e-6  # share of a cross's angular velocity that is lost in a second
-INERTIA = 0.1  # of a cross, in units of its mass times the spacing squared
+INERTIA = 0.1  # moment of a cross, in units of its mass times the spacing squared
 
 
 class BulletCloth(BulletEngine):
-    """Keypoints and grips are the crosses' middles (rows * columns, 3), row by row.
+    """A cloth whose keypoints and grips are the crosses' middles (rows * columns, 3), row by row.
 
     Each cross is rigid, and its four tips are joined to its neighbours' by ball joints: the net
     bends and folds, also diagonally, and hardly stretches or shears (a discrete orthogonal geodesic
-    net, Rabinovich et al. 2018, https://doi.org/10.1145/3180494, with joints that give a little).
-    A ball at each middle touches the table and the other balls.
+    net, Rabinovich et al. 2018, https://doi.org/10.1145/3180494, with slightly soft joints). A ball
+    at each middle collides with the table and the other balls.
 
-    PyBullet's soft bodies were tried: in the deformable world a step took ten times as long and
-    blew up at 10 ms; in the other one bending cannot be set, and the sheet springs flat by itself.
-    Neither tells velocities, without which no state can be put back.
+    PyBullet's soft bodies do not serve: in the deformable world a step takes ten times as long and
+    diverges at 10 ms; in the other one bending cannot be set, and the sheet springs flat by itself.
+    Neither gives velocities, without which no state can be restored.
     """
 
     _touches = TABLE | OBJECT
@@ -54,7 +54,7 @@ class BulletCloth(BulletEngine):
         )
 
     def lay(self, pose: Array) -> None:
-        """Put the points (P, 3) down and let them come to rest."""
+        """Lay the points (P, 3) down and wait until they rest."""
         self._clear()
         grid = pose.reshape(self._config.rows, self._config.columns, 3)
         poses = np.concatenate([pose, _turns(grid)], 1)
@@ -65,7 +65,7 @@ class BulletCloth(BulletEngine):
         self.rest()
 
     def wait(self, steps: int) -> None:
-        """Step the physics, at most until all is at rest."""
+        """Step the physics until the cloth rests, or for `steps` timesteps."""
         for done in range(0, steps, CHUNK):
             super().wait(min(CHUNK, steps - done))
             if (self._velocities()[:, :3] ** 2).sum(1).mean() < STILL**2:
@@ -90,7 +90,7 @@ class BulletCloth(BulletEngine):
         for corner in self._triangles.T:
             np.add.at(normals, corner, faces)
         normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
-        # Half the flex's thickness, so that each side lies where MuJoCo's does.
+        # Half the flex's thickness, so that each side is at MuJoCo's place.
         thick = normals * self._config.radius / 3
         back = self._triangles[:, ::-1] + len(points)
         visual = self._mesh(
@@ -102,7 +102,7 @@ class BulletCloth(BulletEngine):
         self._colour(self._drawn[0], self._appearance.object or self._rgb)
 
     def _build(self) -> list[int]:
-        """Return the crosses; only balls at their middles touch anything."""
+        """Return the crosses; only the balls at their middles collide."""
         c, p, client = self._config, self._p, self._client
         self._lay_table(friction=c.friction / SLIP)
         self._put_walls(c.view - c.radius)
@@ -113,7 +113,7 @@ class BulletCloth(BulletEngine):
             p.changeDynamics(
                 cross,
                 -1,
-                mass=mass,  # without it Bullet takes the inertia for that of a body of no mass
+                mass=mass,  # without it Bullet treats the body as massless
                 localInertiaDiagonal=(INERTIA * mass * c.spacing**2,) * 3,
                 linearDamping=1 - np.exp(-c.damping),
                 angularDamping=SPIN,
@@ -137,7 +137,7 @@ def _turns(grid: Array) -> Array:
     from scipy.spatial.transform import Rotation
 
     along, across = _unit(np.gradient(grid, axis=0)), _unit(np.gradient(grid, axis=1))
-    # At right angles, as near to both as can be.
+    # The two right-angled directions nearest to both.
     middle, side = _unit(along + across), _unit(along - across)
     x, y = (middle + side) / np.sqrt(2), (middle - side) / np.sqrt(2)
     frames = np.stack([x, y, np.cross(x, y)], -1).reshape(-1, 3, 3)

@@ -15,18 +15,18 @@ from latentplan.types import Array
 if TYPE_CHECKING:
     from latentplan.sim.deformable.rope import Rope
 
-# Ball joints have no damping of their own. Links that turn slowly stand in for it: they are given
-# an inertia of `damping` times LAG, and lose SPIN of their angular velocity in a second. Measured
-# against MuJoCo's rope, over drags that move a point by 56 mm on average: 13 mm apart after a drag.
+# Ball joints have no damping. Instead, links turn slowly: they have an added inertia of `damping`
+# times LAG, and lose SPIN of their angular velocity in a second. Over drags that move a point by
+# 56 mm on average, the result differs from MuJoCo's rope by 13 mm after a drag.
 LAG = 0.012  # s
 SPIN = 1 - 1e-12
 
 
 class BulletRope(BulletEngine):
-    """Keypoints are the links' ends (links + 1, 3), grips the links' centres (links, 3)."""
+    """A rope with the links' ends (links + 1, 3) as keypoints, and their centres as grips."""
 
     def __init__(self, config: Rope.Config) -> None:
-        """Build the world; ConfigError for a rope that is stiff, which ball joints cannot be."""
+        """Build the world; ConfigError for a stiff rope, since ball joints have no stiffness."""
         if config.stiffness > 0:
             raise ConfigError(
                 f"Rope.stiffness: found {config.stiffness}, engine=pybullet has no springs at the "
@@ -42,7 +42,7 @@ class BulletRope(BulletEngine):
         )
 
     def lay(self, pose: Curve) -> None:
-        """Put the rope down along a curve and let it come to rest."""
+        """Lay the rope down along a curve and wait until it rests."""
         self._clear()
         ends = pose.points()
         angles = pose.heading + np.concatenate([[0], np.cumsum(pose.bends)])
@@ -63,11 +63,11 @@ class BulletRope(BulletEngine):
         along = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], 1)
         half = along * (self._config.length / self._config.links / 2)
         starts, ends = poses[:, :3] - half, poses[:, :3] + half
-        # Two links meet in a joint up to the solver's error: the middle of it.
+        # Two links meet in a joint up to the solver's error, so take the middle.
         return np.concatenate([starts[:1], (starts[1:] + ends[:-1]) / 2, ends[-1:]])
 
     def _build(self) -> list[int]:
-        """Return the links: only spheres at their centres touch the table, as in MuJoCo."""
+        """Return the links; only spheres at their centres touch the table, as in MuJoCo."""
         c, p, client = self._config, self._p, self._client
         self._lay_table(friction=c.friction)
         self._put_walls(c.view - c.radius / 2)
@@ -81,7 +81,7 @@ class BulletRope(BulletEngine):
             p.changeDynamics(
                 link,
                 -1,
-                mass=mass,  # without it Bullet takes the inertia for that of a body of no mass
+                mass=mass,  # without it Bullet treats the body as massless
                 localInertiaDiagonal=(inertia, inertia, inertia),
                 linearDamping=0,
                 angularDamping=SPIN,
@@ -98,7 +98,7 @@ class BulletRope(BulletEngine):
 def _capsule(radius: float, *, length: float) -> tuple[Array, Array, Array]:
     """Return vertices (V, 3), triangles (T, 3), normals (V, 3) of a capsule along x."""
     sides, rings = 8, 3  # vertices of a ring; rings of a half
-    rise = np.linspace(np.pi / 2, 0, rings)  # from the pole, which is a ring of no width
+    rise = np.linspace(np.pi / 2, 0, rings)  # from the pole, a ring of radius 0
     tilt = np.concatenate([-rise, rise[::-1]])
     turn = np.arange(sides) * 2 * np.pi / sides
     normals = np.stack(

@@ -1,8 +1,8 @@
 """The seam between a task and a physics engine: an object on a table, and one gripper point.
 
-A task (`rope.py`, `cloth.py`) defines the object, what an action means and what counts as success.
-An engine (`engines/mujoco.py`, ...) simulates the object and renders it.
-To add an engine for a task: one class that keeps this protocol, and one line below.
+A task (`rope.py`, `cloth.py`) defines the object, the meaning of an action, and success. An engine
+(`engines/mujoco.py`, ...) simulates the object and renders it. A new engine for a task is one class
+that implements this protocol, and one line below.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ ENGINES = {
 class Engine(Protocol[Pose]):
     """One deformable object on a table in one physics engine. Metres, seconds; z is up.
 
-    Pose is what describes the object when it is laid down: a `Curve` for a rope, the grid points
-    (P, 3) for a cloth. Whatever diverges raises UnstablePhysics from `check`; after `lay` the
-    engine is well again. All else is deterministic: the same calls after the same `lay` or
-    `restore` give bit-equal points and images.
+    Pose describes the object when it is laid down: a `Curve` for a rope, the grid points (P, 3) for
+    a cloth. If the simulation diverges, `check` raises UnstablePhysics; after `lay` the engine
+    works again. Otherwise it is deterministic: the same calls after the same `lay` or `restore`
+    give bit-equal points and images.
     """
 
     timestep: float  # s, one point of a path
-    held: int  # which grip the gripper holds, -1 none
+    held: int  # grip that the gripper holds, -1 for none
 
     def lay(self, pose: Pose) -> None:
         """Put the object down in this pose, at rest; the gripper holds nothing."""
@@ -52,54 +52,54 @@ class Engine(Protocol[Pose]):
         """Return the keypoints (P, 3)."""
 
     def grips(self) -> Array:
-        """Return where the gripper can hold the object, (G, 3)."""
+        """Return the points (G, 3) at which the gripper can hold the object."""
 
     def grasp(self, grip: int) -> None:
-        """Close the gripper on one of the grips; `follow` carries it from there."""
+        """Close the gripper on one of the grips; `follow` then carries it."""
 
     def release(self) -> None:
         """Open the gripper."""
 
     def place_gripper(self, position: Array) -> None:
-        """Put the empty gripper somewhere, (3,)."""
+        """Put the empty gripper at `position` (3,)."""
 
     def follow(self, path: Array) -> None:
-        """Move the gripper along a path (S, 3), one timestep a point, with what it holds."""
+        """Move the gripper and the held grip along a path (S, 3), one timestep a point."""
 
     def wait(self, steps: int) -> None:
-        """Let the physics go on for so many timesteps, or until all is at rest."""
+        """Step the physics for `steps` timesteps, or until the object rests."""
 
     def rest(self) -> None:
-        """Stop what still moves, so that the next state depends on the points alone."""
+        """Stop all motion, so that the next state depends on the points alone."""
 
     def check(self) -> None:
         """Raise UnstablePhysics if the simulation diverged since `lay` or `restore`."""
 
     def gripper(self) -> Array:
-        """Return where the gripper is, (3,)."""
+        """Return the position (3,) of the gripper."""
 
     def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
-        """Return what a camera sees, top row first.
+        """Return a camera's image, top row first.
 
         `rgb` is (h, w, 3) uint8; `depth` (h, w) float32, metres along the camera's axis;
         `segmentation` (h, w) uint8: 0 the table, 1 the object, 2 the gripper. Cameras are those of
-        `cameras.of(config)`, until `place_camera` says otherwise.
+        `cameras.of(config)`, unless `place_camera` has moved them.
         """
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its images keep their size."""
+        """Move the camera of this name to its new pose; its images keep their size."""
 
     def set_appearance(self, appearance: Appearance) -> None:
-        """Show the scene like this from now on, until the next call."""
+        """Set the appearance of the scene, until the next call."""
 
     def snapshot(self) -> Any:
-        """Return the whole state, what the gripper holds included."""
+        """Return the whole state, the gripper's hold included."""
 
     def restore(self, state: Any) -> None:
         """Restore a `snapshot` of this engine."""
 
     def close(self) -> None:
-        """Free what the images need."""
+        """Free the renderers."""
 
 
 def make(task: str, name: str, *, config: Any) -> Any:
@@ -120,8 +120,8 @@ class Curve:
     """A rope at rest on the table: rigid links from one end to the other."""
 
     start: Array  # (2,) m, the first end
-    heading: float  # rad, of the first link
-    bends: Array  # (links - 1,) rad, each link against the one before
+    heading: float  # rad, direction of the first link
+    bends: Array  # (links - 1,) rad, each link against the previous one
     step: float  # m, length of a link
 
     def points(self) -> Array:
@@ -135,7 +135,7 @@ class Curve:
 def arc(start: Array, end: Array, *, lift: float, steps: int) -> Array:
     """Return a path (steps, 3) of a carrying gripper: up from `start` (3,), down at `end` (2,).
 
-    It starts and ends slowly; the last quarter of the time is left for arriving.
+    It starts and ends slowly; in the last quarter of the time the gripper stays at the end.
     """
     way = np.minimum(np.arange(1, steps + 1) / (0.75 * steps), 1.0)
     way = way * way * (3 - 2 * way)

@@ -15,8 +15,8 @@ from latentplan.sim.rendering.cameras import Camera
 from latentplan.sim.rendering.mujoco_renderer import mujoco
 from latentplan.types import Array
 
-TILES = 8  # of the table's pattern along its 4 m
-STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next mj_step depends on
+TILES = 8  # tiles of the table's pattern along its 4 m
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all inputs of the next mj_step
 _DIVERGED = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
     mujoco.mjtWarning.mjWARN_BADQVEL,
@@ -28,7 +28,7 @@ class MujocoEngine:
     """An object whose grips are bodies, and a mocap body `gripper` with a soft pin to one of them.
 
     The MJCF holds a geom `table`, a mocap body `gripper` and, as its first equality, a `connect`
-    from it to any body of the object. Geoms of other bodies than the world's are the object's.
+    from it to any body of the object. All geoms but the world's belong to the object.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MujocoEngine:
         return grips
 
     def grasp(self, grip: int) -> None:
-        """Pin the centre of a body to the gripper, which goes there."""
+        """Pin the centre of a body to the gripper, which moves to it."""
         body = self._bodies[grip]
         self._data.mocap_pos[0] = self._data.xipos[body]
         self._model.eq_obj2id[0] = body
@@ -66,12 +66,12 @@ class MujocoEngine:
         self.held = grip
 
     def release(self) -> None:
-        """Take the pin out."""
+        """Remove the pin."""
         self._data.eq_active[0] = 0
         self.held = -1
 
     def place_gripper(self, position: Array) -> None:
-        """Put the empty gripper somewhere, (3,)."""
+        """Put the empty gripper at `position` (3,)."""
         self._data.mocap_pos[0] = position
         self._pose()
 
@@ -86,7 +86,7 @@ class MujocoEngine:
         mujoco.mj_step(self._model, self._data, steps)
 
     def rest(self) -> None:
-        """Stop what still moves, so that the next state depends on the points alone."""
+        """Stop all motion, so that the next state depends on the points alone."""
         self._data.qvel[:] = 0
         self._data.qacc_warmstart[:] = 0
         self._pose()
@@ -101,12 +101,12 @@ class MujocoEngine:
             )
 
     def gripper(self) -> Array:
-        """Return where the gripper is, (3,)."""
+        """Return the position (3,) of the gripper."""
         position: Array = self._data.mocap_pos[0].copy()
         return position
 
     def image(self, camera: str = "top", kind: Kind = "rgb") -> Array:
-        """Return what a camera sees; see `Engine.image`."""
+        """Return a camera's image; see `Engine.image`."""
         if camera not in self._renderers:
             mujoco_renderer.self_test()
             self._renderers[camera] = mujoco_renderer.Renderer(self._model, self._cameras[camera])
@@ -119,13 +119,13 @@ class MujocoEngine:
         return renderer.image(self._data)
 
     def place_camera(self, camera: Camera) -> None:
-        """Put the camera of this name where it says; its images keep their size."""
+        """Move the camera of this name to its new pose; its images keep their size."""
         self._cameras[camera.name] = camera
         if camera.name in self._renderers:
             self._renderers[camera.name].camera = camera
 
     def set_appearance(self, appearance: Appearance) -> None:
-        """Show the scene like this from now on; a pattern needs a scene that is `patterned`."""
+        """Set the appearance of the scene; a pattern needs a scene that is `patterned`."""
         model, (geoms, flexes) = self._model, self._own
         bodies = model.geom_bodyid
         model.geom_rgba[:], model.flex_rgba[:] = geoms, flexes
@@ -177,7 +177,7 @@ class MujocoEngine:
         return np.where(kind == mujoco.mjtObj.mjOBJ_FLEX.value, 1, label).astype(np.uint8)
 
     def _clear(self) -> None:
-        """Forget everything, what the gripper holds included."""
+        """Reset the simulator, the gripper's hold included."""
         mujoco.mj_resetData(self._model, self._data)
         self.held = -1
 
@@ -199,10 +199,9 @@ def scene(
 ) -> str:
     """Return an MJCF of a green table with `body` on it.
 
-    `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` is what stands
-    after the worldbody.
-    `friction` is the table's, Coulomb's, if the object does not bring its own. `patterned`: the
-    table has a texture that can be changed.
+    `option` and `flag` are attributes of MuJoCo's elements of these names, `tail` follows the
+    worldbody. `friction` is the table's (Coulomb), unless the object has its own. If `patterned`,
+    the table has a texture that can be changed.
     """
     table = f' condim="3" friction="{friction}"' if friction is not None else ""
     if patterned:
@@ -230,7 +229,7 @@ def scene(
 
 
 def walls(edge: float, *, friction: float = 0.1) -> str:
-    """Return four upright planes, which no camera sees, at +-edge metres: they keep things in."""
+    """Return four invisible upright planes at +-edge metres, which keep the object in view."""
     return "".join(
         f'<geom type="plane" pos="{-edge * x} {-edge * y} 0" zaxis="{x} {y} 0" size="1 1 .1"'
         f' contype="1" conaffinity="0" friction="{friction}" rgba="0 0 0 0"/>'

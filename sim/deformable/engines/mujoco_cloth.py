@@ -15,23 +15,23 @@ from latentplan.types import Array
 if TYPE_CHECKING:
     from latentplan.sim.deformable.cloth import Cloth
 
-STILL = 0.05  # m/s, root mean square of the points' speeds at rest: it would lift them by 0.1 mm
-CHUNK = 4  # timesteps between two looks whether all is at rest
+STILL = 0.05  # m/s, root mean square of the points' speeds at rest; enough to rise by 0.1 mm
+CHUNK = 4  # timesteps between two checks for rest
 SLACK = 1.03  # length of a stretched thread along the grid, over its length at rest
-TORN = 2.0  # length of a thread over its longest: the simulation failed
-DIAGONAL_SLACK = 1.1  # the same of a diagonal one: cloth shears more easily than it stretches
+TORN = 2.0  # ratio of a thread's length to its limit, above which the simulation has failed
+DIAGONAL_SLACK = 1.1  # the same for a diagonal thread: cloth shears more easily than it stretches
 
 
 class MujocoCloth(MujocoEngine):
-    """Keypoints and grips are the points of the grid (rows * columns, 3), row by row.
+    """A cloth whose keypoints and grips are the grid's points (rows * columns, 3), row by row.
 
-    Threads (tendons with a limit, no stiffness) join neighbours: they can be bent and pushed
-    together, not pulled apart, and cost nothing while slack. A ball at each point touches the
-    table, with Coulomb's friction, and the other balls, without: layers lie on each other, and
-    slide. (The solver would need more iterations for friction among layers: at 0.3 the cloth blew
-    up.) Limits of the joints keep what swings out in the image. The flex is only drawn. Timesteps
-    are 12.5 ms. MuJoCo's own `flexcomp` was tried: rigid edges took twice as long a step, elastic
-    ones were rubbery and stable to 5 ms only.
+    Threads (tendons with a limit, no stiffness) join neighbours: they bend and shorten, but do not
+    lengthen, and cost nothing while slack. A ball at each point collides with the table, with
+    Coulomb's friction, and with the other balls, without: layers lie on each other, and slide. (The
+    solver would need more iterations for friction among layers: at 0.3 the cloth diverged.) Limits
+    of the joints keep the cloth in the image. The flex is only visual. Timesteps are 12.5 ms.
+    MuJoCo's own `flexcomp` does not serve: with rigid edges a step took twice as long, elastic ones
+    were rubbery and stable to 5 ms only.
     """
 
     def __init__(self, config: Cloth.Config) -> None:
@@ -41,11 +41,11 @@ class MujocoCloth(MujocoEngine):
             _xml(config), name="cloth", bodies=range(1, count + 1), cameras=cameras.of(config)
         )
         self._rest_steps = config.rest_steps
-        self._model.eq_data[0, :6] = 0  # the pin sits in the point
+        self._model.eq_data[0, :6] = 0  # the pin is at the point
         self._origin = self._model.body_pos[1 : count + 1].copy()
 
     def lay(self, pose: Array) -> None:
-        """Put the points (P, 3) down and let them come to rest."""
+        """Lay the points (P, 3) down and wait until they rest."""
         self._clear()
         self._data.qpos[:] = (pose - self._origin).ravel()
         self.wait(self._rest_steps)
@@ -53,7 +53,7 @@ class MujocoCloth(MujocoEngine):
         self.rest()
 
     def wait(self, steps: int) -> None:
-        """Step the physics, at most until all is at rest."""
+        """Step the physics until the cloth rests, or for `steps` timesteps."""
         for done in range(0, steps, CHUNK):
             mujoco.mj_step(self._model, self._data, min(CHUNK, steps - done))
             speeds = self._data.qvel
@@ -68,7 +68,7 @@ class MujocoCloth(MujocoEngine):
 
     def _pose(self) -> None:
         super()._pose()
-        mujoco.mj_flex(self._model, self._data)  # the points that an image shows
+        mujoco.mj_flex(self._model, self._data)  # the points of the visual flex
 
 
 def _xml(c: Cloth.Config) -> str:
@@ -84,7 +84,7 @@ def _xml(c: Cloth.Config) -> str:
     )
     points = "".join(
         f'<body name="point{i}" pos="0 0 {c.radius}">{slide}'
-        # Of two frictions MuJoCo takes the larger, so a ball has none: the table's holds.
+        # MuJoCo takes the larger of two frictions, so a ball has none and the table's applies.
         f'<geom size="{c.radius}" mass="{mass}" condim="1" friction="0 0 0" contype="2"'
         f' conaffinity="3" group="3"/>'
         f'<site name="point{i}" group="3"/></body>'
@@ -112,7 +112,7 @@ def _xml(c: Cloth.Config) -> str:
         patterned=bool(c.randomise.texture),
         option=f'timestep="{c.timestep}" integrator="implicitfast" solver="CG" cone="elliptic"'
         f' iterations="{c.iterations}" tolerance="1e-6"',
-        flag='island="disable"',  # a cloth is one island: looking for others costs 5 %
+        flag='island="disable"',  # a cloth is one island, and the search for others costs 5 %
         body=points,
         friction=c.friction,
         tail=f"""<tendon>{threads}</tendon>

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MujocoRope(MujocoEngine):
-    """Keypoints are the links' ends (links + 1, 3), grips the links' centres (links, 3)."""
+    """A rope with the links' ends (links + 1, 3) as keypoints, and their centres as grips."""
 
     def __init__(self, config: Rope.Config) -> None:
         """Build the model; rendering is checked when the first image is taken."""
@@ -27,7 +27,7 @@ class MujocoRope(MujocoEngine):
         self._model.eq_data[0, 3:6] = config.length / config.links / 2, 0, 0  # a link's centre
 
     def lay(self, pose: Curve) -> None:
-        """Put the rope down along a curve and let it come to rest."""
+        """Lay the rope down along a curve and wait until it rests."""
         self._clear()
         heading = pose.heading
         self._data.qpos[:2] = pose.start
@@ -46,10 +46,10 @@ class MujocoRope(MujocoEngine):
 def _xml(c: Rope.Config) -> str:
     """Return the MJCF.
 
-    Only spheres at the links' centres touch the table, one contact a link; the capsules are for
-    the eye. This is twice as fast as capsules that touch. Their friction has priority: of two
-    MuJoCo would take the larger. The armature keeps light links stable at a large timestep. No
-    `composite`, so that it loads in MuJoCo 3 and 4.
+    Only spheres at the links' centres touch the table, one contact a link; the capsules are only
+    visual. This is twice as fast as capsules that collide. The spheres' friction has priority,
+    because MuJoCo takes the larger of two. The armature keeps light links stable at a large
+    timestep. Without `composite` the model loads in MuJoCo 3 and 4.
     """
     step = c.length / c.links
     joint = f'damping="{c.damping}" armature="2e-4"'
@@ -74,7 +74,7 @@ def _xml(c: Rope.Config) -> str:
         "rope",
         patterned=bool(c.randomise.texture),
         option=f'timestep="{c.timestep}" integrator="implicitfast" cone="pyramidal" iterations="8"',
-        # The walls keep a tail that swings out in the image.
+        # The walls keep a swinging tail in the image.
         body=walls(c.view - c.radius / 2) + chain,
         tail="""<equality>
         <connect body1="gripper" body2="link0" anchor="0 0 0" active="false" solref="0.03 1"/>
