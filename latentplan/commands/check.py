@@ -1,4 +1,4 @@
-"""`latentplan check`: whether an env keeps what its kind promises."""
+"""`latentplan check`: whether a class keeps what its kind promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAYS = {"ok": "", "FAILED": ": found ", "skipped": ": "}
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="env.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="env or model.")],
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Registered, a preset, or MODULE:CLASS.")
     ],
