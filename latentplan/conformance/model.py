@@ -23,9 +23,8 @@ UPDATES, RATE = 10, 1e-3  # of AdamW, after which a loss has fallen once
 
 def check_loss(subject: Subject) -> None:
     """Check that the loss is a finite scalar that trains every weight, and that it falls."""
-    model = built(subject)
-    if not isinstance(model, Learner):
-        raise NotApplicable("is no Learner; its stages are")
+    model: Any = built(subject)
+    _is(model, Learner, "is no Learner; its stages are")
     if model.targets:
         raise NotApplicable(f"its loss reads privileged {', '.join(model.targets)}")
     batch = windows(model)
@@ -160,8 +159,7 @@ def check_samples(subject: Subject) -> None:
 def check_decoded(subject: Subject) -> None:
     """Check that a VideoModel's latents are decoded to images, the same each time."""
     model: Any = _video(subject)
-    if not isinstance(model, Dynamics):
-        raise NotApplicable("has no latents")
+    _is(model, Dynamics, "has no latents")
     z = model.encode(seen(model, 2, 3))
     shown, again = model.decode(z), model.decode(z)
     _images("decode", shown, model, (2, 3))
@@ -172,8 +170,7 @@ def check_decoded(subject: Subject) -> None:
 def check_subgoal(subject: Subject) -> None:
     """Check that a subgoal is a latent a problem, the same each time, whatever the batch."""
     model: Any = noisy(subject)
-    if not isinstance(model, SubgoalModel):
-        raise NotApplicable("predicts no subgoals")
+    _is(model, SubgoalModel, "predicts no subgoals")
     context = _context(model, model.encode(seen(model, 2, model.context)))
     towards = model.subgoal()
     goal = towards(context, 2)
@@ -181,16 +178,15 @@ def check_subgoal(subject: Subject) -> None:
     _close(towards(context, 2), goal, "between two predictions")
     second = Context(context.latents[1:], context.actions[1:])
     _close(towards(second, 2)[0], goal[1], "a problem, alone and in a batch")
-    if isinstance(model, VideoModel):
-        again = model.encode(model.decode(goal[:, None]))  # type: ignore[attr-defined]
+    if hasattr(model, "decode"):
+        again = model.encode(model.decode(goal[:, None]))
         _shape("encode of a decoded subgoal", again, (2, 1, model.latent_dim))
 
 
 def check_proposal(subject: Subject) -> None:
     """Check that actions that the model proposes are finite and inside the bounds."""
     model: Any = noisy(subject)
-    if not isinstance(model, ActionProposer):
-        raise NotApplicable("proposes no actions")
+    _is(model, ActionProposer, "proposes no actions")
     context = _context(model, model.encode(seen(model, 1, model.context)))
     found = model.proposal().sample(context, 3, horizon=6, generator=data.seeded())
     size = model.spec.action.size
@@ -230,7 +226,7 @@ def windows(model: Any, batch: int = 8) -> Batch:
     """Return training windows with the fields that the model reads."""
     length = max(model.window, 2)
     task = torch.zeros(batch, length, dtype=torch.int64)
-    optional = {
+    optional: dict[str, Any] = {
         "rewards": torch.randn(batch, length - 1, generator=data.seeded(2)),
         "task": task,
         "segments": task + torch.arange(batch)[:, None],
@@ -253,17 +249,20 @@ def _context(model: Dynamics, latents: Tensor) -> Context:
 
 
 def _dynamics(subject: Subject) -> Dynamics:
-    model = built(subject)
-    if not isinstance(model, Dynamics):
-        raise NotApplicable("is no Dynamics")
+    model: Dynamics = built(subject)
+    _is(model, Dynamics, "is no Dynamics")
     return model
 
 
 def _video(subject: Subject) -> VideoModel:
-    model = noisy(subject)
-    if not isinstance(model, VideoModel):
-        raise NotApplicable("is no VideoModel")
+    model: VideoModel = noisy(subject)
+    _is(model, VideoModel, "is no VideoModel")
     return model
+
+
+def _is(model: object, protocol: type, otherwise: str) -> None:
+    if not isinstance(model, protocol):
+        raise NotApplicable(otherwise)
 
 
 def _shape(where: str, found: Tensor, wanted: tuple[int, ...]) -> None:
