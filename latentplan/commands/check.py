@@ -11,7 +11,7 @@ SAYS = {"ok": "", "FAILED": ": found ", "skipped": ": "}
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="env, model or planner.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="env, model, planner or policy.")],
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Registered, a preset, or MODULE:CLASS.")
     ],
