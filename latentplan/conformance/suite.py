@@ -16,7 +16,14 @@ from latentplan import config, contracts, registry
 from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
 from latentplan.types import Array, Spec
 
-KINDS = ("env", "model", "planner", "policy")  # a module of this package each
+KINDS = (
+    "env",
+    "model",
+    "objective",
+    "planner",
+    "policy",
+    "tokenizer",
+)  # a module of this package each
 
 
 class Broken(Exception):
