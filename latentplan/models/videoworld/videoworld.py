@@ -56,11 +56,17 @@ class VideoWorld(nn.Module):
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all images
         language: bool = False  # whether tasks are the labels' sentences, else their names
         tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
-        ldm: LDM.Config = field(default_factory=LDM.Config)
+        ldm: LDM.Config = field(default_factory=LDM.Config)  # the latent dynamics model
         ldm_run: str = ""  # run of VideoWorld whose latent dynamics model is used as it is
-        transformer: VideoTransformer.Config = field(default_factory=VideoTransformer.Config)
-        inverse: InverseDynamics.Config = field(default_factory=InverseDynamics.Config)
-        dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
+        transformer: VideoTransformer.Config = field(
+            default_factory=VideoTransformer.Config
+        )  # codes and next frames
+        inverse: InverseDynamics.Config = field(
+            default_factory=InverseDynamics.Config
+        )  # actions of codes
+        dynamics: TokenDynamics.Config = field(
+            default_factory=TokenDynamics.Config
+        )  # next frame of an action, for planners
 
         def __post_init__(self) -> None:
             """Raise ConfigError where the parts do not go together."""
