@@ -37,9 +37,9 @@ class TokenDynamics(nn.Module):
         levels: tuple[int, ...] = (8, 5, 5, 5)  # the tokenizer's
         views: int = 1  # cameras
         patch: int = 1  # tokens a side that are one position
-        width: int = 96
-        layers: int = 3
-        heads: int = 4
+        width: int = 96  # of the transformer
+        layers: int = 3  # of the transformer
+        heads: int = 4  # of its attention
         ahead: int = 3  # steps unrolled in training, at most a window's actions: 1 in this stage
 
         def __post_init__(self) -> None:

@@ -45,9 +45,9 @@ class InverseDynamics(nn.Module):
         reads: str = "hidden"  # states of the transformer, or `frames`: this, the next, the codes
         chunk: int = 4  # actions predicted from one plan
         frame_encoder: int = 64  # channels of the convolutions over the frame; 0: none
-        width: int = 256
+        width: int = 256  # of the hidden layers
         layers: int = 2  # hidden layers
-        dropout: float = 0.1
+        dropout: float = 0.1  # share of activations that training drops
         labelled: float = 1.0  # share of the training episodes whose actions are used
 
         def __post_init__(self) -> None:

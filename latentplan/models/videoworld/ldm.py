@@ -44,7 +44,7 @@ class LDM(nn.Module):
         patch: int = 4  # pixels a side of one cell of the first map
         channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
         layers: int = 2  # of the Q-Former
-        heads: int = 4
+        heads: int = 4  # of its attention
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
         whiten: bool = False  # whether to decorrelate the numbers of a code

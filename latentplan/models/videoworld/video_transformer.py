@@ -61,10 +61,10 @@ class VideoTransformer(nn.Module):
         tasks: tuple[str, ...] = ()  # names, in the order of their task ids 1, 2, ...; 0 is none
         tokens_per_position: int = 4  # frame tokens a position, predicted independently
         frame_encoder: int = 64  # channels of the convolutions over a whole frame; 0: none
-        width: int = 192
-        layers: int = 4
-        heads: int = 4
-        dropout: float = 0.1
+        width: int = 192  # of the transformer
+        layers: int = 4  # of the transformer
+        heads: int = 4  # of its attention
+        dropout: float = 0.1  # share of activations that training drops
         past_code_dropout: float = 0.5  # share of past frames whose codes training masks
         frame_loss_weight: float = 0.2  # weight of the frame tokens' mean loss beside the codes'
         frame_loss_fraction: float = 1.0  # share of a frame's positions in the loss of a step

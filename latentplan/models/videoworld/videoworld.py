@@ -55,11 +55,17 @@ class VideoWorld(nn.Module):
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all images
         language: bool = False  # whether tasks are the labels' sentences, else their names
         tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
-        ldm: LDM.Config = field(default_factory=LDM.Config)
+        ldm: LDM.Config = field(default_factory=LDM.Config)  # the latent dynamics model
         ldm_run: str = ""  # run of VideoWorld whose frozen latent dynamics model is used
-        transformer: VideoTransformer.Config = field(default_factory=VideoTransformer.Config)
-        inverse: InverseDynamics.Config = field(default_factory=InverseDynamics.Config)
-        dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
+        transformer: VideoTransformer.Config = field(
+            default_factory=VideoTransformer.Config
+        )  # codes and next frames
+        inverse: InverseDynamics.Config = field(
+            default_factory=InverseDynamics.Config
+        )  # from codes to actions
+        dynamics: TokenDynamics.Config = field(
+            default_factory=TokenDynamics.Config
+        )  # from an action to the next frame, for planners
 
         def __post_init__(self) -> None:
             """Raise ConfigError if the parts do not fit each other."""
