@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
     action: Array  # (J + 1,): J joints in the filter's `control`, gripper 0 closed to 1 open
     sequence: int  # grows with every new action; the same number is the same action, held
-    stamp: float  # s on the robot's clock: when the observation that it answers was made
+    stamp: float  # s on the robot's clock: time of the observation that the command answers
 
 
 class Setpoint(NamedTuple):
@@ -34,14 +34,14 @@ class Setpoint(NamedTuple):
     ddq: Array  # (J,) rad/s^2
     gripper: float  # m between the fingers
     interventions: tuple[str, ...] = ()  # late, velocity, position, workspace, solver
-    fault: str = ""  # why this is the first setpoint of a stop; empty if it is none
+    fault: str = ""  # the reason, if this is the first setpoint of a stop
 
 
 class Reading(NamedTuple):
     """A reading of the joint sensors."""
 
-    stamp: float  # s on the sensors' clock: when it was measured
-    received: float  # s on the robot's clock: when it arrived
+    stamp: float  # s on the sensors' clock: time of the measurement
+    received: float  # s on the robot's clock: time of arrival
     q: Array  # (J,) rad, in the order of the arm's joints
     dq: Array  # (J,) rad/s
     gripper: float  # m between the fingers
@@ -61,14 +61,14 @@ class RobotSpec:
 
     name: str
     joints: tuple[str, ...]  # names, in the order of every (J,)
-    low: tuple[float, ...]  # (J,) rad, that setpoints keep to; so do the next four
+    low: tuple[float, ...]  # (J,) rad, a limit on setpoints, as are the next four
     high: tuple[float, ...]  # (J,) rad
     velocity: tuple[float, ...]  # (J,) rad/s
     acceleration: tuple[float, ...]  # (J,) rad/s^2
     jerk: tuple[float, ...]  # (J,) rad/s^3
     dt: float  # s between setpoints
     period: float  # s that an action holds
-    data: Spec  # its observations and actions, as a store and a model know them
+    data: Spec  # its observations and actions, in a store and a model
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` is the inverse."""
@@ -77,14 +77,14 @@ class RobotSpec:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> RobotSpec:
-        """Return the RobotSpec that `to_json` described; RobotError if it is not one."""
+        """Return the RobotSpec of the values of `to_json`; RobotError if they are invalid."""
         try:
             data = Spec.from_json(values["data"])
             lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             filled: dict[str, Any] = lists | {"data": data}
             return RobotSpec(**filled)
         except (KeyError, TypeError, StoreError) as e:
-            raise RobotError(f"robot spec: not one ({type(e).__name__}: {e})") from None
+            raise RobotError(f"robot spec: invalid ({type(e).__name__}: {e})") from None
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Health:
     """The health of an arm, for people and for logs."""
 
     state: str  # disconnected, ready, armed, stopping, hold, fault
-    reason: str  # why it is not armed any more; empty if nothing happened
-    ages: Mapping[str, float]  # s since each source was heard: `joints` and the cameras
+    reason: str  # the reason that it is no longer armed; else empty
+    ages: Mapping[str, float]  # s since the last data of each source: `joints` and the cameras
     interventions: Mapping[str, int] = field(default_factory=dict)  # how often, by kind
     ticks: int = 0  # control ticks so far
-    overruns: int = 0  # ticks that came too late
+    overruns: int = 0  # late ticks so far
 
 
 class Robot(Protocol):
@@ -107,7 +107,7 @@ class Robot(Protocol):
         """Return names, units, limits and rates; they do not change while connected."""
 
     def __enter__(self) -> Self:
-        """Connect, wait until every sensor is heard, and arm at what the sensors measure.
+        """Connect, wait for data of every sensor, and arm at the measured joints.
 
         Raises RobotError if a sensor stays silent or the arm moves or is out of its limits.
         """
@@ -124,10 +124,10 @@ class Robot(Protocol):
         """Return the newest sensor data: `q`, `dq`, `gripper`, and an image per camera."""
 
     def send(self, action: Array) -> Array:
-        """Return the action that was really sent, after `action` (A,) went through the filter.
+        """Filter and send `action` (A,) for `spec.period` s; return the action that was sent.
 
-        It takes `spec.period` s. Raises RobotError, with the arm at rest, if a limit or a sensor
-        fails; ShapeError if `action` is invalid.
+        Raises RobotError, with the arm at rest, if a limit or a sensor fails; ShapeError if
+        `action` is invalid.
         """
 
     def stop(self, reason: str) -> None:
@@ -162,23 +162,23 @@ class View(Protocol):
 class Driver(Protocol):
     """The transport to one arm: no limits, no checks; a failure raises RobotError.
 
-    Its class is `Driver(arm, config, *, cameras)`, `cameras` being views, with a dataclass `Config`
-    of its settings, and stands in the registry as a `backend`.
+    A class is called as `Driver(arm, config, *, cameras)` with views as `cameras`, has a dataclass
+    `Config` of its settings, and is registered as a `backend`.
     """
 
     cameras: tuple[str, ...]
 
     def open(self) -> None:
-        """Connect; sensors may need some time before they are heard."""
+        """Connect; the first data of a sensor may come later."""
 
     def now(self) -> float:
         """Return the robot's clock, s: monotonic, and of this process."""
 
     def wait(self, until: float) -> None:
-        """Return at `until` s of that clock, at once if that has passed."""
+        """Wait until `until` s on that clock; return at once if it has passed."""
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; None if none came so far."""
+        """Return the newest joint reading; None before the first."""
 
     def images(self) -> Mapping[str, CameraImage]:
         """Return the newest image of each camera that has sent one."""

@@ -1,1 +1,1 @@
-"""Arms: descriptions with limits, kinematics, timed trajectories, and arms that MuJoCo moves."""
+"""Arms: descriptions with limits, kinematics, timed trajectories, and arms simulated by MuJoCo."""

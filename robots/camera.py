@@ -1,8 +1,8 @@
-"""A camera as it was calibrated: its lens, its images, and where it is mounted; numpy alone.
+"""A calibrated camera: its lens, the size of its images, and its mount; numpy alone.
 
-Frames are OpenCV's: x right, y down, z forward; pixel (0, 0) is the middle of the first one, so
-that the image's edges are at -0.5. Lengths in metres; the world is that of the arm, its origin
-the middle of the table top.
+Frames are OpenCV's: x right, y down, z forward; (0, 0) is the middle of the first pixel, so that
+the image's edges are at -0.5. Lengths in metres; the world is that of the arm, its origin the
+middle of the table top.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from latentplan.shapes import check
 from latentplan.types import Array
 
 MOUNTS = ("table", "flange")
-# Never guessed:
+# Values without a default:
 NEEDED = ("name", "width", "height", "fx", "fy", "cx", "cy", "position", "rotation")
-ROUNDS = 30  # of undoing a lens; what has not settled then never does
+ROUNDS = 30  # iterations to invert a lens; one that has not converged by then never does
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class CalibratedCamera:
     camera at the table, the flange for one that the arm carries.
     """
 
-    name: str = ""  # that observations know its image by
+    name: str = ""  # key of its image in observations
     width: int = 640  # pixels
     height: int = 480  # pixels
     fx: float = 600.0  # pixels, focal length along x
     fy: float = 600.0  # pixels, along y
-    cx: float = 319.5  # pixels, where the optical axis meets the image
-    cy: float = 239.5  # pixels
+    cx: float = 319.5  # pixels, column of the optical axis
+    cy: float = 239.5  # pixels, row of the optical axis
     distortion: tuple[float, ...] = ()  # k1, k2, p1, p2 and k3; none: a pinhole
     mount: str = "table"  # table or flange
     position: tuple[float, float, float] = (0.0, 0.0, 1.0)  # m, in the mount's frame
-    rotation: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # w, x, y, z; looks down
+    rotation: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # w, x, y, z; points down
 
     def __post_init__(self) -> None:
         """Raise ConfigError if there is no such camera."""
@@ -59,7 +59,7 @@ class CalibratedCamera:
         for axis, value in zip("xyz", self.position, strict=True):
             check_range(f"{where}.position.{axis}", value, -10, 10)
         length = float(np.linalg.norm(self.rotation))
-        if not abs(length - 1) < 1e-3:  # a NaN is none either
+        if not abs(length - 1) < 1e-3:  # NaN fails too
             raise ConfigError(
                 f"{where}.rotation: found {list(self.rotation)} of length {length:.3f}, need a "
                 "unit quaternion w, x, y, z"
@@ -67,7 +67,7 @@ class CalibratedCamera:
         self._check_lens(where)
 
     def _check_lens(self, where: str) -> None:
-        """Raise ConfigError unless the lens can be undone all over the image."""
+        """Raise ConfigError unless the lens can be inverted in the whole image."""
         if len(self.distortion) not in (0, 4, 5):
             raise ConfigError(
                 f"{where}.distortion: found {len(self.distortion)} numbers; need k1, k2, p1, p2 "
@@ -86,7 +86,7 @@ class CalibratedCamera:
             )
 
     def intrinsics(self) -> Array:
-        """Return K (3, 3): pixels (u, v, 1) ~ K (x, y, z) of the camera frame, before the lens."""
+        """Return K (3, 3): pixels (u, v, 1) ~ K (x, y, z) of the camera frame, undistorted."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
 
     def pose(self) -> Array:
@@ -102,15 +102,15 @@ class CalibratedCamera:
         """Return (4, 4) world -> camera; RobotError for a camera on the flange: see `at`."""
         if self.mount == "flange":
             raise RobotError(
-                f"camera {self.name}: rides on the flange, so where it looks from depends on the "
-                "joints; ask camera.at(flange pose)"
+                f"camera {self.name}: is on the flange, so its pose depends on the joints; "
+                "use camera.at(flange pose)"
             )
         return np.linalg.inv(self.pose())
 
     def at(self, flange: Array) -> CalibratedCamera:
-        """Return this camera as one that stands where it is with the flange at (4, 4) in the world.
+        """Return this camera as one at the table, posed as with the flange at (4, 4) in the world.
 
-        `chain.flange` gives that pose at joint positions. A camera at the table stays as it is.
+        `chain.flange` returns that pose at joint positions. A camera at the table stays the same.
         """
         check("CalibratedCamera.flange", flange, "row column", row=4, column=4)
         return self if self.mount == "table" else self.mounted("table", flange @ self.pose())
@@ -125,7 +125,7 @@ class CalibratedCamera:
         return replace(self, mount=mount, position=(x, y, z), rotation=(w, i, j, k))
 
     def rays(self, pixels: Array) -> Array:
-        """Return (..., 3) of the camera frame with z = 1 that pixels (..., 2) look along."""
+        """Return the rays (..., 3) of pixels (..., 2), in the camera frame with z = 1."""
         seen = (np.asarray(pixels, np.float64) - (self.cx, self.cy)) / (self.fx, self.fy)
         flat = seen.copy()
         if any(self.distortion):
@@ -137,10 +137,10 @@ class CalibratedCamera:
         return np.concatenate([flat, np.ones_like(flat[..., :1])], -1)
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """Return the pixels (..., 2) that see points (..., 3) of the world, and their depths (...).
+        """Return the pixels (..., 2) of points (..., 3) in the world, and their depths (...).
 
-        Depth is metres along the line of sight; if it is not positive, the point lies behind the
-        camera and its pixel means nothing.
+        Depth is metres along the optical axis; if it is not positive, the point is behind the
+        camera and its pixel is meaningless.
         """
         matrix = self.extrinsics()
         seen = np.asarray(points) @ matrix[:3, :3].T + matrix[:3, 3]
@@ -148,10 +148,9 @@ class CalibratedCamera:
             return self._pixels(seen / seen[..., 2:]), seen[..., 2]
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows.
+        """Return the points (h, w, 3) in the world, m, of a depth image (h, w).
 
-        Where it has no depth (0 or NaN), the point is NaN. Raises ShapeError if the image is
-        of another size.
+        A pixel without depth (0 or NaN) gives NaN. Raises ShapeError if the image has another size.
         """
         check("CalibratedCamera.depth", depth, "h w", h=self.height, w=self.width)
         v, u = np.indices(depth.shape)
@@ -162,10 +161,10 @@ class CalibratedCamera:
         return points
 
     def on_plane(self, pixels: Array, plane: Array) -> Array:
-        """Return the points (..., 3) of the world where pixels (..., 2) meet a plane (4,), m.
+        """Return the intersections (..., 3) of the rays of pixels (..., 2) with a plane (4,), m.
 
-        The plane is a x + b y + c z + d = 0, the table (0, 0, 1, 0). A pixel that does not look at
-        it gets NaN.
+        The plane is a x + b y + c z + d = 0 in the world, the table (0, 0, 1, 0). A ray that misses
+        it gives NaN.
         """
         check("CalibratedCamera.plane", plane, "n", n=4)
         pose = np.linalg.inv(self.extrinsics())
@@ -187,7 +186,7 @@ class CalibratedCamera:
 
 
 def distorted(flat: Array, distortion: Sequence[float]) -> tuple[Array, Array]:
-    """Return what a lens does to x, y (..., 2) at z = 1: a factor (..., 1), a shift (..., 2)."""
+    """Return the distortion of x, y (..., 2) at z = 1: a factor (..., 1) and a shift (..., 2)."""
     k1, k2, p1, p2, k3 = (*distortion, *(0.0,) * 5)[:5]
     x, y = flat[..., 0], flat[..., 1]
     r2 = x * x + y * y
@@ -199,8 +198,8 @@ def distorted(flat: Array, distortion: Sequence[float]) -> tuple[Array, Array]:
 def from_row(row: Mapping[str, Any]) -> CalibratedCamera:
     """Return the camera of a row of values, of a robot's file or one of `latentplan calibrate`.
 
-    What the row says of its calibration (`calibration`) is for people. Raises ConfigError if a
-    value is missing or wrong.
+    The row's `calibration`, for people, is ignored. Raises ConfigError if a value is missing or
+    wrong.
     """
     missing = [key for key in NEEDED if key not in row]
     if missing:

@@ -1,7 +1,7 @@
 """Forward kinematics of a described arm in closed form: numpy alone, many positions a call.
 
-`Kinematics` adds contacts and inverse kinematics, and needs MuJoCo; this
-is what a control loop asks at every tick, also on machines that do not have that.
+`Kinematics` adds contacts and inverse kinematics, and needs MuJoCo; a control loop uses this module
+at every tick, also on machines without MuJoCo.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Chain:
     def __init__(self, arm: Arm) -> None:
         """Take the arm's joints; the arm does not change afterwards."""
         self._hand = arm.tip() @ [0.0, 0.0, arm.flange + arm.gripper.length, 1.0]
-        # What lies behind a joint's turn, as x y z 1 -> x y z 1 for points written as rows.
+        # The transform of each joint's origin, x y z 1 -> x y z 1 for points written as rows.
         rows = [joint.origin().T for joint in arm.joints]
         rows[0] = rows[0] @ _base(arm)
         # The last joint first: from the hand's frame to the world's.
         self._rows = list(enumerate(rows))[::-1]
-        # What a joint turns is no farther from its axis than all links behind it are long.
+        # The hand is no farther from a joint's axis than the length of all links after the joint.
         links = [float(np.linalg.norm(joint.origin()[:3, 3])) for joint in arm.joints[1:]]
         links.append(float(np.linalg.norm(self._hand[:3])))
         self.reach = np.cumsum(links[::-1])[::-1].copy()  # (J,) m: how far 1 rad can move the hand
@@ -43,7 +43,7 @@ class Chain:
         return points[:, :3].copy()
 
     def rows(self) -> tuple[Array, Array]:
-        """Return what lies behind each joint's turn (J, 4, 4), and the hand (4,): x y z 1 in rows.
+        """Return the transform of each joint's origin (J, 4, 4) and the hand (4,), for row vectors.
 
         The end effector is at hand Z(q_J) row_J ... Z(q_1) row_1, Z(q) being a turn about z.
         """
@@ -52,7 +52,7 @@ class Chain:
     def _buffer(self, count: int) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
         """Return two arrays (count, 4) with their x + iy, and one for the joints' turns.
 
-        Making them would take half the time.
+        They are kept, because their allocation would take half the time.
         """
         if count not in self._buffers:
             pair = [np.empty((count, 4)) for _ in range(2)]
@@ -65,8 +65,8 @@ class Chain:
 def flange(arm: Arm, q: Array) -> Array:
     """Return the poses (N, 4, 4) flange -> world at joint positions q (N, J), rad.
 
-    The flange is what the arm's maker calls so: `arm.flange` along z of the tip, before the
-    gripper is turned by its yaw. Raises ShapeError if q is of another arm.
+    The flange is that of the arm's maker: `arm.flange` along z of the tip, before the yaw of the
+    gripper. Raises ShapeError if q is of another arm.
     """
     check("flange.q", q, "N J", J=len(arm.joints))
     poses = np.broadcast_to(_base(arm).T, (len(q), 4, 4))
@@ -89,6 +89,6 @@ def in_base(arm: Arm, points: Array) -> Array:
 
 
 def _base(arm: Arm) -> Array:
-    """Return (4, 4), for points as rows: from the base's frame to the world's."""
+    """Return the transform (4, 4) base -> world, for points as rows."""
     c, s = np.cos(arm.yaw), np.sin(arm.yaw)
     return np.array([[c, s, 0, 0], [-s, c, 0, 0], [0, 0, 1, 0], [*arm.position, 1]])

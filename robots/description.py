@@ -1,8 +1,8 @@
 """The description of an arm: joints, limits, links and gripper, read from a file of values.
 
 A shipped arm is `configs/robot/<name>.yaml`; any other arm is a file of the same form, or a URDF,
-so a new arm is configuration alone. There are no meshes: links are capsules, which is what
-collision checks use anyway.
+so a new arm is configuration alone. There are no meshes: links are capsules, as collision checks
+use them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latentplan.robots import camera, urdf
 from latentplan.robots.camera import CalibratedCamera
 from latentplan.types import Array
 
-NEEDED = ("low", "high", "velocity", "acceleration", "jerk")  # of a joint: never guessed
+NEEDED = ("low", "high", "velocity", "acceleration", "jerk")  # fields of a joint without a default
 Triple = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]  # w, x, y, z
 Capsules = tuple[tuple[float, ...], ...]  # from x, y, z to x, y, z, radius; m, in the link's frame
@@ -28,11 +28,11 @@ Capsules = tuple[tuple[float, ...], ...]  # from x, y, z to x, y, z, radius; m, 
 
 @dataclass(frozen=True)
 class Joint:
-    """A revolute joint and the link that it turns, about z of its frame.
+    """A revolute joint about z of its frame, and the link that it turns.
 
-    Where that frame is in the link before is said by a pose (`position`, `rotation`), by a
+    The place of that frame in the previous link is a pose (`position`, `rotation`), a
     Denavit-Hartenberg row (`a`, `alpha`, `d`) in Craig's convention (Introduction to Robotics,
-    section 3.5: turn by alpha about x, go a along x, and d along the new z), or by the row in the
+    section 3.5: turn by alpha about x, move a along x, and d along the new z), or the row in the
     frame of the pose.
     """
 
@@ -40,15 +40,15 @@ class Joint:
     a: float = 0.0  # m
     alpha: float = 0.0  # rad
     d: float = 0.0  # m
-    position: Triple = (0.0, 0.0, 0.0)  # m, in the frame of the link before
-    rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, there
+    position: Triple = (0.0, 0.0, 0.0)  # m, in the frame of the previous link
+    rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, in that frame
     low: float = -np.pi  # rad
     high: float = np.pi  # rad
     velocity: float = 1.0  # rad/s
     acceleration: float = 5.0  # rad/s^2
     jerk: float = 100.0  # rad/s^3
     torque: float = 50.0  # N m
-    home: float = 0.0  # rad, where the arm waits, out of the camera's way
+    home: float = 0.0  # rad, the waiting position, out of the camera's view
     mass: float = 1.0  # kg, of the link
     capsules: Capsules = ()  # the link's shape
 
@@ -65,7 +65,7 @@ class Joint:
         _check_capsules("Joint.capsules", self.capsules)
 
     def origin(self) -> Array:
-        """Return (4, 4) from the joint's frame, before it turns, to that of the link before."""
+        """Return the transform (4, 4) of the joint's frame at angle 0 -> the previous link's."""
         c, s = np.cos(self.alpha), np.sin(self.alpha)
         row = np.array(
             [
@@ -82,13 +82,13 @@ class Joint:
 class Gripper:
     """A parallel gripper on the flange; its end effector frame lies between the finger tips.
 
-    z points out of the hand, the fingers open along y.
+    Its z points out of the hand; the fingers open along y.
     """
 
     name: str = ""
     yaw: float = 0.0  # rad about the flange's z
     length: float = 0.15  # m from the flange to the end effector frame
-    tip: float = 0.005  # m that the fingers reach beyond the end effector frame
+    tip: float = 0.005  # m of the fingers beyond the end effector frame
     width: float = 0.08  # m between the fingers when open
     speed: float = 0.1  # m/s at which the width changes
     force: float = 50.0  # N
@@ -113,17 +113,17 @@ class Arm:
     """
 
     name: str = ""
-    source: str = ""  # where the values come from
-    position: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, where the base stands
-    yaw: float = 0.0  # rad about z, of the base
-    base_capsules: Capsules = ()  # the shape of what stands still, in the base's frame
-    reach: float = 1.0  # m from the shoulder to the flange at most, for messages
-    tip_position: Triple = (0.0, 0.0, 0.0)  # m, of the tip's frame in that of the last link
-    tip_rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, there
+    source: str = ""  # the source of the values
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, the base
+    yaw: float = 0.0  # rad, the base's turn about z
+    base_capsules: Capsules = ()  # the shape of the fixed base, in its frame
+    reach: float = 1.0  # m from the shoulder to the flange, at most; for messages
+    tip_position: Triple = (0.0, 0.0, 0.0)  # m, the tip's frame in that of the last link
+    tip_rotation: Quaternion = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z, in that frame
     flange: float = 0.0  # m along z of the tip's frame
     joints: tuple[Joint, ...] = ()
     gripper: Gripper = field(default_factory=Gripper)
-    cameras: tuple[CalibratedCamera, ...] = ()  # that see the table, or ride on the flange
+    cameras: tuple[CalibratedCamera, ...] = ()  # at the table, or on the flange
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
@@ -146,7 +146,7 @@ class Arm:
         return np.array([getattr(joint, name) for joint in self.joints], np.float64)
 
     def tip(self) -> Array:
-        """Return (4, 4) from the tip's frame to that of the last link."""
+        """Return the transform (4, 4) tip -> last link."""
         return pose(self.tip_position, self.tip_rotation)
 
 
@@ -166,10 +166,10 @@ def pose(position: Triple, rotation: Quaternion) -> Array:
 def load(name: str) -> Arm:
     """Return the arm of that name (`panda`, `ur5e`), or of a file: YAML of the same form, or URDF.
 
-    What a URDF does not say is read from the YAML file beside it, of the same name. Raises
+    Values that a URDF lacks are read from the YAML file of the same name beside it. Raises
     UnknownName for a name that is not shipped, ConfigError for a file that is not an arm.
     """
-    folder = Path(name).parent  # of the files that it names
+    folder = Path(name).parent  # folder of the camera files that it names
     if name.endswith((".yaml", ".yml")):
         values = config.read_yaml(name)
         values.pop("base", None)
@@ -216,7 +216,7 @@ def _check_pose(where: str, position: Triple, rotation: Quaternion) -> None:
     for axis, value in zip("xyz", position, strict=True):
         check_range(f"{where}.position.{axis}", value, -10, 10)
     length = float(np.linalg.norm(rotation))
-    if not abs(length - 1) < 1e-3:  # nor is a NaN
+    if not abs(length - 1) < 1e-3:  # NaN fails too
         raise ConfigError(
             f"{where}.rotation: found {list(rotation)} of length {length:.4g}, need a unit "
             "quaternion w, x, y, z"

@@ -20,30 +20,30 @@ from latentplan.types import Array
 
 
 class Unreachable(LatentplanError, ValueError):
-    """No joint position, or no path free of collisions, brings the arm where it was sent."""
+    """No joint position, or no collision-free path, brings the arm to its target."""
 
 
 class Kinematics:
-    """An arm over a table: forward and inverse kinematics, and what touches what.
+    """An arm over a table: forward and inverse kinematics, and contacts.
 
-    Inverse kinematics is a sequence of quadratic programs (mink): the end effector's error, and
-    with little weight the distance to the home position (which settles what a seventh joint
-    leaves open), within the joint limits and a step that the joints' velocities allow. It starts
-    at home turned towards the target, then at seeded random positions.
+    Inverse kinematics is a sequence of quadratic programs (mink): they minimise the end effector's
+    error and, with little weight, the distance to the home position (which fixes the redundancy of
+    a seventh joint), within the joint limits and a step that the joints' velocities allow. It
+    starts at home turned towards the target, then at seeded random positions.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """When inverse kinematics is content, and how long it tries."""
+        """The tolerances of inverse kinematics, and the limits of its search."""
 
         tolerance: float = 1e-4  # m
         turn_tolerance: float = 1e-3  # rad
         starts: int = 6  # positions to start from before a target counts as out of reach
         iterations: int = 40  # from each start
-        step: float = 0.25  # s, an iteration moves no joint further than in this time at full speed
-        posture: float = 3e-4  # weight of the distance to home, beside 1 for the pose
+        step: float = 0.25  # s, the longest step of a joint in an iteration, at full speed
+        posture: float = 3e-4  # weight of the distance to home, against 1 for the pose
         margin: float = 0.02  # rad from the joints' limits, so that curves between points fit too
-        clearance: float = 1e-3  # m between the arm and the table at least
+        clearance: float = 1e-3  # m between the arm and the table, at least
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -57,7 +57,7 @@ class Kinematics:
             check_range("Kinematics.clearance", self.clearance, 0, 0.1)
 
     def __init__(self, arm: Arm, config: Config | None = None) -> None:
-        """Build the arm's model; MissingDependency if mink or its solver is not there."""
+        """Build the arm's model; MissingDependency without mink or its solver."""
         import mujoco
 
         mink = _mink()
@@ -72,7 +72,7 @@ class Kinematics:
             margin=self.config.clearance,
         )
         mjcf.add(spec, arm, solid=True, fingers=False)
-        # What stands still may stand on the table.
+        # The fixed base may touch the table.
         spec.add_exclude(bodyname1="world", bodyname2="base")
         self.model = spec.compile()
         self.model.jnt_range += np.array([self.config.margin, -self.config.margin])
@@ -102,33 +102,33 @@ class Kinematics:
     def inverse(self, pose: Array, *, turn: bool = True) -> Array:
         """Return joint positions (J,), rad, that bring the end effector to `pose` (7,).
 
-        Where not `turn`, the angle about the end effector's z is left free. The result is within
-        the joint limits and touches nothing. Raises Unreachable.
+        Without `turn`, the angle about the end effector's z is free. The result is within the joint
+        limits and free of contacts. Raises Unreachable.
         """
         return next(self.solutions(pose, turn=turn))
 
     def near(self, pose: Array, start: Array, *, turn: bool = True) -> Array:
-        """Return the joint positions (J,) of `pose` that one comes to from `start` (J,).
+        """Return the joint positions (J,) of `pose` near `start` (J,).
 
-        As `inverse`, but from there alone, and as near to it as the pose allows: near poses get
+        As `inverse`, but from `start` alone, and as near to it as the pose allows: near poses get
         near positions. Raises Unreachable.
         """
         start = np.asarray(start, np.float64)
         return next(self._solutions(_checked(pose), [start], start, turn=turn))
 
     def solutions(self, pose: Array, *, turn: bool = True) -> Iterator[Array]:
-        """Yield what `inverse` finds from each place that it starts from, the likeliest first."""
+        """Yield the solution of `inverse` from each of its starts, the likeliest first."""
         pose = _checked(pose)
         return self._solutions(pose, self._starts(pose), self.home, turn=turn)
 
     def _solutions(
         self, pose: Array, starts: list[Array], posture: Array, *, turn: bool
     ) -> Iterator[Array]:
-        """Yield the positions found from `starts`; Unreachable if there is none."""
+        """Yield the solutions from `starts`; Unreachable if there is none."""
         target = self._mink.SE3(np.concatenate([pose[3:], pose[:3]]))
         nearest, touching, count = np.inf, "", 0
         for start in starts:
-            # Set each time: between two yields another pose may be asked for.
+            # Set each time, since between two yields the caller may request another pose.
             self._task.set_target(target)
             self._task.set_orientation_cost([1.0, 1.0, 1.0 if turn else 0.0])
             self._posture.set_target(posture)
@@ -144,7 +144,7 @@ class Kinematics:
             raise Unreachable(self._refusal(pose[:3], nearest, touching))
 
     def contact(self, q: Array) -> str:
-        """Return what touches what at q (J,), as `hand and table`; empty if nothing does."""
+        """Return a contact at q (J,), such as `hand and table`; empty if there is none."""
         self._place(q)
         self._mujoco.mj_collision(self.model, self._data)
         if self._data.ncon == 0:
@@ -154,7 +154,7 @@ class Kinematics:
         return " and ".join(reversed(names))
 
     def _starts(self, pose: Array) -> list[Array]:
-        """Return positions (J,) to start from, the likeliest first."""
+        """Return the positions (J,) to start from, the likeliest first."""
         facing = self.home.copy()
         offset = pose[:2] - self.arm.position[:2]
         azimuth = np.arctan2(offset[1], offset[0])
@@ -166,12 +166,12 @@ class Kinematics:
         return list(np.clip(facing + spread * noise, self._low, self._high))
 
     def _azimuth(self) -> float:
-        """Return the direction in which the end effector lies from the base at home, rad."""
+        """Return the direction of the end effector from the base at home, rad."""
         x, y = self.forward(self.home)[:2] - self.arm.position[:2]
         return float(np.arctan2(y, x))
 
     def _descend(self, q: Array) -> tuple[float, Array | None]:
-        """Return the nearest distance, m, and the position (J,) where it is within tolerance."""
+        """Return the least distance, m, and the position (J,) if it is within tolerance."""
         c, configuration = self.config, self._configuration
         configuration.update(np.clip(q, self._low, self._high))
         nearest, weighted = np.inf, self._task.cost[3:] > 0
@@ -191,7 +191,7 @@ class Kinematics:
                     damping=1e-9,
                     limits=self._limits,
                 )
-            except self._mink.NoSolutionFound:  # the next start may do
+            except self._mink.NoSolutionFound:  # the next start may succeed
                 break
             configuration.integrate_inplace(velocity, c.step)
         return nearest, None
@@ -209,7 +209,7 @@ class Kinematics:
         if touching:
             return f"{at} is reached only with {touching} in contact; choose another target"
         if nearest <= self.config.tolerance:
-            return f"{at} is reached, but not turned that way; choose another angle or position"
+            return f"{at} is reached, but not with that angle; choose another angle or position"
         bx, by, bz = self.arm.position
         return (
             f"{at} is out of reach, {nearest:.3f} m is the nearest found; the arm reaches "
@@ -232,7 +232,7 @@ def downward(position: Array, *, yaw: float = 0.0, normal: Array | None = None) 
     """Return the pose (7,) at `position` (3,) m with the gripper pointing down.
 
     The end effector's x is turned by `yaw` rad from the world's; its fingers open across it. With a
-    unit `normal` (3,) it points against that, tilted from there by the smallest turn.
+    unit `normal` (3,) the gripper points against it, tilted by the smallest turn.
     """
     half = yaw / 2  # a turn by yaw about z, after a half turn about x
     turn = np.array([0.0, np.cos(half), np.sin(half), 0.0])
@@ -251,7 +251,7 @@ def _halfway(normal: Array) -> Array:
 
 def _mink() -> Any:
     try:
-        import daqp  # noqa: F401  (the solver that mink is asked to use)
+        import daqp  # noqa: F401  (the solver that mink uses)
         import mink
     except ImportError as e:
         raise MissingDependency(f'the arm needs {e.name}: pip install "latentplan[arm]"') from None

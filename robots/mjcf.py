@@ -10,7 +10,7 @@ import numpy as np
 from latentplan.robots.description import Arm, Capsules
 from latentplan.types import Array
 
-EE = "ee"  # body between the finger tips: what grasps, and whose pose is reported
+EE = "ee"  # body between the finger tips, whose pose is the end effector's
 FINGER = (0.010, 0.006)  # m, half of a finger's thickness along x and y
 COLOURS = ((0.93, 0.93, 0.95, 1.0), (0.30, 0.34, 0.40, 1.0))  # links and joints alternately
 HAND = (0.16, 0.17, 0.19, 1.0)
@@ -21,15 +21,15 @@ def add(
 ) -> None:
     """Add `arm` to an MjSpec: bodies, joints, and one position actuator a joint.
 
-    Names are `prefix` + the joint's; the end effector is the body `prefix` + "ee". Where `solid`,
-    its capsules touch each other and whatever else has contact bit 1; else the arm is an image
-    of itself, and what it holds is up to an equality constraint. Where `fingers`, they slide
-    (joints and actuators `left`, `right`: half the width each); else they stand open.
+    Names are `prefix` + the joint's; the end effector is the body `prefix` + "ee". If `solid`, its
+    capsules collide with each other and with every geom of contact bit 1; else the arm is visual
+    only, and an equality constraint holds its object. If `fingers`, the fingers slide (joints and
+    actuators `left`, `right`: half the width each); else they stay open.
     """
     import mujoco
 
     gripper = arm.gripper
-    angle = np.rad2deg(1.0) if spec.compiler.degree else 1.0  # what the spec's ranges are in
+    angle = np.rad2deg(1.0) if spec.compiler.degree else 1.0  # unit of the spec's ranges
     body = spec.worldbody.add_body(
         name=f"{prefix}base", pos=arm.position, quat=_quaternion((0, 0, 1), arm.yaw), gravcomp=1
     )
@@ -64,14 +64,14 @@ def add(
         _add_finger(spec, hand, arm, prefix + name, side=side, bits=bits, slides=fingers)
     ee = hand.add_body(name=prefix + EE, pos=(0, 0, gripper.length))
     ee.add_site(name=prefix + EE, size=(1e-3, 1e-3, 1e-3), rgba=(0, 0, 0, 0))
-    # Neighbours overlap in their joint. MuJoCo knows this, but not of a base that stands still.
+    # Neighbours overlap in their joint. MuJoCo excludes such contacts, but not with a fixed base.
     spec.add_exclude(bodyname1=f"{prefix}base", bodyname2=f"{prefix}{arm.joints[0].name}_link")
 
 
 def _add_finger(
     spec: Any, hand: Any, arm: Arm, name: str, *, side: int, bits: int, slides: bool
 ) -> None:
-    """Add a box finger that slides along y by half the width, or stands open."""
+    """Add a box finger that slides along y by half the width, or stays open."""
     import mujoco
 
     gripper = arm.gripper
@@ -137,7 +137,7 @@ def _quaternion(axis: tuple[float, float, float], angle: float) -> Array:
 
 
 def _product(first: Sequence[float] | Array, second: Sequence[float] | Array) -> Array:
-    """Return w, x, y, z of a turn by `second` in the frame that `first` has turned."""
+    """Return w, x, y, z of a turn by `second` in the frame turned by `first`."""
     a, b, c, d = first
     w, x, y, z = second
     return np.array(

@@ -33,12 +33,12 @@ class Motion:
 
     @property
     def carrying(self) -> slice:
-        """The instants at which something is held: lift, move and lower."""
+        """The instants at which the gripper holds an object: lift, move and lower."""
         first, last = np.searchsorted(self.phase, [PHASES.index("lift"), PHASES.index("release")])
         return slice(int(first), int(last))
 
     def part(self, instants: slice) -> Motion:
-        """Return what is done at some of the instants."""
+        """Return the motion at some of the instants."""
         q, dq, ee = self.q[instants], self.dq[instants], self.ee[instants]
         return Motion(self.dt, q, dq, ee, self.gripper[instants], self.phase[instants])
 
@@ -47,14 +47,14 @@ class Motion:
 class _Piece:
     phase: str
     path: Path
-    length: float  # m that the end effector goes in a straight line; 0 if joints go straight
+    length: float  # m of the end effector's straight line; 0 if the joints move straight
 
 
 class PickAndPlace:
-    """Plans approach, grasp, lift, move, lower, release and retreat, from home to home.
+    """A planner of approach, grasp, lift, move, lower, release and retreat, from home to home.
 
-    Over the table the end effector goes straight down, up, across, down and up; between home and
-    the place above the pick the joints go straight. Everything is checked for contacts with the
+    Over the table the end effector moves straight down, up, across, down and up; between home and
+    the place above the pick the joints move straight. Every path is checked for contacts with the
     table and of the arm with itself, and timed within the arm's limits.
     """
 
@@ -62,12 +62,12 @@ class PickAndPlace:
     class Config:
         """The heights of a motion, and its speed."""
 
-        share: float = 0.8  # of the velocity that the arm's maker allows
-        speed: float = 0.5  # m/s of the end effector over the table at most
+        share: float = 0.8  # of the maker's velocity limit
+        speed: float = 0.5  # m/s of the end effector over the table, at most
         hover: float = 0.05  # m above the table before the grasp and after the release
-        grip: float = 0.01  # m between the fingers when they hold something
+        grip: float = 0.01  # m between the fingers when they hold an object
         points: int = 7  # way points of a straight line
-        deviation: float = 2e-3  # m from the straight line at most
+        deviation: float = 2e-3  # m from the straight line, at most
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -78,12 +78,12 @@ class PickAndPlace:
             check_range("PickAndPlace.points", self.points, 3, 30)
             check_range("PickAndPlace.deviation", self.deviation, 1e-5, 0.1)
 
-    STEP = 0.05  # rad that any joint turns between two checks for contacts
+    STEP = 0.05  # rad, largest turn of a joint between two checks for contacts
 
     def __init__(
         self, arm: Arm, config: Config | None = None, *, limits: Limits | None = None
     ) -> None:
-        """Build the arm's kinematics; `limits` stand in for `share` of the arm's own."""
+        """Build the arm's kinematics; `limits` replace `share` of the arm's own."""
         self.arm = arm
         self.config = config or self.Config()
         check_range("PickAndPlace.grip", self.config.grip, 0, arm.gripper.width)
@@ -102,14 +102,14 @@ class PickAndPlace:
         start: Array | None = None,
         dt: float = 0.008,
     ) -> Motion:
-        """Return the motion that takes what lies at `pick` (3,) m to `place` (3,) m.
+        """Return the motion that moves the object at `pick` (3,), m, to `place` (3,), m.
 
-        `lift`, m, is how far above the higher of the two it is carried. `yaw`, rad about the
-        vertical, is where the end effector's x points; the fingers close across it. None leaves it
-        to the arm. `normal` (3,) is what the hand comes along to the pick, by default the vertical;
-        it keeps that tilt until it let go. `grip`, m between the fingers when they hold something,
-        is the config's by default. A grasp deeper than the finger tips can go is made as deep as
-        they can. `start` (J,) rad is where the arm is, by default at home, where it ends.
+        `lift`, m, is the carrying height above the higher of the two. `yaw`, rad about the
+        vertical, is the direction of the end effector's x; the fingers close across it. None leaves
+        it free. The hand approaches the pick against `normal` (3,), by default the vertical, and
+        keeps that tilt until the release. `grip`, m between the fingers when they hold an object,
+        defaults to the config's. A grasp too deep for the finger tips is made as deep as possible.
+        `start` (J,), rad, is the arm's present position, by default home; the motion ends at home.
         Raises Unreachable if a part of it is out of reach, collides or leaves the straight line.
         """
         pick, place = np.asarray(pick, np.float64), np.asarray(place, np.float64)
@@ -128,15 +128,15 @@ class PickAndPlace:
         except Unreachable:
             if yaw is None:
                 raise
-            # Half a turn further, a parallel gripper is the same.
+            # A parallel gripper is the same after half a turn.
             turned = yaw + np.pi
             pieces = self._pieces(pick, place, lift=lift, yaw=turned, normal=normal, begin=begin)
         return self._sampled(pieces, dt, grip=grip)
 
     def straight(self, start: Array, end: Array, *, dt: float = 0.008) -> Motion:
-        """Return the motion on which all joints go straight from `start` (J,) to `end` (J,) rad.
+        """Return the motion with all joints straight from `start` (J,) to `end` (J,), rad.
 
-        The gripper stands open. Raises Unreachable if something would touch on the way.
+        The gripper stays open. Raises Unreachable if the path has a contact.
         """
         path = self._checked(Path(np.stack([start, end])))
         return self._sampled([_Piece("retreat", path, 0.0)], dt, grip=self.config.grip)
@@ -151,7 +151,7 @@ class PickAndPlace:
         normal: Array | None,
         begin: Array,
     ) -> list[_Piece]:
-        """Return the motion's paths, from the first position over the pick that they work from."""
+        """Return the motion's paths, with the first position over the pick that allows them all."""
         lowest = self.arm.gripper.tip + 2 * self.kinematics.config.clearance
         pick, place = (np.array([p[0], p[1], max(p[2], lowest)]) for p in (pick, place))
         come = self.config.hover * (np.array([0, 0, 1.0]) if normal is None else normal)
@@ -203,14 +203,14 @@ class PickAndPlace:
         ]
 
     def _line(self, first: Array, last: Array, *, start: Array) -> tuple[Path, Array]:
-        """Return a joint path along which the end effector goes straight, and its end (J,)."""
+        """Return a joint path on which the end effector moves straight, and its end (J,)."""
         if np.allclose(first, last, atol=1e-9):
             return Path(np.stack([start, start])), start
         points = [start]
         for pose in _between(first, last, nodes(self.config.points)[1:]):
             points.append(self.kinematics.near(pose, points[-1]))
         path = self._checked(Path(np.stack(points)))
-        # Where joints flip on the way, the way points are right and what lies between is not.
+        # If joints flip on the way, the way points are right, but the path between them is not.
         s = np.linspace(0, 1, 3 * self.config.points)
         gap = self.kinematics.forward(path.at(s))[:, :3] - _between(first, last, s)[:, :3]
         worst = float(np.linalg.norm(gap, axis=1).max())
@@ -219,7 +219,7 @@ class PickAndPlace:
         return path, path.end
 
     def _high(self, first: Array, last: Array, *, over: float) -> Path:
-        """Return the path on which all joints go straight, no lower than `over` m."""
+        """Return the path on which all joints move straight, no lower than `over` m."""
         path = self._checked(Path(np.stack([first, last])))
         heights = self.kinematics.forward(path.at(np.linspace(0, 1, 3 * self.config.points)))[:, 2]
         if heights.min() < over - self.config.deviation:
@@ -227,7 +227,7 @@ class PickAndPlace:
         return path
 
     def _checked(self, path: Path) -> Path:
-        """Return the path; Unreachable if it leaves the joint limits or touches something."""
+        """Return the path; Unreachable if it leaves the joint limits or has a contact."""
         turned = float(np.abs(path.at(np.linspace(0, 1, 16), order=1)).max())
         positions = path.at(np.linspace(0, 1, 4 + int(turned / self.STEP)))
         low, high = self.arm.column("low"), self.arm.column("high")
@@ -247,9 +247,9 @@ class PickAndPlace:
         )
 
     def _sampled(self, pieces: list[_Piece], dt: float, *, grip: float) -> Motion:
-        """Time the pieces one after the other, with the gripper moving between them."""
+        """Return the motion of the pieces in order, with the gripper's moves between them."""
         gripper, c = self.arm.gripper, self.config
-        pause = (gripper.width - grip) / gripper.speed  # s that the fingers need
+        pause = (gripper.width - grip) / gripper.speed  # s for the fingers' move
         q, dq, width, phase = [], [], [], []
         opening = gripper.width
         for piece in pieces:
@@ -290,7 +290,7 @@ def _unit(normal: Array) -> Array:
     if not length > 1e-6 or normal[2] / length < 0.5:
         raise ShapeError(
             f"PickAndPlace.normal: found {normal.tolist()}, need a direction within 60 degrees of "
-            "the vertical; the hand comes from above"
+            "the vertical; the hand approaches from above"
         )
     return np.asarray(normal / length)
 
@@ -301,8 +301,8 @@ def _at_height(pose: Array, height: float) -> Array:
 
 
 def _between(first: Array, last: Array, s: Array) -> Array:
-    """Return the poses (S, 7) at shares s (S,) of the straight way between two poses (7,)."""
-    # Both point down, so quaternions are at most a turn about one axis apart.
+    """Return the poses (S, 7) at shares s (S,) of the straight line between two poses (7,)."""
+    # Both grippers point down, so the quaternions differ by a turn about one axis.
     end = last if first[3:] @ last[3:] >= 0 else np.concatenate([last[:3], -last[3:]])
     angle = np.arccos(np.clip(first[3:] @ end[3:], -1, 1))
     poses: Array = first + np.asarray(s)[:, None] * (end - first)

@@ -1,4 +1,4 @@
-"""A simulated arm: MuJoCo moves its joints by position servos of limited torque."""
+"""A simulated arm in MuJoCo: position servos of limited torque move its joints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from latentplan.types import Array
 
 
 class SimulatedArm:
-    """An arm on a table of its own, with inertia, servos and torque limits; gravity compensated.
+    """An arm on a table, with inertia, servos and torque limits; gravity is compensated.
 
-    `execute` says where the arm really was while it followed a motion. The object that it carries
-    is light against the arm (a rope weighs 40 g), so it lives in another simulation, of any engine,
-    and follows the end effector there.
+    `execute` returns the arm's actual motion. The object that it carries is light against the arm
+    (a rope weighs 40 g), so another simulation, of any engine, holds it and lets it follow the end
+    effector.
     """
 
     TIMESTEP = 0.004  # s, at most
@@ -27,7 +27,7 @@ class SimulatedArm:
     def __init__(self, arm: Arm, *, scene: Any = None, solid: bool = False) -> None:
         """Build the model and put the arm at home, with the gripper open.
 
-        `scene` is an MjSpec of what is around it; if `solid`, the arm collides with it.
+        `scene` is an MjSpec of the surroundings; if `solid`, the arm collides with them.
         """
         import mujoco
 
@@ -38,7 +38,7 @@ class SimulatedArm:
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._mujoco = mujoco
-        # What else moves in the scene has its own places in qpos, before the arm's.
+        # Other joints of the scene come before the arm's in qpos.
         names = [*(joint.name for joint in arm.joints), "left", "right"]
         joints = [self.model.joint(name) for name in names]
         self._q = np.array([joint.qposadr[0] for joint in joints])
@@ -50,7 +50,7 @@ class SimulatedArm:
         self.reset()
 
     def reset(self, motion: Motion | None = None) -> None:
-        """Put the arm at rest where `motion` starts; without one, at home with an open gripper."""
+        """Put the arm at rest at the start of `motion`; without one, at home, gripper open."""
         self._mujoco.mj_resetData(self.model, self.data)
         home, width = self.arm.column("home"), self.arm.gripper.width
         self.data.qpos[self._q[:-2]] = home if motion is None else motion.q[0]
@@ -80,14 +80,14 @@ class SimulatedArm:
         return np.concatenate([self.data.xpos[self._ee], self.data.xquat[self._ee]])
 
     def execute(self, motion: Motion) -> Motion:
-        """Return the motion as it came out, at the same instants.
+        """Execute a motion and return the measured one, at the same instants.
 
-        The arm starts where it is; a motion that starts elsewhere is refused with a ShapeError.
+        Raises ShapeError if the motion does not start at the arm's position.
         """
         gap = float(np.abs(motion.q[0] - self.q).max())
         if gap > 0.05:
             raise ShapeError(
-                f"SimulatedArm.motion: starts {gap:.3f} rad from where the arm is; reset() it"
+                f"SimulatedArm.motion: starts {gap:.3f} rad from the arm's position; call reset()"
             )
         q, dq = np.empty_like(motion.q), np.empty_like(motion.dq)
         ee, gripper = np.empty_like(motion.ee), np.empty_like(motion.gripper)
@@ -99,9 +99,9 @@ class SimulatedArm:
         return replace(motion, q=q, dq=dq, ee=ee, gripper=gripper)
 
     def servo(self, q: Array, *, dq: Array, gripper: float, dt: float) -> None:
-        """Drive the joints for `dt` s towards q (J,), rad, at dq (J,), rad/s, after that time.
+        """Drive the joints for `dt` s to q (J,), rad, with the end velocity dq (J,), rad/s.
 
-        The targets go there in a straight line from the last ones; `gripper` is the width in m.
+        The targets move linearly from the last ones; `gripper` is the width in m.
         """
         target = np.append(q, (gripper / 2,) * 2)
         rate = np.append(dq, (0.0, 0.0))

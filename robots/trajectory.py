@@ -1,4 +1,4 @@
-"""Joint paths, and the time at which an arm may pass each of their points."""
+"""Joint paths, and their timing within an arm's limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentplan.robots.description import Arm
 from latentplan.shapes import check_finite
 from latentplan.types import Array
 
-CHECKS = 64  # instants of each piece of a profile that are held against the limits
+CHECKS = 64  # instants of each piece of a profile at which limits are checked
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Limits:
 
     @staticmethod
     def of(arm: Arm, *, share: float = 1.0) -> Limits:
-        """Return an arm's limits, slowed down: velocity to `share` of what its maker allows.
+        """Return an arm's limits, slowed down: velocity to `share` of the maker's limit.
 
         A motion that takes 1 / share of the time has share^2 of the acceleration and share^3 of
-        the jerk, so these are lowered alike.
+        the jerk, so these limits are scaled alike.
         """
         check_range("Limits.share", share, 1e-3, 1)
         columns = ("velocity", "acceleration", "jerk")
@@ -39,8 +39,8 @@ class Limits:
 class Path:
     """A smooth curve q(s), s from 0 to 1, through way points at `nodes(K)`.
 
-    A polynomial in Chebyshev form: for the short, smooth pieces of a straight motion of the end
-    effector it converges to the exact joint path with a few points, and all its derivatives exist.
+    It is a polynomial in Chebyshev form, which for the short, smooth pieces of a straight motion of
+    the end effector converges to the exact joint path with a few points, and has all derivatives.
     """
 
     def __init__(self, points: Array) -> None:
@@ -50,7 +50,7 @@ class Path:
             raise ShapeError(f"Path.points: found shape {points.shape}, need (K >= 2, J)")
         check_finite("Path.points", points)
         self.start, self.end = points[0], points[-1]
-        x = 2 * nodes(len(points)) - 1  # Chebyshev polynomials live on [-1, 1]
+        x = 2 * nodes(len(points)) - 1  # Chebyshev polynomials are defined on [-1, 1]
         coefficients = chebyshev.chebfit(x, points, len(points) - 1)
         self._derivatives = [coefficients]
         for _ in range(3):
@@ -69,10 +69,10 @@ def nodes(count: int) -> Array:
 class Trajectory:
     """A path from rest to rest as fast as limits on velocity, acceleration and jerk allow.
 
-    One jerk-limited profile s(t) (Ruckig, Berscheid and Kroeger 2021, arXiv 2105.04830) moves
-    along the path, so that all joints arrive together and the end effector keeps to it. It is
-    time-optimal for straight joint paths; on curved ones it is slowed down until q'(s) and the
-    higher derivatives keep every joint within its limits.
+    One jerk-limited profile s(t) (Ruckig, Berscheid and Kroeger 2021, arXiv 2105.04830) times the
+    path, so that all joints arrive together and the end effector stays on it. It is time-optimal
+    for straight joint paths; on curved ones it is slowed down until q'(s) and the higher
+    derivatives keep every joint within its limits.
     """
 
     def __init__(self, path: Path, limits: Limits, *, speed: float = np.inf) -> None:
@@ -80,14 +80,14 @@ class Trajectory:
         self.path = path
         bounds = (limits.velocity, limits.acceleration, limits.jerk)
         steepest = np.abs(path.at(np.linspace(0, 1, CHECKS), order=1)).max(0)  # (J,)
-        if steepest.max() < 1e-9:  # nowhere to go
+        if steepest.max() < 1e-9:  # start and end are the same
             self.duration, self._times, self._pieces = 0.0, np.zeros(1), np.zeros((1, 4))
             return
         rates = [float((bound / np.maximum(steepest, 1e-12)).min()) for bound in bounds]
         rates[0] = min(rates[0], speed)
         self._times, self._pieces = _profile(*rates)
         self.duration = float(self._times[-1])
-        # At t * r all derivatives shrink by r, r^2, r^3: the smallest r that fits is exact.
+        # At t * r the derivatives shrink by r, r^2, r^3, so the smallest r that fits is exact.
         derivatives = self._checked()
         excess = [
             float((np.abs(derivative) / bound).max() ** (1 / order))
@@ -96,7 +96,7 @@ class Trajectory:
         self._stretch(max(1.0, *excess) * 1.001)
 
     def at(self, t: Array) -> tuple[Array, Array, Array, Array]:
-        """Return q, dq, ddq, dddq, each (S, J), at times t (S,) s; it rests before and after."""
+        """Return q, dq, ddq, dddq, each (S, J), at times t (S,) s; at rest before and after."""
         t = np.clip(np.asarray(t, np.float64), 0, self.duration)
         piece = np.clip(np.searchsorted(self._times, t, "right") - 1, 0, len(self._pieces) - 1)
         return self._inside(piece, t - self._times[piece])
@@ -124,7 +124,7 @@ class Trajectory:
         return self._inside(piece, u.reshape(-1))[1:]
 
     def _stretch(self, factor: float) -> None:
-        """Take `factor` times as long."""
+        """Slow the profile down by `factor`."""
         self._times = self._times * factor
         self._pieces = self._pieces / factor ** np.arange(4)
         self.duration = float(self._times[-1])

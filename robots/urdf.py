@@ -1,7 +1,7 @@
-"""An arm in a URDF as the values of its description; a YAML file beside it adds the rest.
+"""A reader of an arm's description from a URDF; a YAML file beside it adds the rest.
 
 A URDF gives joints, their places, axes and limits of position, velocity and effort, masses, and
-shapes. It knows no limits of acceleration and jerk, and no gripper of ours.
+shapes. It has no limits of acceleration and jerk, and no `Gripper`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def read(path: Path, *, required: Sequence[str]) -> dict[str, Any]:
 
     `path` with the suffix .yaml, if it exists, adds `joints` (a mapping of joint names to
     values such as acceleration and jerk, which replace those of the URDF), `tip` (a link), and
-    whatever else an arm's description has. Without `tip` it is the last link that all of the
+    any other field of an arm's description. `tip` defaults to the last link that all of the
     longest chains share, which is the hand before its fingers. Joints that slide, or mimic others,
-    are no joints of an arm. Raises ConfigError if it is no such arm.
+    are left out. Raises ConfigError if the URDF has no such chain.
     """
     beside = path.with_suffix(".yaml")
     values = config.read_yaml(beside) if beside.exists() else {}
     values.pop("base", None)
-    said = values.pop("joints", {})
-    if not isinstance(said, Mapping) or not all(isinstance(row, Mapping) for row in said.values()):
+    added = values.pop("joints", {})
+    if not isinstance(added, Mapping) or not all(isinstance(r, Mapping) for r in added.values()):
         raise ConfigError(f"{beside}: joints: need a mapping of joint names to their values")
     try:
         return _values(
             _Tree(_parsed(path)),
-            said=dict(said),
+            added=dict(added),
             values=values,
             beside=beside,
             required=required,
@@ -53,14 +53,14 @@ def read(path: Path, *, required: Sequence[str]) -> dict[str, Any]:
 def _values(
     tree: _Tree,
     *,
-    said: dict[str, Any],
+    added: dict[str, Any],
     values: dict[str, Any],
     beside: Path,
     required: Sequence[str],
 ) -> dict[str, Any]:
     tip = values.pop("tip", None) or tree.tip()
     chain = tree.chain(str(tip))
-    # Frames of ours turn about z: `turned` is such a frame in that of the URDF's link.
+    # Frames of a description turn about z: `turned` is that frame in the URDF link's.
     before, turned, rows = np.eye(4), np.eye(4), []
     for joint in chain:
         before = before @ _origin(joint)
@@ -70,12 +70,12 @@ def _values(
         rows.append(_row(joint, np.linalg.inv(turned) @ before @ axis, tree.link(joint), axis))
         before, turned = np.eye(4), axis
     names = [row["name"] for row in rows]
-    for name in said:
+    for name in added:
         if name not in names:
             raise ConfigError(f"{beside.name}: joints: {unknown('joint', name, names)}")
-    rows = [row | dict(said.get(row["name"], {})) for row in rows]
+    rows = [row | dict(added.get(row["name"], {})) for row in rows]
     _refuse_missing(rows, beside, required=required)
-    for row in rows:  # 0 if that is allowed, else the middle
+    for row in rows:  # 0 if it is within the limits, else the middle
         middle = 0.0 if row["low"] <= 0 <= row["high"] else (row["low"] + row["high"]) / 2
         row.setdefault("home", middle)
     tip_pose = np.linalg.inv(turned) @ before
@@ -90,14 +90,14 @@ def _values(
 
 
 def _refuse_missing(rows: list[dict[str, Any]], beside: Path, *, required: Sequence[str]) -> None:
-    """Raise ConfigError if a limit is in neither file: for all joints in one line."""
+    """Raise ConfigError, with all joints in one line, if a limit is in neither file."""
     lacking = {row["name"]: [n for n in required if n not in row] for row in rows}
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if not lacking:
         return
     if len({tuple(missing) for missing in lacking.values()}) == 1:
-        who, missing = ", ".join(lacking), next(iter(lacking.values()))
-        text = f"{who}: {', '.join(missing)} missing"
+        names, missing = ", ".join(lacking), next(iter(lacking.values()))
+        text = f"{names}: {', '.join(missing)} missing"
     else:
         text = "; ".join(f"{name}: {', '.join(m)}" for name, m in lacking.items()) + " missing"
     example = f"joints: {{{next(iter(lacking))}: {{acceleration: ..., jerk: ...}}}}"
@@ -130,7 +130,7 @@ class _Tree:
         while link in self._joints:
             joint = self._joints[link]
             if joint in found:
-                raise ConfigError(f"link {link}: hangs on itself")
+                raise ConfigError(f"link {link}: is its own ancestor")
             found.insert(0, joint)
             link = _end(joint, "parent")
         return found
@@ -145,14 +145,14 @@ class _Tree:
         longest = [path for path in paths if sum(map(_turns, path)) == most]
         shared = [joint for joint in longest[0] if all(joint in path for path in longest[1:])]
         while shared and not _turns(shared[-1]) and shared[-1].get("type") != "fixed":
-            shared.pop()  # the only finger
+            shared.pop()  # a single finger
         if sum(map(_turns, shared)) < most:
             ends = ", ".join(_end(path[-1], "child") for path in longest)
             raise ConfigError(f"tip: several chains are as long, to {ends}; set tip to a link")
         return _end(shared[-1], "child")
 
     def chain(self, tip: str) -> list[ElementTree.Element]:
-        """Return the joints from the root to `tip`, each turning or fixed; ConfigError else."""
+        """Return the joints from the root to `tip`; ConfigError unless each turns or is fixed."""
         if tip not in self._links:
             raise ConfigError(f"tip: {unknown('link', tip, self._links)}")
         path = self.path(tip)
@@ -180,7 +180,7 @@ def _parsed(path: Path) -> ElementTree.Element:
     if root.tag != "robot":
         raise ConfigError(f"{path}: found <{root.tag}>, need <robot>")
     if any("xacro" in element.tag for element in root.iter()):
-        raise ConfigError(f"{path}: holds xacro; run xacro first, and give what it writes")
+        raise ConfigError(f"{path}: holds xacro; run xacro first, and give its output")
     return root
 
 
@@ -201,7 +201,7 @@ def _row(
         if text is None or endless:
             continue
         value = _numbers(f"joint {name}: limit {theirs}", text, 1)[0]
-        if value != 0 or ours in ("low", "high"):  # exporters write 0 for what they do not know
+        if value != 0 or ours in ("low", "high"):  # exporters write 0 for an unknown value
             row[ours] = value
     mass = link.find("inertial/mass")
     if mass is not None:
@@ -214,7 +214,7 @@ def _row(
 
 
 def _capsule(collision: ElementTree.Element, axis: Array) -> list[float]:
-    """Return the capsule of a round shape, in our frame; empty for a box or a mesh."""
+    """Return the capsule of a round shape, in the joint's frame; empty for a box or a mesh."""
     place = np.linalg.inv(axis) @ _origin(collision)
     for kind in ("sphere", "cylinder", "capsule"):
         shape = collision.find(f"geometry/{kind}")
@@ -241,11 +241,11 @@ def _origin(element: ElementTree.Element) -> Array:
 
 
 def _along(joint: ElementTree.Element) -> Array:
-    """Return (4, 4): a turn that brings z onto the joint's axis."""
+    """Return the rotation (4, 4) that brings z onto the joint's axis."""
     from scipy.spatial.transform import Rotation
 
     element, turned = joint.find("axis"), np.eye(4)
-    text = "1 0 0" if element is None else element.get("xyz", "1 0 0")  # as URDF has it
+    text = "1 0 0" if element is None else element.get("xyz", "1 0 0")  # URDF's default
     axis = np.array(_numbers(f"joint {joint.get('name')}: axis", text, 3))
     length = float(np.linalg.norm(axis))
     if length < 1e-9:

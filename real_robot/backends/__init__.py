@@ -1,1 +1,1 @@
-"""Ways to an arm, one a file; each imports what it needs when it is opened."""
+"""Backends, one a file: drivers of an arm. Each imports its libraries when it is opened."""

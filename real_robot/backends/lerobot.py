@@ -1,4 +1,4 @@
-"""LeRobot's arms as a backend: whatever its class `Robot` drives, by the names of its motors."""
+"""LeRobot's arms as a backend: any arm of its class `Robot`, by the names of its motors."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
-UNITS = {"degrees": np.pi / 180, "rad": 1.0, "normalised": 0.01}  # rad, or a share, in a 1
-NORMS = {"degrees": "degrees", "range_m100_100": "normalised"}  # what LeRobot calls them
-CLIPPED = 1e-3  # rad that a motor may be sent elsewhere than it was told
+UNITS = {"degrees": np.pi / 180, "rad": 1.0, "normalised": 0.01}  # rad, or a share, per unit
+NORMS = {"degrees": "degrees", "range_m100_100": "normalised"}  # LeRobot's names
+CLIPPED = 1e-3  # rad, largest difference of LeRobot's command from the setpoint
 
 
 class LerobotDriver:
-    """An arm behind LeRobot's `get_observation` and `send_action`, positions by motor name.
+    """A driver on LeRobot's `get_observation` and `send_action`, positions by motor name.
 
-    Both block, so a thread of its own calls them, `rate` times a second, and at once where a
-    setpoint waits; a bus that hangs is silent to those who ask. LeRobot measures no velocities:
-    they are the slope of the positions over `window`. Nothing is calibrated here: do it with
-    `lerobot-calibrate` before.
+    Both calls block, so a separate thread makes them, `rate` times a second, and at once if a
+    setpoint waits; a bus that hangs appears as a silent sensor. LeRobot measures no velocities:
+    they are the slope of the positions over `window`. Calibrate the arm before, with
+    `lerobot-calibrate`.
     """
 
     @dataclass(frozen=True)
     class Config:
         """The robot, and the units of its motors; neither is guessed."""
 
-        kind: str = ""  # as LeRobot names it: so101_follower; lerobot_robot_* packages add more
-        values: dict[str, Any] = field(default_factory=dict)  # of its config: port, id, cameras
-        motors: tuple[str, ...] = ()  # of the arm's joints, in their order; none: the same names
-        unit: str = ""  # of NAME.pos: degrees, rad, or normalised (-100 to 100)
-        zero: tuple[float, ...] = ()  # rad of each joint where its motor says 0; none: 0
-        sign: tuple[int, ...] = ()  # 1, or -1 if a motor turns the other way; none: 1
-        low: tuple[float, ...] = ()  # rad of each joint at -100; normalised alone
-        high: tuple[float, ...] = ()  # rad of each joint at 100; normalised alone
-        gripper: str = ""  # motor; empty: there is none, its width is as sent
-        gripper_closed: float = 0.0  # what that motor says when closed
-        gripper_open: float = 100.0  # and when open as wide as the description says
+        kind: str = ""  # LeRobot's name: so101_follower; lerobot_robot_* packages add more
+        values: dict[str, Any] = field(default_factory=dict)  # config fields: port, id, cameras
+        motors: tuple[str, ...] = ()  # motor of each joint, in order; empty: the joints' names
+        unit: str = ""  # unit of NAME.pos: degrees, rad, or normalised (-100 to 100)
+        zero: tuple[float, ...] = ()  # rad of each joint if its motor reads 0; empty: 0
+        sign: tuple[int, ...] = ()  # 1, or -1 if a motor turns the other way; empty: 1
+        low: tuple[float, ...] = ()  # rad of each joint at -100; for normalised only
+        high: tuple[float, ...] = ()  # rad of each joint at 100; for normalised only
+        gripper: str = ""  # motor; empty: no sensor, the width is as sent
+        gripper_closed: float = 0.0  # reading of that motor when closed
+        gripper_open: float = 100.0  # reading when open to the described width
         rate: float = 50.0  # readings a second
         window: float = 0.1  # s over which velocities are measured
-        still: bool = False  # an image that did not change is new all the same (a simulated one)
+        still: bool = False  # an unchanged image counts as new (in simulation)
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -61,7 +61,7 @@ class LerobotDriver:
             check_range("LerobotDriver.window", self.window, 1e-3, 1)
             if self.gripper and abs(self.gripper_open - self.gripper_closed) < 1e-9:
                 raise ConfigError(
-                    f"LerobotDriver.gripper_open: {self.gripper_open} is where it is closed, too"
+                    f"LerobotDriver.gripper_open: {self.gripper_open} is gripper_closed, too"
                 )
 
     def __init__(
@@ -72,9 +72,9 @@ class LerobotDriver:
         cameras: Sequence[View] = (),
         robot: Any = None,
     ) -> None:
-        """Take the arm, and what sees it; `robot` is a `lerobot.robots.Robot`, else `kind` is made.
+        """Take the arm, its cameras, and a `lerobot.robots.Robot`; None: make one of `kind`.
 
-        Raises ConfigError if the config does not say what the motors' numbers mean.
+        Raises ConfigError if the config does not define the motors' units.
         """
         self.arm = arm
         self.config = config or self.Config()
@@ -94,10 +94,10 @@ class LerobotDriver:
         self._past: deque[tuple[float, Array]] = deque()
 
     def open(self) -> None:
-        """Connect, and begin to read.
+        """Connect, and start to read.
 
         Raises MissingDependency without LeRobot; RobotError if it does not connect, is not
-        calibrated, or has other motors, units or cameras than the config says.
+        calibrated, or its motors, units or cameras differ from the config.
         """
         if self._robot is None:
             self._robot = _made(self.config)
@@ -123,11 +123,11 @@ class LerobotDriver:
         return time.monotonic()
 
     def wait(self, until: float) -> None:
-        """Sleep until then."""
+        """Wait until `until` s on that clock."""
         time.sleep(max(0.0, until - time.monotonic()))
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError, once, if LeRobot raised anything."""
+        """Return the newest joint reading; RobotError, once, if LeRobot raised an error."""
         with self._lock:
             wrong, self._wrong = self._wrong, ""
             if wrong:
@@ -140,13 +140,13 @@ class LerobotDriver:
             return dict(self._images)
 
     def write(self, setpoint: Setpoint) -> None:
-        """Let a setpoint go out as soon as the bus is free; of two that wait, the newer one."""
+        """Queue a setpoint until the bus is free; a newer one replaces it."""
         with self._lock:
             self._setpoint = setpoint
         self._wake.set()
 
     def close(self) -> None:
-        """Send what waits and disconnect; the motors hold, unless `values` let their torque go."""
+        """Send the queued setpoint and disconnect; motors hold unless `values` release them."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -161,13 +161,13 @@ class LerobotDriver:
             raise RobotError(f"lerobot.disconnect: {_why(e)}") from None
 
     def _hang_up(self) -> None:
-        """Let go of what a failed `connect` has opened, as far as that goes."""
+        """Disconnect what a failed `connect` has opened."""
         if self._robot.is_connected:
-            with suppress(*_failures()):  # why it failed is told already
+            with suppress(*_failures()):  # `open` raises the reason of the failure
                 self._robot.disconnect()
 
     def _run(self) -> None:
-        """Talk to the robot until `close`: the only thread that does."""
+        """Communicate with the robot until `close`; no other thread does."""
         due, failures = time.monotonic(), _failures()
         while True:
             leaving = self._leave.is_set()
@@ -202,11 +202,11 @@ class LerobotDriver:
             )
         sent = self._robot.send_action(dict(action))
         for motor, scale in zip(self._motors, self._scale, strict=True):
-            told, went = action[f"{motor}.pos"], float(sent.get(f"{motor}.pos", np.nan))
-            if not abs(told - went) * abs(scale) <= CLIPPED:
+            asked, went = action[f"{motor}.pos"], float(sent.get(f"{motor}.pos", np.nan))
+            if not abs(asked - went) * abs(scale) <= CLIPPED:
                 raise RobotError(
-                    f"lerobot.{motor}: was told {told:.2f}, LeRobot sent {went:.2f}; its own limit "
-                    "is tighter: raise max_relative_target, or lower the velocity of the filter"
+                    f"lerobot.{motor}: setpoint {asked:.2f}, LeRobot sent {went:.2f}; its own "
+                    "limit is tighter: raise max_relative_target, or lower the filter's velocity"
                 )
         self._width = setpoint.gripper
 
@@ -230,24 +230,24 @@ class LerobotDriver:
             self._reading = reading
             for name, pixels in shown.items():
                 before = self._images.get(name)
-                # LeRobot gives the newest it has, which may be one that a camera left behind.
+                # LeRobot returns its newest image, which may be old if a camera has stopped.
                 if c.still or before is None or not np.array_equal(before.pixels, pixels):
                     self._images[name] = CameraImage(now, now, pixels.copy())
 
     def _check(self, robot: Any) -> None:
-        """Raise RobotError if the robot is not the one that is described."""
+        """Raise RobotError if the robot does not fit its description."""
         c, features = self.config, robot.observation_features
         wanted = [*self._motors, *filter(None, [c.gripper])]
         known = [k.removesuffix(".pos") for k in features if k.endswith(".pos")]
         missing = [m for m in wanted if f"{m}.pos" not in features]
         if missing:
             raise RobotError(
-                f"lerobot: {', '.join(missing)} is no motor; found {', '.join(known)}; set motors"
+                f"lerobot: {', '.join(missing)}: not a motor; found {', '.join(known)}; set motors"
             )
         unused = [k for k in robot.action_features if k.removesuffix(".pos") not in wanted]
         if unused:
             raise RobotError(
-                f"lerobot: {', '.join(unused)} would be told nothing; name it in motors or gripper"
+                f"lerobot: {', '.join(unused)} would get no command; name it in motors or gripper"
             )
         if not robot.is_calibrated:
             raise RobotError(
@@ -258,8 +258,8 @@ class LerobotDriver:
             norm = getattr(getattr(motors.get(motor), "norm_mode", None), "value", "")
             if norm and NORMS.get(norm) != c.unit:
                 raise RobotError(
-                    f"lerobot.{motor}: speaks {norm}, unit is {c.unit!r}; set unit (and zero, or "
-                    "low and high) to what it speaks"
+                    f"lerobot.{motor}: reports {norm}, unit is {c.unit!r}; set unit (and zero, or "
+                    "low and high) to match it"
                 )
         for view in self._views:
             shape = tuple(features.get(view.name, ()))
@@ -272,13 +272,13 @@ class LerobotDriver:
 
 
 def _line(arm: Arm, c: LerobotDriver.Config) -> tuple[Array, Array]:
-    """Return zero and scale (J,), q = zero + scale * value; ConfigError if they are not said."""
+    """Return zero and scale (J,), q = zero + scale * value; ConfigError if they are not set."""
     count = len(arm.joints)
     where = "LerobotDriver"
     if not c.unit:
         raise ConfigError(
-            f"{where}.unit: not set; say what NAME.pos is: {', '.join(UNITS)} (see use_degrees in "
-            "LeRobot's config of the robot)"
+            f"{where}.unit: not set; give the unit of NAME.pos: {', '.join(UNITS)} (see "
+            "use_degrees in LeRobot's config of the robot)"
         )
     given = {"motors": c.motors, "zero": c.zero, "sign": c.sign, "low": c.low, "high": c.high}
     for name, values in given.items():
@@ -290,7 +290,7 @@ def _line(arm: Arm, c: LerobotDriver.Config) -> tuple[Array, Array]:
         if not c.low or not c.high or c.zero or c.sign:
             raise ConfigError(
                 f"{where}.low, high: need rad of each joint at -100 and at 100 (and neither zero "
-                "nor sign) where the unit is normalised"
+                "nor sign) if the unit is normalised"
             )
         low, high = np.array(c.low), np.array(c.high)
         for joint, ends in zip(arm.joints, np.sort([low, high], axis=0).T, strict=True):
@@ -324,7 +324,7 @@ def _made(c: LerobotDriver.Config) -> Any:
             f"LerobotDriver.kind: found {c.kind!r}, known: {', '.join(sorted(known))}"
         )
     values = dict(c.values)
-    # LeRobot would let the arm drop when it disconnects.
+    # LeRobot's default lets the arm drop when it disconnects.
     if "disable_torque_on_disconnect" in getattr(known[c.kind], "__dataclass_fields__", {}):
         values.setdefault("disable_torque_on_disconnect", False)
     try:
@@ -334,7 +334,7 @@ def _made(c: LerobotDriver.Config) -> Any:
 
 
 def _register(kind: str) -> None:
-    """Import LeRobot's own package of a robot, which is what makes its config known."""
+    """Import LeRobot's own package of a robot, which registers its config."""
     import importlib
     import pkgutil
 
@@ -352,7 +352,7 @@ def _register(kind: str) -> None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what LeRobot raises where motors or cameras do not do as they should."""
+    """Return the errors that LeRobot raises if motors or cameras fail."""
     # Its DeviceNotConnectedError is a ConnectionError, thus an OSError.
     return (OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError)
 

@@ -1,6 +1,6 @@
-"""ROS 1 as a backend: rospy's topics, and an eye on the master, whose death topics do not show.
+"""ROS 1 as a backend: rospy's topics, and a monitor of the master, whose end topics do not show.
 
-Needs rospy and the messages of a sourced ROS 1 or of Debian, numpy and nothing compiled; neither
+Needs rospy and the messages of a sourced ROS 1 or of Debian, and numpy; nothing compiled, neither
 cv_bridge nor tf.
 """
 
@@ -19,27 +19,27 @@ from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, tw
 from latentplan.real_robot.robot import Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
-NODE = "latentplan"  # its name in the graph, unless __name:= says another
-CALLER = "/latentplan_watch"  # as whom the master is asked; it keeps no record of that
-FAILURES = (OSError, http.client.HTTPException, xmlrpc.client.Error)  # of a question to it
-IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than an image, which then comes late
-LEAVING = 3.0  # s that a stop may take when the graph asks this node to end
+NODE = "latentplan"  # its name in the graph, unless __name:= gives another
+CALLER = "/latentplan_watch"  # caller of the requests to the master, which keeps no record of it
+FAILURES = (OSError, http.client.HTTPException, xmlrpc.client.Error)  # of a request to it
+IMAGE_BUFFER = 1 << 24  # bytes; rospy's default is less than an image and delays it
+LEAVING = 3.0  # s that a stop may take when the graph shuts this node down
 
 
 class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
-    """An arm behind ROS 1 topics: JointState and Image in, one of three commands out.
+    """A driver on ROS 1 topics: JointState and Image in, one of three commands out.
 
-    Established topics go on without a master, so it is asked for its process id again and again:
-    one that does not answer, or is another, is an error of the next `reading`. So is another node
-    that publishes where setpoints go. `rosnode kill` lets the arm come to rest first.
+    Established topics go on without a master, so the driver polls its process id: a master that
+    does not answer, or is another, is an error of the next `reading`. So is another node that
+    publishes on the topic of setpoints. With `rosnode kill` the arm comes to rest first.
     """
 
     @dataclass(frozen=True)
     class Config(Topics):
-        """Names of topics, and how fast the master must answer."""
+        """The topics of an arm, and the time limits on the master."""
 
         master_age: float = 0.4  # s that the master may go without an answer
-        latency: float = 2.0  # s that `open` waits for the master to answer at all
+        latency: float = 2.0  # s that `open` waits for the master's first answer
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -56,13 +56,13 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         self._subscribers: list[Any] = []
         self._publishers: dict[str, Any] = {}
         self._leaving = False
-        self._written = 0.0  # s, when the last setpoint went out
+        self._written = 0.0  # s, time of the last setpoint
 
     def open(self) -> None:
         """Register with the master and subscribe.
 
         Raises MissingDependency without rospy; RobotError if no master answers, a node of this
-        name runs, or another one commands the arm.
+        name runs, or another node commands the arm.
         """
         rospy, self._master = join(self.config)
         rospy.on_shutdown(self._let_rest)
@@ -77,7 +77,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
             self._wait_for_controller()
         except FAILURES as e:
             self.close()
-            raise RobotError(f"ros1: the master was lost ({e}); see whether it runs") from None
+            raise RobotError(f"ros1: the master was lost ({e}); check that it runs") from None
         except BaseException:
             self.close()
             raise
@@ -86,7 +86,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
     def reading(self) -> Reading | None:
         """Return the newest joint reading; RobotError if master, graph or a message is bad."""
         if self._leaving:
-            raise RobotError("ros1: this node was told to shut down (rosnode kill, or a twin)")
+            raise RobotError("ros1: the graph shuts this node down (rosnode kill, or a twin)")
         if self._master is not None:
             self._master.check()
         return super().reading()
@@ -127,19 +127,19 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         topics = {"command": (config.command_topic, kinds[config.mode])}
         if config.gripper:
             topics["gripper"] = (config.gripper, Float64MultiArray)
-        # With a queue a thread sends: a subscriber that hangs does not hold up the control loop.
+        # With a queue a thread sends, so a subscriber that hangs does not block the control loop.
         self._publishers = {
             use: rospy.Publisher(topic, kind, queue_size=10, tcp_nodelay=True)
             for use, (topic, kind) in topics.items()
         }
 
     def _wait_for_controller(self) -> None:
-        """Return when somebody listens to commands."""
+        """Wait until a controller subscribes to commands."""
         end = time.monotonic() + self.config.patience
         while self._publishers["command"].get_num_connections() == 0:
             if time.monotonic() > end:
                 raise RobotError(
-                    f"backend.command: nobody listens to {self.config.command_topic} for "
+                    f"backend.command: no subscriber of {self.config.command_topic} for "
                     f"{self.config.patience} s; start the controller, or name its topic"
                 )
             time.sleep(0.02)
@@ -171,7 +171,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
             )
 
     def _command(self, setpoint: Setpoint) -> Any:
-        """Return the message for a setpoint; its stamp of 0 says: from now on."""
+        """Return the message of a setpoint; a stamp of 0 means: from now on."""
         import rospy
 
         config = self.config
@@ -197,7 +197,7 @@ class Ros1Driver(TopicDriver["Ros1Driver.Config"]):
         return TwistStamped(header=Header(stamp=now, frame_id=self.config.frame), twist=twist)
 
     def _let_rest(self) -> None:
-        """Hold rospy's shutdown up until setpoints have ended, since it closes their topic."""
+        """Delay rospy's shutdown until setpoints have ended, since it closes their topic."""
         self._leaving = True
         end = time.monotonic() + LEAVING
         while time.monotonic() < min(end, self._written + 10 * self.config.dt):
@@ -224,23 +224,23 @@ def join(config: Ros1Driver.Config) -> tuple[Any, Master]:
 
 
 class Master:
-    """The ROS master, asked over XML-RPC with a time limit; rospy's own calls have none."""
+    """A client of the ROS master over XML-RPC with a time limit; rospy's own calls have none."""
 
-    PERIOD = 0.1  # s between questions whether it lives
-    RIVALS = 10  # periods between questions who commands the arm
+    PERIOD = 0.1  # s between requests for its process id
+    RIVALS = 10  # periods between requests for the publishers of commands
 
     def __init__(self, uri: str, *, age: float) -> None:
-        """Take its address; `age` s without an answer is its death."""
+        """Take its address; after `age` s without an answer the master counts as lost."""
         self.uri, self.age = uri, age
         self._name = f"ros1: the master {uri}"
-        self._lost = ""  # why it is no use any more
-        self._rival = ""  # who else commands the arm
+        self._lost = ""  # the reason that the master is lost
+        self._rival = ""  # the error of another node that commands the arm
         self._pid = 0
         self._answered = 0.0  # s, monotonic
         self._closed = threading.Event()
 
     def find(self, patience: float) -> None:
-        """Ask for its process id; RobotError if nothing answers within `patience` s."""
+        """Request its process id; RobotError if nothing answers within `patience` s."""
         try:
             self._pid = self._ask("getPid", timeout=patience)
         except FAILURES as e:
@@ -264,22 +264,22 @@ class Master:
                 raise RobotError(f"ros1: {other} publishes on {topic}, too; one at a time, end it")
 
     def watch(self, topic: str, node: str) -> None:
-        """Keep asking, in a thread of its own, until `close`; no topic, no question of rivals."""
+        """Poll in a thread until `close`; with a topic, poll its publishers, too."""
         self._answered = time.monotonic()
         threading.Thread(target=self._watch, args=(topic, node), daemon=True).start()
 
     def check(self) -> None:
-        """Raise RobotError if it was not heard lately, or somebody else commands the arm."""
+        """Raise RobotError if the master is silent, or another node commands the arm."""
         silent = time.monotonic() - self._answered
         if not self._lost and silent > self.age:
             raise RobotError(
-                f"{self._name} has not answered for {silent:.2f} s; see whether it runs"
+                f"{self._name} has not answered for {silent:.2f} s; check that it runs"
             )
         if self._lost or self._rival:
             raise RobotError(self._lost or self._rival)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._closed.set()
 
     def _watch(self, topic: str, node: str) -> None:
@@ -298,21 +298,21 @@ class Master:
             except RobotError as e:
                 self._rival = str(e)
             except FAILURES:
-                continue  # its age tells
+                continue  # `check` finds the age of the last answer
 
     def _lives(self, node: str) -> bool:
-        """Return whether a node is there; a killed one stays in the master's list for ever."""
+        """Return whether a node answers; a killed one stays in the master's list for ever."""
         try:
             uri = self._ask("lookupNode", node, timeout=self.age)
             self._ask("getPid", timeout=self.age, uri=uri)
         except TimeoutError:
-            return True  # it is stopped, or the network is slow
+            return True  # the process is stopped, or the network is slow
         except FAILURES:
             return False
         return True
 
     def _ask(self, method: str, *arguments: str, timeout: float, uri: str = "") -> Any:
-        """Return what the master, or the node at `uri`, answers; OSError if it does not."""
+        """Return the answer of the master, or of the node at `uri`; OSError if there is none."""
         with xmlrpc.client.ServerProxy(uri or self.uri, Timed(timeout)) as server:
             code, message, value = getattr(server, method)(CALLER, *arguments)
         if code != 1:
@@ -321,10 +321,10 @@ class Master:
 
 
 class Timed(xmlrpc.client.Transport):
-    """XML-RPC over connections that give up after a time."""
+    """An XML-RPC transport with a time limit."""
 
     def __init__(self, timeout: float) -> None:
-        """Take that time, s."""
+        """Take the time limit, s."""
         super().__init__()
         self._timeout = timeout
 

@@ -1,4 +1,4 @@
-"""An arm that speaks ROS 2: joint states and images come in, setpoints go to its controller."""
+"""ROS 2 as a backend: joint states and images come in, setpoints go to the arm's controller."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from latentplan.real_robot.robot import Setpoint, View
 from latentplan.robots.description import Arm
 
 DISCOVERY = 1.0  # s in which other publishers of commands are found
-LOOK = 0.5  # s between looks for others who publish commands
+LOOK = 0.5  # s between checks for other publishers of commands
 
 
 class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
     """A `Driver` on rclpy: one thread keeps the newest messages, the control loop itself sends.
 
-    Subscriptions are best effort and ask for no deadline, since drivers of cameras and arms offer
-    none; how old a message is, the supervisor watches. The graph is no sign of life: who was killed
-    stays in it for some 20 s. It is asked only whether somebody else sends commands.
+    Subscriptions are best effort and without a deadline, since drivers of cameras and arms offer
+    none; the supervisor checks the age of messages. The graph does not show which nodes live: a
+    killed one stays in it for some 20 s. It serves only to find other publishers of commands.
 
-    A trajectory is one point without a time of its own, due `ahead` ticks from now: a controller
-    with `interpolate_from_desired_state` takes it up in motion, and stops there when no more come.
+    A trajectory is one point without a time stamp, due `ahead` ticks from now: a controller with
+    `interpolate_from_desired_state` starts it in motion, and stops there if no more come.
     """
 
     @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         cameras: Sequence[View] = (),
         arguments: Sequence[str] = (),
     ) -> None:
-        """Take the arm, its topics, what its cameras are, and ROS's own (`--ros-args ...`)."""
+        """Take the arm, its topics, its cameras, and ROS arguments (`--ros-args ...`)."""
         self._arguments = tuple(arguments)
         super().__init__(arm, config or self.Config(), cameras=cameras)
         self._node: Any = None
@@ -56,7 +56,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
     def open(self) -> None:
         """Join the graph; MissingDependency without ROS 2.
 
-        RobotError if no controller listens, or somebody else drives the arm.
+        RobotError if no controller listens, or another node commands the arm.
         """
         config = self.config
         self._inbox = Inbox(self.arm, self._views, config)
@@ -109,7 +109,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
             node.create_subscription(Image, topic, see, newest, event_callbacks=events(topic))
 
     def _advertise(self) -> Any:
-        """Make the publishers; return the one of the arm's commands."""
+        """Create the publishers; return the one of the arm's commands."""
         from rclpy.event_handler import PublisherEventCallbacks
         from rclpy.qos import QoSProfile
         from std_msgs.msg import Float64MultiArray
@@ -132,7 +132,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         return arm
 
     def _command(self) -> tuple[Any, Callable[[Setpoint], Any]]:
-        """Return a message type, and what makes such a message of a setpoint."""
+        """Return a message type, and a function from a setpoint to such a message."""
         from builtin_interfaces.msg import Duration
         from geometry_msgs.msg import TwistStamped
         from std_msgs.msg import Float64MultiArray
@@ -156,7 +156,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         fraction, whole = math.modf(config.ahead * config.dt)
         point = JointTrajectoryPoint()
         point.time_from_start = Duration(sec=int(whole), nanosec=round(fraction * 1e9))
-        # A stamp of 0 is now: one in the past makes a controller hurry.
+        # A stamp of 0 means now; with one in the past a controller hurries.
         trajectory = JointTrajectory(joint_names=list(self._inbox.names), points=[point])
 
         def go(setpoint: Setpoint) -> Any:
@@ -167,12 +167,12 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         return JointTrajectory, go
 
     def _wait_for_controller(self, publisher: Any) -> None:
-        """Return when somebody listens to commands, and nobody else sends any."""
+        """Wait until a controller subscribes to commands, and no other node publishes any."""
         begin = time.monotonic()
         while publisher.get_subscription_count() == 0:
             if time.monotonic() - begin > self.config.patience:
                 raise RobotError(
-                    f"backend.command: nobody listens to {self.config.command_topic} for "
+                    f"backend.command: no subscriber of {self.config.command_topic} for "
                     f"{self.config.patience} s; start the controller, or name its topic"
                 )
             time.sleep(0.02)
@@ -180,7 +180,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
         while self.config.exclusive and time.monotonic() < end:
             self._look_around()
             time.sleep(0.1)
-        self._inbox.reading()  # raises what went wrong so far
+        self._inbox.reading()  # raises any error so far
 
     def _look_around(self) -> None:
         """Fail if another node publishes commands."""
@@ -196,7 +196,7 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
             )
 
     def _differ(self, topic: str, event: Any) -> None:
-        """Fail if the other end of a topic offers or wants what this one does not."""
+        """Fail if the QoS of a topic's other end does not match this one."""
         from rclpy.qos import qos_policy_name_from_kind
 
         name = qos_policy_name_from_kind(event.last_policy_kind)
@@ -205,10 +205,10 @@ class Ros2Driver(TopicDriver["Ros2Driver.Config"]):
 
 @contextlib.contextmanager
 def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> Iterator[Any]:
-    """Give a ROS 2 node whose callbacks run in a thread of their own until the block ends.
+    """Yield a ROS 2 node whose callbacks run in a thread of their own until the block ends.
 
-    Signals are left alone: the caller stops the arm before it ends. `arguments` are ROS's
-    own (`--ros-args ...`). MissingDependency if this python has no ROS 2.
+    rclpy handles no signals: the caller stops the arm before it ends. `arguments` are ROS
+    arguments (`--ros-args ...`). MissingDependency if this python has no ROS 2.
     """
     rclpy = load()
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -238,9 +238,9 @@ def graph(name: str, namespace: str = "", *, arguments: Sequence[str] = ()) -> I
 
 
 def load() -> Any:
-    """Return rclpy, set to speak UDP; MissingDependency if this python cannot import it."""
-    # In shared memory, a process that is frozen at a bad moment blocks its senders for as
-    # long: 0.8 s without a setpoint, in 1 of 12 trials. Over UDP, none in 21.
+    """Return rclpy, set to use UDP; MissingDependency if this python cannot import it."""
+    # With shared memory, a process that freezes at a bad moment blocks its senders as long:
+    # 0.8 s without a setpoint, in 1 of 12 trials. With UDP, none in 21.
     os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     try:
         import rclpy

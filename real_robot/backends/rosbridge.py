@@ -1,7 +1,7 @@
 """rosbridge as a backend: an arm's ROS topics over a websocket, for machines without ROS.
 
-The server is rosbridge_suite on the arm's side, of ROS 1 or ROS 2; here is roslibpy alone. JSON
-knows no NaN, so a server writes null for it: that, and a number that is missing, is NaN here.
+The server is rosbridge_suite on the arm's side, of ROS 1 or ROS 2; the client is roslibpy. JSON
+has no NaN, so a server writes null for it: null becomes NaN here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latentplan.real_robot.backends.topics import Inbox, TopicDriver, Topics, tw
 from latentplan.real_robot.robot import Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
-GATHER = 0.05  # s between questions to rosapi
+GATHER = 0.05  # s between requests to rosapi
 TYPES = {
     "trajectory": "trajectory_msgs/JointTrajectory",
     "positions": "std_msgs/Float64MultiArray",
@@ -29,12 +29,12 @@ TYPES = {
 
 
 class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
-    """An arm behind a rosbridge server: JointState and Image in, one of three commands out.
+    """A driver on a rosbridge server: JointState and Image in, one of three commands out.
 
-    A connection that is lost stays lost until `open`, since what is sent while it is down would
-    otherwise reach the arm when it comes back. Who else commands the arm is asked of rosapi when
-    it is opened; later, and other clients of the same server, nobody sees. Images come in base64:
-    640x480 in colour is 1.2 MB each.
+    A lost connection stays lost until `open`; otherwise messages sent while it is down would reach
+    the arm when it returns. `open` requests the other publishers of commands from rosapi; later
+    ones, and other clients of the same server, stay unnoticed. Images come in base64: 640x480 in
+    colour is 1.2 MB each.
     """
 
     @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
 
         host: str = "127.0.0.1"  # of the server
         port: int = 9090  # of the server
-        ros: int = 2  # which ROS is behind it: 1 or 2 name the parts of a time differently
+        ros: int = 2  # version of ROS, 1 or 2; they name the parts of a time differently
         namespace: str = "/"  # of topics without a leading /
         latency: float = 5.0  # s that the server may take to answer
 
@@ -60,14 +60,14 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         """Take the arm and its cameras; roslibpy is not imported before `open`."""
         super().__init__(arm, config or self.Config(), cameras=cameras)
         self._ros: Any = None
-        self._lost = ""  # why nothing goes through any more
+        self._lost = ""  # the reason that the connection is lost
         self._publishers: dict[str, Any] = {}
 
     def open(self) -> None:
         """Connect and subscribe.
 
-        Raises MissingDependency without roslibpy; RobotError if no server answers, nobody
-        listens to commands, or somebody else sends them.
+        Raises MissingDependency without roslibpy; RobotError if no server answers, no controller
+        subscribes to commands, or another node publishes them.
         """
         roslibpy = _roslibpy()
         config = self.config
@@ -96,7 +96,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
             raise
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError if server or a message is bad."""
+        """Return the newest joint reading; RobotError if the server or a message fails."""
         if self._lost:
             raise RobotError(self._lost)
         return super().reading()
@@ -126,14 +126,14 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         self._lost = reason
 
     def _topic(self, name: str) -> str:
-        """Return the whole name of a topic: servers answer with that."""
+        """Return the full name of a topic, as servers answer with."""
         return name if name.startswith("/") else f"{self.config.namespace.rstrip('/')}/{name}"
 
     def _kind(self, kind: str) -> str:
         return kind if self.config.ros == 1 else kind.replace("/", "/msg/")
 
     def _time(self, seconds: float) -> dict[str, int]:
-        """Return a time or a duration as that ROS writes it."""
+        """Return a time or a duration in the fields of that ROS."""
         whole = int(seconds)
         parts = whole, round((seconds - whole) * 1e9)
         names = ("secs", "nsecs") if self.config.ros == 1 else ("sec", "nanosec")
@@ -172,7 +172,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
     def _listen(
         self, roslibpy: Any, name: str, kind: str, take: Callable[[Mapping[str, Any]], None]
     ) -> None:
-        """Let `take` have the newest message of a topic."""
+        """Call `take` with the newest message of a topic."""
 
         def hear(values: Mapping[str, Any]) -> None:
             try:
@@ -186,20 +186,20 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         topic.subscribe(hear)
 
     def _prepare(self, proto: Any) -> None:
-        """Let small messages go at once, and the server's complaints be heard.
+        """Send small messages at once, and fail on the server's errors.
 
-        Without that a setpoint waits up to 40 ms for the server to acknowledge the one before.
+        Otherwise a setpoint waits up to 40 ms for the server to acknowledge the one before.
         """
         proto.transport.setTcpNoDelay(True)
 
         def complain(message: Mapping[str, Any]) -> None:
             if message.get("level") == "error":
-                self._inbox.fail(f"rosbridge: the server says: {message.get('msg')}")
+                self._inbox.fail(f"rosbridge: the server reports: {message.get('msg')}")
 
         proto._message_handlers["status"] = complain  # roslibpy has none for them
 
     def _ask_around(self, roslibpy: Any) -> None:
-        """Return when somebody listens to commands; RobotError if another one sends any."""
+        """Wait until a controller subscribes to commands; RobotError for another publisher."""
         topic = self._topic(self.config.command_topic)
         others = self._rosapi(roslibpy, "publishers", topic)
         if others:
@@ -211,13 +211,13 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         while not self._rosapi(roslibpy, "subscribers", topic):
             if time.monotonic() > end:
                 raise RobotError(
-                    f"backend.command: nobody listens to {topic} for {self.config.patience} s; "
+                    f"backend.command: no subscriber of {topic} for {self.config.patience} s; "
                     "start the controller, or name its topic"
                 )
             time.sleep(GATHER)
 
     def _rosapi(self, roslibpy: Any, question: str, topic: str) -> list[str]:
-        """Return which nodes do that with a topic."""
+        """Return the `publishers` or `subscribers` of a topic."""
         package = "rosapi" if self.config.ros == 1 else "rosapi_msgs/srv"
         kind = f"{package}/{question.capitalize()}"
         service = roslibpy.Service(self._ros, f"/rosapi/{question}", kind)
@@ -232,13 +232,13 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         answered.wait(self.config.latency)
         if question not in answer:
             raise RobotError(
-                f"rosbridge: rosapi does not say who has to do with {topic}; start rosapi_node, or "
+                f"rosbridge: rosapi does not list the {question} of {topic}; start rosapi_node, or "
                 "set backend.exclusive=false"
             )
         return [str(node) for node in answer[question]]
 
     def _command(self, setpoint: Setpoint) -> dict[str, Any]:
-        """Return the message for a setpoint; its stamp of 0 says: from now on."""
+        """Return the message of a setpoint; a stamp of 0 means: from now on."""
         config = self.config
         if config.mode == "positions":
             return {"data": setpoint.q.tolist()}
@@ -258,13 +258,13 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
 
 
 def _joint_state(values: Mapping[str, Any]) -> SimpleNamespace:
-    """Return a JointState of JSON; KeyError, TypeError or ValueError for none."""
+    """Return the JointState of JSON values; KeyError, TypeError or ValueError if invalid."""
     numbers = {name: _numbers(values[name]) for name in ("position", "velocity")}
     return SimpleNamespace(name=[str(name) for name in values["name"]], **numbers)
 
 
 def _image(values: Mapping[str, Any]) -> SimpleNamespace:
-    """Return an Image of JSON; KeyError, TypeError or ValueError (not base64) for none."""
+    """Return the Image of JSON values; KeyError, TypeError or ValueError (base64) if invalid."""
     data = values["data"]
     raw = base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
     shape = {name: int(values[name]) for name in ("height", "width", "step", "is_bigendian")}
@@ -272,12 +272,12 @@ def _image(values: Mapping[str, Any]) -> SimpleNamespace:
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:
-    """Return numbers of JSON; null is what NaN was."""
+    """Return the floats of JSON values, with NaN for null."""
     return [math.nan if value is None else float(value) for value in values]
 
 
 def _stamp(values: Mapping[str, Any]) -> float:
-    """Return when a message was measured, s; ROS 1 and ROS 2 name its parts differently."""
+    """Return the time of a measurement, s; ROS 1 and ROS 2 name its parts differently."""
     stamp = values["header"]["stamp"]
     if "secs" in stamp:
         return float(stamp["secs"] + 1e-9 * stamp["nsecs"])

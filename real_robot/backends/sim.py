@@ -23,13 +23,13 @@ Box = tuple[float, float, float, float, float, float]  # from x, y, z to x, y, z
 
 
 class SimulatedDriver:
-    """An arm over a table that follows setpoints as an arm with position servos does.
+    """A simulated arm over a table that follows setpoints with position servos.
 
-    Its torques are limited and it touches the table, itself and the boxes, so it may be blocked or
-    lag behind. The clock is the simulation's, which goes on in `wait` alone, as fast as it can; in
-    real time it is the machine's. Where setpoints stop coming, the arm holds the last position.
-    What it can carry is in a `Scene`: a rope or a cloth that follows the gripper, with cameras of
-    its own. The other cameras see the arm, and not that.
+    Its torques are limited, and it collides with the table, itself and the boxes, so it may be
+    blocked or lag. The clock is the simulation's, which advances in `wait` alone, as fast as it
+    can; in real time it is the machine's. Without new setpoints the arm holds the last position.
+    A `Scene` holds an object to carry: a rope or a cloth that follows the gripper, with its own
+    cameras. The other cameras show the arm, but not the object.
     """
 
     @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SimulatedDriver:
         rate: float = 100.0  # joint readings a second
         fps: float = 30.0  # images a second, of each camera
         real_time: bool = False  # wait for the machine's clock
-        scene: str = ""  # env or preset whose object lies there, such as rope; empty: none
-        seed: int = 0  # of how it lies
+        scene: str = ""  # env or preset of the object on the table, such as rope; empty: none
+        seed: int = 0  # of the object's placement
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -59,9 +59,9 @@ class SimulatedDriver:
         boxes: Sequence[Box] = (),
         scene: Scene | None = None,
     ) -> None:
-        """Take the arm, what sees it, what stands in its way, and what lies on the table.
+        """Take the arm, its cameras, obstacle boxes, and the object on the table.
 
-        `scene` is by default what the config says.
+        `scene` defaults to that of the config.
         """
         self.arm = arm
         self.config = config or self.Config()
@@ -74,13 +74,13 @@ class SimulatedDriver:
         self._views = tuple(cameras)
         self._simulation = SimulatedArm(arm, scene=_scene(boxes), solid=True)
         self._renderers: dict[str, Any] = {}
-        self._time = self._start = 0.0  # s, of the simulation; of the machine when it began
+        self._time = self._start = 0.0  # s: the simulation's time; the machine's time at its start
         self._reading: Reading | None = None
         self._images: dict[str, CameraImage] = {}
-        self._shown = -1  # how often the scene had moved when its images were taken
+        self._shown = -1  # count of the scene's moves at its last images
 
     def open(self) -> None:
-        """Start the clock, with the arm at home; MissingDependency if nothing can be drawn."""
+        """Start the clock, with the arm at home; MissingDependency if nothing can be rendered."""
         if self._views:
             from latentplan.sim.rendering import mujoco_renderer
 
@@ -101,7 +101,7 @@ class SimulatedDriver:
         return self._time
 
     def wait(self, until: float) -> None:
-        """Let the arm move until `until` s."""
+        """Advance the simulation until `until` s."""
         if self.config.real_time:
             time.sleep(max(0.0, until - self.now()))
             until = self.now()
@@ -121,13 +121,13 @@ class SimulatedDriver:
         return self._images
 
     def write(self, setpoint: Setpoint) -> None:
-        """Be there at the next tick, on a straight line from the setpoint before."""
+        """Move the servos' target to the setpoint within a tick, straight from the one before."""
         self._wanted = np.append(setpoint.q, setpoint.gripper)
         self._speed = setpoint.dq
         self._due = self._time + self.config.dt
 
     def close(self) -> None:
-        """Free what draws."""
+        """Free the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
@@ -140,7 +140,7 @@ class SimulatedDriver:
         self._due = self._time
 
     def _move(self, dt: float) -> None:
-        """Go on for dt s: towards what is wanted, or hold it if nothing new came."""
+        """Advance by dt s, towards the setpoint, or hold it if it is due."""
         left = self._due - self._time
         if left > 1e-9:
             share = min(1.0, dt / left)
@@ -167,7 +167,7 @@ class SimulatedDriver:
             self._look_at(self.scene)
 
     def _look_at(self, scene: Scene) -> None:
-        """Take the scene's images if they are due; what has not moved looks as before."""
+        """Take the scene's images if they are due; render only if it has moved."""
         now = self._time
         names = [camera for camera in self.cameras if camera not in self._renderers]
         if not self._due_for(names[0]):
@@ -189,7 +189,7 @@ def _next(now: float, rate: float) -> float:
 
 
 def _scene(boxes: Sequence[Box]) -> Any:
-    """Return an MjSpec of a table and boxes that stand on it."""
+    """Return an MjSpec of a table and the boxes on it."""
     import mujoco
 
     spec = mujoco.MjSpec()

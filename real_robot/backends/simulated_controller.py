@@ -1,8 +1,8 @@
 """A simulated arm, its controller and its camera, for a dry run over any transport.
 
-A simulated arm follows trajectory points as ros2_control's joint trajectory controller does: from
-its present setpoint to the point, within the time that the point allows. Without another point it
-stays there. The caller receives points over its transport and publishes the joint states.
+The arm follows trajectory points as ros2_control's joint trajectory controller does: from its
+present setpoint to the point, within the point's time. Without another point it stays there. The
+caller receives points over its transport and publishes the joint states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOOR, LIGHT = (0.36, 0.38, 0.40, 1.0), (0.5, 0.5, 0.5)
 
 
 class JointStates(NamedTuple):
-    """The joint states that the driver of an arm publishes."""
+    """The joint states that an arm's driver publishes."""
 
     stamp: float  # s since 1970
     names: tuple[str, ...]
@@ -40,8 +40,8 @@ class Move(NamedTuple):
 
     begin: float  # s
     end: float  # s
-    q: Array  # (2, J) rad, at both
-    dq: Array | None  # (2, J) rad/s; None: in a straight line
+    q: Array  # (2, J) rad, at begin and end
+    dq: Array | None  # (2, J) rad/s; None: linear
 
     def at(self, now: float) -> tuple[Array, Array]:
         """Return q and dq (J,) at `now` s; at rest before and after."""
@@ -64,7 +64,7 @@ class SimulatedController:
     """A simulated arm with a joint trajectory controller, in real time."""
 
     def __init__(self, arm: Arm, *, rate: float = 100.0) -> None:
-        """Put it at home; `rate` joint states a second."""
+        """Start at home; publish `rate` joint states a second."""
         self.arm, self.dt = arm, 1 / rate
         self.names = tuple(joint.name for joint in arm.joints)
         config = SimulatedDriver.Config(dt=self.dt, rate=rate, real_time=True)
@@ -83,7 +83,7 @@ class SimulatedController:
         *,
         due: float = 0.0,
     ) -> None:
-        """Go to `positions`, rad, within `due` s, with `velocities`, rad/s, there.
+        """Move to `positions`, rad, within `due` s, with end `velocities`, rad/s.
 
         RobotError if a joint is missing or a number is not finite; the arm goes on as before.
         """
@@ -102,7 +102,7 @@ class SimulatedController:
         self._gripper = width
 
     def run(self, publish: Callable[[JointStates], None], leave: Event) -> None:
-        """Move, and publish what is sensed, until `leave` is set."""
+        """Move, and publish the joint states, until `leave` is set."""
         driver, due = self._driver, self._driver.now()
         while not leave.is_set():
             due += self.dt
@@ -120,7 +120,7 @@ class SimulatedController:
 
 
 class SimulatedCamera:
-    """A camera that sees the arm where its joint states say it is, over a plain table."""
+    """A camera that renders the arm at its joint states, over a plain table."""
 
     def __init__(self, arm: Arm, camera: Camera) -> None:
         """Take the arm and the camera; MissingDependency if nothing can be rendered."""
@@ -131,10 +131,10 @@ class SimulatedCamera:
         self._q = self._arm.q
         self._mujoco = mujoco_renderer.mujoco
         self._renderer = mujoco_renderer.Renderer(self._arm.model, camera)
-        self.image()  # the first takes long
+        self.image()  # the first render is slow
 
     def see(self, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Let the joints be at `positions`, rad; those of others are left out."""
+        """Set the joints to `positions`, rad; joints of other arms are ignored."""
         if set(self._names) <= set(names):
             self._q = in_order(self._names, names, positions)
 
@@ -157,7 +157,7 @@ class SimulatedCamera:
 
 
 def _table(mujoco: Any) -> Any:
-    """Return an MjSpec of a table."""
+    """Return the MjSpec of a table."""
     spec = mujoco.MjSpec()
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = LIGHT, LIGHT
     plane, down = mujoco.mjtGeom.mjGEOM_PLANE, (0, 0, -1e-3)
@@ -166,7 +166,7 @@ def _table(mujoco: Any) -> Any:
 
 
 def camera_options(parser: ArgumentParser) -> None:
-    """Let a command line say which arm is seen by which camera; `camera_of` reads it."""
+    """Add the options of arm and camera to a command line; `camera_of` reads them."""
     parser.add_argument("--robot", default="panda", help="a name, or a file that describes an arm")
     parser.add_argument("--camera", default="front", help="its name")
     parser.add_argument("--size", type=int, default=64, help="pixels, of a side")

@@ -1,6 +1,6 @@
-"""Topic settings and message contents that ROS 1, ROS 2 and rosbridge share.
+"""The topic settings and message contents that ROS 1, ROS 2 and rosbridge share.
 
-Imports no ROS: a message is whatever has the fields of sensor_msgs/JointState or sensor_msgs/Image.
+Imports no ROS: a message is an object with the fields of sensor_msgs/JointState or Image.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
 from latentplan.types import Array
 
-MODES = {  # what a setpoint is told as, and the topic where it usually goes
+MODES = {  # message of a setpoint, and its usual topic
     "trajectory": "joint_trajectory_controller/joint_trajectory",  # JointTrajectory, one point
     "positions": "forward_position_controller/commands",  # Float64MultiArray
     "twist": "servo_node/delta_twist_cmds",  # TwistStamped of the end effector
 }
 END_VELOCITIES = ("none", "zero", "setpoint")
-SMALL = 1e-4  # s, of a difference
-PATIENCE = 1.0  # s in which messages of other joints alone are no reason to complain
+SMALL = 1e-4  # s, of a finite difference
+PATIENCE = 1.0  # s in which messages of other joints alone are no error
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Topics:
     Names are relative, so that a namespace and remapping hold.
     """
 
-    mode: str = "trajectory"  # or positions, twist: what a setpoint is told as
+    mode: str = "trajectory"  # message of a setpoint: trajectory, positions or twist
     command: str = ""  # topic of setpoints; empty: the usual one of the mode
     joint_states: str = "joint_states"  # topic of sensor_msgs/JointState
-    joints: tuple[str, ...] = ()  # how messages name the arm's joints, in its order; () as it does
-    images: tuple[str, ...] = ()  # topic of each camera, in their order; () is NAME/image_raw
+    joints: tuple[str, ...] = ()  # joints' names in messages, in the arm's order; (): the arm's
+    images: tuple[str, ...] = ()  # topic of each camera, in their order; (): NAME/image_raw
     ahead: float = 2.0  # ticks until a trajectory's point is due
     dt: float = 0.02  # s, a tick
-    end_velocity: str = "none"  # that a trajectory's point asks for; or zero, setpoint
-    exclusive: bool = True  # nothing moves while somebody else sends commands, too
-    patience: float = 5.0  # s in which somebody must listen to commands
-    frame: str = "base_link"  # in which a twist is told
-    finger: str = ""  # joint in joint_states that tells the gripper; empty: its width is as sent
+    end_velocity: str = "none"  # of a trajectory's point: none, zero or setpoint
+    exclusive: bool = True  # nothing moves while another node sends commands
+    patience: float = 5.0  # s that `open` waits for a subscriber of commands
+    frame: str = "base_link"  # frame of a twist
+    finger: str = ""  # gripper's joint in joint_states; empty: the width is as sent
     finger_scale: float = 2.0  # m of width for a metre (or a radian) of that joint
-    gripper: str = ""  # topic, Float64MultiArray of that joint's position; empty: none is told
+    gripper: str = ""  # topic, Float64MultiArray of that joint's position; empty: no command
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
@@ -68,16 +68,16 @@ class Topics:
 
     @property
     def command_topic(self) -> str:
-        """Return where setpoints go."""
+        """Return the topic of setpoints."""
         return self.command or MODES[self.mode]
 
     def end_velocities(self, setpoint: Setpoint) -> list[float]:
-        """Return those of a trajectory's point (J,), rad/s; empty if it asks for none."""
+        """Return the velocities (J,) of a trajectory's point, rad/s; empty if it has none."""
         asked = {"none": setpoint.dq[:0], "zero": 0 * setpoint.dq, "setpoint": setpoint.dq}
         return list(asked[self.end_velocity].tolist())
 
     def joint_names(self, arm: Arm) -> tuple[str, ...]:
-        """Return how messages name the joints (J,); ConfigError if their numbers differ."""
+        """Return the names of the joints (J,) in messages; ConfigError if their number differs."""
         names = tuple(joint.name for joint in arm.joints)
         if self.joints and len(set(self.joints)) != len(names):
             where = type(self).__qualname__.removesuffix(".Config")
@@ -102,23 +102,23 @@ TopicsT = TypeVar("TopicsT", bound=Topics)
 
 
 class Inbox:
-    """The newest of each sensor; callbacks of any thread put it in, the control loop takes it out.
+    """The newest data of each sensor: callbacks of any thread write it, the control loop reads it.
 
-    Every message is looked at when it comes: a bad one is kept until the loop has heard of it,
+    Every message is checked on arrival: the error of a bad one is kept until the loop has read it,
     even if good ones follow. The clock is `time.monotonic`.
     """
 
     def __init__(self, arm: Arm, views: Sequence[View], topics: Topics) -> None:
-        """Take whose joints are looked for, what its cameras are, and the names of topics."""
+        """Take the arm, its cameras, and the names of topics."""
         self.topics = topics
         self.names = topics.joint_names(arm)
-        self.width = arm.gripper.width  # m, of the gripper: as measured, else as sent
+        self.width = arm.gripper.width  # m, the gripper's, as measured, else as sent
         self._views = {view.name: view for view in views}
         self._lock = threading.Lock()
         self._reading: Reading | None = None
         self._images: dict[str, CameraImage] = {}
         self._wrong = ""
-        self._strangers: tuple[float, tuple[str, ...]] | None = None  # since when, who
+        self._strangers: tuple[float, tuple[str, ...]] | None = None  # since when; names of joints
 
     def joints(self, message: Any, *, stamp: float) -> None:
         """Take a sensor_msgs/JointState that was measured at `stamp` s of the sensors' clock."""
@@ -127,7 +127,7 @@ class Inbox:
         with self._lock:
             try:
                 self._see_finger(names, message.position)
-                if not set(names).intersection(self.names):  # of a gripper, or another arm
+                if not set(names).intersection(self.names):  # joints of a gripper, or another arm
                     if self._strangers is None:
                         self._strangers = received, tuple(names)
                     return
@@ -155,12 +155,12 @@ class Inbox:
             self._images[name] = CameraImage(stamp, received, image)
 
     def fail(self, reason: str) -> None:
-        """Let the next `reading` raise RobotError with this reason."""
+        """Make the next `reading` raise RobotError with this reason."""
         with self._lock:
             self._wrong = self._wrong or reason
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError, once, if a message was not sound."""
+        """Return the newest joint reading; RobotError, once, if a message was bad."""
         with self._lock:
             wrong, self._wrong = self._wrong, ""
             if wrong:
@@ -168,7 +168,7 @@ class Inbox:
             if self._reading is None and self._strangers is not None:
                 since, names = self._strangers
                 if time.monotonic() - since > PATIENCE:
-                    in_order(self.names, names, [0.0] * len(names))  # says what is missing
+                    in_order(self.names, names, [0.0] * len(names))  # raises the missing names
             return self._reading
 
     def images(self) -> Mapping[str, CameraImage]:
@@ -192,7 +192,7 @@ class TopicDriver(Generic[TopicsT]):
     """A driver of an arm on topics: a clock, and an inbox of the newest messages."""
 
     def __init__(self, arm: Arm, config: TopicsT, *, cameras: Sequence[View]) -> None:
-        """Take the arm, its topics, and what its cameras are; nothing is connected before `open`.
+        """Take the arm, its topics and its cameras; nothing is connected before `open`.
 
         ConfigError if the topics of images do not fit the cameras.
         """
@@ -207,11 +207,11 @@ class TopicDriver(Generic[TopicsT]):
         return time.monotonic()
 
     def wait(self, until: float) -> None:
-        """Return at `until` s of that clock."""
+        """Wait until `until` s on that clock."""
         time.sleep(max(0.0, until - time.monotonic()))
 
     def reading(self) -> Reading | None:
-        """Return the newest joint reading; RobotError if what came is not this arm's."""
+        """Return the newest joint reading; RobotError if the data is not of this arm."""
         return self._inbox.reading()
 
     def images(self) -> Mapping[str, CameraImage]:
@@ -222,8 +222,8 @@ class TopicDriver(Generic[TopicsT]):
 def pixels(name: str, message: Any) -> Array:
     """Return the image (h, w, 3) uint8, red green blue, of a sensor_msgs/Image.
 
-    Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal colours. Raises
-    RobotError for an encoding that is no image's, or where the data is too short.
+    Rows may be padded (`step`), 16 bits are cut to 8, grey becomes three equal channels. Raises
+    RobotError for an unknown encoding, or if the data is too short.
     """
     try:
         return ros_images.pixels(name, message)
@@ -232,10 +232,10 @@ def pixels(name: str, message: Any) -> Array:
 
 
 def twist_of(arm: Arm, q: Array, dq: Array) -> Array:
-    """Return (6,): how the end effector moves, m/s, and turns, rad/s, in the frame of the base.
+    """Return the twist (6,) of the end effector in the base frame: m/s, then rad/s.
 
-    The joints are at q (J,) rad and move at dq (J,) rad/s. The pose's derivative along dq, by a
-    central difference; its error is of the square of `SMALL`.
+    The joints are at q (J,) rad and move at dq (J,) rad/s. The twist is the pose's derivative along
+    dq, by a central difference with an error of order `SMALL` squared.
     """
     steps = np.array([[-SMALL], [0.0], [SMALL]])
     before, here, after = flange(arm, q + steps * dq)

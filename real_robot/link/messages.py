@@ -29,7 +29,7 @@ class Message:
     """A message from one side to the other."""
 
     kind: str
-    values: Mapping[str, Any] = field(default_factory=dict)  # of JSON
+    values: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def encode(self) -> bytes:
@@ -42,7 +42,7 @@ class Message:
 
 
 class Channel:
-    """One end of a connection that never blocks: what cannot be sent now is sent later."""
+    """One end of a connection that never blocks: bytes that cannot be sent now are sent later."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Take a connected socket; it is closed with the channel."""
@@ -54,16 +54,16 @@ class Channel:
 
     @property
     def idle(self) -> bool:
-        """Return whether all that was told has gone out; a peer that hangs lets it pile up."""
+        """Return whether every message has gone out; if the peer hangs, they pile up."""
         return not self._out
 
     def tell(self, message: Message) -> None:
-        """Send a message, or as much of it as goes; RobotError if the peer is gone."""
+        """Send a message, now as much of it as possible; RobotError if the peer is gone."""
         self._out += message.encode()
         self.flush()
 
     def flush(self) -> None:
-        """Send what could not be sent so far; RobotError if the peer is gone."""
+        """Send the bytes that still wait; RobotError if the peer is gone."""
         try:
             while self._out:
                 del self._out[: self.socket.send(memoryview(self._out)[:CHUNK].tobytes())]
@@ -73,7 +73,7 @@ class Channel:
             raise RobotError(f"connection: lost ({e.strerror})") from None
 
     def heard(self) -> Iterator[Message]:
-        """Yield the messages that have come, oldest first; RobotError if the peer is gone."""
+        """Yield the received messages, oldest first; RobotError if the peer is gone."""
         gone = self._receive()
         while (message := self._next()) is not None:
             yield message
@@ -81,11 +81,11 @@ class Channel:
             raise RobotError(f"connection: {gone}")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.socket.close()
 
     def _receive(self) -> str:
-        """Take what has come; return why no more will, empty if more may."""
+        """Read the received bytes; return why the connection ended, empty if it has not."""
         try:
             while True:
                 chunk = self.socket.recv(CHUNK)
@@ -104,7 +104,7 @@ class Channel:
             return None
         head, body = LENGTHS.unpack_from(self._in)
         if max(head, body) > LARGEST:
-            raise RobotError(f"connection: a message of {head + body} bytes; is this a latentplan?")
+            raise RobotError(f"connection: a message of {head + body} bytes; is the peer a node?")
         end = LENGTHS.size + head + body
         if len(self._in) < end:
             return None
@@ -115,7 +115,7 @@ class Channel:
 
 
 def _decode(text: bytes, body: bytes) -> Message:
-    """Return a message of its head and body; RobotError if they are invalid."""
+    """Return the message of a head and a body; RobotError if they are invalid."""
     try:
         head = json.loads(text)
         arrays, at = {}, 0

@@ -1,4 +1,4 @@
-"""The clients of a node: a planner's, which is a `Robot`, and a watcher's."""
+"""The clients of a node: `RemoteRobot` for a planner, `Watcher` for reading alone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Connection:
     """A connection to a node: its spec, its observations and its health."""
 
     def __init__(self, address: tuple[str, int], *, patience: float = 5.0) -> None:
-        """Take the node's address; `patience` is how long any answer may take, s."""
+        """Take the node's address; each answer must come within `patience` s."""
         self.address, self.patience = address, patience
         self._channel: Channel | None = None
         self._spec: RobotSpec | None = None
         self._health: Health | None = None
         self._newest = Message("observation", {"number": 0})
-        self._seen = 0  # number of the observation that was given out last
+        self._seen = 0  # number of the last returned observation
         self._asked = 0
         self._pending: int | None = None  # number of the request that waits for its reply
-        self._replied = ""  # why that was refused
+        self._replied = ""  # the reason of its refusal
         self._goal: Observation | str | None = None
 
     @property
@@ -42,11 +42,11 @@ class Connection:
 
     @property
     def goal(self) -> Observation | str | None:
-        """Return what the node was asked for last: images by camera, or words; None: nothing."""
+        """Return the node's newest goal: images by camera, or a text; None without one."""
         return self._goal
 
     def observe(self) -> Observation:
-        """Return what the sensors said last; waits if nothing came since the last call."""
+        """Return the newest observation; wait for one if the last call returned it."""
         self._hear(time.monotonic())
         self._wait_for(self._seen + 1)
         self._seen = self._number
@@ -60,7 +60,7 @@ class Connection:
         return self._health
 
     def _connect(self, *requests: str) -> None:
-        """Connect and make requests; if one is refused, hang up and raise RobotError."""
+        """Connect and make requests; if one is refused, disconnect and raise RobotError."""
         self._channel = _connect(self.address, self.patience)
         try:
             for request in requests:
@@ -102,7 +102,7 @@ class Connection:
         self._channel.tell(message)
 
     def _hear(self, end: float) -> bool:
-        """Take in what the node says; wait until `end` s at most. Return whether it did."""
+        """Handle the node's messages; wait until `end` s at most. Return whether any came."""
         channel = self._channel
         if channel is None:
             raise RobotError("robot: not connected; use it in a with block")
@@ -115,7 +115,7 @@ class Connection:
 
     def _silence(self) -> str:
         host, port = self.address
-        return f"node {host}:{port}: no answer within {self.patience} s; see whether it still runs"
+        return f"node {host}:{port}: no answer within {self.patience} s; check that it still runs"
 
     def _take(self, message: Message) -> None:
         values = message.values
@@ -135,18 +135,18 @@ class Connection:
 
 
 class RemoteRobot(Connection):
-    """An arm behind a node, as a `Robot`. The node's clock goes on while a planner thinks.
+    """A `Robot` that a node controls; the node's clock goes on while a planner computes.
 
-    `observe` waits for what is new since the last one; `send` returns at the next observation, so
-    a loop of both runs once a period.
+    `observe` waits for a new observation; `send` returns at the next observation, so a loop of both
+    runs once a period.
     """
 
     def __init__(
         self, address: tuple[str, int], *, patience: float = 5.0, forgive: bool = False
     ) -> None:
-        """Take the node's address; `patience` is how long any answer may take, s.
+        """Take the node's address; each answer must come within `patience` s.
 
-        Where `forgive`, somebody has looked at an arm that was stopped, and it may go on.
+        With `forgive`, an arm that was stopped is reset first; a person must have checked it.
         """
         super().__init__(address, patience=patience)
         self.forgive = forgive
@@ -171,9 +171,9 @@ class RemoteRobot(Connection):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the arm, wait until it rests, and hang up; the node goes on."""
+        """Stop the arm, wait until it rests, and disconnect; the node goes on."""
         try:
-            if not isinstance(error, RobotError):  # then it has stopped, or nobody answers
+            if not isinstance(error, RobotError):  # else it has stopped or is gone
                 self.stop("the planner has left")
         finally:
             self._hang_up()
@@ -190,18 +190,18 @@ class RemoteRobot(Connection):
         return self._newest.arrays["sent"].astype(np.float32)
 
     def stop(self, reason: str) -> None:
-        """Bring the arm to rest; `reset` comes before the next `send`."""
+        """Bring the arm to rest; call `reset` before the next `send`."""
         self._ask("stop", reason=reason)
         self._until_not("stopping")
 
     def reset(self) -> None:
-        """Clear the reason of the stop and arm it where the sensors measure; RobotError if not."""
+        """Clear the reason of the stop and arm at the measured joints; RobotError if refused."""
         self._until_not("stopping")
         self._ask("reset")
         self._ask("arm")
 
     def preview(self, path: Array) -> None:
-        """Show where the plan leads, path (H, 3) m in the world; nothing moves by it."""
+        """Send the planned path (H, 3), m in the world, for display; nothing moves by it."""
         self._tell(Message("preview", {}, {"path": np.asarray(path, np.float64)}))
 
     def _refuse_unless_armed(self) -> None:
@@ -211,7 +211,7 @@ class RemoteRobot(Connection):
             raise RobotError(f"robot {self.spec.name}: {self.health().state}; {health.reason}")
 
     def _until_not(self, state: str) -> None:
-        """Ask until the arm is not in that state any more."""
+        """Poll until the arm has left that state."""
         end = time.monotonic() + self.patience
         while self.health().state == state and time.monotonic() < end:
             time.sleep(0.01)
@@ -226,7 +226,7 @@ class Watcher(Connection):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Hang up."""
+        """Disconnect."""
         self._hang_up()
 
     @property
@@ -236,17 +236,17 @@ class Watcher(Connection):
 
     @property
     def number(self) -> int:
-        """Return the last observation's number; a gap is what this watcher was too slow for."""
+        """Return the last observation's number; a gap means that this watcher was too slow."""
         return self._number
 
     @property
     def state(self) -> str:
-        """Return how the arm was at the last observation: armed, hold, ..."""
+        """Return the arm's state at the last observation: armed, hold, ..."""
         return "" if self._health is None else self._health.state
 
 
 def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
-    """Stop the arm behind a node, whatever its planner does; it stays stopped until `reset`.
+    """Stop the arm of a node, whatever its planner does; it stays stopped until `reset`.
 
     Software alone: it is no substitute for the arm's own emergency stop. RobotError if no node
     answers within a second.
@@ -261,9 +261,9 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
 
 
 def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
-    """Return how the arm behind a node is, after a guest asked for `fault`, `stop` or `reset`.
+    """Send a node the request `fault`, `stop`, `reset` or `health`; return the arm's health.
 
-    `health` asks for nothing. RobotError if it is refused, or no node answers within a second.
+    RobotError if the request is refused, or no node answers within a second.
     """
     guest = RemoteRobot(address, patience=1.0)
     guest._channel = _connect(address, guest.patience)

@@ -21,18 +21,18 @@ MEANINGS = {
 
 
 class LocalRobot:
-    """A `Robot` of a driver and a supervisor; nothing moves between two calls of `send`.
+    """A `Robot` that runs its control loop inside `send`; nothing moves between two calls.
 
-    So a planner that thinks for long stops the arm of a real driver: its ticks come too late. For
-    such arms the loop runs in a process of its own. A simulated clock waits for the planner.
+    A slow planner therefore stops a real arm, because the ticks come too late: `Node` runs the
+    loop of such an arm in a process of its own. A simulated clock waits for the planner.
     """
 
     def __init__(
         self, driver: Driver, supervisor: Supervisor, *, period: float = 0.1, patience: float = 5.0
     ) -> None:
-        """Take the transport and who decides; `period` s an action holds.
+        """Take the driver and the supervisor; an action holds for `period` s.
 
-        `patience` is how long `__enter__` waits for sensors, s.
+        `__enter__` waits at most `patience` s for the sensors.
         """
         check_range("LocalRobot.patience", patience, 0, 3600)
         self._dt = supervisor.safety.config.dt
@@ -52,7 +52,7 @@ class LocalRobot:
         return self._spec
 
     def __enter__(self) -> Self:
-        """Connect, wait until every sensor is heard, and arm at what the sensors measure."""
+        """Connect, wait for data of every sensor, and arm at the measured joints."""
         self.driver.open()
         try:
             self._due = self.driver.now()
@@ -82,18 +82,18 @@ class LocalRobot:
             self.driver.close()
 
     def observe(self) -> Observation:
-        """Return what the sensors say now."""
+        """Return the newest sensor data."""
         self._hear()
         reading = self.supervisor.reading
         if reading is None:
-            raise RobotError("observe: nothing was heard; use the robot in a with block")
+            raise RobotError("observe: no sensor data came; use the robot in a with block")
         seen = {"q": reading.q, "dq": reading.dq, "gripper": [reading.gripper]}
         observation = {name: np.asarray(value, np.float32) for name, value in seen.items()}
         images = self.driver.images()
         return observation | {name: images[name].pixels for name in self.driver.cameras}
 
     def send(self, action: Array) -> Array:
-        """Return the action (A,) that was really sent, `period` s later."""
+        """Send `action` (A,) for `period` s; return the action that was sent."""
         self._refuse_unless_armed()
         safety = self.supervisor.safety
         before = safety.q
@@ -113,12 +113,12 @@ class LocalRobot:
         return np.append(sent, width).astype(np.float32)
 
     def stop(self, reason: str) -> None:
-        """Bring the arm to rest; `reset` comes before the next `send`."""
+        """Bring the arm to rest; call `reset` before the next `send`."""
         self.supervisor.stop(reason)
         self._come_to_rest()
 
     def reset(self) -> None:
-        """Clear the reason of the stop and arm it where the sensors measure; RobotError if not."""
+        """Clear the reason of the stop and arm at the measured joints; RobotError if refused."""
         self._due = self.driver.now()
         self._tick(None)
         self.supervisor.reset(now=self.driver.now())
@@ -152,7 +152,7 @@ class LocalRobot:
 def describe(
     safety: SafetyFilter, *, images: dict[str, tuple[int, ...]], period: float
 ) -> RobotSpec:
-    """Return what an arm behind `safety` is, with `images` of these shapes (h, w, 3) by name."""
+    """Return the RobotSpec of the arm of `safety`, with `images` as shapes (h, w, 3) by name."""
     arm, limits, control = safety.arm, safety.limits, safety.config.control
     joints, velocity = len(arm.joints), limits.velocity
     low, high = {

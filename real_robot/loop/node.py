@@ -34,9 +34,9 @@ class Node:
     """A control loop that serves one planner at a time, over a socket on this machine.
 
     Observations go out every `period` s with a number; a command names the observation that it
-    answers, so its age is known by the node's clock alone. A planner that hangs up in motion is a
-    fault. A second planner is refused. Any other client may watch, request the arm's health, stop
-    it, cause a fault (`emergency_stop`) and reset it, independent of the planner.
+    answers, so the node computes its age from its own clock alone. A planner that disconnects
+    during motion is a fault. A second planner is refused. Any other client may watch, request the
+    arm's health, stop it, cause a fault (`emergency_stop`) and reset it, whatever the planner does.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Node:
         address: tuple[str, int] = ("127.0.0.1", 0),
         period: float = 0.1,
     ) -> None:
-        """Listen at `address`; port 0 takes a free one. RobotError if it is in use."""
+        """Listen at `address`; with port 0, at a free port. RobotError if it is in use."""
         self.driver, self.supervisor, self.period = driver, supervisor, period
         self.dt = supervisor.safety.config.dt
         self.intervals: deque[float] = deque(maxlen=INTERVALS)  # s between ticks
@@ -59,29 +59,29 @@ class Node:
         except OSError as e:
             self._listener.close()
             raise RobotError(
-                f"node.address: {address[0]}:{address[1]} cannot be had ({e.strerror}); "
+                f"node.address: {address[0]}:{address[1]} is not available ({e.strerror}); "
                 "does another node drive this arm?"
             ) from None
         self._listener.listen()
         self._listener.setblocking(False)
         self.address: tuple[str, int] = self._listener.getsockname()
-        self.preview: Array | None = None  # (H, 3) m, where the planner means to go
+        self.preview: Array | None = None  # (H, 3) m, the planned path of the end effector
         self._planner: Channel | None = None
-        self._guests: list[Channel] = []  # everyone else, the oldest first
+        self._guests: list[Channel] = []  # the other clients, the oldest first
         self._watchers: list[Channel] = []  # the guests that get observations, too
         self._command: Command | None = None
         self._stamps: dict[int, float] = {}  # of the observations sent, by number
         self._number = 0
         self._before = supervisor.safety.q  # the reference when the last observation went out
         self._leaving = False
-        self._goal: Message | None = None  # what is wanted, until another is
-        self._goal_told = False  # to the planner that is there
+        self._goal: Message | None = None  # the newest goal
+        self._goal_sent = False  # to the connected planner
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Work until `leave` or SIGTERM or SIGINT; then stop the arm and disconnect.
+        """Run the loop until `leave`, SIGTERM or SIGINT; then stop the arm and disconnect.
 
-        `ready` is called when the driver is connected. Ticks go before other work of the machine
-        if the system allows it.
+        `ready` is called once the driver is connected. Ticks have real-time priority if the
+        system allows it.
         """
         with self._signals(), real_time():
             self.driver.open()
@@ -105,17 +105,17 @@ class Node:
                 self.driver.close()
 
     def leave(self) -> None:
-        """Let `run` stop the arm and return; safe from another thread."""
+        """Make `run` stop the arm and return; safe from another thread."""
         self._leaving = True
 
     def set_goal(self, goal: Observation | str) -> None:
         """Send the goal to this planner and to later ones; safe from another thread.
 
-        `goal` are images (h, w, 3) uint8 by camera, or words.
+        `goal` is a mapping of images (h, w, 3) uint8 by camera, or a text.
         """
         text = goal if isinstance(goal, str) else ""
         arrays = {} if isinstance(goal, str) else {name: p.copy() for name, p in goal.items()}
-        self._goal, self._goal_told = Message("goal", {"text": text}, arrays), False
+        self._goal, self._goal_sent = Message("goal", {"text": text}, arrays), False
 
     def _tick(self, now: float) -> None:
         self._serve(now)
@@ -180,10 +180,10 @@ class Node:
     def _take(self, message: Message, channel: Channel) -> None:
         """Use the planner's command for the next ticks."""
         if channel is not self._planner:
-            raise RobotError("connection: a command from one who is not the planner")
+            raise RobotError("connection: a command from a client that is not the planner")
         answers, sequence = message.values.get("observation"), message.values.get("sequence")
         if not isinstance(answers, int) or not isinstance(sequence, int):
-            self.supervisor.fault("planner: a command without numbers of its own")
+            self.supervisor.fault("planner: a command without its observation or sequence number")
         elif answers not in self._stamps:
             self.supervisor.safety.interventions["late"] += 1
         else:
@@ -198,7 +198,7 @@ class Node:
         self.preview = path
 
     def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
-        """Do what is asked for; RobotError if it is refused."""
+        """Carry out a request; RobotError if it is refused."""
         supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
         if kind == "plan":
             self._welcome(channel)
@@ -224,7 +224,7 @@ class Node:
             raise RobotError("node: another planner drives this arm")
         self._guests = [guest for guest in self._guests if guest is not channel]
         self._planner, self._command, self._stamps = channel, None, {}
-        self._goal_told = False
+        self._goal_sent = False
         channel.tell(self._description())
 
     def _description(self) -> Message:
@@ -237,9 +237,9 @@ class Node:
         reading = self.supervisor.reading
         safety = self.supervisor.safety
         moved, self._before = safety.q - self._before, safety.q
-        told = [*self._watchers, *([] if self._planner is None else [self._planner])]
-        told = [channel for channel in told if channel.idle]
-        if reading is None or not told:
+        clients = [*self._watchers, *([] if self._planner is None else [self._planner])]
+        clients = [channel for channel in clients if channel.idle]
+        if reading is None or not clients:
             return
         self._number += 1
         self._stamps[self._number] = now
@@ -251,18 +251,18 @@ class Node:
             "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
         } | {name: p.pixels for name, p in self.driver.images().items()}
         message = Message("observation", self._health(now) | {"number": self._number}, arrays)
-        for channel in told:
+        for channel in clients:
             try:
                 channel.tell(message)
             except RobotError as e:
                 self._lose(channel, str(e))
 
     def _tell_goal(self) -> None:
-        """Send the goal to the planner, unless it has it."""
+        """Send the newest goal to the planner, once."""
         goal, planner = self._goal, self._planner
-        if goal is None or planner is None or self._goal_told:
+        if goal is None or planner is None or self._goal_sent:
             return
-        self._goal_told = True
+        self._goal_sent = True
         try:
             planner.tell(goal)
         except RobotError as e:

@@ -25,16 +25,16 @@ def argv(
     overrides: Sequence[str] = (),
     python: str = sys.executable,
 ) -> list[str]:
-    """Return the command line of a node: who starts one, by hand or by a launch file, types this.
+    """Return the command line that starts a node, by hand or from a launch file.
 
-    `overrides` are key=value of the sections backend, safety and supervisor.
+    `overrides` are key=value settings of the sections backend, safety and supervisor.
     """
     command = [python, "-m", "latentplan.cli", "robot", "--backend", backend, "--robot", robot]
     return [*command, "--address", f"{address[0]}:{address[1]}", *overrides]
 
 
 def announcement(arm: str, backend: str, address: tuple[str, int]) -> str:
-    """Return the line by which a node says that it listens and its driver is connected."""
+    """Return the line that a node prints once it listens and its driver is connected."""
     return f"node: {arm} by {backend} listens at {address[0]}:{address[1]}"
 
 
@@ -48,18 +48,18 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class NodeProcess:
-    """A node that lives as long as a with block; it stops its arm before it ends."""
+    """A node that runs for the length of a with block; it stops its arm before it ends."""
 
     def __init__(self, command: Sequence[str], *, patience: float = 60.0) -> None:
-        """Take what `argv` gave; `patience` is how long it may take until it listens, s."""
+        """Take the command line of `argv`; the node must listen within `patience` s."""
         self._command, self._patience = list(command), patience
-        self.address: tuple[str, int] = ("", 0)  # where it listens
-        self._said: deque[str] = deque(maxlen=20)  # its last lines
+        self.address: tuple[str, int] = ("", 0)  # at which the node listens
+        self._lines: deque[str] = deque(maxlen=20)  # its last lines
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it listens; RobotError with its output if it ends."""
+        """Start the node and wait until it listens; RobotError with its output if it ends."""
         try:
-            # A session of its own: Ctrl-C is the planner's, which stops the arm and then this.
+            # In its own session Ctrl-C reaches only the planner, which stops arm and node.
             self._process = subprocess.Popen(
                 self._command,
                 stdout=subprocess.PIPE,
@@ -76,12 +76,12 @@ class NodeProcess:
         self._reader.start()
         if not self._heard.wait(self._patience) or not self.address[0]:
             self._leave()
-            said = self._said[-1] if self._said else "nothing"
-            raise RobotError(f"node: it does not run; it said: {said.removeprefix('latentplan: ')}")
+            last = self._lines[-1] if self._lines else "none"
+            raise RobotError(f"node: does not run; its output: {last.removeprefix('latentplan: ')}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let it stop its arm and end."""
+        """Stop the arm and end the node."""
         self._leave()
 
     def _leave(self) -> None:
@@ -94,7 +94,7 @@ class NodeProcess:
         self._reader.join(1.0)
 
     def _read(self, lines: IO[str]) -> None:
-        """Keep what it says; pass on what it says once it listens."""
+        """Keep its last lines; once it listens, print each line."""
         for line in lines:
             found = LISTENS.search(line.rstrip())
             if found and not self._heard.is_set():
@@ -102,13 +102,13 @@ class NodeProcess:
                 self._heard.set()
             elif self._heard.is_set():
                 print(line.rstrip(), file=sys.stderr, flush=True)
-            self._said.append(line.rstrip())
+            self._lines.append(line.rstrip())
         self._heard.set()
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of a ROS node beside its sections of settings."""
+    """The parameters of a ROS node besides its sections of settings."""
 
     robot: str = "panda"  # a name, or a file that describes an arm
     address: str = "127.0.0.1:5757"  # where planners connect

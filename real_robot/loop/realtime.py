@@ -11,10 +11,10 @@ PRIORITY = 10  # of 1 to 99; the kernel's own threads are at 50
 
 @contextlib.contextmanager
 def real_time() -> Iterator[bool]:
-    """Run this thread as soon as it is due; yield whether the system allows that.
+    """Give this thread real-time priority; yield whether the system allows it.
 
     It is scheduled by SCHED_FIFO, which Linux gives to root and to users with an `rtprio` limit;
-    for others nothing changes. What the thread starts is scheduled as usual.
+    for others nothing changes. Processes and threads that it starts are scheduled as usual.
     """
     try:
         before = os.sched_getscheduler(0), os.sched_getparam(0)

@@ -13,10 +13,10 @@ from latentplan.types import Array, Episode, Observation
 
 
 class Log:
-    """The rows of one episode, in the order in which they come."""
+    """The rows of one episode, in order of time."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self._seen: list[Observation] = []
         self._sent: list[Array] = []
 
@@ -25,15 +25,15 @@ class Log:
         return len(self._sent)
 
     def see(self, observation: Observation) -> None:
-        """Take what is seen before the first action, or after the last one taken."""
+        """Append the observation before the first action, or after the last one."""
         self._seen.append({key: np.array(value) for key, value in observation.items()})
 
     def send(self, action: Array) -> None:
-        """Take the action (A,) that was sent after what was seen last."""
+        """Append the action (A,) that was sent after the last observation."""
         self._sent.append(np.asarray(action, np.float32))
 
     def episode(self, *, info: Mapping[str, float] | None = None) -> Episode:
-        """Return the episode; ShapeError unless something is seen after every action."""
+        """Return the episode; ShapeError unless an observation follows every action."""
         return Episode(
             observations={key: np.stack([o[key] for o in self._seen]) for key in self._seen[0]},
             actions=np.stack(self._sent),
@@ -49,19 +49,19 @@ class RecordedRobot(LocalRobot):
     _log: Log | None = None
 
     def begin(self) -> None:
-        """Start an episode here."""
+        """Start an episode at the present observation."""
         self._log = Log()
         self._log.see(self.observe())
 
     def episode(self, *, info: Mapping[str, float] | None = None) -> Episode:
-        """Return what happened since `begin`; RobotError if nothing was sent."""
+        """Return the episode since `begin`; RobotError if no action was sent."""
         if self._log is None or not len(self._log):
             raise RobotError("record: no action was sent, so there is no episode")
         log, self._log = self._log, None
         return log.episode(info=info)
 
     def send(self, action: Array) -> Array:
-        """Send, and write down what was really sent and what is seen then."""
+        """Send `action`; record the action that was sent and the observation after it."""
         sent = super().send(action)
         if self._log is not None:
             self._log.send(sent)
@@ -72,9 +72,9 @@ class RecordedRobot(LocalRobot):
 def watch(watcher: Watcher, *, steps: int) -> Iterator[Episode]:
     """Yield an episode for each stretch in which a node's arm is armed, of `steps` at most.
 
-    It begins with the first observation of an armed arm, and ends when the arm is stopped, or
-    when an observation is missing because this watcher was too slow. Raises RobotError if the
-    node is gone or silent; a begun episode is given before that.
+    An episode begins with the first observation of an armed arm, and ends when the arm is stopped,
+    or when an observation is missing because this watcher was too slow. Raises RobotError if the
+    node is gone or silent; an episode that has begun is yielded before that.
     """
     log, number = Log(), -1
     while True:

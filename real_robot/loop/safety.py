@@ -21,7 +21,7 @@ from latentplan.types import Array
 
 CONTROLS = ("joint_velocity", "joint_position", "joint_delta")
 Triple = tuple[float, float, float]
-AHEAD = 100.0  # s, a velocity is a move to where it would lead in this time
+AHEAD = 100.0  # s, a velocity command is a move to its end after this time
 LARGEST = 1e9  # rad or rad/s, so that no product overflows
 ROUNDING = 1e-9  # rad and m
 
@@ -29,15 +29,15 @@ ROUNDING = 1e-9  # rad and m
 class SafetyFilter:
     """A filter from any stream of commands to setpoints that keep every limit.
 
-    In this order: a command that is no finite (J + 1,) is a fault; an old one is dropped, one that
-    has lasted too long is a fault; velocity is scaled down to its limit; acceleration and jerk are
+    In this order: a command that is not a finite (J + 1,) is a fault; an old one is dropped; one
+    that lasts too long is a fault; velocity is scaled down to its limit; acceleration and jerk are
     limited by Ruckig (Berscheid and Kroeger 2021, arXiv 2105.04830), joint by joint; a velocity is
     a move to the joint limit at that speed, so that braking begins exactly where it must; the end
     effector keeps to a box; a reference that runs away from the measured joints is a fault.
 
-    Why it always holds: a step is taken only after the stop that would follow it was computed, and
-    lies within the joint limits and the box at every tick. If the next step is refused, or Ruckig
-    finds no answer, that stop is carried out. Between ticks the joints keep within their limits
+    The limits always hold, because a step is taken only if a stop after it is computed and lies
+    within the joint limits and the box at every tick. If the next step is refused, or Ruckig
+    finds no solution, the arm follows that stop. Between ticks the joints keep within their limits
     too; the end effector's path bends by less than a millimetre there.
 
     The gripper moves at its own speed between closed and open.
@@ -45,9 +45,9 @@ class SafetyFilter:
 
     @dataclass(frozen=True)
     class Config:
-        """The limits of an arm under a planner; shares are of the maker's limits."""
+        """The limits of an arm under a planner; a share is a fraction of the maker's limit."""
 
-        control: str = "joint_velocity"  # rad/s; joint_position: rad; joint_delta: rad from here
+        control: str = "joint_velocity"  # rad/s; joint_position: rad; joint_delta: rad, relative
         dt: float = 0.02  # s between setpoints
         velocity: float = 0.3  # share
         acceleration: float = 0.5  # share
@@ -55,8 +55,8 @@ class SafetyFilter:
         margin: float = 0.05  # rad from the joint limits
         low: Triple = (-0.45, -0.5, 0.01)  # m, the box's corner; the table's top is z = 0
         high: Triple = (0.45, 0.5, 0.9)  # m, its opposite corner
-        beyond: float = 0.01  # m outside of the box from where it may still come back
-        lead: float = 0.15  # rad that the reference may be away from the measured joints
+        beyond: float = 0.01  # m outside of the box from which the arm may return
+        lead: float = 0.15  # rad allowed between the reference and the measured joints
         age: float = 0.3  # s that a command holds, from the observation that it answers
 
         def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class SafetyFilter:
                 check_range(f"SafetyFilter.high.{axis}", high, low + 0.01, 10)
 
     def __init__(self, arm: Arm, config: Config | None = None) -> None:
-        """Take the arm's limits; MissingDependency without ruckig. `reset` comes before `step`."""
+        """Take the arm's limits; MissingDependency without ruckig. Call `reset` before `step`."""
         self.arm = arm
         self.config = c = config or self.Config()
         velocity = arm.column("velocity") * c.velocity
@@ -94,22 +94,22 @@ class SafetyFilter:
         self._chain = Chain(arm)
         self._box = np.array(c.low), np.array(c.high)
         self._joints = len(arm.joints)
-        # A stop from speed v covers v (v slope + offset), where it reaches full acceleration.
+        # A stop from speed v covers v (v slope + offset), if it reaches full acceleration.
         slope, offset = 0.5 / acceleration, 0.5 * acceleration / jerk
         self._stopping: tuple[list[float], list[float]] = slope.tolist(), offset.tolist()
         self._fastest: list[float] = velocity.tolist()
         self._reference = TrajectoryGenerator(self.limits, dt=c.dt)
         self._gripper, self._gripper_target = 0.0, 0.0
         self._command: Command | None = None
-        self._stamp = 0.0  # of the command, s
-        # What the command comes to, a number a joint: at most how fast, and where to, or with what
-        # velocity. Lists, because for seven numbers they are faster than arrays.
+        self._stamp = 0.0  # s, time stamp of the command
+        # The command, one number a joint: the speed limit, and the target or the velocity.
+        # Lists, because for seven numbers they are faster than arrays.
         self._speed: list[float] = []
         self._target: list[float] = []
-        self._leads: list[float] = []  # rad, where a velocity leads in AHEAD s
-        self._needs: list[float] = []  # rad, for a stop from it
-        self._slowed = self._bounded = False  # it asks for more than the limits
-        self._yields = False  # to the end of a stop: the box was met
+        self._leads: list[float] = []  # rad, travel of a velocity in AHEAD s
+        self._needs: list[float] = []  # rad, travel of a stop from that velocity
+        self._slowed = self._bounded = False  # the command exceeds the limits
+        self._yields = False  # until the end of a stop at the box
         self._bound()
 
     @property
@@ -134,11 +134,11 @@ class SafetyFilter:
         return self._reference.at_rest
 
     def reset(self, q: Array, *, gripper: float, now: float) -> None:
-        """Let the reference be what is measured: q (J,) rad, the gripper's width in m.
+        """Set the reference to the measured joints q (J,), rad, and gripper width, m.
 
-        Commands that answer what was seen before `now` are not obeyed. An arm in the margin of its
-        joint limits, or just beyond the box, may stay or come back, and go no further. Raises
-        RobotError if it is farther out; nothing has changed then.
+        Commands that answer observations from before `now` are dropped. An arm in the margin of
+        its joint limits, or just beyond the box, may stay or return, but go no farther. Raises
+        RobotError, and changes nothing, if it is farther out.
         """
         q = np.asarray(q, np.float64)
         if q.shape != (self._joints,) or not np.isfinite(q).all() or not np.isfinite(gripper):
@@ -165,8 +165,8 @@ class SafetyFilter:
     def step(self, command: Command | None, *, measured: Array, now: float) -> Setpoint:
         """Return the setpoint of the next tick for a command; `fault` gives the reason of a stop.
 
-        `measured` (J,) rad are the joints; `now` is on the clock of the command's stamp, s. Until
-        the first command comes (None) the arm stands still.
+        `measured` (J,) are the joints, rad; `now` is on the clock of the command's stamp, s. Before
+        the first command (None) the arm stands still.
         """
         interventions: list[str] = []
         if command is not None:
@@ -219,19 +219,19 @@ class SafetyFilter:
 
     def _old(self, age: float) -> str:
         if age < 0:
-            return f"action: answers what is seen {-age:.3f} s from now; the clocks disagree"
+            return f"action: answers an observation {-age:.3f} s in the future; the clocks disagree"
         return (
-            f"action: answers what was seen {age:.3f} s ago, {self.config.age} s is allowed; "
+            f"action: answers an observation {age:.3f} s old, {self.config.age} s is allowed; "
             "the planner is too slow or gone"
         )
 
     def _astray(self, measured: Array) -> str:
-        """Return which joint is not where the reference is, empty if all follow."""
+        """Return which joint is off the reference; empty if all follow it."""
         if measured.shape != (self._joints,):
             return f"joints: measured shape {measured.shape}, need (J={self._joints},)"
         allowed = self.config.lead
         for i, (at, wanted) in enumerate(zip(measured.tolist(), self._reference.at, strict=True)):
-            if not abs(at - wanted) <= allowed:  # nor is a NaN
+            if not abs(at - wanted) <= allowed:  # NaN fails too
                 return (
                     f"joints.{self.arm.joints[i].name}: measured at {at:.3f} rad, the reference "
                     f"is {wanted:.3f}, {allowed} between them is allowed; something blocks the "
@@ -240,7 +240,7 @@ class SafetyFilter:
         return ""
 
     def _advance(self, interventions: list[str]) -> bool:
-        """Take a step towards the command; return whether that can be."""
+        """Take a step towards the command; return whether one is allowed."""
         if self._yields and not self.at_rest:
             interventions.append("workspace")
             return False
@@ -257,9 +257,9 @@ class SafetyFilter:
         return True
 
     def _breaks(self) -> str:
-        """Return which limit the proposed step or its stop breaks, empty if it breaks none.
+        """Return which limit the proposed step or its stop breaks; empty if it breaks none.
 
-        Most surely do not, and so their path need not be computed.
+        Most steps surely break none, so their path is not computed.
         """
         path = None
         least, most = self._reference.proposed()
@@ -276,7 +276,7 @@ class SafetyFilter:
         return "" if self._room.holds(path) else "workspace"
 
     def _obey(self, command: Command, action: Array) -> None:
-        """Follow `command` from now on, whose action is finite (J + 1,)."""
+        """Follow `command`, whose action is finite (J + 1,), from now on."""
         self._command, self._stamp = command, command.stamp
         *joints, gripper = action.tolist()
         self._gripper_target = min(max(gripper, 0.0), 1.0) * self.arm.gripper.width
@@ -298,7 +298,7 @@ class SafetyFilter:
         self._target, self._speed = clipped, self._fastest
 
     def _aim(self, interventions: list[str]) -> list[float]:
-        """Return where the joints should go (J,), at most as fast as `_speed`."""
+        """Return the target of the joints (J,), rad; `_speed` limits their speed."""
         if self._slowed:
             interventions.append("velocity")
         if self.config.control == "joint_velocity":
@@ -324,7 +324,7 @@ class SafetyFilter:
         self._gripper += min(max(self._gripper_target - self._gripper, -step), step)
 
     def _bound(self, q: Array | None = None, ee: Array | None = None) -> None:
-        """Set the limits, and those of the box: so far out that q (J,) and ee (3,) are within."""
+        """Set the limits of the joints and the box, widened to include q (J,) and ee (3,)."""
         low, high = self.low, self.high
         if q is not None:
             low, high = np.minimum(low, q), np.maximum(high, q)

@@ -19,25 +19,25 @@ from latentplan.real_robot.robot import CameraImage, Command, Driver, Health, Re
 class State(StrEnum):
     """The state of an arm; only `armed` and `stopping` send setpoints."""
 
-    DISCONNECTED = "disconnected"  # a sensor is not heard
-    READY = "ready"  # every sensor is heard, the motors are left alone
+    DISCONNECTED = "disconnected"  # a sensor is silent
+    READY = "ready"  # every sensor sends data, the motors get no setpoints
     ARMED = "armed"  # commands go through the filter to the motors
     STOPPING = "stopping"  # the reference slows down within its limits
-    HOLD = "hold"  # stopped because somebody asked for it
-    FAULT = "fault"  # stopped because something was wrong
+    HOLD = "hold"  # stopped on request
+    FAULT = "fault"  # stopped by a failed check or an emergency stop
 
 
 class Event(StrEnum):
     """An event that changes the state of an arm."""
 
     HEARD = "heard"  # every sensor is fresh
-    LOST = "lost"  # one is not
-    ARM = "arm"  # somebody asks to move
-    STOP = "stop"  # somebody asks to stop
+    LOST = "lost"  # a sensor is silent
+    ARM = "arm"  # a request to move
+    STOP = "stop"  # a request to stop
     FAULT = "fault"  # a check failed, or the emergency stop was pressed
     REST = "rest"  # the stop is over
-    RESET = "reset"  # somebody looked, and says that it may go on
-    CLOSE = "close"  # the connection is given up
+    RESET = "reset"  # a person has checked the arm and lets it go on
+    CLOSE = "close"  # the connection is closed
 
 
 _RESTING = (State.DISCONNECTED, State.READY, State.HOLD, State.FAULT)
@@ -59,7 +59,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.FAULT, Event.RESET): State.READY,
     **{(state, Event.FAULT): State.FAULT for state in _RESTING},
     **{(state, Event.CLOSE): State.DISCONNECTED for state in _RESTING},
-    (State.FAULT, Event.CLOSE): State.FAULT,  # until somebody resets it
+    (State.FAULT, Event.CLOSE): State.FAULT,  # until it is reset
 }
 
 
@@ -69,8 +69,7 @@ class Supervisor:
     `hear` takes sensor data; `tick` then checks that each sensor is fresh, that ticks come in
     time and that the command holds, and returns a setpoint, or None to send nothing. The first
     fault is kept, with its reason, until `reset`; a stop never ends by itself in motion. After a
-    stop the reference is forgotten: `arm` begins where the joints are measured, never where they
-    were sent.
+    stop the reference is dropped: `arm` begins at the measured joints, never at the last setpoint.
     """
 
     @dataclass(frozen=True)
@@ -102,17 +101,17 @@ class Supervisor:
         *,
         cameras: Sequence[str] = (),
     ) -> None:
-        """Take the filter, and the names of the cameras without which nothing may move."""
+        """Take the filter, and the names of the cameras that motion requires."""
         self.safety = safety
         self.config = config or self.Config()
         self.state = State.DISCONNECTED
-        self.reason = ""  # of the stop, or of the fault
+        self.reason = ""  # the reason of the stop or the fault
         self.reading: Reading | None = None  # the newest
         self.ticks = self.overruns = 0
-        self._cameras = dict.fromkeys(cameras, -np.inf)  # when each was heard last
-        self._stamps: dict[str, tuple[float, float]] = {}  # of each source: its clock and ours
+        self._cameras = dict.fromkeys(cameras, -np.inf)  # s, arrival of the last image of each
+        self._stamps: dict[str, tuple[float, float]] = {}  # by source: s on its clock and ours
         self._faulted = False  # a stop that ends in FAULT
-        self._odd = ""  # what is wrong with the newest reading
+        self._odd = ""  # the fault of the newest reading
         self._last_tick: float | None = None
         self._late = 0  # ticks in a row
         self._rests = 0  # setpoints at rest so far
@@ -143,7 +142,7 @@ class Supervisor:
                 self.fault(str(e))
 
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
-        """Return what goes to the motors at this tick, None if nothing does."""
+        """Return the setpoint of this tick; None to send nothing."""
         self.ticks += 1
         late = self._overrun(now)
         silent = self._silent(now)
@@ -167,13 +166,13 @@ class Supervisor:
         return None
 
     def arm(self, *, now: float) -> None:
-        """Let commands through, from where the joints are measured.
+        """Let commands through, starting at the measured joints.
 
         Raises RobotError, and changes nothing, if a sensor is silent, the arm moves or stands
         outside of its limits, or the state is not `ready`.
         """
         if self.state is State.DISCONNECTED:
-            raise RobotError(f"arm: {self._silent(now) or 'no tick came so far'}; nothing moves")
+            raise RobotError(f"arm: {self._silent(now) or 'no tick so far'}; nothing moves")
         self._allowed(Event.ARM)
         reading = self._steady(Event.ARM, now)
         self.safety.reset(reading.q, gripper=reading.gripper, now=now)
@@ -250,7 +249,7 @@ class Supervisor:
         return setpoint
 
     def _judge(self, reading: Reading) -> str:
-        """Return what is wrong with the numbers of a reading, empty if nothing is."""
+        """Return the fault of a reading's numbers; empty if there is none."""
         joints = (len(self.safety.arm.joints),)
         if reading.q.shape != joints or reading.dq.shape != joints:
             return f"joints: found shape {reading.q.shape}, need (J={joints[0]},)"
@@ -259,7 +258,7 @@ class Supervisor:
         return ""
 
     def _is_news(self, source: str, heard: Reading | CameraImage) -> bool:
-        """Return whether a source's clock went on; a jump of it is a fault."""
+        """Return whether data is newer than its source's last; a jump of the clock is a fault."""
         before = self._stamps.get(source)
         if before is not None:
             gone, arrived = heard.stamp - before[0], heard.received - before[1]
@@ -276,19 +275,19 @@ class Supervisor:
         return True
 
     def _silent(self, now: float) -> str:
-        """Return which source was not heard lately, empty if all were."""
+        """Return which source is silent; empty if none is."""
         config, reading = self.config, self.reading
         ages = [("joints", config.joints_age, -np.inf if reading is None else reading.received)]
         ages += [(name, config.image_age, at) for name, at in self._cameras.items()]
         for name, allowed, at in ages:
             age = now - at
             if not age <= allowed:
-                found = "never heard" if np.isinf(age) else f"silent for {age:.3f} s"
-                return f"{name}: {found}, {allowed} s is allowed; see whether its driver runs"
+                found = "no data so far" if np.isinf(age) else f"silent for {age:.3f} s"
+                return f"{name}: {found}, {allowed} s is allowed; check that its driver runs"
         return ""
 
     def _overrun(self, now: float) -> str:
-        """Return what is wrong with the times of the ticks, empty if nothing is."""
+        """Return the fault of the tick times; empty if there is none."""
         before, self._last_tick = self._last_tick, now
         dt = self.safety.config.dt
         late = before is not None and now - before > self.config.late * dt

@@ -13,15 +13,15 @@ from latentplan.types import Array
 
 _State = tuple[list[float], list[float], list[float]]  # position and its derivatives
 SLOW = 1e-3  # rad/s
-NEAR = 1e-3  # rad, what is slow stops so far before its target
+NEAR = 1e-3  # rad, a slow joint stops this far before its target
 
 
 class TrajectoryGenerator:
     """The generator of the motors' setpoints: position, velocity and acceleration, each (J,).
 
-    `propose` computes a step and the stop that would follow it, `path` says where they lead, and
-    `accept` takes the step. Without one, `carry_on` goes along the stop that was computed with the
-    last step taken.
+    `propose` computes a step and the stop that would follow it, `path` returns their positions, and
+    `accept` takes the step. Without an accepted step, `carry_on` follows the stop that was computed
+    with the last one.
     """
 
     def __init__(self, limits: Limits, *, dt: float) -> None:
@@ -34,7 +34,7 @@ class TrajectoryGenerator:
             ) from None
         joints = len(limits.velocity)
         self.dt = dt
-        self._failures = (ruckig.RuckigError, ValueError)  # the latter for results without a name
+        self._failures = (ruckig.RuckigError, ValueError)  # ValueError for unnamed results
         self._otg: Any = ruckig.Ruckig(joints)
         self._interfaces = ruckig.ControlInterface.Position, ruckig.ControlInterface.Velocity
         self._move: Any = ruckig.InputParameter(joints)
@@ -88,14 +88,14 @@ class TrajectoryGenerator:
     def propose(self, target: list[float], speed: list[float]) -> bool:
         """Compute a step towards `target` and its stop; return whether Ruckig finds profiles.
 
-        The J joints go to `target`, rad, no faster than `speed`, rad/s, unless they are now, and
-        if that is 0 they stop.
+        The J joints go to `target`, rad, no faster than `speed`, rad/s, unless they already are;
+        a joint of speed 0 stops.
         """
         q, dq, ddq = self._state
         move = self._move
         move.current_position, move.current_velocity, move.current_acceleration = q, dq, ddq
         reaching, drifting = self._interfaces
-        # Ruckig finds no profile that takes hours, so what is slow goes at its velocity instead.
+        # Ruckig finds no profile that takes hours, so a slow joint goes at its velocity instead.
         slow = [most < SLOW for most in speed]
         move.per_dof_control_interface = [drifting if is_slow else reaching for is_slow in slow]
         move.target_velocity = [
@@ -113,10 +113,10 @@ class TrajectoryGenerator:
         return True
 
     def proposed(self) -> tuple[list[float], list[float]]:
-        """Return between what (J,), rad, the proposed step's end and all of its stop are.
+        """Return the bounds (J,), rad, on the end of the proposed step and all of its stop.
 
-        A stop goes one way, to where it ends, unless the velocity turns round before the jerk has
-        taken the acceleration away; it is never faster than both together allow.
+        A stop moves in one direction, to its end, unless the velocity changes sign before the jerk
+        has removed the acceleration; then the largest possible speed bounds its travel.
         """
         duration = self._spare.duration
         ends = self._spare.at_time(duration)[0]

@@ -1,4 +1,4 @@
-"""The test that the end effector stays in its box: a cheap bound first, then exactly."""
+"""The test that the end effector stays in its box: first a cheap bound, then the exact path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ STEP = 1e-6  # rad, of the derivative
 class Workspace:
     """A box for the end effector of an arm.
 
-    How far a short way d can lead follows from the last linearisation. Joint j's radian
-    moves the end effector by at most its `reach`, which is enough for faces that are far away. For
-    the others: forward kinematics x(q) bends little. With the Jacobian J, |x(q + d) - x(q) - J d|
+    The last linearisation bounds the effect of a short joint motion d. A radian of joint j moves
+    the end effector by at most its `reach`, which is enough for faces that are far away. For near
+    faces, forward kinematics x(q) is almost linear: with the Jacobian J, |x(q + d) - x(q) - J d|
     is at most 1/2 sum |d| sum(reach |d|), since the derivative of a column of J by any joint before
     it is no longer than the column's own reach.
     """
@@ -27,14 +27,14 @@ class Workspace:
         joints = len(chain.reach)
         self._turned = STEP * np.concatenate([np.zeros((1, joints)), np.eye(joints)])
         self._reach: list[float] = chain.reach.tolist()
-        self._at: list[float] = [0.0] * joints  # where it was looked at, rad
-        # From there, m to each face, and m that each joint's radian leads towards it.
+        self._at: list[float] = [0.0] * joints  # rad, at the last linearisation
+        # From there, m to each face, and m towards it per radian of each joint.
         self._faces: list[tuple[float, list[float]]] = [(-1.0, self._at)]
 
     def surely_holds(self, least: list[float], most: list[float]) -> bool:
         """Return whether it surely contains all positions between joints `least` and `most` (J,).
 
-        False is no answer: `holds` decides. Lists of numbers: for so few, arrays are slower.
+        If False, `holds` decides. The arguments are lists, because arrays are slower for so few.
         """
         ways: list[tuple[float, float]] = []
         turned = moved = 0.0  # rad and m at most

@@ -1,1 +1,1 @@
-"""Motions that a robot executes: reaching, tracking, picking, replay."""
+"""The motions that a robot executes: reaching, tracking, picking, replay."""

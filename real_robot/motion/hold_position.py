@@ -14,20 +14,20 @@ from latentplan.real_robot.robot import Robot
 T = TypeVar("T")
 
 
-def hold_position_while(robot: Robot, think: Callable[[], T], *, opening: float = 1.0) -> T:
-    """Return the result of `think`; until then command the arm to hold its position.
+def hold_position_while(robot: Robot, compute: Callable[[], T], *, opening: float = 1.0) -> T:
+    """Return the result of `compute`; command the arm to hold its position until then.
 
     `opening` is the gripper's, 0 closed to 1 open. A node whose planner is silent would stop its
-    arm; the clock of a robot in this process waits by itself. `think` must not use the robot.
-    Raises what `think` raises, and RobotError if the arm stops; it then ends before that.
+    arm; the clock of a robot in this process waits by itself. `compute` must not use the robot.
+    Raises any error of `compute`, and RobotError, once `compute` has ended, if the arm stops.
     """
     if isinstance(robot, LocalRobot):
-        return think()
+        return compute()
     with ThreadPoolExecutor(1) as pool:
-        thought = pool.submit(think)
-        while not thought.done():
+        result = pool.submit(compute)
+        while not result.done():
             hold_position(robot, opening=opening)
-        return thought.result()
+        return result.result()
 
 
 def hold_position(robot: Robot, *, opening: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""A planner's picks on a real table: image points become motions of an arm."""
+"""The execution of picks on a real table: image points become motions of an arm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from latentplan.robots.trajectory import Limits
 from latentplan.shapes import check, check_finite
 from latentplan.types import Array
 
-LIFT = (0.0, 0.15)  # m, height of a drag's middle with a fifth number of -1 and of 1
+LIFT = (0.0, 0.15)  # m, height of a drag's middle for a fifth number of -1 and of 1
 SHOWN = 50  # points of a motion's preview
 
 
@@ -30,32 +30,32 @@ class PickResult:
 
     pick: tuple[float, float]  # m on the table
     place: tuple[float, float]  # m on the table
-    refused: str = ""  # why nothing moved; empty if it did
-    tracked: TrackingResult | None = None  # how well the arm followed
+    refused: str = ""  # the reason that nothing moved; empty if the arm moved
+    tracked: TrackingResult | None = None  # the tracking errors of the motion
 
 
 class Picking:
     """The execution of a `PickSpec`'s actions by a `Robot`: approach, grasp, drag, release.
 
     An action is (x, y) of the image, +-1 at its edges, then the drag in units of `drag` metres
-    along the image's right and up, then, if there is a fifth, the lift; as the envs `rope` and
-    `cloth` have it. The camera says which point of the table a pixel sees. A motion is planned from
-    where the joints are measured, within shares of the limits that the arm's filter keeps, so that
-    the filter has nothing to change; it ends at home, out of the camera's way.
+    along the image's right and up, then, if there is a fifth, the lift, as in the envs `rope` and
+    `cloth`. The camera maps a pixel to a point of the table. A motion is planned from the measured
+    joints, within shares of the limits of the arm's filter, so that the filter changes nothing; it
+    ends at home, out of the camera's view.
     """
 
     @dataclass(frozen=True)
     class Config:
         """The heights on the table, and the speeds of the motion."""
 
-        drag: float = 0.1  # m that a drag of 1 is long
-        workspace: float = 0.25  # |x|, |y| of where a drag ends at most, m
-        surface: float = 0.009  # m above the table: the height that the image is measured at
-        height: float = 0.016  # m above the table of the end effector when it grasps
-        lift: float = 0.03  # m, of a drag's middle, if an action has none
-        velocity: float = 0.8  # share of the filter's limit; so are the next two
-        acceleration: float = 0.5
-        jerk: float = 0.5
+        drag: float = 0.1  # m, length of a drag of 1
+        workspace: float = 0.25  # m, largest |x|, |y| of a drag's end
+        surface: float = 0.009  # m above the table: the height that pixels are projected to
+        height: float = 0.016  # m above the table, the end effector's height at a grasp
+        lift: float = 0.03  # m, height of a drag's middle if an action has no fifth number
+        velocity: float = 0.8  # share of the filter's limit
+        acceleration: float = 0.5  # share of the filter's limit
+        jerk: float = 0.5  # share of the filter's limit
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -76,7 +76,7 @@ class Picking:
         config: Config | None = None,
         tracking: Tracking.Config | None = None,
     ) -> None:
-        """Take a connected robot, its description, and the camera whose image is picked from."""
+        """Take a connected robot, its description, and the camera whose image actions refer to."""
         self.robot, self.arm, self.camera = robot, arm, camera
         self.config = c = config or self.Config()
         spec = robot.spec
@@ -89,9 +89,9 @@ class Picking:
         self._tracking = Tracking(robot, tracking, width=arm.gripper.width)
 
     def act(self, action: Array) -> PickResult:
-        """Execute an action (4,) or (5,); out of reach, it is refused and nothing moves.
+        """Execute an action (4,) or (5,); one out of reach is refused, and nothing moves.
 
-        Raises ShapeError if it is no action, RobotError if the arm stops.
+        Raises ShapeError if the action is invalid, RobotError if the arm stops.
         """
         action = np.asarray(action, np.float64)
         check("Picking.action", action, "A", A=5 if len(action) == 5 else 4)
@@ -113,7 +113,7 @@ class Picking:
         return PickResult(*known, tracked=self._follow(motion))
 
     def home(self) -> TrackingResult:
-        """Bring the arm home, straight in joints, with the gripper open. Raises Unreachable."""
+        """Move the arm home, straight in joints, with the gripper open. Raises Unreachable."""
         q = self.robot.observe()["q"].astype(np.float64)
         home = self._planner.kinematics.home
         return self._follow(
@@ -121,7 +121,7 @@ class Picking:
         )
 
     def points(self, action: Array) -> tuple[Array, Array]:
-        """Return where an action picks and where it lets go, each (2,) m on the table."""
+        """Return the pick and the place of an action, each (2,) m on the table."""
         c, camera = self.config, self.camera
         row, column = action_to_pixel(
             action[0], action[1], height=camera.height, width=camera.width
@@ -139,11 +139,11 @@ class Picking:
 
 
 def on_table(camera: View, pixel: Array, *, height: float) -> Array:
-    """Return the point (2,), m, at `height` m above the table that a pixel (u, v) sees.
+    """Return the point (2,), m, at `height` m above the table that a pixel (u, v) shows.
 
-    Raises ShapeError if the pixel looks past the table.
+    Raises ShapeError if the pixel's ray misses the table.
     """
-    if isinstance(camera, CalibratedCamera):  # undoes its lens, too
+    if isinstance(camera, CalibratedCamera):  # removes the lens's distortion, too
         seen: Array = camera.on_plane(pixel, np.array([0.0, 0.0, 1.0, -height]))[:2]
         if not np.isfinite(seen).all():
             raise _past(camera, pixel)
@@ -158,10 +158,10 @@ def on_table(camera: View, pixel: Array, *, height: float) -> Array:
 
 
 def _past(camera: View, pixel: Array) -> ShapeError:
-    return ShapeError(f"camera {camera.name}: pixel {pixel.tolist()} does not see the table")
+    return ShapeError(f"camera {camera.name}: pixel {pixel.tolist()} does not show the table")
 
 
 def _level(axis: Array) -> Array:
-    """Return the direction (2,) of an axis (3,) of the image on the table."""
+    """Return the direction (2,) on the table of an image's axis (3,)."""
     flat: Array = axis[:2] / np.linalg.norm(axis[:2])
     return flat

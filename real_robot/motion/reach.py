@@ -1,7 +1,7 @@
-"""The simplest closed loop of an arm: bring the end effector to a point, by planned velocities.
+"""The simplest closed loop of an arm: move the end effector to a point, by planned velocities.
 
-It needs no trained model: joint velocities and forward kinematics are the dynamics. So it tells in
-seconds whether sensors, planner, filter and motors form a loop, simulated or real.
+It needs no trained model: joint velocities and forward kinematics are the dynamics. It therefore
+tests in seconds whether sensors, planner, filter and motors form a loop, simulated or real.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from latentplan.types import (
 )
 
 Triple = tuple[float, float, float]
-SHARE = 0.95  # of the filter's velocity that is planned with, so that rounding never exceeds it
+SHARE = 0.95  # of the filter's velocity limit in plans, so that rounding never exceeds it
 
 
 class ArmDynamics(nn.Module):
     """A `Dynamics` that needs no data: latents are joint positions (J,), rad.
 
-    A joint moves at the velocity that is asked for, which is what a filter makes of it where its
-    limits are kept. `ee` is the forward kinematics, for objectives.
+    A joint moves at the commanded velocity, as behind a filter whose limits are kept. `ee` is the
+    forward kinematics, for objectives.
     """
 
     context = 1
@@ -54,7 +54,7 @@ class ArmDynamics(nn.Module):
             raise ConfigError("ArmDynamics.spec.dt: found None, need the seconds of an action")
         self.spec, self.dt = spec, spec.dt
         self.latent_dim = len(arm.joints)
-        # An affine function of cos and sin of each joint in turn: asked of Chain, joint by joint.
+        # The matrices of Chain, one a joint, in torch.
         rows, hand = Chain(arm).rows()
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.float32))  # (J, 4, 4)
         self.register_buffer("hand", torch.tensor(hand, dtype=torch.float32))  # (4,)
@@ -93,7 +93,7 @@ class PointDistance:
     """The distance of the end effector to a point, mean over the horizon, m, plus effort."""
 
     def __init__(self, goal: Tensor, *, dynamics: ArmDynamics, effort: float) -> None:
-        """Take joints (1, J) that bring it there, and the weight of a (rad/s)^2."""
+        """Take joints (1, J) that reach the point, and the weight of a (rad/s)^2."""
         self._point = dynamics.ee(goal)[:, None, None]  # (1, 1, 1, 3)
         self._dynamics, self._effort = dynamics, effort
 
@@ -107,11 +107,11 @@ class PointDistance:
 class Reached:
     """The outcome of one episode."""
 
-    point: Triple  # m, where the end effector should go
-    start: float  # m from there
-    final: float  # m from there, as measured
-    resting: bool  # whether it stood still in the end
-    actions: int  # that were sent
+    point: Triple  # m, the target of the end effector
+    start: float  # m from the point at the start
+    final: float  # m from the point at the end, as measured
+    resting: bool  # whether the arm rests at the end
+    actions: int  # number of actions sent
 
     @property
     def success(self) -> bool:
@@ -120,19 +120,19 @@ class Reached:
 
 
 class Reach:
-    """A task: bring the end effector of a `Robot` to points, with a planner on joints alone."""
+    """A task: move the end effector of a `Robot` to points, with a planner on joints alone."""
 
     @dataclass(frozen=True)
     class Config:
-        """The distribution of the points, and when one is reached."""
+        """The distribution of the points, and the tolerances of arrival."""
 
-        spread: float = 0.5  # rad, a point is where the arm is with each joint so far from home
+        spread: float = 0.5  # rad, range of each joint about home, at a point
         low: Triple = (-0.35, -0.4, 0.15)  # m, corner of the box that points lie in
         high: Triple = (0.35, 0.4, 0.8)  # m, its opposite corner
-        away: float = 0.1  # m from where the arm is, at least
-        near: float = 0.01  # m, from here on it stands still
+        away: float = 0.1  # m from the present end effector, at least
+        near: float = 0.01  # m from the point, within which the arm stands still
         resting: float = 0.02  # rad/s of the fastest joint, at most
-        lag: float = 0.05  # s that an arm is behind its commands; the plan starts after it
+        lag: float = 0.05  # s that an arm lags its commands; the plan starts after it
         effort: float = 0.002  # weight of a (rad/s)^2 against a metre
 
         def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class Reach:
             for axis, low, high in zip("xyz", self.low, self.high, strict=True):
                 check_range(f"Reach.high.{axis}", high, low + 0.01, 10)
 
-    PLANNER = {"candidates": 256, "iterations": 4, "horizon": 8}  # settings that suit it
+    PLANNER = {"candidates": 256, "iterations": 4, "horizon": 8}  # settings that suit this task
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Reach:
         config: Config | None = None,
         mpc: MPC.Config | None = None,
     ) -> None:
-        """Take a connected robot under joint velocities, its description, and who plans."""
+        """Take a connected robot under joint velocities, its description, and a planner."""
         spec = robot.spec
         convention = spec.data.action.convention
         if convention is None or convention.control != "joint_velocity":
@@ -178,19 +178,19 @@ class Reach:
             seed=seed,
             config=mpc,
         )
-        # The first calls of torch take long: not while an arm waits for an answer.
+        # The first calls of torch are slow, so make them before an arm waits for an action.
         home = {"q": arm.column("home").astype(np.float32)}
         self._mpc.goal(home)
         self._mpc.warm_up()
 
     def _objective(self, goal: Goal, context: Context, model: Dynamics) -> PointDistance:
-        """Return the distance of the end effector to where the goal's joints bring it."""
+        """Return the distance of the end effector to its position at the goal's joints."""
         assert goal.observation is not None
         q = torch.from_numpy(goal.observation["q"])[None]
         return PointDistance(q, dynamics=self._model, effort=self.config.effort)
 
     def draw(self) -> Array:
-        """Return joints (J,) rad whose end effector is at a point to reach; seeded."""
+        """Return the joints (J,), rad, of a random point to reach."""
         c, arm, spec = self.config, self._arm, self.robot.spec
         here = self._ee(self.robot.observe()["q"])
         for _ in range(10_000):
@@ -208,9 +208,9 @@ class Reach:
     def episode(
         self, goal: Array, *, steps: int, watch: Callable[[Observation], None] | None = None
     ) -> Reached:
-        """Return how going to the point of joints `goal` (J,) went, in `steps` actions at most.
+        """Move to the point of joints `goal` (J,) in at most `steps` actions; return the outcome.
 
-        `watch` is shown every observation. Raises RobotError if the arm stops.
+        `watch` is called with every observation. Raises RobotError if the arm stops.
         """
         watch = watch or (lambda seen: None)
         c = self.config
@@ -242,7 +242,7 @@ class Reach:
         return Reached((x, y, z), start, distance, resting, count)
 
     def _ahead(self, q: Array) -> Array:
-        """Return where the end effector is meant to go (H, 3), m, by the last plan."""
+        """Return the path (H, 3) of the end effector in the last plan, m."""
         plan = self._mpc.plan
         assert plan is not None
         start = torch.from_numpy(np.asarray(q, np.float32)).view(1, -1)
@@ -252,7 +252,7 @@ class Reach:
 
     @property
     def latency(self) -> Latency:
-        """Return how long planning took."""
+        """Return the latency of planning."""
         return self._mpc.latency
 
     def _ee(self, q: Array) -> Array:

@@ -20,7 +20,7 @@ from latentplan.types import Array, Episode, Spec
 class ReplayResult:
     """The errors of a replay against the recording."""
 
-    error: Array  # (L + 1, J) rad, measured now less measured then
+    error: Array  # (L + 1, J) rad, measured in the replay less recorded
     actions: int
 
     @property
@@ -35,15 +35,15 @@ class ReplayResult:
 
 
 class Replay:
-    """A replay: the arm goes to the start of an episode, then executes its actions."""
+    """A replay: the arm moves to the start of an episode, then executes its actions."""
 
     @dataclass(frozen=True)
     class Config:
         """The feedback of the replay, and the motion to its start."""
 
-        gain: float = 0.0  # share of the distance to the recorded joints made up in a period
-        near: float = 0.02  # rad of any joint from where it began, else the arm goes there first
-        share: float = 0.5  # of the filter's limits, on the way there
+        gain: float = 0.0  # share of the distance to the recorded joints corrected in a period
+        near: float = 0.02  # rad of any joint from the start; a farther arm moves there first
+        share: float = 0.5  # of the filter's limits, in the motion to the start
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -62,10 +62,10 @@ class Replay:
             )
 
     def play(self, episode: Episode, *, spec: Spec) -> ReplayResult:
-        """Return how near the arm came to `episode`, whose numbers mean what `spec` says.
+        """Replay `episode`, described by `spec`, and return the arm's errors against it.
 
         Raises StoreError, and nothing moves, if the episode is of another arm or control;
-        Unreachable if there is no free way to its start; RobotError if the arm stops.
+        Unreachable if there is no free path to its start; RobotError if the arm stops.
         """
         self._check(spec)
         recorded = episode.observations["q"].astype(np.float64)
@@ -104,15 +104,15 @@ class Replay:
             )
 
     def _go(self, start: Array) -> None:
-        """Bring the arm to `start` (J,) rad, straight in joints."""
+        """Move the arm to `start` (J,), rad, straight in joints."""
         spec, c = self.robot.spec, self.config
         q = self.robot.observe()["q"].astype(np.float64)
         if np.abs(start - q).max() <= c.near:
             return
         if self._control != "joint_velocity":
             raise StoreError(
-                f"episode: begins {np.abs(start - q).max():.2f} rad from where the arm is; bring "
-                f"it there first, which {self._control} cannot do by itself"
+                f"episode: begins {np.abs(start - q).max():.2f} rad from the arm; move it "
+                f"there first, because a replay under {self._control} does not"
             )
         shares = (np.array(v) * c.share for v in (spec.velocity, spec.acceleration, spec.jerk))
         limits = Limits(*shares)

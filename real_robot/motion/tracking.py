@@ -16,28 +16,28 @@ from latentplan.types import Array
 class TrackingResult:
     """The errors and the length of a tracked motion."""
 
-    error: float  # rad, the largest distance of a measured joint from its place
+    error: float  # rad, the largest distance of a measured joint from the path
     seconds: float  # on the robot's clock, from the first action to the last
-    actions: int  # that were sent
+    actions: int  # number of actions sent
 
 
 class Tracking:
     """A tracking controller: each period, the path's velocity plus a share of the error.
 
     The velocity is that of the path over the next period, plus `gain` of the measured error, scaled
-    down to the limits of the arm's filter, which so has nothing to change. Time on the path stands
-    still while the arm is behind, and where the gripper closes or opens until it has.
+    down to the limits of the arm's filter, so that the filter changes nothing. Time on the path
+    stops while the arm lags, and at a grasp or release until the gripper has moved.
     """
 
     @dataclass(frozen=True)
     class Config:
         """The feedback gain, and the tolerances of arrival."""
 
-        gain: float = 0.5  # share of the error that is made up in a period
-        behind: float = 0.06  # rad of any joint, from which on the path waits
+        gain: float = 0.5  # share of the error that is corrected in a period
+        behind: float = 0.06  # rad of any joint, above which the path waits
         arrived: float = 0.004  # rad of every joint, at the end
-        gripped: float = 0.004  # m, the gripper's width is where it was sent
-        patience: float = 3.0  # s that the path waits at most
+        gripped: float = 0.004  # m, of the gripper's width
+        patience: float = 3.0  # s that the path waits, at most
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -62,8 +62,8 @@ class Tracking:
     def follow(self, motion: Motion) -> TrackingResult:
         """Follow the motion and return its errors; the arm rests at its end.
 
-        It starts where the joints are measured, which must be near the motion's own start.
-        Raises RobotError, with the arm stopped, if it falls behind for too long.
+        The measured joints must be near the motion's start.
+        Raises RobotError, with the arm stopped, if it lags for too long.
         """
         c, period = self.config, self.robot.spec.period
         times = np.arange(len(motion)) * motion.dt
@@ -79,7 +79,7 @@ class Tracking:
             if done and holding and np.abs(error).max() <= c.arrived:
                 break
             ahead = min(t + period, float(times[-1]))
-            # A gripper that has not closed, or an arm that is behind, is waited for.
+            # The path waits for a gripper that has not closed, and for an arm that lags.
             changes = _phase(motion, times, ahead) != _phase(motion, times, t)
             if (changes and not holding) or np.abs(error).max() > c.behind or done:
                 ahead = t
@@ -105,7 +105,7 @@ class Tracking:
         where = "its end" if done else "its path"
         reason = (
             f"motion: {joint} stays {np.abs(error).max():.3f} rad away from {where} for "
-            f"{self.config.patience} s; plan slower, or see what holds it or the gripper"
+            f"{self.config.patience} s; plan slower, or check what blocks it or the gripper"
         )
         self.robot.stop(reason)
         return RobotError(reason)
@@ -124,7 +124,7 @@ class _Stuck:
 
 
 def _at(times: Array, values: Array, t: float) -> Array:
-    """Return the row of values (S, J) at t s, between two samples on the line between them."""
+    """Return the row of values (S, J) at t s, linear between samples."""
     place = min(t / times[1], len(times) - 1.0) if len(times) > 1 else 0.0
     low = int(place)
     high = min(low + 1, len(times) - 1)

@@ -1,8 +1,8 @@
 """The pose and lens of a camera, from images of a target and the joint positions of each.
 
-Either the camera stands at the table and the arm carries the board, or the arm carries the camera
-and the board lies still. What is measured are corners in the images and joints, each with its
-error. OpenCV finds the board and starts the lens; `hand_eye` does the rest.
+Either the camera is fixed at the table and the arm carries the board, or the arm carries the camera
+and the board is fixed. The measurements are corners in the images and joints, each with its error.
+OpenCV finds the board and initialises the lens; `hand_eye` solves the rest.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from latentplan.types import Array
 
 @dataclass(frozen=True)
 class Config:
-    """The least data to calibrate from, and the assumed errors."""
+    """The least data for a calibration, and the assumed errors."""
 
-    images: int = 6  # that show the board at least
-    corners: int = 8  # of the board that an image shows at least
-    turn: float = 5.0  # degrees that the hand turns about each of two axes, root mean square
+    images: int = 6  # images that show the board, at least
+    corners: int = 8  # corners of the board in such an image, at least
+    turn: float = 5.0  # degrees, root mean square, of the hand's turns about two axes, at least
     lens: int = 4  # numbers of distortion to find: 0, 4 (k1, k2, p1, p2) or 5 (and k3)
-    focal: float = 0.02  # share of the focal length that its std may be
-    pixel_std: float = 0.2  # pixels that a corner is off, by itself
-    joint_std: float = 0.05  # degrees that a joint is off; with the former it sets the weights
-    robust: float = 3.0  # times the arm's error, at which an image counts half
+    focal: float = 0.02  # largest std of the focal length, as a share of it
+    pixel_std: float = 0.2  # pixels, error of each corner
+    joint_std: float = 0.05  # degrees, error of a joint; its ratio to pixel_std sets the weights
+    robust: float = 3.0  # multiple of the arm's error at which an image has half its weight
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
@@ -52,7 +52,7 @@ class Result(NamedTuple):
     """A calibrated camera, and how well everything fits."""
 
     camera: CalibratedCamera
-    board: Array  # (4, 4) board -> what carries it: the flange, or the world
+    board: Array  # (4, 4) board -> its mount: the flange, or the world
     figures: dict[str, float]  # by name, which ends with the unit
     errors: Array  # (P,) px, root mean square of each image; NaN if it was not used
 
@@ -70,8 +70,8 @@ def calibrate(
     """Return the camera, calibrated from P images taken with the arm's joints at q (P, J) rad.
 
     `camera` gives name and size of the images, and the lens if `lens_known`. The arm carries
-    the board for a camera on the table; it lies still for one on the flange. Raises RobotError
-    if the images are too few, or do not determine what is asked for.
+    the board for a camera on the table; the board is fixed for one on the flange. Raises RobotError
+    if the images are too few, or do not determine the camera.
     """
     c = config or Config()
     if mount not in MOUNTS:
@@ -80,7 +80,7 @@ def calibrate(
     if len(enough) < c.images:
         raise RobotError(
             f"calibration.images: {len(enough)} of {len(seen)} show {c.corners} corners of the "
-            f"board, needed are {c.images}; take more, or check that the board is the one told"
+            f"board, needed are {c.images}; take more, or check that the board is the given one"
         )
     corners = [found for found in seen if found and len(found.pixels) >= c.corners]
     q = np.asarray(q, np.float64)[enough]
@@ -110,7 +110,7 @@ def calibrate(
 
 
 def _between(arm: Arm, q: Array, mount: str) -> Array:
-    """Return M (P, 4, 4): what carries the board -> what carries the camera."""
+    """Return M (P, 4, 4): mount of the board -> mount of the camera."""
     poses = flange(arm, q)
     return poses if mount == "table" else np.asarray(np.linalg.inv(poses))
 
@@ -120,7 +120,7 @@ def _check_turns(between: Array, needed: float) -> None:
     from scipy.spatial.transform import Rotation
 
     turns = Rotation.from_matrix(between[:, :3, :3])
-    vectors = np.degrees((turns * turns.mean().inv()).as_rotvec())  # (P, 3) from the middle one
+    vectors = np.degrees((turns * turns.mean().inv()).as_rotvec())  # (P, 3) from the mean
     _, second, first = np.linalg.svd(vectors / np.sqrt(len(vectors)))[1][::-1]
     if second < needed:
         raise RobotError(
@@ -176,13 +176,13 @@ def _pose(corners: Corners, camera: CalibratedCamera) -> Array:
 
 
 def _figures(fit: Fit, corners: Sequence[Corners], boards: Array, std: Array) -> dict[str, float]:
-    """Return how well everything fits: pixels, and the board as seen against as the arm says."""
+    """Return the residuals: pixels, and the board's pose by images against its pose by joints."""
     from scipy.spatial.transform import Rotation
 
     middle = np.append(np.mean([each.points.mean(0) for each in corners], 0), 1)
-    told = fit.boards()
-    gap = ((told - boards) @ middle)[:, :3]
-    turn = Rotation.from_matrix(told[:, :3, :3].transpose(0, 2, 1) @ boards[:, :3, :3])
+    by_joints = fit.boards()
+    gap = ((by_joints - boards) @ middle)[:, :3]
+    turn = Rotation.from_matrix(by_joints[:, :3, :3].transpose(0, 2, 1) @ boards[:, :3, :3])
     std_turn, std_shift = std[X][:3], std[X][3:]
     return {
         "images": float(len(corners)),

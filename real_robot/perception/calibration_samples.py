@@ -17,14 +17,14 @@ from latentplan.robots.description import Arm
 from latentplan.types import Array
 
 LISTS = ("joints.csv", "joints.json")  # beside the images of a folder
-STILL = 0.01  # rad/s, of every joint; an image of a moving arm has no joint positions
-APART = 0.03  # rad, that some joint differs by from all images before
+STILL = 0.01  # rad/s, of every joint at most; a moving arm has no exact joints in an image
+APART = 0.03  # rad, the least difference of some joint from all images before
 
 
 class CalibrationSample(NamedTuple):
     """One image and the joint positions at that time."""
 
-    name: str  # for messages: a file's, or `episode 3 row 17`
+    name: str  # for messages: a file name, or `episode 3 row 17`
     image: Array  # (h, w, 3) uint8
     q: Array  # (J,) rad
 
@@ -33,7 +33,7 @@ def read(source: str, arm: Arm, *, camera: str) -> Iterator[CalibrationSample]:
     """Yield the samples of a store or a folder, in order.
 
     A store (DATA.zarr, as `latentplan record` writes it) holds `q`, `dq` and the images of
-    `camera`; those are taken at which the arm rests somewhere new. A folder holds images and a
+    `camera`; a row is taken if the arm rests in a new position. A folder holds images and a
     list of them: `joints.csv` with a line `image, <joint>, <joint>, ...` above, or `joints.json`
     with a list of `{"image": ..., "q": {<joint>: ...}}`; positions in rad. Raises SourceError
     if it is neither, or does not fit the arm.
@@ -57,7 +57,7 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[CalibrationSample]
             if key not in there or there[key].shape != (joints,):
                 found = f"of shape {there[key].shape}" if key in there else "missing"
                 raise SourceError(
-                    f"{source}: observation {key} is {found}, need ({joints},) of the {arm.name}; "
+                    f"{source}: observation {key} is {found}, need ({joints},) for the {arm.name}; "
                     "record it on the arm, or name another robot"
                 )
         starts = [0, *(int(end) for end in store.ends)]
@@ -66,7 +66,7 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[CalibrationSample]
             q = store.rows("observation/q", start, stop)
             fastest = np.abs(store.rows("observation/dq", start, stop)).max(1)
             still = np.asarray(fastest < STILL)
-            # An image may be somewhat older than the joints beside it.
+            # An image may be older than the joints of its row.
             still[1:] &= np.abs(np.diff(q, axis=0)).max(1) < 1e-3
             for row in np.flatnonzero(still).tolist():
                 if taken and np.abs(np.stack(taken) - q[row]).max(1).min() < APART:
@@ -106,7 +106,7 @@ def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     with file.open(newline="", encoding="utf-8") as f:
         table = csv.DictReader(f, skipinitialspace=True)
         if not table.fieldnames or "image" not in table.fieldnames:
-            raise SourceError(f"{file}: no column `image` above; need image, <joint>, ...")
+            raise SourceError(f"{file}: no column `image` in line 1; need image, <joint>, ...")
         return [(row.pop("image"), row) for row in table]
 
 

@@ -20,7 +20,7 @@ FORMATS = (".png", ".pdf")
 
 
 class Corners(NamedTuple):
-    """Corners of a board that an image shows."""
+    """The corners of a board in an image."""
 
     points: Array  # (N, 3) m, in the board's frame
     pixels: Array  # (N, 2)
@@ -31,16 +31,17 @@ class CalibrationTarget:
     """A flat board: `charuco`, a chessboard with markers in its white squares, or `apriltag`, a
     grid of tags.
 
-    Of a ChArUco board the corners between squares are found, to some hundredths of a pixel; of a
-    grid of tags the corners of each tag. Either may be partly out of the image.
+    The corners of a ChArUco board are those between squares, accurate to some hundredths of a
+    pixel; those of a grid of tags are the corners of each tag. Either may be partly out of the
+    image.
     """
 
     kind: str = "charuco"  # charuco or apriltag
     columns: int = 8  # squares, or tags, from left to right
     rows: int = 6  # from top to bottom
-    square: float = 0.03  # m, side of a square; or from a tag to the next. Measure it on paper
+    square: float = 0.03  # m, side of a square, or distance of tags; measure it on paper
     marker: float = 0.022  # m, side of a marker or tag, with its black border
-    dictionary: str = ""  # OpenCV's name (5X5_100, APRILTAG_36h11, ...); empty: of the kind
+    dictionary: str = ""  # OpenCV's name (5X5_100, APRILTAG_36h11, ...); empty: the kind's default
     legacy: bool = False  # charuco with an even number of rows, printed before OpenCV 4.6
 
     def __post_init__(self) -> None:
@@ -60,9 +61,9 @@ class CalibrationTarget:
         return self.columns * self.square - gap, self.rows * self.square - gap
 
     def image(self, *, dpi: float = 300.0) -> tuple[Array, float]:
-        """Return the board (h, w) uint8 with a margin of half a square, and pixels a metre.
+        """Return the board (h, w) uint8 with a margin of half a square, and its pixels a metre.
 
-        The latter differs from what `dpi` asks for a little, so that squares are whole pixels.
+        These differ slightly from `dpi`, so that squares are whole pixels.
         """
         check_range("CalibrationTarget.dpi", dpi, 20, 2400)
         side = max(round(self.square * dpi / 0.0254), 16)
@@ -74,7 +75,7 @@ class CalibrationTarget:
     def save(self, file: Path, *, dpi: float = 300.0) -> None:
         """Write the board to a .png or .pdf that prints at its true size; ConfigError for others.
 
-        It is printed at 100 %; the side of a square is then `square`, to be measured anyway.
+        Print it at 100 %; the side of a square is then `square`. Measure it all the same.
         """
         from PIL import Image
 
@@ -82,7 +83,7 @@ class CalibrationTarget:
             raise ConfigError(f"calibrate.out: {str(file)!r} must end with {' or '.join(FORMATS)}")
         drawn, scale = self.image(dpi=dpi)
         true = scale * 0.0254
-        # Of one bit a pixel, so that a PDF does not hold it as a JPEG.
+        # One bit a pixel, so that a PDF does not hold it as a JPEG.
         paper = Image.fromarray(drawn).convert("1", dither=Image.Dither.NONE)
         with replacing(file) as partial:
             if file.suffix == ".png":
@@ -108,7 +109,7 @@ class TargetDetector:
             self._detector = cv2.aruco.CharucoDetector(layout, detectorParams=settings)
 
     def find(self, image: Array) -> Corners | None:
-        """Return the corners that an image (h, w, 3) or (h, w) uint8 shows; None without any."""
+        """Return the corners in an image (h, w, 3) or (h, w) uint8; None if it has none."""
         grey = image
         if image.ndim == 3:
             check("TargetDetector.image", image, "h w c", c=3)
@@ -126,7 +127,7 @@ class TargetDetector:
 
 
 def library() -> Any:
-    """Return the module cv2; MissingDependency with the command to type if it is missing."""
+    """Return the module cv2; MissingDependency, with the install command, if it is missing."""
     try:
         import cv2
     except ImportError as e:
@@ -141,7 +142,7 @@ def library() -> Any:
 
 
 def _opencv(board: CalibrationTarget) -> tuple[Any, Any]:
-    """Return the module cv2 and the board as it knows it; ConfigError for an unknown dictionary."""
+    """Return the module cv2 and its object of the board; ConfigError for an unknown dictionary."""
     cv2 = library()
     known = {n.removeprefix("DICT_").lower(): n for n in dir(cv2.aruco) if n.startswith("DICT_")}
     wanted = (board.dictionary or DICTIONARIES[board.kind]).lower().removeprefix("dict_")

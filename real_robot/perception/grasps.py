@@ -1,4 +1,4 @@
-"""Grasps of a parallel gripper for objects on a table: across them, or by an edge."""
+"""Grasps of a parallel gripper for objects on a table: across an object, or at its edge."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from latentplan.robots.mjcf import FINGER
 from latentplan.robots.pick_and_place import Motion, PickAndPlace
 from latentplan.types import Array
 
-COLUMN = 0.004  # m, side of the columns in which an object is seen from above
+COLUMN = 0.004  # m, side of the vertical columns that an object is divided into
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """A place to put the point between the finger tips, and how to come there."""
+    """A pose of the gripper, by the point between the finger tips, and the opening width."""
 
     point: Array  # (3,) m in the world
-    normal: Array  # (3,) unit: the gripper comes from there, along it
-    yaw: float  # rad about the world's z: where its x points; the fingers close across it
-    width: float  # m between the fingers, of what they close on; of an edge, what they gather
+    normal: Array  # (3,) unit: the gripper approaches against it
+    yaw: float  # rad about the world's z, direction of the gripper's x; the fingers close across it
+    width: float  # m between the fingers on the object; at an edge, m that they gather
     object: int  # number of the object in the scene's labels
     score: float  # the higher the better, 1 at most
-    edge: bool = False  # a pinch at the edge of something flat, wider than the gripper
+    edge: bool = False  # a pinch at the edge of a flat object that is wider than the gripper
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Config:
     """The search for grasps; lengths in metres."""
 
     clearance: float = 0.004  # between a finger and the object, on each side, before they close
-    depth: float = 0.02  # that the finger tips reach below the object's top
+    depth: float = 0.02  # of the finger tips below the object's top
     floor: float = 0.002  # between the finger tips and the table at least
-    places: int = 24  # on each object that are tried
-    angles: int = 16  # of the gripper at each, over half a turn
-    slope: float = 0.6  # of the sides that the fingers press on at most; what friction holds
-    flat: float = 0.03  # height of what may be taken by its edge
-    inset: float = 0.008  # from the edge that it is taken at
-    pinch: float = 0.03  # that is gathered at an edge
+    places: int = 24  # candidate places on each object
+    angles: int = 16  # angles of the gripper at each place, over half a turn
+    slope: float = 0.6  # of the sides under the fingers, at most; friction holds up to it
+    flat: float = 0.03  # largest height of an object that is grasped at its edge
+    inset: float = 0.008  # of the grasp from the edge
+    pinch: float = 0.03  # length that the fingers gather at an edge
     apart: float = 0.02  # between two grasps of one object at least
 
     def __post_init__(self) -> None:
@@ -55,30 +55,30 @@ class Config:
 
 
 def find(scene: SegmentedScene, gripper: Gripper, config: Config | None = None) -> list[Grasp]:
-    """Return grasps of all objects, the best first, each with its own place.
+    """Return the grasps of all objects, the best first, each at its own place.
 
-    Across an object the fingers stand on both sides, clear of everything else that is seen; of
-    places and angles those are best that are narrow and near its middle. What is flat and too wide
-    for that is taken by its edge, at a corner rather than at a side. Raises RobotError if there
-    is nothing on the table, or nothing that the gripper can take.
+    In a grasp across an object the fingers are on both sides, clear of everything else in the
+    scene; narrow grasps near the object's middle score best. A flat object that is too wide for
+    that is grasped at its edge, with a preference for corners. Raises RobotError if there is
+    nothing on the table, or nothing that the gripper can grasp.
     """
     c = config or Config()
     if not scene.cells:
         raise RobotError(
             "table: nothing on it; put something in the camera's view, or lower "
-            "TabletopSegmenter.gap (what is lower counts as the table)"
+            "TabletopSegmenter.gap (points below it count as the table)"
         )
     across = _frame(scene.plane[:3])
     flat = [_flattened(scene, cells, across) for cells in scene.cells]  # (V, 3): u, v, height
     everything = np.concatenate(flat)
     found: list[Grasp] = []
     for number, cells in enumerate(flat, start=1):
-        tried = [*_across(cells, everything, gripper, c)]
-        wide = not tried
+        candidates = [*_across(cells, everything, gripper, c)]
+        wide = not candidates
         if wide and np.quantile(cells[:, 2], 0.95) < c.flat:
-            tried = [*_edges(cells, c)]
+            candidates = [*_edges(cells, c)]
         kept: list[Array] = []
-        for score, place, angle, width in sorted(tried, key=lambda each: -each[0]):
+        for score, place, angle, width in sorted(candidates, key=lambda each: -each[0]):
             if kept and np.linalg.norm(np.stack(kept) - place, axis=1).min() < c.apart:
                 continue
             kept.append(place)
@@ -98,7 +98,7 @@ def find(scene: SegmentedScene, gripper: Gripper, config: Config | None = None) 
     if not found:
         raise RobotError(
             f"table: none of {len(flat)} objects has a place narrower than {gripper.width:g} m "
-            "with room for the fingers beside it; move them apart, or take a wider gripper"
+            "with room for the fingers beside it; move them apart, or use a wider gripper"
         )
     return sorted(found, key=lambda each: -each.score)
 
@@ -112,16 +112,16 @@ def carry(
     start: Array | None = None,
     squeeze: float = 0.01,
 ) -> tuple[Grasp, Motion]:
-    """Return the first grasp that the arm can make, and the motion that puts it at `place` (2,) m.
+    """Return the first reachable grasp, and the motion that puts its object at `place` (2,), m.
 
-    What is held is let go as high above the table as it was taken. `lift`, m, is how much higher it
-    is carried; the fingers close to `squeeze` m less than its width, where the gripper's force
-    stops them; `start` (J,) rad is where the arm is, by default at home. Raises Unreachable, with
-    the reason of the best, where the arm can make none.
+    The object is released at the height above the table at which it was grasped, and carried
+    `lift` m higher. The fingers close to `squeeze` m less than its width, but the gripper's force
+    stops them before. `start` (J,), rad, is the arm's present position, by default home. Raises
+    Unreachable, with the reason of the best grasp, if the arm can reach none.
     """
     refused: Unreachable | None = None
     for grasp in grasps:
-        # Over a plane that is tilted, another place has another height.
+        # On a tilted plane, another place has another height.
         way = np.asarray(place, np.float64)[:2] - grasp.point[:2]
         end = np.append(place, grasp.point[2] - way @ grasp.normal[:2] / grasp.normal[2])
         grip = max(0.0, grasp.width - squeeze)
@@ -137,7 +137,7 @@ def carry(
             )
         except Unreachable as e:
             refused = refused or e
-    raise refused or Unreachable("grasps: found none to try; see grasps.find")
+    raise refused or Unreachable("grasps: found none; see grasps.find")
 
 
 def _frame(normal: Array) -> Array:
@@ -154,7 +154,7 @@ def _flattened(scene: SegmentedScene, points: Array, across: Array) -> Array:
 def _point(
     scene: SegmentedScene, cells: Array, place: Array, across: Array, gripper: Gripper, c: Config
 ) -> Array:
-    """Return the point (3,) of the world between the finger tips: below the top that is there."""
+    """Return the point (3,) of the world between the finger tips, below the object's top there."""
     near = np.linalg.norm(cells[:, :2] - place, axis=1) < max(2 * FINGER[0], c.apart)
     top = float(np.quantile(cells[near, 2], 0.9)) if near.any() else float(cells[:, 2].max())
     height = max(top - c.depth + gripper.tip, gripper.tip + c.floor)
@@ -168,7 +168,7 @@ def _across(
 ) -> Iterator[tuple[float, Array, float, float]]:
     """Yield score, place (2,), angle in which the fingers close, and width of each grasp."""
     limit = gripper.width - 2 * c.clearance
-    # Seen from above, where a side that the camera sees as well counts no more than the others.
+    # Vertical columns, so that the side that faces the camera does not count more than the top.
     columns = np.unique(np.round(cells[:, :2] / COLUMN), axis=0) * COLUMN
     middle = columns.mean(0)
     radius = max(float(np.linalg.norm(columns - middle, axis=1).max()), 1e-6)
@@ -194,9 +194,9 @@ def _across(
 
 
 def _segment(along: Array, room: float) -> tuple[float, float]:
-    """Return where what is nearest to 0 begins and ends, in sorted positions.
+    """Return the ends of the segment nearest to 0 in sorted positions.
 
-    What is less than `room` away leaves no place for a finger, so it counts to it.
+    Positions less than `room` apart leave no place for a finger, so they are in one segment.
     """
     breaks = np.flatnonzero(np.diff(along) > room)
     starts, ends = along[np.r_[0, breaks + 1]], along[np.r_[breaks, len(along) - 1]]
@@ -205,14 +205,14 @@ def _segment(along: Array, room: float) -> tuple[float, float]:
 
 
 def _parallel(slab: Array, low: float, high: float, slope: float) -> bool:
-    """Return whether what lies from low to high has sides that the fingers do not slip off.
+    """Return whether the segment from low to high has sides that the fingers do not slip off.
 
-    `slab` (S, 2) is along and across the fingers' way; in both its halves the sides must be at
-    nearly the same place.
+    `slab` (S, 2) is along and across the closing direction; in both its halves the sides must be
+    at nearly the same place.
     """
     held = slab[(slab[:, 0] >= low) & (slab[:, 0] <= high)]
     if len(held) == 0 or np.abs([held[:, 1].min(), held[:, 1].max()]).min() < FINGER[0] / 2:
-        return False  # an end or a corner, that half a finger would hold
+        return False  # an end or a corner, which only half a finger would hold
     first, second = held[held[:, 1] < 0, 0], held[held[:, 1] >= 0, 0]
     if len(first) == 0 or len(second) == 0:
         return False
@@ -221,9 +221,9 @@ def _parallel(slab: Array, low: float, high: float, slope: float) -> bool:
 
 
 def _edges(cells: Array, c: Config) -> Iterator[tuple[float, Array, float, float]]:
-    """Yield score, place, angle and width of grasps at the edge of something flat.
+    """Yield score, place, angle and width of grasps at the edge of a flat object.
 
-    Where an edge is, what is near lies to one side: the more so at a corner.
+    At an edge the points nearby lie to one side, and at a corner even more so.
     """
     reach = 4 * c.inset
     for seed in _spread(cells[:, :2], 4 * c.places):

@@ -1,7 +1,7 @@
-"""The least squares of hand-eye calibration: X C_i = M_i Y for X, Y and, if asked for, the lens.
+"""Least squares of hand-eye calibration: solves X C_i = M_i Y for X, Y and optionally the lens.
 
-X is the pose camera -> its mount, Y the pose board -> what carries it, C_i board -> camera in
-image i, and M_i, known from the joints, what carries the board -> the camera's mount.
+X is the pose camera -> its mount, Y the pose board -> its mount, C_i board -> camera in image i,
+and M_i, which follows from the joints, mount of the board -> mount of the camera.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from latentplan.real_robot.perception.calibration_target import Corners
 from latentplan.robots.camera import distorted
 from latentplan.types import Array
 
-X, Y, LENS = slice(0, 6), slice(6, 12), slice(12, None)  # of the unknowns: a turn and a shift each
+X, Y, LENS = slice(0, 6), slice(6, 12), slice(12, None)  # in the unknowns; X, Y: turn and shift
 ITERATIONS = 100  # about five are needed; ten if an image is wrong
-STEP = 1e-6  # rad, m, pixels, of the derivatives
-SETTLED = 1e-4  # std of an unknown, the last step at most
+STEP = 1e-6  # rad, m, pixels, for the derivatives
+SETTLED = 1e-4  # largest last step, in stds of an unknown
 
 
 def closed_form(boards: Array, between: Array) -> tuple[Array, Array]:
@@ -27,7 +27,7 @@ def closed_form(boards: Array, between: Array) -> tuple[Array, Array]:
     Turns by the Kronecker product (Shah 2013, "Solving the robot-world/hand-eye calibration problem
     using the Kronecker product", section 3), shifts by linear least squares.
     """
-    # R_X R_C = R_M R_Y, with matrices as rows of 9: the null vector of what is linear in R_X, R_Y.
+    # R_X R_C = R_M R_Y, with matrices as rows of 9: the null vector of a system linear in R_X, R_Y.
     eye = np.eye(3)
     rows = [
         np.hstack([np.kron(eye, c[:3, :3].T), -np.kron(m[:3, :3], eye)])
@@ -45,11 +45,11 @@ def closed_form(boards: Array, between: Array) -> tuple[Array, Array]:
 
 
 class Fit:
-    """X, Y and a lens that bring the corners to where the images show them.
+    """A fit of X, Y and a lens that minimises the reprojection error of the corners.
 
-    Corners are off by what the detector errs, each by itself, and by what the arm errs, all of one
-    image together. Their gaps are weighted with the covariance that both have; without the
-    second part a fit would turn the camera by a degree to explain a millimetre of the arm's.
+    Each corner has an independent error of the detector, and all corners of one image share the
+    error of the arm. The residuals are weighted with the covariance of both; without the second
+    part a fit would turn the camera by a degree to explain a millimetre of the arm's error.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Fit:
         `off` (J, P, 4, 4) is M with each joint moved by its std; `pixel` is that of a corner.
         """
         counts = [len(corners.pixels) for corners in seen]
-        self._image = np.repeat(np.arange(len(seen)), counts)  # (N,) of each corner
+        self._image = np.repeat(np.arange(len(seen)), counts)  # (N,) image of each corner
         self._starts = np.cumsum([0, *counts[:-1]])
         self._points = np.concatenate([corners.points for corners in seen])
         self._pixels = np.concatenate([corners.pixels for corners in seen])
@@ -69,11 +69,11 @@ class Fit:
         self.x, self.y = np.eye(4), np.eye(4)
 
     def solve(self, x: Array, y: Array, *, lens_free: bool, robust: float) -> None:
-        """Find X, Y, and the lens if it is free, from X and Y (4, 4).
+        """Find X, Y, and the lens if it is free, starting at X and Y (4, 4).
 
-        Gauss and Newton's steps. An image that is `robust` times further off than the arm's error
-        explains counts half, and less and less beyond (Cauchy): its joints are wrong. Raises
-        RobotError if that leads nowhere.
+        The steps are Gauss-Newton's. An image whose residual is `robust` times what the arm's error
+        explains has half its weight, and less beyond (Cauchy), because its joints are wrong. Raises
+        RobotError if the steps do not converge.
         """
         self.x, self.y = x, y
         unknowns = 12 + (len(self.lens) if lens_free else 0)
@@ -89,8 +89,8 @@ class Fit:
             if np.abs(step).max() < SETTLED:
                 return
         raise RobotError(
-            "calibration: the images and the joints do not belong together, nothing fits both; "
-            "check the robot, the board's sizes, the mount, and that q is of the same instants"
+            "calibration: the images and the joints do not fit together; "
+            "check the robot, the board's sizes, the mount, and that q is of the same times"
         )
 
     def gaps(self) -> Array:
@@ -100,10 +100,10 @@ class Fit:
         return rms
 
     def spread(self) -> Array:
-        """Return the std of each unknown, by the jackknife: as if each image were left out once.
+        """Return the std of each unknown, by the jackknife over images.
 
-        Corners of one image share the arm's error, so they are no independent measurements;
-        images are. Each is left out to first order. Infinite if all hinges on one image.
+        Corners of one image share the arm's error, so only images are independent measurements.
+        Each is left out to first order. Infinite if the result depends on one image.
         """
         count, total = len(self._normal), self._normal.sum(0)
         std = 1 / np.sqrt(np.diag(total))
@@ -116,7 +116,7 @@ class Fit:
         return np.asarray(np.sqrt(variance))
 
     def boards(self) -> Array:
-        """Return where the camera must see the board in each image: (P, 4, 4) board -> camera."""
+        """Return the fitted pose of the board in each image: (P, 4, 4) board -> camera."""
         poses: Array = np.linalg.inv(self.x) @ self._between @ self.y
         return poses
 
@@ -126,7 +126,7 @@ class Fit:
         return self.x @ _motion(unknowns[X]), self.y @ _motion(unknowns[Y]), lens
 
     def _equations(self, unknowns: int, robust: float) -> tuple[Array, Array]:
-        """Return what each image adds to the normal equations: (P, U, U), (P, U)."""
+        """Return the terms of each image in the normal equations: (P, U, U), (P, U)."""
         now = self._gaps(np.zeros(unknowns), self._between)
         moved = [self._gaps(each, self._between) - now for each in STEP * np.eye(unknowns)]
         errs = [self._gaps(np.zeros(12), each) - now for each in self._off]
@@ -134,7 +134,7 @@ class Fit:
         normal, gradient = [], []
         for part in np.split(columns, self._starts[1:]):
             rows = part.reshape(-1, part.shape[-1])  # (2n) (1 + U + J)
-            # Divided by the root of the covariance 1 + E E', E (2n, J) being what the joints do.
+            # Divided by the root of the covariance 1 + E E', E (2n, J) the joints' effect.
             along, size, _ = np.linalg.svd(rows[:, 1 + unknowns :], full_matrices=False)
             less = 1 - 1 / np.sqrt(1 + size**2)
             white = rows[:, : 1 + unknowns]
@@ -146,7 +146,7 @@ class Fit:
         return np.stack(normal), np.stack(gradient)
 
     def _gaps(self, unknowns: Array, between: Array) -> Array:
-        """Return how far (N, 2), in pixels, corners are from where they are seen."""
+        """Return the reprojection error (N, 2) of the corners, pixels."""
         x, y, lens = self._at(unknowns)
         poses = (np.linalg.inv(x) @ between @ y)[self._image]
         here = np.einsum("nij,nj->ni", poses[:, :3, :3], self._points) + poses[:, :3, 3]
@@ -167,7 +167,7 @@ def _motion(six: Array) -> Array:
 
 
 def _nearest_turn(matrix: Array) -> Array:
-    """Return the rotation (3, 3) nearest to a matrix, but for its length."""
+    """Return the rotation (3, 3) nearest to a matrix, up to scale."""
     left, _, right = np.linalg.svd(matrix)
     turn: Array = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
     return turn

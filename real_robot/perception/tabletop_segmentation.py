@@ -14,59 +14,59 @@ from latentplan.sim.rendering import clouds
 from latentplan.types import Array
 
 UP = np.array([0.0, 0.0, 1.0])
-THIN = 20_000  # points that a plane is looked for in, at most
+THIN = 20_000  # points for the search for a plane, at most
 
 
 class DepthCamera(View, Protocol):
-    """A camera that makes points of depth: `CalibratedCamera`, or the simulation's `Camera`."""
+    """A camera that converts depth to points: `CalibratedCamera`, or the simulation's `Camera`."""
 
     def unproject(self, depth: Array) -> Array:
-        """Return the points (h, w, 3) of the world, m, that a depth image (h, w) shows."""
+        """Return the points (h, w, 3) in the world, m, of a depth image (h, w)."""
 
 
 @dataclass(frozen=True)
 class SegmentedScene:
-    """A table as one depth image shows it."""
+    """The table and the objects of one depth image."""
 
     plane: Array  # (4,) a x + b y + c z + d = 0, m, in the world; the normal points up
     points: Array  # (h, w, 3) m, in the world; NaN without depth
     labels: Array  # (h, w) int: 0 no object, then objects 1, 2, ..., the largest first
-    cells: tuple[Array, ...]  # of each object (V, 3) m: what is seen of it, a point a voxel
+    cells: tuple[Array, ...]  # by object, (V, 3) m: its visible points, one a voxel
 
     @property
     def mask(self) -> Array:
-        """Return where (h, w) bool objects are."""
+        """Return the mask (h, w) bool of all objects."""
         return np.asarray(self.labels > 0)
 
     def heights(self, points: Array) -> Array:
-        """Return how far (...) above the table points (..., 3) are, m."""
+        """Return the heights (...) of points (..., 3) above the table, m."""
         return np.asarray(points @ self.plane[:3] + self.plane[3])
 
 
 class TabletopSegmenter:
     """A segmenter of the table and the objects on it, in depth images of a calibrated camera.
 
-    The table is the plane with most points (RANSAC); it must be about where the arm's file has it,
-    at z = 0 of the world. Objects are what lies above it, joined where gaps are small (DBSCAN,
-    Ester et al. 1996): two that touch are one. A single image shows one side of things.
+    The table is the plane with most points (RANSAC); it must be near z = 0 of the world, its place
+    in the arm's description. Objects are clusters of the points above it (DBSCAN, Ester et al.
+    1996): two objects that touch are one. A single image shows one side of an object.
     """
 
     @dataclass(frozen=True)
     class Config:
         """The region and the thresholds of the search; lengths in metres."""
 
-        low: tuple[float, float, float] = (-0.3, -0.3, -0.1)  # the box of the world that is used
-        high: tuple[float, float, float] = (0.3, 0.3, 0.4)
-        tolerance: float = 0.006  # from the plane, of a point on the table; above the depth's noise
-        share: float = 0.2  # of the points that lie on the plane at least
-        tilt: float = 10.0  # degrees, of the plane against the world's z at most
-        off: float = 0.05  # between the plane and the world's origin at most
-        gap: float = 0.006  # above the plane, from which on a point is an object's
+        low: tuple[float, float, float] = (-0.3, -0.3, -0.1)  # corner of the region, in the world
+        high: tuple[float, float, float] = (0.3, 0.3, 0.4)  # its opposite corner
+        tolerance: float = 0.006  # of a table point from the plane; above the depth's noise
+        share: float = 0.2  # of all points that the plane holds, at least
+        tilt: float = 10.0  # degrees between the plane's normal and the world's z, at most
+        off: float = 0.05  # between the plane and the world's origin, at most
+        gap: float = 0.006  # above the plane; a point above it belongs to an object
         voxel: float = 0.004  # side of the cubes in which points are averaged
-        join: float = 0.012  # between points of one object at most
-        least: int = 12  # voxels of an object at least; what is smaller is noise
-        near: float = 0.1  # from the camera, depth that is trusted
-        far: float = 3.0
+        join: float = 0.012  # between neighbouring points of one object, at most
+        least: int = 12  # voxels of an object, at least; a smaller cluster is noise
+        near: float = 0.1  # least depth that is used
+        far: float = 3.0  # largest depth that is used
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -94,11 +94,11 @@ class TabletopSegmenter:
     def look(
         self, depth: Array, camera: DepthCamera, *, hide: Array | None = None
     ) -> SegmentedScene:
-        """Return what a depth image (h, w), m, shows; 0 and NaN are pixels without depth.
+        """Return the scene of a depth image (h, w), m; 0 and NaN are pixels without depth.
 
         `hide` (h, w) bool are pixels to leave out, such as the arm's own. An empty table is a scene
-        without objects. Raises ShapeError if the image is not the camera's, RobotError if
-        it shows no table.
+        without objects. Raises ShapeError if the image does not fit the camera, RobotError if it
+        has no table.
         """
         c, name = self.config, camera.name
         check(f"camera {name}: depth", depth, "h w", h=camera.height, w=camera.width)
@@ -120,7 +120,7 @@ class TabletopSegmenter:
         return SegmentedScene(plane, points, labels, cells)
 
     def _plane(self, points: Array, name: str) -> Array:
-        """Return the table's plane (4,); RobotError if there is none, or elsewhere."""
+        """Return the table's plane (4,); RobotError if there is none at the expected place."""
         c = self.config
         some = points[:: 1 + len(points) // THIN]
         try:
@@ -146,7 +146,7 @@ class TabletopSegmenter:
         return plane
 
     def _objects(self, points: Array) -> tuple[Array, tuple[Array, ...]]:
-        """Return the object (P,) of each point, 0 if it is none, and each one's voxels."""
+        """Return the object (P,) of each point, 0 for none, and the voxels of each object."""
         c = self.config
         labels = np.zeros(len(points), np.int64)
         if len(points) == 0:
@@ -174,7 +174,7 @@ class TabletopSegmenter:
 def _nothing(
     name: str, depth: Array, known: Array, inside: Array, c: TabletopSegmenter.Config
 ) -> str:
-    """Return why hardly a point of an image is of use."""
+    """Return why an image has too few usable points."""
     finite = depth[np.isfinite(depth) & (depth > 0)]
     if len(finite) and np.median(finite) > 50:
         return (

@@ -1,1 +1,1 @@
-"""ROS 1: an arm and a camera that stand in for real ones, and a package for catkin."""
+"""ROS 1: the node of a control loop, a simulated arm and camera, and a package for catkin."""

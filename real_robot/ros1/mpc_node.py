@@ -1,14 +1,14 @@
-"""The control loop of an arm as a ROS 1 node: parameters in, services and a goal beside it.
+"""The control loop of an arm as a ROS 1 node, with parameters, services and topics.
 
 `rosrun latentplan_ros mpc_node`, or the launch file of the package; a planner connects to
 `~address` from this machine or another.
 
 - Parameters: `~robot`, `~address`, `~period`, and the sections `~backend`, `~safety`,
-  `~supervisor`, whose keys are the fields of those classes; what is unknown or out of its range
-  ends the node before it moves anything.
+  `~supervisor`, whose keys are the fields of those classes; one that is unknown or out of its
+  range ends the node before anything moves.
 - Services of std_srvs/Trigger: `~estop` stops the arm, `~reset` lets it be armed again.
 - Topics: `~goal/image` (sensor_msgs/Image of the first camera) and `~goal/text` (std_msgs/String)
-  go to the planner; `~state` (std_msgs/String, latched) says how the arm is, and why.
+  go to the planner; `~state` (std_msgs/String, latched) is the arm's state and its reason.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import View
 from latentplan.robots import description
 
-WATCH = 0.2  # s between looks at the state
+WATCH = 0.2  # s between checks of the state
 
 
 def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
-    """Return the node that parameters ask for, and its cameras; it listens, and nothing moves.
+    """Return the node of these parameters, which listens, and its cameras; nothing moves.
 
     Raises ConfigError for a parameter that is unknown or out of its range, RobotError if the
-    address cannot be had.
+    address is not available.
     """
     own = Parameters.__dataclass_fields__
     chosen = {"mpc": {key: value for key, value in parameters.items() if key in own}}
@@ -63,13 +63,13 @@ def build(parameters: Mapping[str, Any]) -> tuple[Node, tuple[View, ...]]:
 
 
 def serve() -> None:
-    """Be the node until SIGTERM, SIGINT or `rosnode kill`; the arm rests before it ends."""
+    """Run the node until SIGTERM, SIGINT or `rosnode kill`; the arm rests before it ends."""
     rospy, _ = join(Ros1Driver.Config())
     node, cameras = build(rospy.get_param("~", {}))
     rospy.on_shutdown(node.leave)
     _offer(rospy, node)
     _take_goals(rospy, node, cameras)
-    _tell_state(rospy, node)
+    _publish_state(rospy, node)
     rospy.loginfo(f"planners may connect to {node.address[0]}:{node.address[1]}")
     node.run()
     rospy.signal_shutdown("the arm rests")
@@ -106,7 +106,7 @@ def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
         if image.shape != (view.height, view.width, 3):
             rospy.logerr(
                 f"goal: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
-                f"{view.width}x{view.height} as {view.name} takes them; the goal stays as it was"
+                f"{view.width}x{view.height} as of {view.name}; the goal stays as it was"
             )
             return
         node.set_goal({view.name: image})
@@ -118,28 +118,28 @@ def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
     )
 
 
-def _tell_state(rospy: Any, node: Node) -> None:
+def _publish_state(rospy: Any, node: Node) -> None:
     """Publish the state whenever it changes."""
     from std_msgs.msg import String
 
     publisher = rospy.Publisher("~state", String, queue_size=1, latch=True)
-    said = ""
+    published = ""
 
-    def look(_: Any) -> None:
-        nonlocal said
+    def check(_: Any) -> None:
+        nonlocal published
         supervisor = node.supervisor
         state = f"{supervisor.state}; {supervisor.reason}" if supervisor.reason else ""
         state = state or str(supervisor.state)
-        if state != said:
-            said = state
+        if state != published:
+            published = state
             publisher.publish(String(data=state))
             rospy.loginfo(state)
 
-    rospy.Timer(rospy.Duration.from_sec(WATCH), look)
+    rospy.Timer(rospy.Duration.from_sec(WATCH), check)
 
 
 def main() -> None:
-    """Be the node, and end with 2 and one line if a user's mistake prevents that."""
+    """Run the node; exit with 2 and one line if a user's mistake prevents that."""
     try:
         serve()
     except LatentplanError as e:

@@ -22,7 +22,7 @@ from latentplan.robots import description
 def serve(
     name: str, *, alter: Callable[[JointStates], JointStates | None] = lambda states: states
 ) -> None:
-    """Be the arm of that name until SIGTERM or SIGINT; `alter` what is published, or drop it."""
+    """Run the arm of that name until SIGTERM or SIGINT; `alter` changes or drops its messages."""
     import rospy
     from sensor_msgs.msg import JointState
     from std_msgs.msg import Float64MultiArray
@@ -63,7 +63,7 @@ def serve(
     )
     print("ready", flush=True)
     arm.run(publish, leave)
-    rospy.signal_shutdown("told to end")
+    rospy.signal_shutdown("SIGTERM or SIGINT")
 
 
 def leaving() -> threading.Event:

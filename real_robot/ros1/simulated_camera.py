@@ -1,7 +1,7 @@
-"""A camera that sees the simulated arm, as a ROS 1 node, for dry runs.
+"""A camera that renders the simulated arm, as a ROS 1 node, for dry runs.
 
 `python -m latentplan.real_robot.ros1.simulated_camera`: it publishes sensor_msgs/Image on
-`front/image_raw` of an arm that is where `joint_states` say.
+`front/image_raw`, rendered with the joints of `joint_states`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from latentplan.types import Array
 
 
 def serve(name: str, camera: Camera, *, fps: float = 30.0) -> None:
-    """Be a camera that sees the arm of that name, until SIGTERM or SIGINT."""
+    """Run a camera that renders the arm of that name, until SIGTERM or SIGINT."""
     import rospy
     from sensor_msgs.msg import Image, JointState
 
-    seeing = SimulatedCamera(description.load(name), camera)
+    rendering = SimulatedCamera(description.load(name), camera)
     leave = leaving()
     rospy.init_node("simulated_camera", disable_signals=True)
     publisher = rospy.Publisher(f"{camera.name}/image_raw", Image, queue_size=2, tcp_nodelay=True)
@@ -37,11 +37,11 @@ def serve(name: str, camera: Camera, *, fps: float = 30.0) -> None:
         publisher.publish(image)
 
     rospy.Subscriber(
-        "joint_states", JointState, lambda m: seeing.see(m.name, m.position), queue_size=1
+        "joint_states", JointState, lambda m: rendering.see(m.name, m.position), queue_size=1
     )
     print("ready", flush=True)
-    seeing.run(publish, leave, fps=fps)
-    rospy.signal_shutdown("told to end")
+    rendering.run(publish, leave, fps=fps)
+    rospy.signal_shutdown("SIGTERM or SIGINT")
 
 
 def main() -> None:

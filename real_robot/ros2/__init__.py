@@ -1,1 +1,1 @@
-"""ROS 2: an arm and a camera that stand in for real ones, and a package for colcon."""
+"""ROS 2: the node of a control loop, a simulated arm and camera, and a package for colcon."""

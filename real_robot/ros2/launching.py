@@ -1,4 +1,4 @@
-"""The command line of the lifecycle node, as launch files run it and people may type it."""
+"""The command line of the lifecycle node, for launch files and for use by hand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def argv(
     remappings: Sequence[tuple[str, str]] = (),
     python: str = sys.executable,
 ) -> list[str]:
-    """Return the words that start `mpc_node`.
+    """Return the command line that starts `mpc_node`.
 
     `config` is a file of parameters, `parameters` are more of them in YAML, `remappings` are topics
-    (from, to), and `python` is the interpreter that has latentplan and sees rclpy.
+    (from, to), and `python` is an interpreter that can import latentplan and rclpy.
     """
     words = [python, "-m", "latentplan.real_robot.ros2.mpc_node", "--ros-args"]
     words += ["-r", f"__node:={name}"]

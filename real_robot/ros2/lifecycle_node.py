@@ -28,7 +28,7 @@ from latentplan.real_robot.ros2.parameters import RANGES, defaults, settings
 from latentplan.robots import description
 
 CONNECTING = 30.0  # s in which an arm must be connected
-STATE = 0.5  # s between diagnostics
+STATE = 0.5  # s between diagnostics messages
 
 
 class MpcNode(LifecycleNode):  # type: ignore[misc]
@@ -47,7 +47,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         self.create_subscription(String, "~/goal/text", self._hear_goal, 1)
         self.plans = self.create_publisher(Path, "~/plan", 1)
         self.diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self.create_timer(STATE, self._tell)
+        self.create_timer(STATE, self._publish_health)
 
     def _declare(self) -> None:
         for name, value in defaults().items():
@@ -58,7 +58,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
                     FloatingPointRange(from_value=least, to_value=most)
                 ]
             if value == ():
-                value = [""]  # ROS cannot tell what an empty list is of
+                value = [""]  # ROS cannot infer the type of an empty list
             self.declare_parameter(
                 name, list(value) if isinstance(value, tuple) else value, descriptor
             )
@@ -71,7 +71,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         return {k: [] if v == [""] else v for k, v in values.items()}
 
     def _judge(self, changed: Any) -> Any:
-        """Refuse what is wrong, and any change while the arm may move."""
+        """Refuse an invalid value, and any change while the arm may move."""
         if self.loop is not None:
             return SetParametersResult(successful=False, reason="active; deactivate it first")
         try:
@@ -114,7 +114,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         return TransitionCallbackReturn.SUCCESS
 
     def _prepare(self) -> Callable[[], Node]:
-        """Return what builds the node; whatever is wrong with the parameters is raised."""
+        """Return a function that builds the node; LatentplanError for wrong parameters."""
         chosen = settings(self._values())
         own = chosen["mpc"]
         arm = description.load(own.robot)
@@ -190,7 +190,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
             if image.shape != (view.height, view.width, 3):
                 raise RobotError(
                     f"goal: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
-                    f"{view.width}x{view.height} as {view.name} takes them; it stays as it was"
+                    f"{view.width}x{view.height} as of {view.name}; it stays as it was"
                 )
         except RobotError as e:
             self.get_logger().error(str(e))
@@ -201,7 +201,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         if self.loop is not None:
             self.loop.set_goal(message.data)
 
-    def _tell(self) -> None:
+    def _publish_health(self) -> None:
         """Publish the arm's health, and the plan if there is a new one."""
         levels = {"armed": b"\0", "ready": b"\0", "hold": b"\1", "disconnected": b"\1"}
         status = DiagnosticStatus(name=self.get_fully_qualified_name(), level=b"\3")
@@ -210,10 +210,10 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
             health = self.loop.supervisor.health(now=self.loop.driver.now())
             status.level = levels.get(health.state, b"\2")
             status.message = f"{health.state}; {health.reason}".rstrip("; ")
-            told = {f"age of {k}": f"{v:.3f}" for k, v in health.ages.items()}
-            told |= {k: str(v) for k, v in health.interventions.items()}
-            told |= {"ticks": str(health.ticks), "overruns": str(health.overruns)}
-            status.values = [KeyValue(key=k, value=v) for k, v in told.items()]
+            values = {f"age of {k}": f"{v:.3f}" for k, v in health.ages.items()}
+            values |= {k: str(v) for k, v in health.interventions.items()}
+            values |= {"ticks": str(health.ticks), "overruns": str(health.overruns)}
+            status.values = [KeyValue(key=k, value=v) for k, v in values.items()]
             self._preview(self.loop)
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
@@ -236,9 +236,9 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
 
 
 def remapping(words: list[str]) -> list[str]:
-    """Return the ROS arguments of a command line that hold for the arm's driver, too.
+    """Return the ROS arguments of a command line that also apply to the arm's driver.
 
-    These are remappings of topics and the namespace; the name and the parameters are this node's.
+    They are remappings of topics and the namespace; name and parameters apply to this node alone.
     """
     if "--ros-args" not in words:
         return []

@@ -1,4 +1,4 @@
-"""The control loop of an arm as a ROS 2 lifecycle node, with services and topics beside it.
+"""The control loop of an arm as a ROS 2 lifecycle node, with parameters, services and topics.
 
 `ros2 run latentplan_ros mpc_node`, or the launch file of the package; a planner connects to the
 parameter `address` from this machine or another.
@@ -8,9 +8,9 @@ parameter `address` from this machine or another.
   range is refused, and so is any change while the node is active.
 - Configure checks them, activate connects to the arm, deactivate stops it and disconnects.
 - Services of std_srvs/Trigger: `~/estop` stops the arm, `~/reset` lets it be armed again.
-- Topics: `~/goal/image` (sensor_msgs/Image, as the first camera takes them) and `~/goal/text`
-  (std_msgs/String) go to the planner; `~/plan` (nav_msgs/Path) is where the planner means to go;
-  `/diagnostics` says how the arm is.
+- Topics: `~/goal/image` (sensor_msgs/Image of the first camera's size) and `~/goal/text`
+  (std_msgs/String) go to the planner; `~/plan` (nav_msgs/Path) is the planned path;
+  `/diagnostics` reports the arm's health.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latentplan.real_robot.backends.ros2 import load
 
 
 def serve() -> int:
-    """Be the node until SIGTERM or SIGINT; the arm rests before it ends. Return the exit code."""
+    """Run the node until SIGTERM or SIGINT; the arm rests before it ends. Return the exit code."""
     rclpy = load()
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -55,7 +55,7 @@ def serve() -> int:
 
 
 def main() -> None:
-    """Be the node, and end with 2 and one line if a user's mistake prevents that."""
+    """Run the node; exit with 2 and one line if a user's mistake prevents that."""
     try:
         code = serve()
     except LatentplanError as e:

@@ -1,4 +1,4 @@
-"""The ROS parameters of the lifecycle node, and the settings that they stand for."""
+"""The ROS parameters of the lifecycle node, and the settings that they set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECTIONS: dict[str, Any] = {
     "safety": SafetyFilter.Config,
     "supervisor": Supervisor.Config,
 }
-# What tools show as the least and the most; the classes themselves check all.
+# The ranges that ROS tools show; the classes themselves check every field.
 RANGES = {
     "period": (1e-3, 10.0),
     "backend.ahead": (1.0, 50.0),

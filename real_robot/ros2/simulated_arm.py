@@ -26,7 +26,7 @@ def serve(
     alter: Callable[[JointStates], JointStates | None] = lambda states: states,
     namespace: str = "",
 ) -> None:
-    """Be the arm of that name until SIGTERM or SIGINT; `alter` what is published, or drop it."""
+    """Run the arm of that name until SIGTERM or SIGINT; `alter` changes or drops its messages."""
     from sensor_msgs.msg import JointState
     from std_msgs.msg import Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory

@@ -1,7 +1,7 @@
-"""A camera that sees the simulated arm, as a ROS 2 node, for dry runs.
+"""A camera that renders the simulated arm, as a ROS 2 node, for dry runs.
 
 `python -m latentplan.real_robot.ros2.simulated_camera`: it publishes sensor_msgs/Image on
-`front/image_raw` of an arm that is where `joint_states` say.
+`front/image_raw`, rendered with the joints of `joint_states`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from latentplan.types import Array
 
 
 def serve(name: str, camera: Camera, *, namespace: str = "", fps: float = 30.0) -> None:
-    """Be a camera that sees the arm of that name, until SIGTERM or SIGINT."""
+    """Run a camera that renders the arm of that name, until SIGTERM or SIGINT."""
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image, JointState
 
-    seeing = SimulatedCamera(description.load(name), camera)
+    rendering = SimulatedCamera(description.load(name), camera)
     leave = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: leave.set())
     with graph("simulated_camera", namespace) as node:
         node.create_subscription(
-            JointState, "joint_states", lambda m: seeing.see(m.name, m.position), 10
+            JointState, "joint_states", lambda m: rendering.see(m.name, m.position), 10
         )
         topic = f"{camera.name}/image_raw"
         publisher = node.create_publisher(Image, topic, qos_profile_sensor_data)
@@ -47,7 +47,7 @@ def serve(name: str, camera: Camera, *, namespace: str = "", fps: float = 30.0) 
             publisher.publish(image)
 
         print("ready", flush=True)
-        seeing.run(publish, leave, fps=fps)
+        rendering.run(publish, leave, fps=fps)
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def test_a_node_a_planner_and_a_watcher_in_processes_of_their_own(
         assert main(["robot", *where, "--task", "reach", "--robot", "ur5e", "--reset"]) == 2
         assert "robot 'ur5e': its joints are shoulder_pan" in capsys.readouterr().err
         taken = node_process.argv("sim", address=node.address)
-        with pytest.raises(Exception, match="cannot be had"), node_process.NodeProcess(taken):
+        with pytest.raises(Exception, match="is not available"), node_process.NodeProcess(taken):
             pass
     with ZarrStore.open(data) as store:
         watched = store.episode(0)
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         (["--task", "reach", "safety.control=joint_delta"], "reach needs joint_velocity"),
         (["--task", "reach", "--python", "/none", "--address", "127.0.0.1:0", "--backend", "sim"],
          "--python /none: cannot be run"),
-        (["--backend", "ros2", "--task", "reach"], "node: it does not run; it said: "),
+        (["--backend", "ros2", "--task", "reach"], "node: does not run; its output: "),
         (["--address", f"127.0.0.1:{port}"], "--backend: none given"),
         ([*rope, "--goal", str(small)], "found 80 x 100 pixels, the model needs 64 x 64"),
         ([*rope, "--goal-text", "open"], "found the words 'open'; goal.observation: found none"),

@@ -112,7 +112,7 @@ def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
         commands, _ = rig.record(rig.begun)
         assert commands.rows[-1, 0] - begin < SLACK * 0.6, end
         if end == "rosnode kill":
-            assert "told to shut down" in rig.health()["reason"]
+            assert "shuts this node down" in rig.health()["reason"]
 
 
 def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
@@ -151,7 +151,7 @@ def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, mode: str) -> None:
 
 def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
     rig.processes.pop("node").end()
-    assert "nobody listens to nowhere for 0.2 s" in refused(
+    assert "no subscriber of nowhere for 0.2 s" in refused(
         rig, "backend.command=nowhere", "backend.patience=0.2"
     )
     assert "Ros1Driver.master_age: 99.0 is not within [0.05, 10]" in refused(
@@ -204,7 +204,7 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
         launch.send_signal(signal.SIGINT)
         said, _ = launch.communicate(timeout=30)
         assert launch.returncode == 0 and "has died" not in said
-        assert "need 64x64 as front takes them" in said
+        assert "need 64x64 as of front" in said
     camera.unregister()
     relay.unregister()
 

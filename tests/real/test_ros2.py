@@ -150,7 +150,7 @@ def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, tester: Any, mode: str
 
 def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
     rig.processes.pop("node").end()
-    assert "nobody listens to nowhere for 0.5 s" in refused(
+    assert "no subscriber of nowhere for 0.5 s" in refused(
         rig, "backend.command=nowhere", "backend.patience=0.5"
     )
     assert "Topics" not in refused(rig, "backend.mode=dance")

@@ -98,12 +98,12 @@ def driver(port: int, **settings: Any) -> RosbridgeDriver:
 def test_who_is_not_there_and_who_is_too_many_are_told(hub: int, hub_without_rosapi: int) -> None:
     with pytest.raises(RobotError, match=r"rosbridge 127.0.0.1:\d+: no server answers within 0.5"):
         driver(free_port()).open()
-    with pytest.raises(RobotError, match="rosapi does not say who has to do with"):
+    with pytest.raises(RobotError, match="rosapi does not list the publishers of"):
         driver(hub_without_rosapi).open()
     alone = driver(hub_without_rosapi, exclusive=False)
     alone.open()
     alone.close()
-    with pytest.raises(RobotError, match=f"nobody listens to {COMMANDS} for 0.2 s"):
+    with pytest.raises(RobotError, match=f"no subscriber of {COMMANDS} for 0.2 s"):
         driver(hub, latency=20).open()
     ros = roslibpy.Ros("127.0.0.1", hub)
     ros.run(timeout=20)
@@ -201,7 +201,7 @@ def test_the_server_complains_and_small_messages_do_not_wait(
 ) -> None:
     arm, _ = shared
     roslibpy.Topic(arm._ros, "/x", "nonsense").advertise()
-    with pytest.raises(RobotError, match="rosbridge: the server says: no type nonsense"):
+    with pytest.raises(RobotError, match="rosbridge: the server reports: no type nonsense"):
         end = time.monotonic() + 20
         while time.monotonic() < end:
             arm.reading()

@@ -92,7 +92,7 @@ def test_the_flange_is_where_the_hand_begins(name: str) -> None:
 def test_a_camera_on_the_flange_goes_with_it() -> None:
     arm = description.load("panda")
     wrist = CalibratedCamera("w", mount="flange", position=(0.05, 0, 0), rotation=(1, 0, 0, 0))
-    with pytest.raises(RobotError, match=r"camera w: rides on the flange.*camera\.at"):
+    with pytest.raises(RobotError, match=r"camera w: is on the flange.*camera\.at"):
         wrist.extrinsics()
     pose = flange(arm, arm.column("home")[None])[0]
     here = wrist.at(pose)

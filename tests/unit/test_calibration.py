@@ -264,7 +264,7 @@ def test_a_store_is_read_where_the_arm_rests(tmp_path, arm, studio):
     np.testing.assert_allclose(shots[1].q, last, atol=1e-6)
     with pytest.raises(SourceError, match=r"no images of a camera 'rgb'; name one of: front"):
         list(calibration_samples.read(path, arm, camera="rgb"))
-    with pytest.raises(SourceError, match=r"q is of shape \(7,\), need \(6,\) of the ur5e"):
+    with pytest.raises(SourceError, match=r"q is of shape \(7,\), need \(6,\) for the ur5e"):
         list(calibration_samples.read(path, description.load("ur5e"), camera="front"))
 
 

@@ -84,7 +84,7 @@ def test_normalised_numbers_need_both_ends_of_every_joint() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"unit": ""}, r"LerobotDriver\.unit: not set; say what NAME\.pos is"),
+        ({"unit": ""}, r"LerobotDriver\.unit: not set; give the unit of NAME\.pos"),
         ({"unit": "turns"}, r"LerobotDriver\.unit: found 'turns', allowed are degrees"),
         ({"zero": (0.0,)}, r"LerobotDriver\.zero: found 1, the arm small has 3 joints"),
         ({"sign": (1, 2, 1)}, r"LerobotDriver\.sign: found"),
@@ -94,9 +94,9 @@ def test_normalised_numbers_need_both_ends_of_every_joint() -> None:
             {"unit": "normalised", "low": (-1.6, -1.0, -1.6), "high": (1.6,) * 3},
             r"LerobotDriver\.lift: described from -1\.5 to 1\.5 rad, the motor goes from -1\.0",
         ),
-        ({"motors": ("pan", "lift", "elbow")}, r"elbow is no motor; found pan, lift, flex, claw"),
-        ({"gripper": ""}, r"claw\.pos would be told nothing; name it in motors or gripper"),
-        ({"gripper_open": 0.0}, r"LerobotDriver\.gripper_open: 0\.0 is where it is closed"),
+        ({"motors": ("pan", "lift", "elbow")}, r"elbow: not a motor; found pan, lift, flex, claw"),
+        ({"gripper": ""}, r"claw\.pos would get no command; name it in motors or gripper"),
+        ({"gripper_open": 0.0}, r"LerobotDriver\.gripper_open: 0\.0 is gripper_closed"),
     ],
 )
 def test_what_was_not_said_is_not_guessed(values: dict[str, Any], says: str) -> None:
@@ -147,7 +147,7 @@ def test_what_lerobot_clips_is_told() -> None:
     found = driver(robot)
     found.open()
     found.write(Setpoint(np.array([0.5, 0.0, 0.0]), np.zeros(3), np.zeros(3), 0.0))
-    with pytest.raises(RobotError, match=r"lerobot\.pan: was told 28\.65, LeRobot sent 5\.00"):
+    with pytest.raises(RobotError, match=r"lerobot\.pan: setpoint 28\.65, LeRobot sent 5\.00"):
         for _ in range(1000):
             found.reading()
             time.sleep(0.002)

@@ -160,5 +160,5 @@ def test_bad_input_is_refused(planners) -> None:
     motion = planner.plan(PICK, PLACE, lift=0.05)
     arm = SimulatedArm(planner.arm)
     arm.data.qpos[1] += 0.5
-    with pytest.raises(ShapeError, match="starts 0.500 rad from where the arm is"):
+    with pytest.raises(ShapeError, match="starts 0.500 rad from the arm's position"):
         arm.execute(motion)

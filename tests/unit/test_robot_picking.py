@@ -120,7 +120,7 @@ def test_an_action_points_at_the_table_through_the_camera(scene: Scene) -> None:
         pick, place = turned.points(np.array([0.0, 0.0, 1.0, 0.0]))
         np.testing.assert_allclose(np.linalg.norm(place - pick), 0.1, atol=1e-9)
         assert place[1] > pick[1]  # to the right of who looks from +x
-        with pytest.raises(ShapeError, match="does not see the table"):
+        with pytest.raises(ShapeError, match="does not show the table"):
             on_table(Camera("up", (0.0, 0.0, 0.1), (1.0, 0.0, 0.5)), np.zeros(2), height=0)
         for bad in ([0, 0, 0], [0, 0, 0, np.nan], [0, 0, 2, 0]):
             with pytest.raises(ShapeError, match=r"Picking\.action"):

@@ -270,7 +270,7 @@ def test_old_commands() -> None:
         assert (late.dq > 0).all() and not late.fault
         assert ("late" in late.interventions) == (sequence != 5)
     assert not safety.step(None, measured=safety.q, now=0.3).fault
-    assert "0.301 s ago, 0.3 s is allowed" in safety.step(None, measured=safety.q, now=0.301).fault
+    assert "0.301 s old, 0.3 s is allowed" in safety.step(None, measured=safety.q, now=0.301).fault
     safety = ready()
     fault = safety.step(Command(action, 1, 5.0), measured=safety.q, now=0.0).fault
     assert "the clocks disagree" in fault

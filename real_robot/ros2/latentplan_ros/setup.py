@@ -1,4 +1,4 @@
-"""An ament_python package: everything it does is in latentplan, which pip installs."""
+"""An ament_python package of entry points; its code is in latentplan, which pip installs."""
 
 from glob import glob
 

@@ -1,1 +1,1 @@
-"""Nothing but a name for colcon: the nodes are in latentplan.real_robot.ros2."""
+"""An empty package for colcon; the nodes are in latentplan.real_robot.ros2."""

@@ -1,6 +1,6 @@
 """Start the control loop of an arm: `ros2 launch latentplan_ros mpc.launch.py robot:=ur5e ...`.
 
-Planners connect to `address`. Where the node ends, for whatever reason, everything ends.
+Planners connect to `address`. When the node ends, for any reason, the launch ends.
 """
 
 from pathlib import Path
@@ -15,12 +15,12 @@ from latentplan.real_robot.ros2 import launching
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 ARGUMENTS = {
     "robot": ("panda", "a name, or the path of a file that describes an arm"),
-    "config": ("", "a file of parameters; empty is the shipped one of that robot"),
+    "config": ("", "a file of parameters; empty: the shipped file of that robot"),
     "address": ("127.0.0.1:5757", "where planners connect"),
     "namespace": ("", "of the arm"),
     "joint_states": ("joint_states", "topic"),
-    "command": ("", "topic of setpoints; empty is as the parameters say"),
-    "python": ("python3", "interpreter that has latentplan and sees rclpy"),
+    "command": ("", "topic of setpoints; empty: the parameter's"),
+    "python": ("python3", "interpreter that can import latentplan and rclpy"),
     "autostart": ("true", "configure and activate at once"),
 }
 
@@ -44,7 +44,7 @@ def start(context):
 
 
 def generate_launch_description():
-    """Return what `ros2 launch` runs."""
+    """Return the description that `ros2 launch` runs."""
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=about)
         for name, (default, about) in ARGUMENTS.items()
