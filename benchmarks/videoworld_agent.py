@@ -36,7 +36,7 @@ class Agent:
 
     def begin(self, envs: Sequence[Any], task: str, seeds: Sequence[int]) -> None:
         """Forget what was seen; ConfigError for a task that the model was not trained on."""
-        self.number = self.model.transformer.number(task)
+        self.task_id = self.model.transformer.task_id(task)
         self.seen = [deque[Tensor](maxlen=self.model.context) for _ in seeds]  # of tokens (K,)
         self.left = [deque[np.ndarray]() for _ in seeds]
         self.drawn = torch.Generator().manual_seed(min(seeds))
@@ -72,7 +72,7 @@ class Agent:
     def _plans(self, context: Tensor) -> Tensor:
         """Return actions (n, chunk, A) after frames (n, t, K)."""
         transformer, inverse = self.model.transformer, self.model.inverse
-        task = torch.full((len(context),), self.number)
+        task = torch.full((len(context),), self.task_id)
         made = transformer.generate(context, task)
         codes, hidden = made.codes[:, 0], made.hidden[:, 0]
         for place in self.intervene:

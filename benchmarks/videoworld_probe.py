@@ -28,7 +28,7 @@ def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str,
         fitted = [store.episode(int(n)) for n in np.flatnonzero(~test)[:episodes]]
         held = show_videoworld.held_out(store, fraction=HELD_OUT, most=episodes // 2)
     seen = {
-        "fit": show_videoworld.look(model, fitted), "test": show_videoworld.look(model, held)
+        "fit": show_videoworld.encode(model, fitted), "test": show_videoworld.encode(model, held)
     }  # fmt: skip
     inputs = {side: features(model, each) for side, each in seen.items()}
     signs = model.inverse.signs.numpy()
@@ -61,7 +61,7 @@ def probe(model: VideoWorld, data: str, *, episodes: int = TRAINED) -> dict[str,
     }
 
 
-def features(model: VideoWorld, seen: show_videoworld.Seen) -> dict[str, np.ndarray]:
+def features(model: VideoWorld, seen: show_videoworld.Encoded) -> dict[str, np.ndarray]:
     """Return what each probe is given, (rows, numbers) of the frames that an action follows."""
     import torch
 
@@ -122,5 +122,5 @@ def scored(error: np.ndarray, spread: np.ndarray, group: np.ndarray) -> dict[str
 
 def used(ids: np.ndarray, size: int) -> dict[str, float]:
     """Return which share of ids is in use, and their perplexity."""
-    _, count, perplexity = show_videoworld.counted(ids, size)
+    _, count, perplexity = show_videoworld.code_usage(ids, size)
     return {"usage": round(count / size, 4), "perplexity": round(perplexity, 2), "size": size}

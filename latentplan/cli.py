@@ -80,7 +80,8 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
 }
 for _name, _module in COMMANDS.items():
-    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+    _more = getattr(_module, "MORE", "")
+    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}{_more}")(_module.command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

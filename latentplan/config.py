@@ -1,6 +1,6 @@
 """Settings: defaults < preset < `key=value`, checked against the dataclass beside each class.
 
-The only module that knows OmegaConf; what leaves it are plain values and frozen dataclasses.
+The only module that uses OmegaConf; it returns plain values and frozen dataclasses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def resolve(kind: str, name: str) -> Preset:
     """Return what `name` stands for: a preset `configs/<kind>/<name>.yaml`, else a registry name.
 
     A preset that bears a registry name is what that name means to a user. Raises UnknownName
-    where `name` is neither, ConfigError where the file is not a preset.
+    if `name` is neither, ConfigError if the file is not a preset.
     """
     registered = registry.names(kind)
     shipped = presets().get(kind, [])
@@ -152,7 +152,7 @@ def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Return what `save_yaml` wrote; ConfigError where it is missing or not a mapping."""
+    """Return what `save_yaml` wrote; ConfigError if it is missing or not a mapping."""
     try:
         return _parse(str(path), Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
@@ -197,7 +197,7 @@ def _section(key: str, sections: Mapping[str, type]) -> str:
 
 
 def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
-    """Return `config` with `values` in place of its own, each of its field's type."""
+    """Return `config` with `values` instead of its own, each of its field's type."""
     hints = get_type_hints(type(config))
     known = _names(type(config))
     changed: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from latentplan.errors import ContractError
 PROTOCOLS: dict[str, type] = {
     "env": protocols.Env,
     "model": protocols.Learner,
+    "objective": protocols.ObjectiveFactory,
     "planner": protocols.Planner,
     "policy": protocols.Policy,
     "source": protocols.Source,
@@ -25,11 +26,13 @@ PROTOCOLS: dict[str, type] = {
 ARGUMENTS = {  # of the class, by kind: see protocols.Component
     "env": ("config",),
     "model": ("spec", "config"),
+    "objective": ("config",),
     "planner": ("config",),
     "policy": ("spec", "config"),
     "source": ("path", "config"),
     "tokenizer": ("spec", "config"),
 }
+SPECIAL = ("__call__", "__len__")  # methods that a protocol may state
 WITHOUT_CONFIG = ("env", "policy")  # kinds whose classes may have no settings
 
 
@@ -107,7 +110,8 @@ def _check_methods(where: str, protocol: type, made: Any, *, bound: int) -> None
     A method of a class is called with `self`, which the protocol's methods have as well.
     """
     methods = dict(_methods(protocol))
-    missing = [name for name in methods if not callable(getattr(made, name, None))]
+    offered = {name: _method(made, name, bound=bound) for name in methods}
+    missing = [name for name in methods if not callable(offered[name])]
     if missing:
         _missing(where, protocol, [f"{name}()" for name in missing], kind="method")
     for name, method in methods.items():
@@ -117,14 +121,21 @@ def _check_methods(where: str, protocol: type, made: Any, *, bound: int) -> None
         parameters = list(inspect.signature(method).parameters.values())
         by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         count = len(parameters) - len(by_name) - bound
-        if not _accepts(getattr(made, name, None), count, by_name):
+        if not _accepts(offered[name], count, by_name):
             called = [p.name for p in parameters[1:] if p.kind is not p.KEYWORD_ONLY]
             called += [f"{name}=..." for name in by_name]
             raise ContractError(
                 f"{where}: {name}() must take {name}({', '.join(called)}) "
                 f"(protocols.{protocol.__name__}): found {name}"
-                f"{_signature(getattr(made, name, None))}"
+                f"{_signature(offered[name])}"
             )
+
+
+def _method(made: Any, name: str, *, bound: int) -> Any:
+    """Return a method of a class (`bound` 0) or of an object (1), None without one."""
+    if bound == 0 and name == "__call__":  # to call a class itself is to build it
+        return next((vars(part)[name] for part in made.__mro__ if name in vars(part)), None)
+    return getattr(made, name, None)
 
 
 def _missing(where: str, protocol: type, names: list[str], *, kind: str = "method") -> None:
@@ -142,9 +153,7 @@ def _members(protocol: type) -> Iterator[tuple[str, Any]]:
         if part in (object, Protocol) or part.__name__ == "Generic":
             continue
         yield from ((name, None) for name in vars(part).get("__annotations__", {}))
-        yield from (
-            (n, v) for n, v in vars(part).items() if not n.startswith("_") or n == "__len__"
-        )
+        yield from ((n, v) for n, v in vars(part).items() if not n.startswith("_") or n in SPECIAL)
 
 
 def _methods(protocol: type) -> Iterator[tuple[str, Any]]:

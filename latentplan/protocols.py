@@ -43,6 +43,13 @@ class Component(Protocol):
 
 
 @runtime_checkable
+class Configured(Protocol):
+    """A network that is built already; a checkpoint saves its config."""
+
+    config: Any  # the dataclass it was built from
+
+
+@runtime_checkable
 class Env(Protocol):
     """A simulated task, a `Component`; numpy in and out. It may be a `gymnasium.Env` as well.
 

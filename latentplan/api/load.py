@@ -26,6 +26,7 @@ POLICIES = ("generative", "mpc")  # that are made of a model
 def load(
     run: Path | str | Sequence[Path | str],
     *,
+    model: type | None = None,
     device: str = "cpu",
     policy: str | None = None,
     planner: str | None = None,
@@ -38,20 +39,22 @@ def load(
     """Return a policy made of a trained run: set its `goal`, then let it `act`.
 
     `run` is a run folder, a .safetensors file or the name of a shipped checkpoint, or several of
-    them: an ensemble. `policy` is `mpc` or `generative`, by default the model's own (`mpc` for
-    most, and whenever a planner is named). `planner` (of mpc, by default cem) and `objective` (by
-    default goal, for an ensemble pessimistic) are registry names or presets. `overrides` are
-    `key=value` of the sections `planner`, `objective` and the policy's, such as `chunk=2` or
-    `planner.candidates=1024`. Proposals compete in every plan, constraints go before its cost (see
-    `protocols`). The device is never replaced by another. Raises CheckpointError, UnknownName,
-    ConfigError or MissingDependency.
+    them: an ensemble. `model` is the class of a model that is not registered, such as one of a
+    notebook; a checkpoint names it, but loading never imports it. `policy` is `mpc` or
+    `generative`, by default the model's own (`mpc` for most, and whenever a planner is named).
+    `planner` (of mpc, by default cem) and `objective` (by default goal, for an ensemble
+    pessimistic) are registry names or presets. `overrides` are `key=value` of the sections
+    `planner`, `objective` and the policy's, such as `chunk=2` or `planner.candidates=1024`.
+    Proposals compete in every plan, constraints go before its cost (see `protocols`). The device is
+    never replaced by another. Raises CheckpointError, UnknownName, ConfigError or
+    MissingDependency.
     """
     alone = isinstance(run, Path | str)
     runs = [run] if isinstance(run, Path | str) else list(run)
     if not runs:
         raise ConfigError("load.run: found no run, need at least one")
     check_names(policy=policy, planner=planner, objective=objective)
-    members = [checkpoint.load(checkpoint.find(each), device=device) for each in runs]
+    members = [checkpoint.load(checkpoint.find(each), build=model, device=device) for each in runs]
     found = members[0]
     if not alone:
         found = replace(found, model=Ensemble([each.model for each in members]).eval())

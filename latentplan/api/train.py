@@ -11,7 +11,7 @@ from latentplan import config, registry
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
-from latentplan.protocols import Staged
+from latentplan.protocols import Component, Configured, Staged
 from latentplan.training import checkpoint, run_folder, stages, state
 from latentplan.training.fit import Session, fit
 from latentplan.training.loop import writing
@@ -22,7 +22,7 @@ KINDS = ("model", "tokenizer", "objective", "policy")  # registry kinds that can
 
 @dataclass(frozen=True)
 class Run:
-    """What a training leaves."""
+    """The results of a training."""
 
     folder: Path
     checkpoint: Path  # best.safetensors: the lowest held-out loss
@@ -44,12 +44,12 @@ def train(
     cache: str | Path | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Run:
-    """Train `model` on the store `data`, into the folder `run`; return what it leaves.
+    """Train `model` on the store `data`, into the folder `run`; return the results.
 
     `model` is a registry name or preset, a class built as `model(spec, config)` with a dataclass
     `Config`, or a network that is built already and has a `config`. A checkpoint names a class
-    that is not registered `module:qualname`; to load it, pass the class again. `kind` is the
-    registry kind (default: where the name is registered, else `model`).
+    that is not registered `module:qualname`; to load it, pass the class to `load` as `model`.
+    `kind` is the registry kind (default: the one that has the name, else `model`).
 
     With `resume` it continues where `run` stopped, under the same settings and data (only
     training.steps may rise), and starts if nothing was done yet. Sections of `overrides`: the kind
@@ -95,7 +95,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is to be trained."""
+    """The learner to train, and its settings."""
 
     build: Callable[[Any, Any], Any]  # (spec, config) -> network
     kind: str
@@ -121,7 +121,7 @@ class _Job:
 
 
 class _Count:
-    """Steps done by this call, counted on the way to the caller's `on_progress`."""
+    """A counter of this call's steps, which forwards each Progress to `on_progress`."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -144,7 +144,7 @@ def _choose(model: Any, kind: str | None) -> _Choice:
         return _registered(model, kind)
     built = not isinstance(model, type)
     found = type(model) if built else model
-    if not hasattr(model, "config" if built else "Config"):
+    if not isinstance(model, Configured if built else Component):
         needed = "config, the dataclass it was built from" if built else "dataclass Config"
         raise ConfigError(f"train.model: {found.__qualname__} has no {needed}; add one")
     path = f"{found.__module__}:{found.__qualname__}"
@@ -155,7 +155,7 @@ def _choose(model: Any, kind: str | None) -> _Choice:
         if target == path
     ]
     kind, name = places[0] if places else (kind or "model", path)
-    if built:
+    if isinstance(model, Configured) and built:
         return _Choice(
             lambda spec, config: model, kind, name, name, {"training": Training}, {}, model.config
         )

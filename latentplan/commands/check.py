@@ -1,4 +1,4 @@
-"""`latentplan check`: whether an env keeps what its kind promises."""
+"""`latentplan check`: whether a class keeps what its kind promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ SAYS = {"ok": "", "FAILED": ": found ", "skipped": ": "}
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="env.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="env, model, objective, planner, policy or tokenizer."),
+    ],
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Registered, a preset, or MODULE:CLASS.")
     ],
@@ -30,4 +33,3 @@ def command(
     ok, failed, skipped = counts.values()
     print(f"{kind} {name}: {ok} ok, {failed} failed, {skipped} skipped")
     raise typer.Exit(2 if failed else 0)
-

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latentplan.api.train import Run
 
 EXAMPLE = "latentplan train cfm --data rope.zarr --run runs/rope batch=256"
+MORE = "\n\nWhat can be set: latentplan config model MODEL"
 
 
 def command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,14 @@ from latentplan import config, contracts, registry
 from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
 from latentplan.types import Array, Spec
 
-KINDS = ("env",)  # a module of this package each
+KINDS = (
+    "env",
+    "model",
+    "objective",
+    "planner",
+    "policy",
+    "tokenizer",
+)  # a module of this package each
 
 
 class Broken(Exception):
@@ -81,9 +88,9 @@ def subject(
             raise ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
         return Subject(kind, name, make, spec=spec)
     # A preset may set other sections as well, which other kinds read.
-    sections = {kind: make.Config}
-    own = {kind: values[kind]} if kind in values else values
-    filled = config.load(sections, preset=own, overrides=overrides)[kind]
+    known = {kind, *(field.name for field in fields(make.Config))}
+    own = {key: value for key, value in values.items() if key in known}
+    filled = config.load({kind: make.Config}, preset=own, overrides=overrides)[kind]
     return Subject(kind, name, make, filled, spec)
 
 

@@ -23,7 +23,7 @@ OPTIONAL = ("rewards", "task", "segments")  # fields of Batch that are filled on
 def task_ids(store: ZarrStore, tasks: Sequence[str]) -> Array:
     """Return the task id (rows,) int64 at each observation; 0 outside the labels of `tasks`.
 
-    Where labels overlap, it is that of the later one.
+    If labels overlap, it is that of the later one.
     """
     id_of = {name: index for index, name in enumerate(tasks, start=1)}
     starts = np.concatenate([[0], store.ends[:-1]])
@@ -149,10 +149,10 @@ class Windows:
 
     def __getitem__(self, index: int) -> Batch:
         """Return batch number `index`: observations (B, T, ...) and actions (B, T - 1, A)."""
-        epoch, place = divmod(index * self.batch + np.arange(self.batch), len(self))
+        epoch, rank = divmod(index * self.batch + np.arange(self.batch), len(self))
         chosen = np.empty(self.batch, np.int64)
         for number in np.unique(epoch):
-            chosen[epoch == number] = self._permutation(int(number))[place[epoch == number]]
+            chosen[epoch == number] = self._permutation(int(number))[rank[epoch == number]]
         rows = self._starts[chosen][:, None] + np.arange(self.length)  # (B, T)
         return Batch(
             observations={key: self._load(f"observation/{key}", rows) for key in self.keys},
@@ -212,7 +212,7 @@ class _Chunks:
             np.zeros((slots, self._size, *sample.shape[1:]), sample.dtype)
         )
         self._chunk_in = np.full(slots, -1)  # which chunk a slot holds
-        self._slot_of = np.full(total, -1)  # where a chunk is
+        self._slot_of = np.full(total, -1)  # the slot of a chunk, -1 for none
         self._used = np.zeros(slots, np.int64)  # when a slot was last asked for
         self._clock = 0
 

@@ -120,7 +120,7 @@ class Mixture:
         """The share of the expert, and the settings of both policies."""
 
         share: float = 0.5  # of the episodes that are the expert's
-        expert: NoisyOracle.Config = field(default_factory=NoisyOracle.Config)
+        expert: NoisyOracle.Config = field(default_factory=NoisyOracle.Config)  # in its share
         picks: RandomPick.Config = field(default_factory=RandomPick.Config)  # if actions point
         box: Box.Config = field(default_factory=Box.Config)  # if they do not
 

@@ -1,13 +1,13 @@
 """CFM: a contrastive forward model (Yan, Vangipuram, Abbeel, Pinto, CoRL 2020, arXiv 2003.05436).
 
 An encoder z = g(o) and a latent dynamics z' = f(z, a), trained so that the predicted z' is nearer
-to the latent of what really followed than to latents of other images (InfoNCE with similarity
+to the latent of the true next image than to latents of other images (InfoNCE with similarity
 h(a, b) = exp(-||a - b||^2), section 3). Distances between latents are then costs to plan with.
 
 The preset `cfm_paper` is the published model. `cfm` differs in four ways, each a config field:
 the negatives are the next images of the whole batch, neighbours in time among them, so that
-near misses are told apart; the dynamics adds to z instead of multiplying it; training sees every
-window turned and flipped (image and actions together); and planning can see all eight turns
+near misses are separated; the dynamics adds to z instead of multiplying it; training sees every
+window turned and flipped (image and actions together); and planning can encode all eight turns
 at once (`views`), which makes the model exactly symmetric and averages the error of its views.
 """
 
@@ -49,10 +49,10 @@ class CFM(nn.Module):
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
         ahead: int = 3  # predictions 1 to `ahead` actions later are trained, as windows are long
         symmetric: bool = True  # train turned and flipped
-        views: int = 1  # of the eight turns and flips, how many planning sees at once
+        views: int = 1  # how many of the eight turns and flips planning encodes
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             check_range("CFM.latent", self.latent, 1, 4096)
             check_range("CFM.views", self.views, 1, symmetry.ELEMENTS if self.symmetric else 1)
             check_range("CFM.ahead", self.ahead, 1, 100)
@@ -126,7 +126,7 @@ class CFM(nn.Module):
         image, actions = batch.observations[self.config.image], batch.actions
         check("CFM.loss.actions", actions, "B T A", B=len(image), T=image.shape[1] - 1)
         x = rearrange(image, "b t h w c -> b t c h w")
-        if self.config.symmetric:  # row i is seen under element i mod 8: no chance needed
+        if self.config.symmetric:  # row i is turned by element i mod 8, not at random
             x = x.clone()
             for g in range(1, symmetry.ELEMENTS):
                 part = x[g :: symmetry.ELEMENTS]

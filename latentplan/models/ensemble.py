@@ -1,4 +1,4 @@
-"""An ensemble: models trained alike, whose latents stand side by side."""
+"""An ensemble: models of one config, with concatenated latents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from latentplan.types import Batch, Context, Loss, Tensors
 class Ensemble(nn.Module):
     """A `protocols.Dynamics` of M members: each encodes and imagines by itself.
 
-    Its latents are the members' in a row, D = M x d. Members differ by their seeds or their data;
-    where they disagree, none of them knows (Lakshminarayanan et al., "Simple and Scalable
-    Predictive Uncertainty Estimation using Deep Ensembles", arXiv 1612.01474). It never scores:
-    an objective such as `Pessimistic` takes the latents apart again.
+    Its latents are the members', concatenated: D = M x d. Members differ by their seeds or their
+    data; their disagreement measures the model's uncertainty (Lakshminarayanan et al., "Simple and
+    Scalable Predictive Uncertainty Estimation using Deep Ensembles", arXiv 1612.01474). It never
+    scores: an objective such as `Pessimistic` splits the latents again.
     """
 
     def __init__(self, members: Sequence[Dynamics]) -> None:
@@ -45,7 +45,7 @@ class Ensemble(nn.Module):
 
     @property
     def window(self) -> int:
-        """Observations in a training window, at least."""
+        """The fewest observations of a training window."""
         return max(each.window for each in self._learners())
 
     @property
@@ -63,7 +63,7 @@ class Ensemble(nn.Module):
         return torch.cat([each.encode(observations) for each in self._each()], dim=-1)
 
     def prepare(self, context: Context) -> list[Any]:
-        """Return what each member prepares of its own latents."""
+        """Return each member's prepared context, of its own latents."""
         check("Ensemble.prepare.context", context.latents, "B T D", D=self.latent_dim)
         parts = self.split(context.latents)
         return [

@@ -1,4 +1,4 @@
-"""Optical flow: how far what a picture shows has moved in the next."""
+"""Optical flow between two images, and warping by a flow."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from latentplan.errors import ShapeError
 from latentplan.shapes import check
 
-FAINT = 0.04  # of squared slopes a pixel: where they are less, nothing is said to move
+FAINT = 0.04  # added to the squared slopes: flat regions get no flow
 
 
 def optical_flow(before: Tensor, after: Tensor, *, sizes: int = 3, rounds: int = 2) -> Tensor:
-    """Return the motion (n, 2, h, w), pixels to the right and down, of pictures (n, c, h, w).
+    """Return the flow (n, 2, h, w), pixels to the right and down, between images (n, c, h, w).
 
-    The least squares of Lucas and Kanade (IJCAI 1981) over all colours of 5 x 5 pixels around each,
-    from the smallest of `sizes` pictures, each half as large as the one before, to the largest;
-    `rounds` times in each. Pictures are in [-1, 1]; motions of up to about 2^sizes pixels are
-    found. Raises ShapeError unless the sides are multiples of 2^(sizes - 1).
+    Solves the least squares of Lucas and Kanade (IJCAI 1981) over all colours of the 5 x 5 pixels
+    around each, coarse to fine over a pyramid of `sizes` images, `rounds` times at each size.
+    Images are in [-1, 1]; it finds flows of up to about 2^sizes pixels. Raises ShapeError
+    unless the sides are multiples of 2^(sizes - 1).
     """
     check("optical_flow.before", before, "n c h w")
     check("optical_flow.after", after, "n c h w", n=len(before))
@@ -36,16 +36,16 @@ def optical_flow(before: Tensor, after: Tensor, *, sizes: int = 3, rounds: int =
     return flow
 
 
-def warped(pictures: Tensor, flow: Tensor) -> Tensor:
-    """Return pictures (n, c, h, w) read at every pixel's place plus its flow (n, 2, h, w)."""
+def warped(images: Tensor, flow: Tensor) -> Tensor:
+    """Return images (n, c, h, w) sampled at each pixel's position plus its flow (n, 2, h, w)."""
     h, w = flow.shape[2:]
     down, right = (torch.arange(side, device=flow.device) + 0.5 for side in (h, w))
     at = torch.stack([(right + flow[:, 0]) / w, (down[:, None] + flow[:, 1]) / h], dim=-1)
-    return F.grid_sample(pictures, 2 * at - 1, padding_mode="border", align_corners=False)
+    return F.grid_sample(images, 2 * at - 1, padding_mode="border", align_corners=False)
 
 
 def _step(first: Tensor, second: Tensor) -> Tensor:
-    """Return what is left of the motion from one picture to the other, at most 2 pixels."""
+    """Return the remaining flow from one image to the other, at most 2 pixels."""
     both = F.pad(0.5 * (first + second), (1, 1, 1, 1), mode="replicate")
     right = 0.5 * (both[:, :, 1:-1, 2:] - both[:, :, 1:-1, :-2])
     down = 0.5 * (both[:, :, 2:, 1:-1] - both[:, :, :-2, 1:-1])
@@ -59,6 +59,6 @@ def _step(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor, reach: int) -> Tensor:
-    """Return the means of x (n, c, h, w) over the squares that reach so far around each place."""
+    """Return the means of x (n, c, h, w) over squares that extend `reach` pixels each way."""
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     return F.avg_pool2d(padded, 2 * reach + 1, 1)

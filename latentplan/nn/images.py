@@ -74,7 +74,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """Two convolutions added to what came in."""
+    """Two convolutions, added to their input."""
 
     def __init__(self, channels: int) -> None:
         """Make the layers."""
@@ -92,10 +92,10 @@ class Residual(nn.Module):
 def down(
     colours: int, channels: Sequence[int], *, patch: int = 4, blocks: int = 1
 ) -> nn.Sequential:
-    """Return what makes maps (n, channels[-1], h / factor, w / factor) of images.
+    """Return layers from images to maps (n, channels[-1], h / factor, w / factor) of images.
 
-    Patches of `patch` pixels a side first become one place of the map, where convolutions are
-    cheap; then every further number of `channels` halves it: `factor` tells by how much in all.
+    Patches of `patch` pixels a side first become one cell of the map, so that convolutions are
+    cheap; then every further number of `channels` halves it: `factor` is the total.
     """
     layers: list[nn.Module] = [
         nn.PixelUnshuffle(patch), nn.Conv2d(colours * patch**2, channels[0], 3, padding=1)
@@ -126,5 +126,5 @@ def _channels_last(layers: Sequence[nn.Module]) -> nn.Sequential:
 
 
 def factor(channels: Sequence[int], *, patch: int) -> int:
-    """Return how many pixels a side one place of the maps of `down` is."""
+    """Return how many pixels a side one cell of the maps of `down` covers."""
     return int(patch * 2 ** (len(channels) - 1))

@@ -18,7 +18,7 @@ class LatentMLP(nn.Module):
     def __init__(
         self, latent: int, action: int, hidden: tuple[int, ...], *, residual: bool = True
     ) -> None:
-        """Make the layers; with `residual` they give the change of z."""
+        """Make the layers; with `residual` they predict the change of z."""
         super().__init__()
         self.latent, self.residual = latent, residual
         self.state = nn.Linear(latent, hidden[0])
@@ -89,7 +89,7 @@ def _unroll(
     residual: bool,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the latents, and what each hidden layer gave (H, rows, width) where it is to `keep`.
+    """Return the latents, and the outputs (H, rows, width) of the hidden layers if `keep`.
 
     Weights are (in, out), the first layer's of [z | a].
     """

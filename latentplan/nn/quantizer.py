@@ -1,6 +1,6 @@
 """Discrete codes: finite scalar quantization, or a learned code book.
 
-Both are those of vector-quantize-pytorch, behind one face.
+Both wrap vector-quantize-pytorch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from latentplan.errors import ConfigError, check_range
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of vectors (..., width)."""
+    """The quantization of vectors (..., width)."""
 
-    vectors: Tensor  # (..., width), with the gradient of what came in
+    vectors: Tensor  # (..., width), with the gradient of the input
     ids: Tensor  # (...) int64
     loss: Tensor  # (), to be added to the model's
 
 
 class Quantizer(nn.Module):
-    """Vectors to ids and back.
+    """A map from vectors to ids and back.
 
     `fsq`: each of len(levels) numbers is rounded to one of so many values (Mentzer et al., arXiv
     2309.15505). `vq`: the nearest of `prod(levels)` learned vectors (van den Oord et al., arXiv
-    1711.00937), moved by running means. Either way the numbers are brought to mean 0 and variance 1
-    before, by batch normalisation without weights: so they fill the levels from the first step on.
-    `whiten` takes the correlation from them as well: two numbers that say the same waste one.
+    1711.00937), moved by running means. Before either, batch normalisation without weights brings
+    the numbers to mean 0 and variance 1, so that they use all levels from the first step. `whiten`
+    decorrelates them as well, since two equal numbers waste one.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Whitening(nn.Module):
     """Numbers (n, d) brought to mean 0, variance 1 and no correlation, by the batch's statistics.
 
     Decorrelated batch normalisation (Huang et al., arXiv 1804.08450) by a Cholesky factor instead
-    of an eigenvalue decomposition, whose gradient is not defined where two values are the same.
+    of an eigenvalue decomposition, whose gradient is undefined if two eigenvalues are equal.
     """
 
     def __init__(self, size: int, *, momentum: float = 0.05) -> None:
@@ -88,7 +88,7 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (n, d); outside training by the running statistics."""
+        """Return x whitened (n, d), outside training by the running statistics."""
         with torch.autocast(x.device.type, enabled=False):  # factors need all their digits
             return self._white(x.to(self.mean.dtype))
 
@@ -100,14 +100,14 @@ class Whitening(nn.Module):
             with torch.no_grad():
                 self.mean.lerp_(mean, self.momentum)
                 self.covariance.lerp_(covariance, self.momentum)
-        least = 1e-3 * covariance.diagonal().mean() + 1e-6  # numbers that say the same divide by 0
+        least = 1e-3 * covariance.diagonal().mean() + 1e-6  # equal numbers would divide by 0
         factor = torch.linalg.cholesky(covariance + least * torch.eye(len(mean), device=x.device))
         white: Tensor = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False).T
         return white
 
 
 class FSQCodebook(nn.Module):
-    """The numbers that ids of finite scalar quantization stand for; no weights."""
+    """A map between ids of finite scalar quantization and their numbers; no weights."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         """Take how many values each number has."""
@@ -132,9 +132,9 @@ class FSQCodebook(nn.Module):
 
     def nearest(self, codes: Tensor) -> Tensor:
         """Return the ids (...) nearest to numbers (..., len(levels)): `codes` undone."""
-        places = (codes * self.middle + self.middle).round().clamp(min=0)
-        places = torch.minimum(places, (self.fsq._levels - 1).to(places))
-        ids: Tensor = self.fsq.codes_to_indices((places - self.middle) / self.middle)
+        index = (codes * self.middle + self.middle).round().clamp(min=0)
+        index = torch.minimum(index, (self.fsq._levels - 1).to(index))
+        ids: Tensor = self.fsq.codes_to_indices((index - self.middle) / self.middle)
         return ids.long()
 
 
@@ -147,7 +147,7 @@ def usage(ids: Tensor, size: int) -> dict[str, Tensor]:
 
 
 def check(where: str, kind: str, levels: tuple[int, ...]) -> None:
-    """Raise ConfigError unless a quantizer can be made so."""
+    """Raise ConfigError unless the kind and levels make a quantizer."""
     if kind not in ("fsq", "vq"):
         raise ConfigError(f"{where}.quantizer: {kind!r} is not one of fsq, vq")
     if not levels:

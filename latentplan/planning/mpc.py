@@ -234,13 +234,16 @@ class MPC:
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, towards the last goal unless one is given.
 
-        With an int as seed, what is drawn is that of a new MPC of that seed.
+        With an int as seed, what is drawn is that of a new MPC of that seed. A SeedSequence or
+        Generator is drawn from.
         """
         for each in self._histories:
             each.clear()
         self.plan = self._last = None
         if seed is not None:
-            self._planner.generator.manual_seed(seed)
+            if not isinstance(seed, int | np.integer):
+                seed = np.random.default_rng(seed).integers(2**63)
+            self._planner.generator.manual_seed(int(seed))
         if goal is not None:
             self.goal(goal)
 

@@ -3,7 +3,7 @@
 VQ-VAE (van den Oord et al., arXiv 1711.00937) with finite scalar quantization by default, as
 VideoWorld's frame tokenizer (arXiv 2501.09781, section 3.1; there a VQGAN of 256 pixels and a book
 of 64,000). Differs: small convolutions without attention, no adversary or perceptual loss, and
-pixels that are not as in their camera's mean image count more, since that is where things are.
+pixels that differ from their camera's mean image weigh more, since objects cover few of them.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class VQVAE(nn.Module):
         """What the network is made of."""
 
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all of the spec
-        patch: int = 4  # pixels a side that are one place of the first map
+        patch: int = 4  # pixels a side of one cell of the first map
         channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
-        blocks: int = 1  # residual ones at each size, on each side
+        blocks: int = 1  # residual blocks at each size, in the encoder and the decoder
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a token
         foreground_weight: float = 2.0  # extra weight of pixels unlike the mean image
-        foreground_threshold: float = 0.15  # of [-1, 1]: how unlike they are
-        background: bool = False  # whether the mean image shows through where it is right
+        foreground_threshold: float = 0.15  # of [-1, 1]: the least difference of such a pixel
+        background: bool = False  # whether the decoder blends its output with the mean image
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if not self.channels:
                 raise ConfigError("VQVAE.channels: found none, need at least one")
             for value in self.channels:
@@ -79,11 +79,11 @@ class VQVAE(nn.Module):
         width = c.channels[-1]
         self.encoder = images.down(3, c.channels, patch=c.patch, blocks=c.blocks)
         self.quantizer = quantizer.Quantizer(width, levels=c.levels, kind=c.quantizer)
-        decoded = 4 if c.background else 3  # colours, and how much of the mean image shows
+        decoded = 4 if c.background else 3  # colours, and the weight against the mean image
         self.decoder = images.up(c.channels, decoded, patch=c.patch, blocks=c.blocks)
         self.vocabulary = self.quantizer.size
-        # Which camera a map is of; the networks are the same for all. What stands there always
-        # needs no tokens.
+        # Embeddings of the camera, since all cameras share the networks, and of the position, so
+        # that tokens need not encode the static background.
         views = len(self.images)
         self.camera = nn.Parameter(torch.zeros(views, width, 1, 1))
         self.place = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
@@ -102,7 +102,7 @@ class VQVAE(nn.Module):
         """Return the cameras' images (B, T, h, w, 3) uint8 of tokens (B, T, K)."""
         check("VQVAE.decode", tokens.ids, "B T K", K=self.tokens)
         ids = rearrange(tokens.ids, "b t (v y x) -> b t v y x", y=self.grid, x=self.grid)
-        decoded = images.to_uint8(self._pictures(self.quantizer.vectors(ids)))
+        decoded = images.to_uint8(self._decode(self.quantizer.vectors(ids)))
         return {key: decoded[:, :, view] for view, key in enumerate(self.images)}
 
     def loss(self, batch: Batch) -> Loss:
@@ -110,21 +110,21 @@ class VQVAE(nn.Module):
         frames = {key: batch.observations[key][:, :1] for key in self.images}
         views = images.stack(frames, self.images)
         if self.training:
-            self._count(views)
+            self._update_mean(views)
         quantized = self.quantizer(self._features(views))
-        seen = self._pictures(quantized.vectors)
+        decoded = self._decode(quantized.vectors)
         away = (views - self.mean).abs().amax(dim=3, keepdim=True)
-        apart = away > self.config.foreground_threshold
-        weight = 1 + self.config.foreground_weight * apart
-        error = (weight * (seen - views).square()).sum() / weight.sum() / 3
-        absolute = F.l1_loss(seen, views)
+        foreground = away > self.config.foreground_threshold
+        weight = 1 + self.config.foreground_weight * foreground
+        error = (weight * (decoded - views).square()).sum() / weight.sum() / 3
+        absolute = F.l1_loss(decoded, views)
         total = error + 0.1 * absolute + quantized.loss
-        parts = {"psnr": images.psnr(seen.detach(), views)}
+        parts = {"psnr": images.psnr(decoded.detach(), views)}
         return Loss(total, parts | quantizer.usage(quantized.ids, self.vocabulary))
 
     @torch.no_grad()
-    def _count(self, views: Tensor) -> None:
-        """Let the mean image know of views (b, t, v, 3, h, w)."""
+    def _update_mean(self, views: Tensor) -> None:
+        """Update the mean image with views (b, t, v, 3, h, w)."""
         self.batches += 1
         self.mean += (views.mean(dim=(0, 1)) - self.mean) / self.batches.clamp(max=100)
 
@@ -137,13 +137,13 @@ class VQVAE(nn.Module):
         last: Tensor = maps.movedim(3, -1)
         return last
 
-    def _pictures(self, vectors: Tensor) -> Tensor:
+    def _decode(self, vectors: Tensor) -> Tensor:
         """Return (b, t, v, 3, h, w) of vectors (b, t, v, y, x, width)."""
         b, t = vectors.shape[:2]
         maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.place
-        seen: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
-        seen = seen.view(b, t, -1, *seen.shape[1:])
+        out: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
+        out = out.view(b, t, -1, *out.shape[1:])
         if not self.config.background:
-            return seen
-        seen = seen.to(self.mean.dtype)  # half of it under autocast
-        return self.mean.lerp(seen[:, :, :, :3], seen[:, :, :, 3:].sigmoid())
+            return out
+        out = out.to(self.mean.dtype)  # of lower precision under autocast
+        return self.mean.lerp(out[:, :, :, :3], out[:, :, :, 3:].sigmoid())

@@ -210,7 +210,7 @@ def find(run: Path | str) -> Path:
 def find_device(name: str) -> torch.device:
     """Return the torch device called `name` (`cpu`, `cuda`, `cuda:1`); never another one.
 
-    Raises ConfigError for a name that is none, MissingDependency where the device is not there.
+    Raises ConfigError for a name that is none, MissingDependency if the device is not there.
     """
     try:
         device = torch.device(name)
@@ -229,7 +229,7 @@ def find_device(name: str) -> torch.device:
 def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: object) -> None:
     """Write tensors and a JSON header to a safetensors file, whole or not at all.
 
-    Raises CheckpointError where the disk does not take it; what was there before stays.
+    Raises CheckpointError if the disk does not take it; the file before it stays.
     """
     # A tensor that shares memory with another (tied weights) is stored once for each name.
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
@@ -247,7 +247,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
 def read(path: Path, *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors (on the CPU) and header of a file that `write` wrote with this `format`.
 
-    Raises CheckpointError where it is missing, corrupt or of another format.
+    Raises CheckpointError if it is missing, corrupt or of another format.
     """
     with _opened(path, format) as (f, header):
         return {k: f.get_tensor(k) for k in f.keys()}, header

@@ -1,4 +1,4 @@
-"""Where a run's curves go: log.jsonl, one point a line, and TensorBoard events."""
+"""The curves of a run: log.jsonl, one point a line, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Curves:
     """
 
     def __init__(self, run: Path, *, start: int) -> None:
-        """Open the curves of `run` behind step `start`; points after it are dropped."""
+        """Open the curves of `run` after step `start`; later points are dropped."""
         path = run / "log.jsonl"
         kept = [line for line in read(path) if line["step"] <= start]
         with replacing(path) as partial:

@@ -22,7 +22,7 @@ SEED = 0  # of whatever a loss draws (masks, crops): the same at every evaluatio
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run is judged by, never trained on."""
+    """The batches that held-out figures are computed on, never trained on."""
 
     windows: Sequence[Batch]  # as in training
     # different windows of context + 1 observations; () for a learner that is no Dynamics
@@ -32,7 +32,7 @@ class HeldOut:
 
 @torch.no_grad()
 def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """Return `loss`, `top1`, `top1_of` and, where there are keypoints, `spearman`.
+    """Return `loss`, `top1`, `top1_of` and, if there are keypoints, `spearman`.
 
     Without transitions: `loss` and the means of its parts.
 
@@ -83,7 +83,7 @@ def top1(predicted: Tensor, nexts: Tensor) -> float:
     away = torch.cdist(
         predicted.double(), nexts.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
-    nearest = away == away.amin(dim=1, keepdim=True)  # n n, several where there is a tie
+    nearest = away == away.amin(dim=1, keepdim=True)  # n n, several in a tie
     return float((nearest.diagonal() / nearest.sum(dim=1).clamp(min=1)).mean())
 
 
@@ -95,13 +95,13 @@ def distances(latents: Tensor, points: Tensor) -> tuple[Array, Array]:
     """
     z, p = latents.double().cpu(), points.double().cpu()
     far: list[Tensor] = []
-    apart: list[Tensor] = []
+    between: list[Tensor] = []
     for shift in range(1, min(SHIFTS, len(z) - 1) + 1):
         q = p.roll(shift, 0)
         ends = [(p - order).norm(dim=-1).mean(dim=-1) for order in (q, q.flip(1))]
-        apart.append(torch.minimum(*ends))
+        between.append(torch.minimum(*ends))
         far.append((z - z.roll(shift, 0)).norm(dim=-1))
-    return torch.cat(far).numpy(), torch.cat(apart).numpy()
+    return torch.cat(far).numpy(), torch.cat(between).numpy()
 
 
 def spearman(x: Array, y: Array) -> float:

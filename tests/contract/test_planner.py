@@ -1,4 +1,7 @@
-"""What every registered planner holds to: bounds, seeds, batches, finiteness, one clear error."""
+"""What every registered planner promises: the checks of conformance/planner.py, and more cases.
+
+Here are those with random settings and inputs, and the settings that planners share.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from toy_problem import (
     change,
     cost_of,
     every_planner,
-    objective,
     problem,
     rated,
     seeded,
@@ -23,12 +25,25 @@ from toy_problem import (
 )
 
 from latentplan import registry
-from latentplan.errors import ConfigError, PlanningError, ShapeError
+from latentplan.conformance.suite import NotApplicable, checks, subject
+from latentplan.errors import ConfigError, ShapeError
 from latentplan.planning.problem import TIE, Scored
 from latentplan.planning.spaces import Box, Choices
 
+VARIANTS = [(), ("horizon=3",)]
 FEW = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+@every_planner
+@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
+@pytest.mark.parametrize("check", checks("planner").values(), ids=list(checks("planner")))
+def test_it_keeps(check, name, overrides):
+    try:
+        check(subject("planner", name, overrides=overrides))
+    except NotApplicable as e:
+        assert name not in registry.BUILT_IN["planner"]
+        pytest.skip(str(e))
 
 
 @every_planner
@@ -156,19 +171,6 @@ def test_same_generator_same_plan_and_a_batch_equals_its_rows(
 
 
 @every_planner
-def test_picks_in_a_batch_equal_their_rows(name):
-    model, context, goal, (low, high) = problem(2, actions=4)
-    points = [torch.rand(k, 2, generator=seeded(k), dtype=DOUBLE) for k in (3, 40)]
-    planner = build(name, candidates=64)
-    both = solve(planner, model, context, goal, Choices(low, high, choices=points))
-    for row in range(2):
-        part = slice(row, row + 1)
-        space = Choices(low, high, choices=points[part])
-        alone = solve(planner, model, context[part], goal[part], space)
-        torch.testing.assert_close(alone.actions, both.actions[part])
-
-
-@every_planner
 @FEW
 @given(seed=SEEDS, warm=st.booleans(), limited=st.booleans(), constrained=st.booleans())
 @example(seed=336, warm=True, limited=False, constrained=True)  # a violation 6e-17 larger
@@ -227,51 +229,12 @@ def test_a_warm_start_is_never_made_worse(name):
 
 
 @every_planner
-@pytest.mark.parametrize("cost", [0.0, 3.5])
-def test_a_constant_cost_gives_finite_actions(name, cost):
-    model, context, _, (low, high) = problem(2)
-    plan = build(name).plan(
-        at(context),
-        model,
-        objective=lambda latents, actions: torch.full(latents.shape[:2], cost),
-        space=Box(low, high, problems=2),
-        generator=seeded(),
-    )
-    assert plan.actions.isfinite().all() and (plan.cost == cost).all()
-
-
-@every_planner
 def test_one_candidate_and_horizon_one_work(name):
     model, context, goal, (low, high) = problem(1)
     for warm_start in (None, torch.zeros(1, 1, 2)):
         planner = build(name, candidates=1, horizon=1)
         plan = solve(planner, model, context, goal, Box(low, high), warm_start=warm_start)
         assert plan.actions.shape == (1, 1, 2) and plan.actions.isfinite().all()
-
-
-@every_planner
-@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
-def test_a_broken_cost_never_wins(name, broken):
-    model, context, goal, (low, high) = problem(2)
-
-    def half(latents, actions):
-        cost = objective(goal)(latents, actions)
-        return torch.where(actions[:, :, 0, 0] > 0, broken, cost)
-
-    space = Box(low, high, problems=2)
-    planner = build(name, candidates=64)
-    plan = planner.plan(at(context), model, objective=half, space=space, generator=seeded())
-    assert plan.cost.isfinite().all() and (plan.actions[:, 0, 0] <= 0).all()
-
-    def first_problem_only(latents, actions):
-        cost = objective(goal)(latents, actions)
-        cost[1] = broken
-        return cost
-
-    with pytest.raises(PlanningError, match="1 of 2 problems"):
-        planner.plan(
-            at(context), model, objective=first_problem_only, space=space, generator=seeded()
-        )
 
 
 @every_planner

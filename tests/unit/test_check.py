@@ -51,11 +51,27 @@ def test_a_broken_promise_is_one_line_and_exit_2(capsys):
 
 
 @pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("model", "cfm"),
+        ("objective", "goal"),
+        ("planner", "cem_lookahead"),  # a preset that sets an objective as well
+        ("policy", "random"),
+        ("tokenizer", "vqvae"),
+    ],
+)
+def test_every_kind_can_be_checked(kind, name, capsys):
+    assert main(["check", kind, name]) == 0
+    assert " 0 failed, " in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     "arguments, told",
     [
         (["env", "own_envs:Half"], "has no methods step(), snapshot(), restore(), distance()"),
         (["env", "own_envs:None"], "module 'own_envs' has no 'None'"),
         (["env", "nowhere:Env"], "no module 'nowhere' is installed or in this folder"),
+        (["planner", "own_envs:Half"], "planner 'own_envs:Half': has no Config"),
         (["env", "ropes"], "did you mean 'rope'"),
         (["envs", "rope"], "did you mean 'env'"),
         (["env", "own_envs:Kept", "disks=2"], "did you mean 'discs'"),

@@ -31,6 +31,11 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     assert f"Example: latentplan {command}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_help_of_train_says_where_its_settings_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert "latentplan config model MODEL" in capsys.readouterr().out
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out

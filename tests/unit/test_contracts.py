@@ -84,6 +84,36 @@ def test_a_planner_needs_a_config_and_an_env_does_not():
     contracts.check_class("env", "pusher", bare)
 
 
+def test_an_objective_must_be_callable_for_a_goal_a_context_and_a_model():
+    class Distance:
+        @dataclass(frozen=True)
+        class Config:
+            power: float = 1.0
+
+        def __init__(self, config=None):
+            pass
+
+    class Early(Distance):
+        def __call__(self, goal):
+            pass
+
+    class Static(Distance):
+        @staticmethod
+        def __call__(goal, context, model):
+            pass
+
+    missing = "objective 'pusher': has no method __call__() (protocols.ObjectiveFactory): add it"
+    assert told("objective", Distance) == missing
+    with pytest.raises(ContractError, match="has no method __call__"):
+        contracts.check_object("objective", "pusher", Distance())
+    assert told("objective", Early) == (
+        "objective 'pusher': __call__() must take __call__(goal, context, model) "
+        "(protocols.ObjectiveFactory): found __call__(goal)"
+    )
+    contracts.check_class("objective", "pusher", Static)
+    contracts.check_object("objective", "pusher", Static())
+
+
 def test_a_constructor_that_takes_other_arguments_is_shown():
     class Short(ToyEnv):
         def __init__(self):

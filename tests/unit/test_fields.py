@@ -15,7 +15,6 @@ NAMES = [
     for kind in registry.BUILT_IN
     if kind not in WITHOUT
     for name in sorted(registry.BUILT_IN[kind])
-    if name not in ("mixture", "videoworld")  # whose fields are about to be renamed
 ]
 SHIPPED = [(kind, n) for kind, names in config.presets().items() for n in names]
 

@@ -12,6 +12,7 @@ import latentplan
 from latentplan import registry
 from latentplan.errors import CheckpointError, ConfigError, MissingDependency, UnknownName
 from latentplan.planning.mpc import MPC
+from latentplan.training import checkpoint
 
 
 @pytest.fixture
@@ -116,3 +117,24 @@ def test_constraints_and_proposals_reach_the_planner(untrained_run):
     planner.goal(goal)
     planner.act(goal)
     assert seen and planner.plan.violation.item() > 0
+
+
+def test_a_class_that_is_not_registered_is_passed_to_load(tmp_path):
+    cfm = registry.get("model", "cfm")
+
+    class Mine(cfm):
+        pass
+
+    torch.manual_seed(0)
+    model = Mine(ToyEnv().data_spec, cfm.Config(latent=4, channels=(8, 8, 8, 8)))
+    file = tmp_path / "best.safetensors"
+    checkpoint.save(file, model, name="notebook:Mine", step=1, metrics={})
+    with pytest.raises(CheckpointError, match="pass its class"):
+        latentplan.load(tmp_path)
+    planner = latentplan.load(tmp_path, model=Mine)
+    assert type(planner.model) is Mine
+    assert (np.abs(act(planner)) <= 1).all()
+    pair = latentplan.load([tmp_path, file], model=Mine)
+    assert [type(each) for each in pair.model.members] == [Mine, Mine]
+    with pytest.raises(CheckpointError):
+        latentplan.load(tmp_path, model=registry.get("model", "videogpt"))

@@ -289,7 +289,8 @@ def test_without_codes_the_state_is_the_one_that_says_the_next_frame():
     task = torch.zeros(2, dtype=torch.long)
     made = transformer.generate(tokens, task)
     assert made.codes.shape == (2, 1, 0)
-    said = transformer._said(made.hidden[:, 0])[..., : transformer.config.vocabulary].argmax(-1)
+    logits = transformer._token_logits(made.hidden[:, 0])
+    said = logits[..., : transformer.config.vocabulary].argmax(-1)
     after = transformer.imagine(tokens, made.codes[:, 0], task)
     assert torch.equal(said, after[:, : transformer.config.tokens_per_position])
 

@@ -108,7 +108,7 @@ def test_data_that_are_gone_are_asked_for(folder, tmp_path):
 def test_what_is_shown_are_the_models_codes_where_most_happens(folder, model):
     with ZarrStore.open(folder / "data.zarr") as store:
         episodes = figures.held_out(store)
-    seen = figures.look(model, episodes)
+    seen = figures.encode(model, episodes)
     whole = {key: torch.from_numpy(episodes[0].observations[key])[None] for key in KEYS}
     at_start = model.ldm.encode({key: x[:, :4] for key, x in whole.items()})
     assert seen.codes[0].tolist() == at_start[0].tolist()
@@ -116,7 +116,7 @@ def test_what_is_shown_are_the_models_codes_where_most_happens(folder, model):
     for clip in figures.clips(model, episodes):
         for key in KEYS:
             assert (clip.after[key][-1] != clip.before[key][-1]).mean() > 0.9
-    share, used, perplexity = figures.counted(np.array([[0, 3], [3, 0]]), 8)
+    share, used, perplexity = figures.code_usage(np.array([[0, 3], [3, 0]]), 8)
     assert (share[3], used) == (0.5, 2) and perplexity == pytest.approx(2)
 
 

@@ -1,8 +1,8 @@
 """The action-conditioned mode: one step of a frame's tokens under an action.
 
-VideoWorld itself has no actions while it generates. Here a small transformer sees the frame's
-tokens, or patches of them, and the action as one more, and says all tokens of the next frame at
-once: fast enough to score hundreds of candidates, which drawing them one after the other is not.
+VideoWorld generates without actions. Here a small transformer attends to the frame's tokens, or
+patches of them, and to the action as one more token, and predicts all tokens of the next frame at
+once. That is fast enough to score hundreds of candidates; sampling token by token is not.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from latentplan.types import Batch, Loss, Spec
 
 
 class TokenDynamics(nn.Module):
-    """Numbers of K tokens and an action to the next frame's; a part of VideoWorld.
+    """One-step dynamics from a frame's FSQ numbers and an action; a part of VideoWorld.
 
-    A frame is (K d) numbers, those that its tokens stand for (finite scalar quantization). What is
-    predicted is their expectation, so that distances in a plan are smooth.
+    A frame is the (K d) numbers of its K tokens (finite scalar quantization). The prediction is
+    their expectation, so that distances in a plan are smooth.
     """
 
     window, targets, reads = 2, (), ()
@@ -37,13 +37,13 @@ class TokenDynamics(nn.Module):
         levels: tuple[int, ...] = (8, 5, 5, 5)  # the tokenizer's
         views: int = 1  # cameras
         patch: int = 1  # tokens a side that are one position
-        width: int = 96
-        layers: int = 3
-        heads: int = 4
-        ahead: int = 3  # frames predicted one from the other in training
+        width: int = 96  # of the transformer
+        layers: int = 3  # of the transformer
+        heads: int = 4  # of its attention
+        ahead: int = 3  # steps unrolled in training, at most a window's actions: 1 in this stage
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             for name in ("views", "patch", "width", "layers", "heads", "ahead"):
                 check_range(f"TokenDynamics.{name}", getattr(self, name), 1)
             if self.width % self.heads:
@@ -54,7 +54,7 @@ class TokenDynamics(nn.Module):
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build the network for a store of tokens.
 
-        ConfigError where these are not a square for each camera, whole in patches.
+        Raises ConfigError unless these are one square map a camera, whole in patches.
         """
         super().__init__()
         c = self.config = config or self.Config()
@@ -77,11 +77,11 @@ class TokenDynamics(nn.Module):
             c.width, c.heads, 2 * c.width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.body = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
-        # Each number of a token is one of a few values: so many logits.
+        # A number of a token is a class: one logit for each of its levels.
         self.head = nn.Linear(c.width, sum(c.levels) * c.patch**2)
 
     def forward(self, z: Tensor, action: Tensor) -> list[Tensor]:
-        """Return logits (n, K, level) of every number, of z (n, K d) and actions (n, A)."""
+        """Return logits (n, K, level) of each number, given z (n, K d) and actions (n, A)."""
         cells = rearrange(
             z, "n (v y a x b d) -> n (v y x) (a b d)", d=self.numbers, **self.cells
         )
@@ -94,7 +94,7 @@ class TokenDynamics(nn.Module):
         return list(out.split(self.config.levels, dim=-1))
 
     def expected(self, logits: list[Tensor]) -> Tensor:
-        """Return the next numbers (n, K d) that logits stand for."""
+        """Return the expected numbers (n, K d) under logits."""
         numbers = [
             (each.softmax(-1) * values).sum(-1)
             for each, values in zip(logits, self._values(logits[0]), strict=True)
@@ -132,7 +132,7 @@ class TokenDynamics(nn.Module):
         return Loss(torch.stack(nats).mean(), parts)
 
     def _values(self, like: Tensor) -> list[Tensor]:
-        """Return the values in [-1, 1] that each number may have."""
+        """Return the values in [-1, 1] of each number's levels."""
         return [
             (torch.arange(level, device=like.device, dtype=like.dtype) - level // 2) / (level // 2)
             for level in self.config.levels

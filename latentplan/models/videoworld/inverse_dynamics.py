@@ -1,11 +1,11 @@
-"""Inverse dynamics: the actions that lead to what was generated.
+"""Inverse dynamics: the actions that lead to generated codes or frames.
 
-VideoWorld reads actions off the transformer's hidden states at the last frame and its codes (its
-released CALVIN policy), or off the frame, the next one and the codes (its paper). Both are here.
-Differs: the first encodes the frame as well (`frame_encoder`), as the second does, since hidden
-states hold of it only what codes need. Learnt from few labelled episodes; the transformer stays as
-it is, so its states are made once (`stages.add_states`): of the codes that it generates itself, as
-in use, since true codes know of the future, and actions read off them trust codes too much.
+VideoWorld predicts actions from the transformer's hidden states at the last frame and its codes
+(its released CALVIN policy), or from the frame, the next one and the codes (its paper). Both are
+here. Differs: the first encodes the frame as well (`frame_encoder`), as the second does, since
+hidden states keep only what the codes need. It trains on few labelled episodes. The transformer is
+frozen, so its states are computed once (`stages.add_states`), with generated codes as at inference:
+true codes carry information on the future, and a head trained on them would rely on codes too much.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
+from latentplan.models.videoworld.conditioning import FrameEncoder
 from latentplan.models.videoworld.video_transformer import (
     CODES,
     HIDDEN,
     TOKENS,
-    FrameEncoder,
     VideoTransformer,
 )
 from latentplan.types import Batch, Loss, Spec
 
-EMBEDDED = 16  # numbers a frame token is, where frames are read
+EMBEDDED = 16  # width of a token's embedding, if frames are read
 
 
 class InverseDynamics(nn.Module):
-    """Generated codes to `chunk` actions; holds the transformer, which is not trained here.
+    """A network from generated codes to `chunk` actions; it holds the frozen transformer.
 
-    Its spec is that of a store of tokens, with states where these are read. A number of the action
-    that is -1 or 1 alone (a gripper's sign) is a class; the others are regressed.
+    Its spec is that of a store of tokens, with states if it reads them. A number of the action that
+    is only ever -1 or 1 (a gripper's sign) is classified; the others are regressed.
     """
 
     targets, reads = (), ()
@@ -43,15 +43,15 @@ class InverseDynamics(nn.Module):
         """What the network is made of, and how it is trained."""
 
         reads: str = "hidden"  # states of the transformer, or `frames`: this, the next, the codes
-        chunk: int = 4  # actions read off one plan
+        chunk: int = 4  # actions predicted from one plan
         frame_encoder: int = 64  # channels of the convolutions over the frame; 0: none
-        width: int = 256
-        layers: int = 2  # hidden ones
-        dropout: float = 0.1
-        labelled: float = 1.0  # share of the training episodes whose actions are known
+        width: int = 256  # of the hidden layers
+        layers: int = 2  # hidden layers
+        dropout: float = 0.1  # share of activations that training drops
+        labelled: float = 1.0  # share of the training episodes whose actions are used
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if self.reads not in ("hidden", "frames"):
                 raise ConfigError(
                     f"InverseDynamics.reads: {self.reads!r} is not one of hidden, frames"
@@ -88,7 +88,7 @@ class InverseDynamics(nn.Module):
         signs = spec.action.convention is not None and spec.action.convention.gripper.startswith(
             "close_is_"
         )
-        self.signs: Tensor  # (A,) bool: is -1 or 1 alone
+        self.signs: Tensor  # (A,) bool: only ever -1 or 1
         self.register_buffer("signs", torch.zeros(self.size, dtype=torch.bool), persistent=False)
         self.signs[-1] = signs
         for name in ("low", "high"):
@@ -98,39 +98,39 @@ class InverseDynamics(nn.Module):
         self.high: Tensor
 
     def train(self, mode: bool = True) -> InverseDynamics:
-        """Set the mode of all but the transformer, which stays as it is in use."""
+        """Set the mode of all but the transformer, which stays in evaluation mode."""
         super().train(mode)
         self.transformer.eval()
         return self
 
-    def forward(self, read: Tensor) -> Tensor:
-        """Return raw actions (n, chunk, A) of what `read` returned; `actions` makes them real."""
-        raw: Tensor = self.head(read).unflatten(-1, (self.config.chunk, self.size))
+    def forward(self, features: Tensor) -> Tensor:
+        """Return raw actions (n, chunk, A) of features; `actions` scales them to the bounds."""
+        raw: Tensor = self.head(features).unflatten(-1, (self.config.chunk, self.size))
         return raw
 
     def actions(self, raw: Tensor) -> Tensor:
-        """Return actions (n, chunk, A) within the bounds, signs made exactly -1 or 1."""
+        """Return actions (n, chunk, A) within the bounds; signs are exactly -1 or 1."""
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         real = (middle + half * raw).clamp(self.low, self.high)
         return torch.where(self.signs, torch.where(raw > 0, self.high, self.low), real)
 
     def read_hidden(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return what the head takes of hidden states (n, H + 1, width) and the frame (n, K)."""
+        """Return the head's features of hidden states (n, H + 1, width) and the frame (n, K)."""
         projected = self.project(hidden)  # n (H + 1) width
         plan = (self.weights.softmax(0)[:, None] * projected).sum(1)  # n width
-        # The paper's weighted sum, and each position by itself, in few numbers.
+        # The paper's weighted sum, and a small projection of each position.
         parts = [plan, self.few(hidden).flatten(1)]
         if self.frame_encoder is not None:
             parts.append(self.frame_encoder(tokens, plan))
         return torch.cat(parts, dim=-1)
 
     def read_frames(self, tokens: Tensor, after: Tensor, codes: Tensor) -> Tensor:
-        """Return what the head takes of two frames (n, K) each and the codes (n, H)."""
+        """Return the head's features of two frames (n, K) each and the codes (n, H)."""
         frames = self.frame(torch.stack([tokens, after], dim=1)).flatten(1)
         return torch.cat([frames, self.code(codes).flatten(1)], dim=-1)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the error of the chunk of actions behind the context, and the signs' accuracy."""
+        """Return the error of the chunk of actions after the context, and the signs' accuracy."""
         c = self.config
         tokens = batch.observations[TOKENS][:, :2].long()
         actions = batch.actions[:, : c.chunk]
@@ -150,12 +150,12 @@ class InverseDynamics(nn.Module):
         if self.signs.any():
             right = ((raw > 0) == (wanted > 0))[..., self.signs]
             parts["signs"] = right.float().mean()
-        # The first action is the one that is sent; the others count as much together.
+        # The first action is the one that is sent; it weighs as much as all others together.
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)
 
     def _make_reader(self, g: VideoTransformer.Config) -> int:
-        """Make the layers before the head, and return how many numbers it takes."""
+        """Make the layers before the head, and return the width of its input."""
         c = self.config
         if c.reads == "hidden":
             self.project = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width))
@@ -163,8 +163,15 @@ class InverseDynamics(nn.Module):
             self.weights = nn.Parameter(torch.zeros(g.horizon + 1))
             self.frame_encoder = None
             if c.frame_encoder:
-                told = {"told": c.width, "channels": c.frame_encoder, "size": c.width}
-                self.frame_encoder = FrameEncoder(g, self.transformer.tokens, **told)
+                self.frame_encoder = FrameEncoder(
+                    self.transformer.tokens,
+                    levels=g.levels,
+                    views=g.views,
+                    condition=c.width,
+                    channels=c.frame_encoder,
+                    size=c.width,
+                    dropout=g.dropout,
+                )
             return c.width + (g.horizon + 1) * (c.width // 4) + (c.width if c.frame_encoder else 0)
         self.frame = nn.Embedding(g.vocabulary, EMBEDDED)
         self.code = nn.Embedding(g.codes, EMBEDDED)

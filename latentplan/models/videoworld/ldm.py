@@ -1,12 +1,12 @@
-"""The latent dynamics model: H codes of what changes over the next H frames.
+"""The latent dynamics model: H codes for the changes over the next H frames.
 
 Ren et al., VideoWorld (arXiv 2501.09781, section 3.2): a causal encoder over frames t .. t + H, one
 learnable query a horizon h that attends to frames t .. t + h alone, a discrete code from each, and
 a decoder that reconstructs frame t + h from the features of frame t and the codes 1 .. h. So codes
-need not repeat what the first frame shows. Differs: small networks; one Q-Former with a mask
+need not repeat the content of the first frame. Differs: small networks; one Q-Former with a mask
 for all horizons instead of one each; the decoder moves the pixels of frame t and adds to them;
-squared error with more weight on pixels that change, in each frame by what changes there, instead
-of perceptual and adversarial losses; codes may also predict the optical flow (`motion`);
+squared error that weights changing pixels, normalised in each frame by the change there, instead of
+perceptual and adversarial losses; codes may also predict the optical flow (`motion`);
 books of 64 codes by default, which suffice for simple arms (VideoWorld 2, arXiv 2602.10102,
 ablations).
 """
@@ -26,11 +26,11 @@ from latentplan.nn.flow import optical_flow, warped
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec, Tensors
 
-FLOW = 0.125  # of an image: what a flow of 1 moves a pixel by
+FLOW = 0.125  # of an image's side: how far a flow of 1 moves a pixel
 
 
 class LDM(nn.Module):
-    """Clips of H + 1 frames to H codes, and back from the first frame and the codes."""
+    """An autoencoder of clips: H + 1 frames to H codes, decoded given the first frame."""
 
     targets, reads = (), ()
 
@@ -41,20 +41,20 @@ class LDM(nn.Module):
         images: tuple[str, ...] = ()  # observation keys, one code for all together; () for all
         horizon: int = 4  # H, codes a clip
         stride: int = 1  # observations from one frame of a clip to the next
-        patch: int = 4  # pixels a side that are one place of the first map
+        patch: int = 4  # pixels a side of one cell of the first map
         channels: tuple[int, ...] = (64, 96)  # each but the first halves the map's side
         layers: int = 2  # of the Q-Former
-        heads: int = 4
+        heads: int = 4  # of its attention
         quantizer: str = "fsq"  # or vq, with as many codes
         levels: tuple[int, ...] = (4, 4, 4)  # values of each number of a code
-        whiten: bool = False  # whether the numbers of a code are to be uncorrelated
-        motion: float = 0.0  # weight of the optical flow that codes predict; 0 for none
-        decoded: int = 2  # horizons reconstructed in a training step, drawn for each; at most H
+        whiten: bool = False  # whether to decorrelate the numbers of a code
+        motion: float = 0.0  # weight of predicting the optical flow from codes; 0 for none
+        decoded: int = 2  # horizons reconstructed in a training step, drawn at random; at most H
         moving: float = 0.5  # weight of the share of the change that is not reconstructed
         changed: float = 0.08  # of [-1, 1]: the least change that counts as one
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a field is out of its range."""
+            """Raise ConfigError if a field is out of its range."""
             if not self.channels:
                 raise ConfigError("LDM.channels: found none, need at least one")
             check_range("LDM.horizon", self.horizon, 1, 64)
@@ -128,7 +128,7 @@ class LDM(nn.Module):
     def encode_video(self, frames: Tensors, *, rows: slice = slice(None)) -> Tensor:
         """Return the codes (n, H) of the frames `rows` of a video (L, h, w, 3) uint8.
 
-        Behind its last frame the world stands still.
+        After the last frame the video repeats it.
         """
         c = self.config
         video = images.stack({key: frames[key][None] for key in self._keys}, self._keys)[0]
@@ -136,17 +136,17 @@ class LDM(nn.Module):
         ahead = ahead.clamp(max=len(video) - 1)
         if not len(ahead):
             return torch.empty(0, c.horizon, dtype=torch.long)
-        # Clips overlap: what a frame is after another is seen once for all of them.
+        # Clips overlap: each pair of a frame and the one before it is encoded once.
         pairs = torch.stack([ahead, _before(ahead)], dim=-1).flatten(0, 1)
-        pairs, place = torch.unique(pairs, dim=0, return_inverse=True)
-        maps = self._see(video[pairs[:, 0]], video[pairs[:, 1]])
-        maps = maps[place].view(*ahead.shape, *maps.shape[1:])
+        pairs, index = torch.unique(pairs, dim=0, return_inverse=True)
+        maps = self._encode_pairs(video[pairs[:, 0]], video[pairs[:, 1]])
+        maps = maps[index].view(*ahead.shape, *maps.shape[1:])
         return self._quantize(self._in_time(maps)).ids
 
     def decode(self, observations: Tensors, codes: Tensor) -> dict[str, Tensor]:
-        """Return the H frames to come (B, H, h, w, 3) uint8 a camera.
+        """Return the next H frames (B, H, h, w, 3) uint8 a camera.
 
-        From the first frame of the observations (B, >= 1, h, w, 3) and codes (B, H).
+        They follow the first frame of the observations (B, >= 1, h, w, 3), given codes (B, H).
         """
         check("LDM.decode.codes", codes, "B H", H=self.config.horizon)
         first = images.stack({k: observations[k][:, :1] for k in self._keys}, self._keys)
@@ -158,9 +158,9 @@ class LDM(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the weighted squared error of the reconstructed frames, with PSNR and code usage.
 
-        `psnr_moving` is that of the pixels which change, a mean over cameras, and `psnr_still` what
-        it would be for a copy of frame t: the codes are worth the difference,
-        `left_CAMERA` the share of the change and `flow_CAMERA` that of the motion that they miss.
+        `psnr_moving` is the PSNR of the pixels that change, a mean over cameras; `psnr_still` is
+        that of a copy of frame t, and the difference is the gain from the codes. `left_CAMERA` is
+        the share of the change and `flow_CAMERA` the share of the motion that the codes miss.
         """
         c = self.config
         clip = self._clip(batch.observations)
@@ -177,28 +177,29 @@ class LDM(nn.Module):
         moved = changed.float()
         wrong = _of_moving((frames - truth).square(), moved)
         still = _of_moving((before - truth).square(), moved)
-        # A camera on the hand changes more than one that looks at it, and later frames more than
-        # earlier ones: each counts as much.
+        # Images of a camera on the hand change more than those of a static one, and later frames
+        # more than earlier ones: normalise, so that each weighs the same.
         left = wrong / still.clamp(min=1e-3)  # n v
         total = quantized.loss + c.moving * left.mean()
         total = total + (frames - truth).square().mean() + 0.1 * F.l1_loss(frames, truth)
-        told = {}
+        flow_parts = {}
         if c.motion:
             missed = self.motion(quantized.vectors, clip, grid=maps.shape[-1])  # a camera
             total = total + c.motion * missed.mean()
-            told = {f"flow_{k}": each.detach() for k, each in zip(self._keys, missed, strict=True)}
+            shares = zip(self._keys, missed, strict=True)
+            flow_parts = {f"flow_{k}": each.detach() for k, each in shares}
         with torch.no_grad():
             parts = {
                 "psnr": images.psnr(frames, truth),
                 "psnr_moving": (10 * torch.log10(4 / wrong.clamp(min=1e-8))).mean(),
                 "psnr_still": (10 * torch.log10(4 / still.clamp(min=1e-8))).mean(),
             }
-            shares = left.detach().mean(0)
-            parts |= {f"left_{k}": each for k, each in zip(self._keys, shares, strict=True)}
-        return Loss(total, parts | told | quantizer.usage(quantized.ids, self.vocabulary))
+            of_change = left.detach().mean(0)
+            parts |= {f"left_{k}": each for k, each in zip(self._keys, of_change, strict=True)}
+        return Loss(total, parts | flow_parts | quantizer.usage(quantized.ids, self.vocabulary))
 
     def _clip(self, observations: Tensors) -> Tensor:
-        """Return the frames (b, H + 1, v, 3, h, w) of a window; ConfigError where it is short."""
+        """Return the frames (b, H + 1, v, 3, h, w) of a window; ConfigError if it is too short."""
         c = self.config
         length = observations[self._keys[0]].shape[1]
         if length < c.span + 1:
@@ -211,10 +212,10 @@ class LDM(nn.Module):
 
     def _features(self, clip: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x) of a clip; map t depends on frames up to t alone."""
-        maps = self._see(clip.flatten(0, 1), _before(clip).flatten(0, 1))
+        maps = self._encode_pairs(clip.flatten(0, 1), _before(clip).flatten(0, 1))
         return self._in_time(maps.view(*clip.shape[:2], *maps.shape[1:]))
 
-    def _see(self, frames: Tensor, before: Tensor) -> Tensor:
+    def _encode_pairs(self, frames: Tensor, before: Tensor) -> Tensor:
         """Return maps (n, width, y, x) of frames (n, v, c, h, w), each after the one before it."""
         both = torch.cat([frames, frames - before], dim=2)
         both = rearrange(both, "n v c h w -> n (v c) h w")
@@ -222,7 +223,7 @@ class LDM(nn.Module):
         return maps
 
     def _in_time(self, maps: Tensor) -> Tensor:
-        """Return maps (b, t, width, y, x) that know of those before them."""
+        """Return maps (b, t, width, y, x) with causal features over time."""
         maps = maps.transpose(1, 2)
         for layer in self.time:
             maps = layer(maps)
@@ -232,47 +233,47 @@ class LDM(nn.Module):
         """Return the H codes of the maps of H + 1 frames."""
         tokens = rearrange(maps, "b t c y x -> b t (y x) c") + self.where + self.when
         tokens = rearrange(tokens, "b t n c -> b (t n) c")
-        asked = self.queries.expand(len(maps), -1, -1)
+        queries = self.queries.expand(len(maps), -1, -1)
         for layer in self.look:
-            asked = layer(asked, tokens, self.mask)
-        found: quantizer.Quantized = self.quantizer(asked)
+            queries = layer(queries, tokens, self.mask)
+        found: quantizer.Quantized = self.quantizer(queries)
         return found
 
     def _conditions(self, vectors: Tensor) -> Tensor:
-        """Return (b, H, width): number h tells of codes 1 .. h alone."""
-        counted = torch.arange(1, self.config.horizon + 1, device=vectors.device)[:, None]
-        told: Tensor = self.read(vectors + self.place).cumsum(dim=1) / counted**0.5
-        return told + self.place
+        """Return conditions (b, H, width): row h depends on codes 1 .. h alone."""
+        count = torch.arange(1, self.config.horizon + 1, device=vectors.device)[:, None]
+        total: Tensor = self.read(vectors + self.place).cumsum(dim=1) / count**0.5
+        return total + self.place
 
     def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
         """Return frames (b, n, v, 3, h, w) of frame t (b, v, 3, h, w), maps, conditions (b, n, c).
 
-        The decoder moves the pixels of frame t, and adds to them what was not there.
+        The decoder warps the pixels of frame t, and adds a residual image.
         """
         n, v = conditions.shape[1], first.shape[1]
-        told = conditions.flatten(0, 1)
-        here = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
-        spread = told[:, :, None, None].expand(-1, -1, *here.shape[2:])
-        x = self.join(torch.cat([here, spread], dim=1))
+        condition = conditions.flatten(0, 1)
+        first_maps = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
+        spread = condition[:, :, None, None].expand(-1, -1, *first_maps.shape[2:])
+        x = self.join(torch.cat([first_maps, spread], dim=1))
         for layer in self.refine:
-            x = layer(x, told)
+            x = layer(x, condition)
         out = rearrange(self.decoder(x), "(b n) (v c) h w -> b n v c h w", n=n, v=v)
         start = first[:, None].expand(-1, n, -1, -1, -1, -1)
         flow = FLOW * first.shape[-1] * out[:, :, :, :2]
-        put = warped(start.flatten(0, 2), flow.flatten(0, 2)).view_as(start)
-        shown: Tensor = put + out[:, :, :, 2:]
-        return shown
+        moved = warped(start.flatten(0, 2), flow.flatten(0, 2)).view_as(start)
+        frames: Tensor = moved + out[:, :, :, 2:]
+        return frames
 
 
 class Motion(nn.Module):
-    """What code h alone tells of the optical flow of step h: shift and growth of each image.
+    """A linear head that predicts the mean optical flow of step h from code h alone.
 
-    The mean flow to the right, down, and away from the centre. Each of these counts as much: where
-    errors of images do the counting, a code says most of what much of an image changes by, and
-    little of where the arm goes.
+    The flow has three numbers an image: to the right, down, and away from the centre, each of equal
+    weight. Under errors of pixels alone, a code would mostly encode the changes that cover much of
+    an image, and little of the arm's motion.
     """
 
-    GRAIN = 4  # pixels of a place of the maps, in the images whose flow is found
+    GRAIN = 4  # pixels a side of a cell of the maps, in the images whose flow is computed
 
     def __init__(self, width: int, *, views: int) -> None:
         """Make the layer for vectors of `width`."""
@@ -280,10 +281,10 @@ class Motion(nn.Module):
         self.tell = nn.Linear(width, views * 3)
 
     def forward(self, vectors: Tensor, clip: Tensor, *, grid: int) -> Tensor:
-        """Return the share (v,) of the motion that is missed.
+        """Return the share (v,) of the motion that the prediction misses.
 
-        Of what the codes say (b, H, c) and clips (b, H + 1, v, 3, h, w), whose maps have `grid`
-        places a side.
+        Of codes' vectors (b, H, c) and clips (b, H + 1, v, 3, h, w) with maps of `grid` cells a
+        side.
         """
         b, steps, views = clip.shape[0], clip.shape[1] - 1, clip.shape[2]
         with torch.no_grad():
@@ -308,12 +309,12 @@ def _of_moving(squared: Tensor, moved: Tensor) -> Tensor:
 
 
 class CausalInTime(nn.Module):
-    """A residual convolution over (t, y, x) that sees the past alone; before the clip are zeros."""
+    """A residual convolution over (t, y, x), causal in time and padded with zeros."""
 
     def __init__(self, width: int) -> None:
         """Make the layers."""
         super().__init__()
-        self.norm = nn.LayerNorm(width)  # over channels: statistics over time would look ahead
+        self.norm = nn.LayerNorm(width)  # over channels: statistics over time would not be causal
         self.mix = nn.Conv3d(width, width, (3, 1, 1))
         self.space = nn.Conv2d(width, width, 3, padding=1)
 
@@ -328,7 +329,7 @@ class CausalInTime(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries look at tokens, where a mask lets them, and think."""
+    """Masked cross-attention from queries to tokens, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Make the layers."""
@@ -341,20 +342,20 @@ class CrossAttention(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, asked: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return (b, H, width) of queries (b, H, width), tokens (b, n, width), mask (H, n)."""
-        q = rearrange(self.q(self.before(asked)), "b l (h d) -> b h l d", h=self.heads)
+        q = rearrange(self.q(self.before(queries)), "b l (h d) -> b h l d", h=self.heads)
         k, v = rearrange(
             self.kv(self.of_tokens(tokens)), "b l (n h d) -> n b h l d", n=2, h=self.heads
         )
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        asked = asked + self.out(rearrange(seen, "b h l d -> b l (h d)"))
-        thought: Tensor = asked + self.think(asked)
-        return thought
+        values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        queries = queries + self.out(rearrange(values, "b h l d -> b l (h d)"))
+        out: Tensor = queries + self.think(queries)
+        return out
 
 
 class Conditioned(nn.Module):
-    """A residual convolution whose normalised maps are scaled and shifted by a vector."""
+    """A residual convolution with feature-wise scale and shift from a condition."""
 
     def __init__(self, width: int) -> None:
         """Make the layers."""
@@ -364,14 +365,14 @@ class Conditioned(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """Return (n, width, y, x) of x and vectors (n, width)."""
-        scale, shift = self.scale(told)[:, :, None, None].chunk(2, dim=1)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return (n, width, y, x) of x and conditions (n, width)."""
+        scale, shift = self.scale(condition)[:, :, None, None].chunk(2, dim=1)
         y = F.silu(self.norm(x) * (1 + scale) + shift)
         out: Tensor = x + self.second(F.silu(self.first(y)))
         return out
 
 
 def _before(clips: Tensor) -> Tensor:
-    """Return clips (b, t, ...) one frame earlier; before the first there is the first itself."""
+    """Return clips (b, t, ...) delayed by one frame; the first frame repeats."""
     return torch.cat([clips[:, :1], clips[:, :-1]], dim=1)

@@ -1,7 +1,7 @@
-"""How VideoWorld is trained: five networks, and two stores that are made once.
+"""The stages of VideoWorld's training: five networks and two derived stores.
 
-Frames and clips become tokens and codes, on which the transformer is trained; its states, which
-take longer to make than to read, are what the inverse dynamics reads.
+Frames and clips become tokens and codes, on which the transformer trains. The inverse dynamics
+trains on the transformer's states, which are computed once, since reading them takes less time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PLANS = 256  # generated at a time
 
 @dataclass(frozen=True)
 class StageTraining:
-    """How each part is trained; `window` is set by the part."""
+    """Training settings of each part; the part determines `window`."""
 
     tokenizer: Training = field(default_factory=lambda: Training(steps=3000, batch=24, window=2))
     ldm: Training = field(default_factory=lambda: Training(steps=3000, batch=16))
@@ -170,7 +170,7 @@ def tokenised(
 ) -> Episode:
     """Return an episode of tokens, codes and task ids, with the same actions and labels.
 
-    Codes look ahead: after an episode's last frame the world stands still.
+    Codes depend on later frames: after an episode's last frame, that frame repeats.
     """
     tokenizer, ldm = parts["tokenizer"], parts["ldm"]
     device = next(ldm.parameters()).device
@@ -202,8 +202,8 @@ def _task_ids(episode: Episode, tasks: Sequence[str], *, language: bool) -> Arra
 def add_states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[Episode]:
     """Return episodes of tokens with the transformer's states.
 
-    They are those after each frame and the codes that it finds likeliest there, from as many
-    frames as it would have seen by then.
+    These are the states after each frame and its likeliest codes, given the frames of the context
+    up to then.
     """
     return [
         replace(episode, observations={**episode.observations, HIDDEN: found})
@@ -222,10 +222,10 @@ def _states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[
     )
     since = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
     found = torch.empty(len(tokens), c.horizon + 1, c.width, dtype=torch.float16)
-    for seen in range(1, c.context + 1):  # frames by then
-        rows = (since.clamp(max=c.context - 1) == seen - 1).nonzero()[:, 0]
+    for count in range(1, c.context + 1):  # frames in the context
+        rows = (since.clamp(max=c.context - 1) == count - 1).nonzero()[:, 0]
         for first in range(0, len(rows), PLANS):
             some = rows[first : first + PLANS]
-            context = tokens[some[:, None] + torch.arange(1 - seen, 1)]
+            context = tokens[some[:, None] + torch.arange(1 - count, 1)]
             found[some] = transformer.generate(context, task[some]).hidden[:, 0].half().cpu()
     return np.split(found.numpy(), np.cumsum(lengths)[:-1])

@@ -1,9 +1,8 @@
-"""VideoWorld as one model: images to tokens, codes that look ahead, actions read off them.
+"""VideoWorld as one model: frame tokens, codes of the future, actions from inverse dynamics.
 
-Ren et al., arXiv 2501.09781. The parts are trained one after the other by `latentplan train
-videoworld` and put together here. It plans both ways: `proposal` generates codes and the actions
-that go with them, as the paper's policy does; `rollout` imagines what given actions lead to, for
-any planner.
+Ren et al., arXiv 2501.09781. `stages` trains the parts one after the other; `assemble` joins them
+here. It plans in two ways: `proposal` generates codes and their actions, as the paper's policy
+does; `rollout` predicts the latents after given actions, for any planner.
 """
 
 from __future__ import annotations
@@ -51,19 +50,25 @@ class VideoWorld(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        """The parts. What one part says of another (sizes, tasks) is filled in by `fitted`."""
+        """The parts; `fitted` fills in sizes and tasks, from the data and the other parts."""
 
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all images
         language: bool = False  # whether tasks are the labels' sentences, else their names
         tokenizer: Part = Part("tokenizer", "vqvae")  # a ScalarTokenizer
-        ldm: LDM.Config = field(default_factory=LDM.Config)
-        ldm_run: str = ""  # run of VideoWorld whose latent dynamics model is used as it is
-        transformer: VideoTransformer.Config = field(default_factory=VideoTransformer.Config)
-        inverse: InverseDynamics.Config = field(default_factory=InverseDynamics.Config)
-        dynamics: TokenDynamics.Config = field(default_factory=TokenDynamics.Config)
+        ldm: LDM.Config = field(default_factory=LDM.Config)  # the latent dynamics model
+        ldm_run: str = ""  # run of VideoWorld whose frozen latent dynamics model is used
+        transformer: VideoTransformer.Config = field(
+            default_factory=VideoTransformer.Config
+        )  # codes and next frames
+        inverse: InverseDynamics.Config = field(
+            default_factory=InverseDynamics.Config
+        )  # from codes to actions
+        dynamics: TokenDynamics.Config = field(
+            default_factory=TokenDynamics.Config
+        )  # from an action to the next frame, for planners
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where the parts do not go together."""
+            """Raise ConfigError if the parts do not fit each other."""
             check_range(
                 "VideoWorld.transformer.horizon", self.transformer.horizon, 0, self.ldm.horizon
             )
@@ -76,7 +81,7 @@ class VideoWorld(nn.Module):
             return replace(spec, observation=seen, privileged=())
 
         def fitted(self, spec: Spec, *, tasks: tuple[str, ...] = ()) -> VideoWorld.Config:
-            """Return the config with what the data and one part decide of another.
+            """Return the config with the sizes and names that the data and other parts determine.
 
             Raises ConfigError if the data have no images, or not those of `images`, or the
             tokenizer's tokens are not numbers.
@@ -163,7 +168,7 @@ class VideoWorld(nn.Module):
         return self.dynamics.codebook.nearest(numbers)
 
     def prepare(self, context: Context) -> Tensor:
-        """Return the last latent (B, D): the token dynamics reads no more."""
+        """Return the last latent (B, D), all that the token dynamics reads."""
         check("VideoWorld.prepare.context", context.latents, "B T D", D=self.latent_dim)
         return context.latents[:, -1]
 
@@ -197,7 +202,7 @@ class VideoWorld(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the next frames (B, steps, h, w, 3) uint8 a camera, each after codes of its own.
 
-        Of a task if one is given; actions are not an input.
+        They are conditioned on the task, if one is given, not on actions.
         """
         tokens = self.tokenizer.encode(frames).ids
         task = tokens.new_zeros(len(tokens)) if task is None else task
@@ -221,23 +226,23 @@ class VideoWorld(nn.Module):
     ) -> CodeProposal:
         """Return the policy of a task as a `protocols.Proposal`; ConfigError for an unknown one.
 
-        Of several candidates the first has the likeliest codes, the others are drawn.
+        The first candidate has the likeliest codes; the others are sampled.
         """
-        number = self.transformer.number(task) if task else 0
-        return CodeProposal(self, number, temperature=temperature, top_p=top_p)
+        task_id = self.transformer.task_id(task) if task else 0
+        return CodeProposal(self, task_id, temperature=temperature, top_p=top_p)
 
     def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
-        """Return what imagines n steps of a task; see `protocols.SubgoalModel`.
+        """Return a predictor of the latent n steps into a task; see `protocols.SubgoalModel`.
 
-        Step by step: the likeliest codes, then the likeliest next frame.
+        Each step takes the likeliest codes, then the likeliest next frame.
         """
-        number = self.transformer.number(task) if task else 0
+        task_id = self.transformer.task_id(task) if task else 0
         transformer, codebook = self.transformer, self.dynamics.codebook
 
         @torch.no_grad()
         def imagined(context: Context, steps: int) -> Tensor:
             tokens = _without_copies(self.ids(context.latents[:, -self.context :]))
-            tasks = torch.full((len(tokens),), number, device=tokens.device)
+            tasks = torch.full((len(tokens),), task_id, device=tokens.device)
             for _ in range(steps):
                 codes = transformer.generate(tokens, tasks).codes[:, 0]
                 after = transformer.imagine(tokens, codes, tasks)
@@ -248,15 +253,15 @@ class VideoWorld(nn.Module):
 
 
 class CodeProposal:
-    """Codes generated after what was seen, and the actions that the inverse dynamics reads off."""
+    """A proposal: codes generated after the context, and their actions by inverse dynamics."""
 
     def __init__(
         self, model: VideoWorld, task: int, *, temperature: float, top_p: float
     ) -> None:
-        """Take the model, the task's number, and how the codes behind the first are drawn."""
+        """Take the model, the task id, and how all candidates but the first are sampled."""
         self.model, self.task = model, task
         self.temperature, self.top_p = temperature, top_p
-        self.last: Generated | None = None  # what was generated last, to look at
+        self.last: Generated | None = None  # the newest generation, for inspection
 
     @torch.no_grad()
     def sample(
@@ -280,14 +285,14 @@ class CodeProposal:
             made = Generated(*(torch.cat(two, dim=1) for two in zip(made, drawn, strict=True)))
         self.last = made
         if inverse.config.reads == "hidden":
-            seen = tokens[:, -1].repeat_interleave(made.hidden.shape[1], dim=0)
-            read = inverse.read_hidden(made.hidden.flatten(0, 1), seen)
+            last = tokens[:, -1].repeat_interleave(made.hidden.shape[1], dim=0)
+            features = inverse.read_hidden(made.hidden.flatten(0, 1), last)
         else:
             codes = made.codes.flatten(0, 1)
-            seen, tasks = tokens.repeat_interleave(count, dim=0), task.repeat_interleave(count)
-            after = model.transformer.imagine(seen, codes, tasks)
-            read = inverse.read_frames(seen[:, -1], after, codes)
-        chunk = inverse.actions(inverse(read))  # (b n) chunk a
+            frames, tasks = tokens.repeat_interleave(count, dim=0), task.repeat_interleave(count)
+            after = model.transformer.imagine(frames, codes, tasks)
+            features = inverse.read_frames(frames[:, -1], after, codes)
+        chunk = inverse.actions(inverse(features))  # (b n) chunk a
         actions = chunk.view(len(tokens), -1, *chunk.shape[1:])
         missing = horizon - actions.shape[2]
         if missing > 0:
@@ -296,10 +301,10 @@ class CodeProposal:
 
 
 def _without_copies(tokens: Tensor) -> Tensor:
-    """Return frames (B, T, K) without those at the start that the next one repeats.
+    """Return frames (B, T, K) without copies of the first at the start.
 
-    Before T frames were seen the first stands for those that are missing; in training there are
-    fewer frames then.
+    A context of fewer than T observations is padded with copies of the first; training windows at
+    the start of an episode are shorter instead.
     """
     changed = (tokens[:, 1:] != tokens[:, :-1]).any(-1).any(0)  # (T - 1,)
     found = changed.nonzero()

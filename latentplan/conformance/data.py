@@ -1,0 +1,52 @@
+"""Random observations and actions that models and tokenizers are checked on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from latentplan.types import ActionSpec, ArraySpec, Spec
+
+SIDE = 64  # pixels of an image
+CELL = 8  # pixels of one colour: fine noise has no structure to encode
+SPEC = Spec(
+    observation={
+        "rgb": ArraySpec((SIDE, SIDE, 3), "uint8"),
+        "state": ArraySpec((7,), "float32", "joints, rad"),
+    },
+    action=ActionSpec((-1.0,) * 4, (1.0,) * 4),
+)
+
+
+def seeded(seed: int = 0) -> Generator:
+    """Return a new generator of this seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def observations(spec: Spec, batch: int, length: int, *, seed: int = 0) -> dict[str, Tensor]:
+    """Return observations (B, T, ...) of a spec: images of random squares, normal numbers."""
+    generator, found = seeded(seed), {}
+    for key, array in spec.observation.items():
+        if array.dtype == "uint8":
+            height, width, *colours = array.shape
+            size = (batch, length, -(-height // CELL), -(-width // CELL), *colours)
+            cells = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+            whole = cells.repeat_interleave(CELL, dim=2).repeat_interleave(CELL, dim=3)
+            found[key] = whole[:, :, :height, :width].contiguous()
+        else:
+            found[key] = torch.randn(batch, length, *array.shape, generator=generator)
+    return found
+
+
+def actions(spec: Spec, *shape: int, seed: int = 1) -> Tensor:
+    """Return actions (*shape, A), uniform in the bounds."""
+    low, high = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
+    return low + torch.rand(*shape, len(low), generator=seeded(seed)) * (high - low)
+
+
+def images(spec: Spec) -> Spec:
+    """Return the spec with its images alone."""
+    kept = {k: a for k, a in spec.observation.items() if a.dtype == "uint8" and len(a.shape) == 3}
+    return replace(spec, observation=kept)

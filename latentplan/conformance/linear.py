@@ -1,0 +1,81 @@
+"""A linear model, exact and fast, that planners, objectives and policies are checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from latentplan import shapes
+from latentplan.conformance.data import seeded
+from latentplan.types import ActionSpec, ArraySpec, Context, Spec, Tensors
+
+STATE = "state"  # the observation that is the latent
+COUPLING, GAIN = 0.1, 0.3  # how far A is from the identity, the size of B
+
+
+def spec(states: int = 4, actions: int = 2) -> Spec:
+    """Return the spec of a state and forces."""
+    bound = (1.0,) * actions
+    return Spec({STATE: ArraySpec((states,))}, ActionSpec(tuple(-b for b in bound), bound))
+
+
+class Linear(nn.Module):
+    """The `protocols.Dynamics` z' = A z + B a of a state, which also proposes actions and subgoals.
+
+    Proposals are uniform in the bounds; the subgoal of every task is the origin.
+    """
+
+    context = 1
+
+    def __init__(self, spec: Spec, *, dtype: torch.dtype = torch.float32) -> None:
+        """Draw A and B, always the same ones."""
+        super().__init__()
+        self.spec = spec
+        self.latent_dim = size = spec.observation[STATE].shape[0]
+        generator, actions = seeded(), spec.action.size
+        mix = torch.randn(size, size, generator=generator, dtype=dtype) / size**0.5
+        gain = torch.randn(size, actions, generator=generator, dtype=dtype)
+        self.A = nn.Parameter(torch.eye(size, dtype=dtype) + COUPLING * mix)
+        self.B = nn.Parameter(GAIN * gain)
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return the states (B, T, D)."""
+        shapes.check("Linear.encode", observations[STATE], "B T D", D=self.latent_dim)
+        return observations[STATE].to(self.A.dtype)
+
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last latent (B, D)."""
+        return context.latents[:, -1]
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+        latent = prepared[:, None].expand(-1, actions.shape[1], -1)
+        latents = []
+        for action in actions.unbind(2):
+            latent = latent @ self.A.T + action.to(latent) @ self.B.T
+            latents.append(latent)
+        return torch.stack(latents, dim=2)
+
+    def proposal(self, task: str = "") -> Uniform:
+        """Return the same proposal for every task."""
+        return Uniform(self.spec.action)
+
+    def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
+        """Return a function to the origin."""
+        return lambda context, steps: torch.zeros_like(context.latents[:, -1])
+
+
+class Uniform:
+    """The `protocols.Proposal` of uniform actions."""
+
+    def __init__(self, action: ActionSpec) -> None:
+        """Take the bounds."""
+        self._low, self._high = torch.tensor(action.low), torch.tensor(action.high)
+
+    def sample(self, context: Context, count: int, *, horizon: int, generator: Generator) -> Tensor:
+        """Return (B, N, H, A), the same for all B."""
+        size = (1, count, horizon, len(self._low))
+        drawn = self._low + torch.rand(size, generator=generator) * (self._high - self._low)
+        return drawn.expand(len(context.latents), -1, -1, -1)
