@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
+from latentplan.data import images
 from latentplan.data.sources import hdf5, robosuite_actions
 from latentplan.errors import SourceError, unknown
-from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
+from latentplan.types import ActionSpec, Array, Episode, Label, Spec
 
 TRUTH = ("object", "object-state")  # robosuite's state of its objects: simulator truth
 
@@ -157,12 +158,9 @@ class Robomimic:
         if not parts:
             raise SourceError(f"{self.path}: {demo.name} has no obs")
         values = parts[0] if len(parts) == 1 else np.concatenate([parts[0], parts[1][-1:]])
-        return values[:, ::-1] if self.config.flip and _is_image(spec) else values
-
-
-def _is_image(spec: ArraySpec) -> bool:
-    """Return whether rows are (h, w, c) images: colours, or depth with c = 1."""
-    return len(spec.shape) == 3
+        if not self.config.flip or len(spec.shape) != 3:  # colours, or depth with one channel
+            return values
+        return values[:, :, ::-1] if images.channels_first(spec.shape) else values[:, ::-1]
 
 
 def _numbers(demo: Any, name: str, length: int) -> Array:
