@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.protocols import AnnotatedSource, SelectiveSource, Source
+from latentplan.protocols import AnnotatedSource, Source
 from latentplan.types import Array, ArraySpec, Episode
 
 SMALLEST = 16  # pixels a side; smaller arrays are not images
@@ -40,8 +40,6 @@ class Selection:
         self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
         if not self.keys:
             raise ConfigError("import.keys: none is given; leave it out to take all")
-        if isinstance(source, SelectiveSource):
-            source.choose(self.keys)
         self.notes = tuple(source.notes) if isinstance(source, AnnotatedSource) else ()
         self._source, self._size = source, size
         self.spec = replace(
