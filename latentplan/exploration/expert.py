@@ -49,7 +49,7 @@ class Expert:
         if not isinstance(env, ExpertEnv):
             raise ConfigError(
                 f"policy expert: env {env.data_spec.env!r} has no expert that needs no goal "
-                "(protocols.ExpertEnv); take policy oracle"
+                "(protocols.ExpertEnv); use policy oracle"
             )
         self._env = env
 
