@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentplan.data import images
 from latentplan.errors import ConfigError, ShapeError, SourceError, check_range
-from latentplan.protocols import AnnotatedSource, SelectiveSource, Source
+from latentplan.protocols import AnnotatedSource, Source
 from latentplan.types import Array, ArraySpec, Episode
 
 BLEND = Image.Resampling.BILINEAR  # Pillow's, which widens the kernel when it shrinks an image
@@ -40,8 +40,6 @@ class Selection:
         self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
         if not self.keys:
             raise ConfigError("import.keys: none is given; leave it out to take all")
-        if isinstance(source, SelectiveSource):
-            source.choose(self.keys)
         before = {key: spec.observation[key] for key in self.keys}
         self._source, self._size = source, size
         self._converted = _converted(source, before)
@@ -52,13 +50,11 @@ class Selection:
                 f"import.image_size: found {size}, but none of these is an image of at least "
                 f"{images.SMALLEST} pixels a side: {found}; leave it out"
             )
-        self.notes = (
-            *(source.notes if isinstance(source, AnnotatedSource) else ()),
-            *(
-                f"{key}: {before[key].dtype} {before[key].shape} becomes {array.dtype} {array.shape}"
-                for key, array in self._converted.items()
-            ),
-        )
+        told = [
+            f"{key}: {before[key].dtype} {before[key].shape} becomes uint8 {array.shape}"
+            for key, array in self._converted.items()
+        ]
+        self.notes = (*(source.notes if isinstance(source, AnnotatedSource) else ()), *told)
         self.spec = replace(
             spec,
             observation={key: self._array(key, array) for key, array in now.items()},

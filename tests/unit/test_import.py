@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ class Numbered:
         sleep: float = 0.0  # s an episode takes
         count: int = 12
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(
+        self, path: Path, config: Config, *, keys: Sequence[str] | None = None
+    ) -> None:
         self.path, self.config = path, config
         self.settings: dict[str, Any] = {"count": config.count}
         self.spec = Spec(
