@@ -60,6 +60,7 @@ class Selection:
             observation={key: self._array(key, array) for key, array in now.items()},
             privileged=tuple(key for key in spec.privileged if key in self.keys),
             pick=spec.pick if spec.pick and spec.pick.image in self.keys else None,
+            planar=spec.planar if spec.planar and spec.planar.image in self.keys else None,
         )
         self.settings: dict[str, Any] = {
             "source": source.settings,

@@ -281,13 +281,14 @@ def _restored(spec: Spec, values: Mapping[str, Any]) -> Spec:
         key: was if (was := before.observation.get(key)) and _same_rows(was, now) else now
         for key, now in spec.observation.items()
     }
-    fits = before.action.size == spec.action.size
+    fits, planar = before.action.size == spec.action.size, before.planar
     return replace(
         before,
         observation=observation,
         action=before.action if fits else spec.action,
         privileged=tuple(k for k in before.privileged if k in observation),
         pick=before.pick if before.pick and before.pick.image in observation else None,
+        planar=planar if planar and planar.image in observation and fits else None,
         dt=spec.dt,
     )
 
