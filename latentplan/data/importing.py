@@ -32,7 +32,7 @@ REASONS = 3  # reasons for skipping that are kept
 class Opening:
     """The arguments with which a source is opened, here and in every worker."""
 
-    source: Callable[[Path, Any], Source]  # importable class
+    source: Callable[..., Source]  # importable class
     path: Path
     config: Any
     keys: tuple[str, ...] | None = None  # observations to keep; None: all
@@ -45,10 +45,8 @@ class Opening:
         Raises BudgetError if it needs more than the budget.
         """
         with budget.using(self.budget), budget.reading():
-            return self._opened()
-
-    def _opened(self) -> Selection:
-        return Selection(self.source(self.path, self.config), keys=self.keys, size=self.image_size)
+            source = self.source(self.path, self.config, keys=self.keys)
+            return Selection(source, keys=self.keys, size=self.image_size)
 
 
 class Progress(NamedTuple):

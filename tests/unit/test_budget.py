@@ -119,7 +119,9 @@ class Claiming:
     settings: ClassVar[dict[str, str]] = {}
     spec = Spec({"x": ArraySpec((1,))}, ActionSpec((-1.0,), (1.0,)))
 
-    def __init__(self, path: Path, config: Config | None = None) -> None:
+    def __init__(
+        self, path: Path, config: Config | None = None, *, keys: tuple[str, ...] | None = None
+    ) -> None:
         self.path, self.config = path, config or self.Config()
 
     def __len__(self) -> int:
