@@ -66,9 +66,9 @@ def named(what: str) -> tuple[str, str]:
 def about(run: str, chunk: int) -> Row:
     """Return what tells a run from others."""
     file = checkpoint.find(run)
-    header = checkpoint.read_header(file, format=checkpoint.FORMAT)
+    header = checkpoint.read_header(file)
     said = {"run": Path(run).name, "sha256": digest(file), "chunk": chunk}
-    return said | {"model": header["config"], "held out": header["metrics"]}
+    return said | {"model": dict(header.config), "held out": dict(header.metrics)}
 
 
 def digest(file: Path) -> str:
