@@ -29,9 +29,19 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block or the disk fails (OSError), `path` stays as it was and nothing else is left.
     Missing parent folders are created. A symbolic link at `path` is replaced, not followed.
     """
-    with _partial(path, folder=False) as partial:
+    with _partial(path, path.suffix, folder=False) as partial:
         yield partial
         with partial.open("rb+") as f:
+            os.fsync(f.fileno())
+        partial.replace(path)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file as `replacing` does, aside under a name that no `*` with its suffix finds."""
+    with _partial(path, "", folder=False) as partial:
+        with partial.open("wb") as f:
+            f.write(content)
+            f.flush()
             os.fsync(f.fileno())
         partial.replace(path)
 
@@ -43,7 +53,7 @@ def making(path: Path) -> Iterator[Path]:
     If the block or the disk fails (OSError), nothing is left. Missing parent folders are created.
     Raises OSError if `path` is there already and is not an empty folder.
     """
-    with _partial(path, folder=True) as partial:
+    with _partial(path, path.suffix, folder=True) as partial:
         yield partial
         partial.rename(path)
 
@@ -84,11 +94,11 @@ def is_clutter(name: str) -> bool:
 
 
 @contextmanager
-def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
+def _partial(path: Path, suffix: str, *, folder: bool) -> Iterator[Path]:
     """Yield a new locked file or folder beside `path`, which is removed if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    partial, descriptor = _locked(path, folder)
+    partial, descriptor = _locked(path, suffix, folder)
     try:
         yield partial
     finally:
@@ -101,14 +111,14 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _locked(path: Path, folder: bool) -> tuple[Path, int]:
+def _locked(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
     """Return a new file or folder beside `path`, and the descriptor that locks it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     if folder:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     while True:
         token = secrets.token_hex(4)
-        partial = path.with_name(f".{path.stem[:STEM]}.{token}.partial{path.suffix}")
+        partial = path.with_name(f".{path.stem[:STEM]}.{token}.partial{suffix}")
         try:
             if folder:
                 partial.mkdir()

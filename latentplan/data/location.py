@@ -94,8 +94,7 @@ class Folder:
         """Write aside, sync, rename: one atomic step."""
         file = self.path / name
         file.parent.mkdir(exist_ok=True)  # not its parents: a deleted store is not made again
-        with files.replacing(file) as partial:
-            partial.write_bytes(content)
+        files.write(file, content)
 
     def replace(self, name: str, content: bytes) -> None:
         """Write aside, sync, rename: one atomic step."""

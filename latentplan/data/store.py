@@ -147,15 +147,13 @@ class ZarrStore:
         with writing(self._location):
             if rows < self._arrays.shard_rows:
                 self._wait(episode)
-                self._push(episode)
                 return
             self._push(episode)
             try:
                 self._fold()
             except BaseException:
                 if self._pending:  # nothing was committed
-                    self._pending.pop()
-                    self.ends = self.ends[:-1]
+                    self._pop()
                 raise
 
     def episode(self, index: int) -> Episode:
@@ -255,19 +253,23 @@ class ZarrStore:
         last = int(self.ends[-1]) if len(self.ends) else 0
         self.ends = np.append(self.ends, last + len(episode) + 1)
 
+    def _pop(self) -> None:
+        self._pending.pop()
+        self.ends = self.ends[:-1]
+
     def _wait(self, episode: Episode) -> None:
         """Write an episode to a file of its own, and count it."""
         assert self._commit is not None  # written on opening
         pending.write(self._location, len(self), episode)
+        self._push(episode)  # it counts from here on, should Ctrl-C come
         try:
             self._check_alone()
-            counted = replace(self._commit, waiting=len(self._pending) + 1)
-            commit.write(self._location, counted)
+            self._count(replace(self._commit, waiting=len(self._pending)))
         except Exception:
+            self._pop()
             with suppress(OSError, LatentplanError):
                 self._location.remove(pending.file(len(self)))
             raise
-        self._commit = counted
 
     def _fold(self) -> None:
         """Move the pending episodes into the arrays, count them there, and remove their files."""
@@ -276,10 +278,23 @@ class ZarrStore:
         with self._damage("episodes cannot be added to its arrays", disk=False):
             self._arrays.extend(self._pending, self.ends[done:], done=done, rows=self._folded)
         counted = self._arrays.commit(self._commit, self.ends, done=done)
-        commit.write(self._location, counted)
-        self._commit, self._pending, self._folded = counted, [], counted.rows
+        try:
+            self._count(counted)
+        finally:
+            if self._commit == counted:  # even if Ctrl-C came just after
+                self._pending, self._folded = [], counted.rows
         with suppress(OSError, LatentplanError):  # the next open removes them
             pending.drop(self._location, len(self))
+
+    def _count(self, counted: Commit) -> None:
+        """Write the record; what is on the disk decides whether an interrupted write was done."""
+        try:
+            commit.write(self._location, counted)
+        except BaseException:
+            with suppress(OSError, LatentplanError):
+                self._commit = commit.read(self._location)
+            raise
+        self._commit = counted
 
     def _check_alone(self) -> None:
         """Raise StoreError if another process wrote: a URL cannot be locked."""
