@@ -66,30 +66,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     rows = []
     settings = dict.fromkeys(  # half of one number may equal another
         each
-        for whole in asked.candidates
-        for each in ((whole, ""), (whole // 2, ""), (whole // 2, asked.proposer))
+        for whole in options.candidates
+        for each in ((whole, ""), (whole // 2, ""), (whole // 2, options.proposer))
     )
     for candidates, proposer in settings:
         rows.append(
             row(
-                asked.run,
+                options.run,
                 candidates=candidates,
                 proposer=proposer,
-                env=asked.env,
-                episodes=asked.episodes,
-                seed=asked.seed,
-                overrides=asked.overrides,
+                env=options.env,
+                episodes=options.episodes,
+                seed=options.seed,
+                overrides=options.overrides,
             )
         )
         print(json.dumps(rows[-1]), flush=True)
-    if asked.json:
-        report = {**provenance(), "run": asked.run, "episodes": asked.episodes, "rows": rows}
-        report |= {"env": asked.env, "seed": asked.seed, "overrides": asked.overrides}
-        with replacing(asked.json) as partial:
+    if options.json:
+        report = {**provenance(), "run": options.run, "episodes": options.episodes, "rows": rows}
+        report |= {"env": options.env, "seed": options.seed, "overrides": options.overrides}
+        with replacing(options.json) as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
