@@ -20,8 +20,10 @@ def from_text(text: str) -> tuple[Label, ...]:
 
 
 def check(episode: Episode) -> None:
-    """Raise ShapeError if the part that a label covers is empty or lies outside the episode."""
+    """Raise ShapeError if a label is not text, or covers a part that is not in the episode."""
     for label in episode.labels:
+        if any("\ud800" <= letter <= "\udfff" for letter in label.text + label.task):
+            raise ShapeError(f"Episode.labels: {label.text!r} is not text that UTF-8 can encode")
         stop = len(episode) if label.stop == -1 else label.stop
         if not 0 <= label.start <= stop <= len(episode):
             raise ShapeError(
