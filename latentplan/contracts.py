@@ -32,6 +32,7 @@ ARGUMENTS = {  # of the class, by kind: see protocols.Component
     "source": ("path", "config"),
     "tokenizer": ("spec", "config"),
 }
+BY_NAME = {"source": ("keys",)}  # arguments that follow by name
 SPECIAL = ("__call__", "__len__")  # methods that a protocol may state
 WITHOUT_CONFIG = ("env", "policy")  # kinds whose classes may have no settings
 
@@ -62,9 +63,11 @@ def check_class(kind: str, name: str, made: Any) -> None:
         _check_config(where, schema)
     if inspect.isabstract(made):
         _missing(where, PROTOCOLS[kind], sorted(made.__abstractmethods__))
-    if not _accepts(made, len(arguments), ()):
+    by_name = BY_NAME.get(kind, ())
+    if not _accepts(made, len(arguments), by_name):
+        called = ", ".join([*arguments, *(f"{name}=..." for name in by_name)])
         raise ContractError(
-            f"{where}: cannot be called as {_name(made)}({', '.join(arguments)}) "
+            f"{where}: cannot be called as {_name(made)}({called}) "
             f"(protocols.Component): found {_name(made)}{_signature(made)}"
         )
     if isinstance(made, type) and not hasattr(made, "__getattr__"):

@@ -36,7 +36,8 @@ class Component(Protocol):
 
     It is called with its Config last: an env or a planner as `cls(config)`, a model, tokenizer or
     policy as `cls(spec, config)` with the Spec of the data or env, an objective as `cls(config)`,
-    a source as `cls(path, config)`. An env says nothing about its Spec before it is built.
+    a source as `cls(path, config, keys=keys)`. An env says nothing about its Spec before it is
+    built.
     """
 
     Config: type[Any]  # a frozen dataclass; each field has a default and a comment, ranges checked
@@ -204,27 +205,25 @@ class CostPredictor(Protocol):
 
 
 class Source(Protocol):
-    """A data set in another format, read as episodes; a `Component`."""
+    """A data set in another format, read as episodes; a `Component` that takes `keys`.
+
+    It is called as `cls(path, config, keys=keys)`, with the observations to read, None for all.
+    `spec` has these alone, and no other is opened or checked, here or in an episode. Raises
+    ConfigError that lists what is there for a key, or a setting, that selects nothing. An episode
+    that is empty, damaged or not there raises when it is read, so that the others can be imported.
+    """
 
     spec: Spec
-    settings: dict[str, Any]  # JSON values that the episodes depend on, without the path
+    settings: dict[str, Any]  # JSON values that the episodes depend on, without path and keys
 
     def __len__(self) -> int:
-        """Return the number of episodes, which were found and checked when the source was made."""
+        """Return the number of episodes, those that cannot be read included."""
 
     def episode(self, index: int) -> Episode:
         """Return one episode, from its files alone: any process may read any episode.
 
         Raises SourceError that names a file that is missing, damaged or unexpected.
         """
-
-
-@runtime_checkable
-class SelectiveSource(Protocol):
-    """A Source that can skip observations when it reads."""
-
-    def choose(self, keys: Sequence[str]) -> None:
-        """Read these observations alone from now on; `spec` then has no others."""
 
 
 @runtime_checkable
@@ -264,6 +263,28 @@ class Learner(Protocol):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the training loss of windows."""
+
+
+@runtime_checkable
+class FittedConfig(Protocol):
+    """A Config of a Learner some of whose fields follow from the data."""
+
+    def fitted(self, spec: Spec) -> Any:
+        """Return the Config with these fields filled in, as it is then written to the run.
+
+        Raises ConfigError, before anything is written, if the data do not fit.
+        """
+
+
+@runtime_checkable
+class Upgradable(Protocol):
+    """A network class that reads checkpoints of before, whose words were others."""
+
+    @classmethod
+    def upgraded(
+        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Return `config` and `spec` of a header, and weights, under the names of today."""
 
 
 @runtime_checkable
