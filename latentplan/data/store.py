@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from latentplan.data import labels, layout, pending
+from latentplan.data import array_limits, labels, layout, pending
 from latentplan.data.location import locate, writing
 from latentplan.errors import ShapeError, StoreError
 from latentplan.shapes import check_finite
@@ -95,8 +95,9 @@ class ZarrStore:
         """Return a new empty store at `path`, open for append.
 
         `settings` (JSON values) are those that the data is made with. Raises StoreError if
-        something is there already.
+        something is there already, ShapeError for a spec with observations that it cannot hold.
         """
+        array_limits.check(spec)
         location = locate(path)
         if location.exists():
             raise StoreError(f"{path}: is there already; choose another path, or delete it")

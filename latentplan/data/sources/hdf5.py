@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.data.sources import observation_keys
+from latentplan.data import array_limits
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.types import Array, ArraySpec
 
@@ -173,7 +173,7 @@ class Data:
             return "holds texts or objects, not numbers"
         if not self._shape:
             return "is a single value, not one a step"
-        return observation_keys.unfit(self._shape[1:], self._dtype)
+        return array_limits.unfit(self._shape[1:], self._dtype)
 
     def check(self) -> None:
         """Raise SourceError if it lies outside the file, or is no array of numbers."""

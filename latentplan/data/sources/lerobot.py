@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
+from latentplan.data import array_limits
 from latentplan.data.sources import (
     image_files,
     lerobot_files,
@@ -253,7 +254,7 @@ def _unfit(feature: Mapping[str, Any]) -> str:
         return "" if _size(feature) else f"is no image of shape (h, w, c), but {tuple(shape)}"
     if not isinstance(dtype, str) or dtype not in np.sctypeDict:
         return f"holds {dtype!r}, not numbers"
-    return observation_keys.unfit(shape, np.dtype(dtype))
+    return array_limits.unfit(shape, np.dtype(dtype))
 
 
 def _size(feature: Mapping[str, Any]) -> tuple[int, ...]:
