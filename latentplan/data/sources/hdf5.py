@@ -61,9 +61,9 @@ class Group:
         self.where = f"{path}: {self.name}"
 
     def names(self) -> list[str]:
-        """Return the names of the members, in the file's order."""
+        """Return the names of the members, in the file's order, without those that are not text."""
         with _damage(self.where):
-            return list(self._group)
+            return [name for name in self._group if isinstance(name, str)]
 
     def find(self, name: str) -> Group | Data | None:
         """Return what lies at `name`, a path; None if nothing does.
