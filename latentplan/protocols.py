@@ -266,6 +266,28 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class FittedConfig(Protocol):
+    """A Config of a Learner some of whose fields follow from the data."""
+
+    def fitted(self, spec: Spec) -> Any:
+        """Return the Config with these fields filled in, as it is then written to the run.
+
+        Raises ConfigError, before anything is written, if the data do not fit.
+        """
+
+
+@runtime_checkable
+class Upgradable(Protocol):
+    """A network class that reads checkpoints of before, whose words were others."""
+
+    @classmethod
+    def upgraded(
+        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Return `config` and `spec` of a header, and weights, under the names of today."""
+
+
+@runtime_checkable
 class Staged(Protocol):
     """A model class of several networks, each trained by itself; it declares how.
 

@@ -193,8 +193,8 @@ def of_npy(file: Path, rng: np.random.Generator) -> None:
     if found.shape == () and found.dtype == object and rng.random() < 0.7:
         np.save(file, np.array(_changed(found.item(), rng), object), allow_pickle=True)
         return
-    values = found.astype(np.int64, copy=True) if found.dtype.kind in "iu" else array(rng)
-    if values.size and rng.random() < 0.6 and values.dtype.kind in "iu":
+    values = found.astype(np.int64) if found.dtype.kind in "iu" else array(rng)
+    if values.dtype == np.int64 and values.size and rng.random() < 0.6:
         values.flat[int(rng.integers(values.size))] += int(pick(rng, (-1, 1, 5, -(10**6))))
     else:
         values = array(rng)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from latentplan import budget
 from latentplan import workers as pool
+from latentplan.budget import Budget
 from latentplan.data.selection import Selection
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ShapeError, SourceError
+from latentplan.errors import BudgetError, ShapeError, SourceError
 from latentplan.protocols import Source
 from latentplan.types import Episode
 from latentplan.workers import WorkerDied
@@ -40,11 +42,26 @@ class Opening:
     config: Any
     keys: tuple[str, ...] | None = None  # observations to keep; None: all
     image_size: int | None = None  # pixels a side; None: as they are
+    budget: Budget | None = None  # of opening, and of each episode; None: the one in force
 
     def open(self) -> Selection:
-        """Return the source with the selected observations; SourceError if it cannot be read."""
-        source = self.source(self.path, self.config, keys=self.keys)
-        return Selection(source, keys=self.keys, size=self.image_size)
+        """Return the source with the selected observations; SourceError if it cannot be read.
+
+        Raises BudgetError if it needs more than the budget.
+        """
+        with self.reading():
+            source = self.source(self.path, self.config, keys=self.keys)
+            return Selection(source, keys=self.keys, size=self.image_size)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold a block to the budget, and raise SourceError for files that may not be read."""
+        try:
+            with budget.using(self.budget), budget.reading():
+                yield
+        except OSError as e:  # of a folder, say: sources report on their files themselves
+            where = self.path if e.filename is None else e.filename
+            raise SourceError(f"{where}: cannot be read ({e.strerror or e})") from None
 
 
 class Progress(NamedTuple):
@@ -150,8 +167,9 @@ def _reader(opening: Opening) -> Callable[[int], _Read]:
 
     def read(index: int) -> _Read:
         try:
-            episode = source.episode(index)
-        except SourceError as e:
+            with opening.reading():
+                episode = source.episode(index)
+        except (SourceError, BudgetError) as e:
             return _Read(None, str(e))
         except ShapeError as e:
             return _Read(None, f"{opening.path}: episode {index}: {e}")

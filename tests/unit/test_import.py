@@ -212,7 +212,7 @@ def test_observations_are_chosen_and_pictures_resized() -> None:
     assert np.isin(episode.observations["depth"], depth).all()  # no value that was not there
     np.testing.assert_array_equal(episode.observations["depth"][:, :, 0], depth[:, 1::2, 1])
     assert (episode.labels, episode.info) == (before.labels, before.info)
-    numbers = Selection(whole, keys=["q", "intrinsics"], size=16)
+    numbers = Selection(whole, keys=["q", "intrinsics", "depth"], size=16)
     assert numbers.spec.pick is None
     for key, said in {"q": "", "intrinsics": "lens; of the image before it was resized"}.items():
         assert numbers.spec.observation[key].meaning == said

@@ -222,9 +222,9 @@ def test_damage_is_one_error_that_names_the_file(copy):
     image = copy / "front_rgb" / "4.png"
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])
-    refused(r"front_rgb/4\.png: cannot be read as PNG")
+    refused(r"front_rgb/4\.png: not a whole PNG image")
     image.write_bytes(b"GIF89a, no PNG")
-    refused(r"front_rgb/4\.png: cannot be read as PNG")
+    refused(r"front_rgb/4\.png: not a whole PNG image")
     image.unlink()
     refused(r"front_rgb: holds 5 images, low_dim_obs.pkl has 6 .*; 4.png is missing")
     image.write_bytes(content)

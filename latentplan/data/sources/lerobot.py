@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,21 +10,15 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data import array_limits
-from latentplan.data.sources import (
-    image_files,
-    lerobot_files,
-    lerobot_tasks,
-    observation_keys,
-    video,
-)
+from latentplan.data import array_limits, image_files
+from latentplan.data.sources import lerobot_files, lerobot_tasks, observation_keys, video
 from latentplan.data.sources.lerobot_files import INFO, TASKS
 from latentplan.errors import SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
 OBSERVATION, IMAGES = "observation.", "observation.images."
 ENDS = ("next.reward", "next.done", "next.truncated")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of images in tables
+DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
 CHANNELS = (1, 3, 4)  # of an image that is read as rgb
 
 
@@ -282,13 +275,14 @@ def _restored(spec: Spec, values: Mapping[str, Any]) -> Spec:
         key: was if (was := before.observation.get(key)) and _same_rows(was, now) else now
         for key, now in spec.observation.items()
     }
-    fits = before.action.size == spec.action.size
+    fits, planar = before.action.size == spec.action.size, before.planar
     return replace(
         before,
         observation=observation,
         action=before.action if fits else spec.action,
         privileged=tuple(k for k in before.privileged if k in observation),
         pick=before.pick if before.pick and before.pick.image in observation else None,
+        planar=planar if planar and planar.image in observation and fits else None,
         dt=spec.dt,
     )
 
@@ -306,8 +300,8 @@ def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
         if not isinstance(content, bytes) or not content:
             raise SourceError(f"{where}: frame {row} holds no image")
         at = f"{where}: frame {row}"
-        with image_files.opened(io.BytesIO(content), where=at, formats=FORMATS) as image:
-            if image.mode.startswith(image_files.DEEP):
+        with image_files.opened(content, where=at, error=SourceError) as image:
+            if image.mode.startswith(DEEP):
                 raise SourceError(f"{at} has mode {image.mode}, need 8 bits a channel")
             if (image.height, image.width) != spec.shape[:2]:
                 raise SourceError(

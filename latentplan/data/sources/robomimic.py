@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
+from latentplan.data import images
 from latentplan.data.sources import hdf5, observation_keys, robosuite_actions
 from latentplan.errors import ConfigError, SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
@@ -74,7 +75,7 @@ class Robomimic:
                 raise SourceError(f"{first.where}: no observation can be read: {self.notes[0]}")
             observation = {key: arrays[key].row() for key in names}
             arguments = data.mapping("env_args")
-        if self.config.flip and not any(map(_is_image, observation.values())):
+        if self.config.flip and not any(len(a.shape) == 3 for a in observation.values()):
             raise ConfigError(f"Robomimic.flip: none of {', '.join(names)} is an image to flip")
         self.spec = self._spec(observation, low, high, arguments=arguments)
 
@@ -206,12 +207,9 @@ class Robomimic:
                 raise SourceError(f"{array.where} has {len(array)} rows for {length} actions")
             parts.append(array.read(spec))
         values = parts[0] if len(parts) == 1 else np.concatenate([parts[0], parts[1][-1:]])
-        return values[:, ::-1] if self.config.flip and _is_image(spec) else values
-
-
-def _is_image(spec: ArraySpec) -> bool:
-    """Return whether rows are (h, w, c) images: colours, or depth with c = 1."""
-    return len(spec.shape) == 3
+        if not self.config.flip or len(spec.shape) != 3:  # colours, or depth with one channel
+            return values
+        return values[:, :, ::-1] if images.channels_first(spec.shape) else values[:, ::-1]
 
 
 def _numbers(demo: hdf5.Group, name: str, length: int) -> Array:
