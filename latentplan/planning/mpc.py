@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,6 +15,7 @@ from torch import Tensor
 from latentplan import registry, shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
 from latentplan.planning import spaces
+from latentplan.planning.exclusive import exclusive
 from latentplan.planning.history import ObservationHistory
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
@@ -35,7 +37,9 @@ class MPC:
     """A `protocols.Policy` of a model, a planner and an objective.
 
     It keeps what the stateless planner does not: the goal, the last observations and actions, the
-    rest of the last plan. Observations need only the keys that the model was trained on.
+    rest of the last plan. Observations need only the keys that the model was trained on. Threads
+    may share it: each call waits for the one in progress, so a goal that is set during `act` holds
+    from the next `act` on.
     """
 
     @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class MPC:
                 f"MPC.proposer: {c.proposer.run!r} is loaded by latentplan.load; give an MPC of "
                 "your own the model itself: proposers=[model]"
             )
+        self.lock = threading.RLock()
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._history = ObservationHistory(model)
         self._proposals = [ModelProposal(each, self._history) for each in proposers]
@@ -131,6 +136,7 @@ class MPC:
         self._prediction: Prediction | None = None  # of the plan
         self._stopwatch = Stopwatch()
 
+    @exclusive
     @own_torch_settings()
     def goal(
         self,
@@ -161,6 +167,7 @@ class MPC:
         if first and self.config.deadline_ms is not None:
             self.warm_up()
 
+    @exclusive
     @own_torch_settings()
     def act(self, observation: Observation) -> Array:
         """Return the next action (A,) float32: finite, inside the bounds, within the rate limit.
@@ -205,6 +212,7 @@ class MPC:
             return False
         return self._prediction.missed(latent, self._sent, threshold)
 
+    @exclusive
     def sent(self, action: Array) -> None:
         """Record the action (A,) that was really sent, if it is not the one that `act` returned.
 
@@ -216,6 +224,7 @@ class MPC:
             each.send(given[None])
         self._last = given.clamp(*spaces.bounds(self.model.spec, device=given.device))[None]
 
+    @exclusive
     @own_torch_settings()
     def evaluate(self, observation: Observation, actions: Array) -> Array:
         """Return the predicted cost (N,) of actions (N, A) or (N, H, A), from this observation.
@@ -231,6 +240,7 @@ class MPC:
         cost: Array = self._planner.evaluate(goal, context, observation, candidates).cpu().numpy()
         return cost
 
+    @exclusive
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, towards the last goal unless one is given.
 
@@ -247,6 +257,7 @@ class MPC:
         if goal is not None:
             self.goal(goal)
 
+    @exclusive
     @own_torch_settings()
     def warm_up(self) -> None:
         """Plan twice and drop the plans, so that the first `act` is as fast as those after it.
