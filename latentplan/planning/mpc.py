@@ -13,12 +13,13 @@ from torch import Tensor
 
 from latentplan import registry, shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning import spaces
 from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
 from latentplan.planning.model_proposal import ModelProposal
-from latentplan.planning.precision import DTYPES, own_torch_settings
+from latentplan.planning.precision import DTYPES
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
     Constraint,
@@ -74,6 +75,7 @@ class MPC:
                     "or use proposals of a model; leave these out, or cuda_graph"
                 )
 
+    @own_torch_settings()
     def __init__(
         self,
         model: Dynamics,
@@ -203,6 +205,7 @@ class MPC:
         latent = self._history.context().latents[0, -1]
         return self._prediction.missed(latent, self._sent, threshold)
 
+    @own_torch_settings()
     def sent(self, action: Array) -> None:
         """Record the action (A,) that was executed, if it differs from the one `act` returned.
 
@@ -228,6 +231,7 @@ class MPC:
         cost: Array = self._planner.evaluate(goal, context, observation, candidates).cpu().numpy()
         return cost
 
+    @own_torch_settings()
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, with the last goal unless one is given.
 
