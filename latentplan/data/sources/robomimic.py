@@ -22,7 +22,7 @@ from latentplan import config as settings
 from latentplan.data import images
 from latentplan.data.sources import hdf5, observation_keys, robosuite_actions
 from latentplan.errors import ConfigError, SourceError, unknown
-from latentplan.types import ActionSpec, Array, Episode, Label, Spec
+from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
 DEMO = re.compile(r"demo_[0-9]{1,9}")
 TRUTH = ("object", "object-state")  # robosuite's state of its objects: simulator truth
@@ -75,7 +75,7 @@ class Robomimic:
                 raise SourceError(f"{first.where}: no observation can be read: {self.notes[0]}")
             observation = {key: arrays[key].row() for key in names}
             arguments = data.mapping("env_args")
-        if self.config.flip and not any(map(_is_image, observation.values())):
+        if self.config.flip and not any(len(a.shape) == 3 for a in observation.values()):
             raise ConfigError(f"Robomimic.flip: none of {', '.join(names)} is an image to flip")
         self.spec = self._spec(observation, low, high, arguments=arguments)
 
