@@ -151,7 +151,8 @@ def sheet(name: str, engines: tuple[str, ...]) -> str:
         gridspec_kw={"left": 0.11, "right": 0.995, "top": 0.95, "bottom": 0.03, "wspace": 0.04},
     )
     lines = [f"![Start, end and goal of each task](images/envs/{name}.png)", ""]
-    lines += ["| task | done at | " + " | ".join(engines) + " |", "|---" * (2 + len(engines)) + "|"]
+    header = "| task | success at | " + " | ".join(engines) + " |"
+    lines += [header, "|---" * (2 + len(engines)) + "|"]
     for cell, (task, settings) in zip(cells, tasks.items(), strict=True):
         results = []
         for column, engine in enumerate(engines):

@@ -35,7 +35,7 @@ class CameraEncoder(nn.Module):
     """Encoder of an image by spatial softmax (Levine et al., arXiv 1504.00702) and pooling."""
 
     def __init__(self, tasks: int, width: int = 32) -> None:
-        """Build the layers; an embedding of the task scales and shifts the features (FiLM)."""
+        """Build the layers; an embedding of the task scales and shifts the features."""
         super().__init__()
         self.first = nn.Conv2d(3, 16, 5, 2, 2)
         self.second = nn.Conv2d(16, width, 3, 2, 1)
