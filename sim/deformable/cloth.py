@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
+from latentplan.data.images import LIFT
 from latentplan.errors import ConfigError, check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import distances, folds, lookahead
 from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines import engine
-from latentplan.sim.deformable.env import LIFT, Deformable
+from latentplan.sim.deformable.env import Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 

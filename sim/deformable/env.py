@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils.seeding import np_random
 
+from latentplan.data.images import LIFT
 from latentplan.errors import ShapeError
 from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
@@ -35,8 +36,6 @@ from latentplan.types import (
 
 if TYPE_CHECKING:
     from latentplan.sim.deformable.arm_paths import ArmPaths
-
-LIFT = (0.0, 0.15)  # m, height of the middle of a drag with a lift of -1 and of 1
 
 
 class Deformable(gymnasium.Env[dict[str, Array], Array]):
