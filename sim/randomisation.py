@@ -66,7 +66,7 @@ class Randomisation:
     latency: Range = ()  # delay of an action, in actions; control=velocity
 
     def __post_init__(self) -> None:
-        """Raise ConfigError, with its name, for an invalid, inverted or too wide range."""
+        """Raise a ConfigError that names the range if one is invalid, inverted or too wide."""
         if self.per not in ("episode", "step"):
             raise ConfigError(f"randomise.per: {self.per!r} is not one of episode, step")
         for name, span in self.ranges().items():
