@@ -150,14 +150,14 @@ def test_the_textbook_and_the_smoothed_elites_both_converge(horizon, locality):
     check(plan, optimum, 0.01)
 
 
-def test_shooting_comes_within_a_tenth_where_there_is_one_action():
+def test_shooting_is_within_a_tenth_of_the_optimum_for_one_action():
     case = Case(bound=4, horizon=1)
     plan = case.plan(build("shooting", horizon=1, candidates=4096))
     optimum = lq_optimum(case.model, case.context[:, 0], horizon=1, effort=EFFORT)
     check(plan, optimum, 0.1)
 
 
-def test_the_references_agree_where_nothing_binds():
+def test_the_references_agree_without_active_constraints():
     case = Case(bound=9)
     riccati = lq_optimum(case.model, case.context[:, 0], horizon=HORIZON, effort=EFFORT)
     size = HORIZON * ACTIONS
