@@ -314,6 +314,20 @@ class Dynamics(Protocol):
         """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
 
 
+@runtime_checkable
+class EquivariantEncoder(Protocol):
+    """A Dynamics whose encoder may see an image turned, if actions are turned with it."""
+
+    views: int  # how many turns `encode` puts side by side in a latent
+    elements: int  # G, how many there are
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, G, d) of observations (B, T, ...) seen under every turn."""
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`, (B,) int64."""
+
+
 class Objective(Protocol):
     """What a plan costs. It never rolls out; lower is better, always."""
 
@@ -384,13 +398,22 @@ class Proposal(Protocol):
 
 
 @runtime_checkable
+class StepProposal(Proposal, Protocol):
+    """A Proposal that can be asked again along a plan, from the latents that a model predicts."""
+
+    def extend(self, context: Context, count: int, *, generator: Generator) -> Tensor:
+        """Return about `count` next actions (B, n, A) for B contexts."""
+
+
+@runtime_checkable
 class ActionProposer(Protocol):
-    """A model that generates actions for a task."""
+    """A model that generates actions towards a goal."""
 
-    def proposal(self, task: str = "") -> Proposal:
-        """Return a proposal for the task, the likeliest actions first.
+    def proposal(self, goal: Goal) -> Proposal:
+        """Return a proposal for the goal, the likeliest actions first.
 
-        Raises ConfigError for a task that the model was not trained on.
+        Raises ConfigError for a goal that the model cannot use, such as a task that it was not
+        trained on.
         """
 
 
@@ -491,6 +514,13 @@ class DefaultPolicy(Protocol):
     """A model that is used with another policy than `mpc` unless the user asks for one."""
 
     default_policy: str  # registry name
+
+
+@runtime_checkable
+class DefaultPlanner(Protocol):
+    """A model that `mpc` plans with by another planner than `cem` unless the user asks for one."""
+
+    default_planner: str  # registry name or preset
 
 
 @runtime_checkable

@@ -106,6 +106,29 @@ class CFM(nn.Module):
         latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=image.shape[1])
         return latents
 
+    @property
+    def views(self) -> int:
+        """How many turns and flips `encode` puts side by side."""
+        return self.config.views
+
+    @property
+    def elements(self) -> int:
+        """How many turns and flips the model is symmetric under."""
+        return symmetry.ELEMENTS if self.config.symmetric else 1
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return (B, T, G, d): the latents of images (B, T, h, w, 3) under all turns and flips."""
+        image = observations[self.config.image]
+        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
+        z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
+        return rearrange(torch.stack(z, 1), "(b t) g d -> b t g d", b=len(image))
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`."""
+        matrix = self.matrices[elements]
+        shape = (len(matrix), *[1] * (actions.ndim - 2), 2, 2)
+        return symmetry.turn_vectors(actions, matrix.view(shape))
+
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""
         check("CFM.prepare.context", context.latents, "B T D", D=self.latent_dim)

@@ -24,18 +24,34 @@ class ModelProposal:
         """
         if not isinstance(model, ActionProposer):
             raise ConfigError(
-                "MPC.propose: needs a model that proposes actions, such as videoworld, found "
-                f"{type(model).__name__}"
+                "MPC.propose: needs a model that proposes actions, such as calibrated or "
+                f"videoworld, found {type(model).__name__}"
             )
         self.model: ActionProposer = model
         self.history = history if history.model is model else ObservationHistory(model)
-        self.proposal: Proposal | None = None  # for the task, `model.proposal(task)`
+        self.proposal: Proposal | None = None  # for the goal, `model.proposal(goal)`
 
     def sample(
         self, context: Context, count: int, *, horizon: int, generator: torch.Generator
     ) -> Tensor:
-        """Return (1, n, H, A) from the model's own context; `context` may be another model's."""
+        """Return (1, n, H, A) from the model's own context; `context` is another model's."""
         if self.proposal is None:
-            raise PlanningError("MPC.proposers: found no task; call goal first")
+            raise PlanningError("MPC.proposers: found no goal; call goal first")
         own = self.history.context()
         return self.proposal.sample(own, count, horizon=horizon, generator=generator)
+
+
+class OwnProposal(ModelProposal):
+    """A `protocols.StepProposal` of the planning model itself: any of its latents is a start."""
+
+    def sample(
+        self, context: Context, count: int, *, horizon: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return (B, n, H, A) from B contexts."""
+        if self.proposal is None:
+            raise PlanningError("MPC.propose: found no goal; call goal first")
+        return self.proposal.sample(context, count, horizon=horizon, generator=generator)
+
+    def extend(self, context: Context, count: int, *, generator: torch.Generator) -> Tensor:
+        """Return next actions (B, n, A) from B contexts, whose latents may be predicted ones."""
+        return self.sample(context, count, horizon=1, generator=generator)[:, :, 0]

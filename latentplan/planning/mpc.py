@@ -17,7 +17,7 @@ from latentplan.planning import spaces
 from latentplan.planning.history import ObservationHistory
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
-from latentplan.planning.model_proposal import ModelProposal
+from latentplan.planning.model_proposal import ModelProposal, OwnProposal
 from latentplan.planning.precision import DTYPES, own_torch_settings
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
@@ -109,9 +109,10 @@ class MPC:
             )
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._history = ObservationHistory(model)
-        self._proposals = [ModelProposal(each, self._history) for each in proposers]
-        if c.propose and model not in proposers:
-            self._proposals.insert(0, ModelProposal(model, self._history))
+        asked = [model, *proposers] if c.propose and model not in proposers else [*proposers]
+        self._proposals = [
+            (OwnProposal if each is model else ModelProposal)(each, self._history) for each in asked
+        ]
         own = [self._history, *(each.history for each in self._proposals)]
         self._histories = tuple(dict.fromkeys(own))
         self._planner = ModelPlanner(
@@ -149,7 +150,7 @@ class MPC:
         goal = observation
         if not isinstance(goal, Goal):
             goal = Goal(observation=goal, text=text, mask=mask, keypoints=keypoints)
-        made = [each.model.proposal(goal.text) for each in self._proposals]
+        made = [each.model.proposal(goal) for each in self._proposals]
         if isinstance(self._planner.objective, GoalChecker):
             self._planner.objective.check(goal, self.model)
         for each, proposal in zip(self._proposals, made, strict=True):
