@@ -42,9 +42,10 @@ def load(
     them: an ensemble. `model` is the class of a model that is not registered, such as one of a
     notebook; a checkpoint names it, but loading never imports it. `policy` is `mpc` or
     `generative`, by default the model's own (`mpc` for most, and whenever a planner is named).
-    `planner` (of mpc, by default the model's own, cem for most) and `objective` (by default goal, for an ensemble
-    pessimistic) are registry names or presets. `overrides` are `key=value` of the sections
-    `planner`, `objective` and the policy's, such as `chunk=2` or `planner.candidates=1024`.
+    `planner` (of mpc, by default the model's own, cem for most) and `objective` (by default goal,
+    for an ensemble pessimistic) are registry names or presets. `overrides` are `key=value` of the
+    sections `planner`, `objective` and the policy's, such as `chunk=2` or
+    `planner.candidates=1024`.
     Proposals compete in every plan, constraints go before its cost (see `protocols`). The device is
     never replaced by another. Raises CheckpointError, UnknownName, ConfigError or
     MissingDependency.

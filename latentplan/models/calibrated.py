@@ -15,7 +15,7 @@ errors, such as of a missed pick, do not dominate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,9 @@ from latentplan.nn.observations import checked, encode
 from latentplan.protocols import EquivariantEncoder
 from latentplan.shapes import check
 from latentplan.types import (
-    ArraySpec,
     Batch,
     Context,
     Derived,
-    Episode,
     Goal,
     Label,
     Loss,
@@ -123,7 +121,7 @@ class Calibrated(nn.Module):
     class Config:
         """The three networks."""
 
-        base: Part = Part("model", "cfm")  # whose encoder is kept: {name: ...} trains one, or {run: RUN}
+        base: Part = Part("model", "cfm")  # trained first, or {run: RUN}; its encoder is kept
         dynamics: LatentDynamics.Config = LatentDynamics.Config()  # regressed on its latents
         inverse: GoalInverse.Config = GoalInverse.Config()  # proposes actions
 
@@ -137,7 +135,7 @@ class Calibrated(nn.Module):
             )
         )
         dynamics: Training = field(
-            default=Training(steps=2000, batch=384, learning_rate=7e-4, weight_decay=1e-2)
+            default=Training(steps=4000, batch=128, learning_rate=7e-4, weight_decay=1e-2)
         )
         inverse: Training = field(
             default=Training(steps=4000, batch=384, learning_rate=7e-4, weight_decay=1e-2)
@@ -233,7 +231,10 @@ class Calibrated(nn.Module):
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def proposal(self, goal: Goal) -> InverseProposal:
-        """Return actions towards a goal observation, the likeliest first; ConfigError for others."""
+        """Return actions towards a goal observation, the likeliest first.
+
+        Raises ConfigError for a goal without one.
+        """
         if goal.observation is None:
             raise ConfigError(
                 "goal.observation: found none, need one: calibrated proposes actions towards an "

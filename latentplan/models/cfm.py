@@ -132,16 +132,16 @@ class CFM(nn.Module):
 
     @property
     def views(self) -> int:
-        """How many turns and flips `encode` puts side by side."""
+        """The number of turns and flips whose latents `encode` concatenates."""
         return self.config.views
 
     @property
     def elements(self) -> int:
-        """How many turns and flips the model is symmetric under."""
+        """The number of turns and flips that the model is trained under."""
         return symmetry.ELEMENTS if self.config.symmetric else 1
 
     def encode_views(self, observations: Tensors) -> Tensor:
-        """Return (B, T, G, d): the latents of images (B, T, h, w, 3) under all turns and flips."""
+        """Return latents (B, T, G, d) of images (B, T, h, w, 3) under all turns and flips."""
         image = observations[self.config.image]
         x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
         z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
@@ -149,9 +149,8 @@ class CFM(nn.Module):
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`."""
-        matrix = self.matrices[elements]
-        shape = (len(matrix), *[1] * (actions.ndim - 2), 2, 2)
-        return symmetry.turn_vectors(actions, matrix.view(shape))
+        shape = (len(elements), *[1] * (actions.ndim - 2), 2, 2)
+        return self._turned(actions, self.matrices[elements].view(shape))
 
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""

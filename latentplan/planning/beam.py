@@ -93,7 +93,8 @@ def _at_end(problem: Problem, prefix: Tensor) -> Context:
     ahead = problem.dynamics.rollout(problem.prepared, prefix).flatten(0, 1)  # (b w) i d
     count = problem.dynamics.context
     latents = torch.cat([given.latents.repeat_interleave(w, 0), ahead], dim=1)[:, -count:]
-    sent = torch.cat([given.actions.repeat_interleave(w, 0).to(prefix), prefix.flatten(0, 1)], dim=1)
+    before = given.actions.repeat_interleave(w, 0).to(prefix)
+    sent = torch.cat([before, prefix.flatten(0, 1)], dim=1)
     actions = sent[:, max(sent.shape[1] - count + 1, 0) :]
     task = None if given.task is None else given.task.repeat_interleave(w, 0)
     return Context(latents, actions, task=task)

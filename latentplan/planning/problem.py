@@ -18,7 +18,14 @@ from torch import Generator, Tensor
 
 from latentplan import shapes
 from latentplan.errors import LatentplanError, PlanningError
-from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal, StepProposal
+from latentplan.protocols import (
+    ActionSpace,
+    Constraint,
+    Dynamics,
+    Objective,
+    Proposal,
+    StepProposal,
+)
 from latentplan.types import Context
 
 ROWS = 1024  # rows of a rollout per CPU thread; activations of more do not fit into the cache
@@ -163,7 +170,7 @@ class Problem:
 
     def extend(self, proposal: StepProposal, context: Context, count: int) -> Tensor:
         """Return next actions (B, n, A) of a proposal from other contexts than the start's."""
-        with _told(proposal, "extend"):
+        with _raised_by(proposal, "extend"):
             actions = proposal.extend(context, count, generator=self.generator)
         sizes = {"B": len(context.latents), "A": len(self.space.low)}
         shapes.check("StepProposal.extend", actions, "B n A", **sizes)
