@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -83,7 +83,7 @@ class LatentDynamics(nn.Module):
 
     def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
         """Return latents (B, N, H, d) after each of the actions (B, N, H, A), from z (B, d)."""
-        ahead = [member.unroll(z, actions) for member in self.members]
+        ahead = [member.unroll(z, actions) for member in self._each()]
         return ahead[0] if len(ahead) == 1 else torch.stack(ahead).mean(0)
 
     def loss(self, batch: Batch) -> Loss:
@@ -92,12 +92,12 @@ class LatentDynamics(nn.Module):
         Its figures are the same distances as shares of the distance that the latents moved.
         """
         z, actions = one_view(batch, self.views, self._base[0])
-        predicted = [z] * len(self.members)
+        predicted: list[Tensor] = [z] * len(self.members)
         losses, figures = [], {}
         for k in range(1, z.shape[1]):
             predicted = [
                 member(each[:, :-1], actions[:, k - 1 :])  # b (t - k) d
-                for member, each in zip(self.members, predicted, strict=True)
+                for member, each in zip(self._each(), predicted, strict=True)
             ]
             errors = [(each - z[:, k:]).norm(dim=-1).mean() for each in predicted]
             losses.append(torch.stack(errors).mean())
@@ -106,6 +106,9 @@ class LatentDynamics(nn.Module):
                 moved = (z[:, k:] - z[:, :-k]).norm(dim=-1).mean()
                 figures[f"error_{k}"] = (mean - z[:, k:]).norm(dim=-1).mean() / moved
         return Loss(torch.stack(losses).mean(), figures)
+
+    def _each(self) -> Sequence[LatentMLP]:
+        return cast(Sequence[LatentMLP], self.members)
 
 
 class Calibrated(nn.Module):

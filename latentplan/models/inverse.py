@@ -23,6 +23,10 @@ from latentplan.nn.mlp import mlp
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Spec
 
+# Multiples of these mod 1 fill the cube evenly (Roberts 2018, the R3 sequence): which step and
+# goal row i of a batch takes depends on i alone, so that a loss is the same each time.
+SPREAD = torch.tensor([0.8191725133961645, 0.6710436067037893, 0.5497004779019703]).double()
+
 
 class GoalInverse(nn.Module):
     """A mixture density of the next action, given a latent, a goal latent and the steps between."""
@@ -88,13 +92,11 @@ class GoalInverse(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the negative log-density of actions towards later latents of their episodes."""
         z, actions = one_view(batch, self.views, self._base[0])
-        rows, last = len(z), z.shape[1] - 1
-        row = torch.arange(rows, device=z.device)
-        start = torch.randint(last, (rows,), device=z.device)
-        ahead = (torch.rand(rows, device=z.device) * (last - start)).long()  # goal is 1 + ahead on
-        steps = ahead + 1
-        hidden = torch.rand(rows, device=z.device) < self.config.hide
-        given = steps.masked_fill(hidden, 0)
+        row, last = torch.arange(len(z), device=z.device), z.shape[1] - 1
+        start, ahead, shown = (row[:, None] * SPREAD.to(z.device) % 1).unbind(-1)
+        start = (start * last).long()
+        steps = 1 + (ahead * (last - start)).long()
+        given = steps.masked_fill(shown < self.config.hide, 0)
         nats = -self.log_prob(z[row, start], z[row, start + steps], given, actions[row, start])
         return Loss(nats.mean(), {"nats": nats.detach().mean()})
 
@@ -115,15 +117,18 @@ class GoalInverse(nn.Module):
         row = torch.arange(len(chosen), device=z.device)
         noise = torch.randn((n, means.shape[-1]), **like).repeat(b, 1)
         unit = means[row, chosen] + stds[row, chosen] * noise
-        return (self.centre + self.span * unit.clamp(-1, 1)).view(b, n, -1)
+        return self._actions(unit).view(b, n, -1)
 
     @torch.no_grad()
     def likeliest(self, z: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
         """Return the mean (n, A) of the component with the largest density at its mean."""
         shares, means, stds = self(z, goal, steps)
         best = (shares - stds.log().sum(-1)).argmax(-1)
-        mean = means[torch.arange(len(z), device=z.device), best]
-        return self.centre + self.span * mean.clamp(-1, 1)
+        return self._actions(means[torch.arange(len(z), device=z.device), best])
+
+    def _actions(self, unit: Tensor) -> Tensor:
+        """Return actions (..., A) of numbers in half ranges, within the bounds."""
+        return self.centre + self.span * unit.clamp(-1, 1)
 
 
 class InverseProposal:

@@ -21,11 +21,11 @@ LATENTS = "latents"  # observation of such a store: (views, d)
 
 def latent_spec(spec: Spec, base: Any) -> Spec:
     """Return the spec of a store of the latents of `base`, made of data of `spec`."""
+    size, elements = base.latent_dim, 1
     if isinstance(base, EquivariantEncoder):
-        shape = (base.elements, base.latent_dim // base.views)
-    else:
-        shape = (1, base.latent_dim)
-    return replace(spec, observation={LATENTS: ArraySpec(shape)}, privileged=(), pick=None)
+        size, elements = size // base.views, base.elements
+    seen = {LATENTS: ArraySpec((elements, size))}
+    return replace(spec, observation=seen, privileged=(), pick=None, planar=None)
 
 
 def latents_of(episodes: Sequence[Episode], base: Any) -> Iterable[Episode]:
@@ -43,7 +43,8 @@ def latents_of(episodes: Sequence[Episode], base: Any) -> Iterable[Episode]:
             latents = base.encode_views(seen)[0]
         else:
             latents = base.encode(seen)[0, :, None]
-    for episode, part in zip(episodes, latents.cpu().split(lengths), strict=True):
+    parts = torch.split(latents.cpu(), lengths)
+    for episode, part in zip(episodes, parts, strict=True):
         yield replace(episode, observations={LATENTS: part.numpy()})
 
 
@@ -62,4 +63,5 @@ def turned(actions: Tensor, views: int, base: Any) -> Tensor:
     if views == 1:
         return actions
     view = torch.arange(views, device=actions.device).repeat(len(actions))
-    return base.turn_actions(actions.repeat_interleave(views, 0), view)
+    seen: Tensor = base.turn_actions(actions.repeat_interleave(views, 0), view)
+    return seen

@@ -174,7 +174,7 @@ class Problem:
             actions = proposal.extend(context, count, generator=self.generator)
         sizes = {"B": len(context.latents), "A": len(self.space.low)}
         shapes.check("StepProposal.extend", actions, "B n A", **sizes)
-        return actions.to(self.space.low).nan_to_num(0.0)
+        return actions.to(self.space.low).nan_to_num(0.0, 0.0, 0.0)
 
     def draw(self, count: int) -> Tensor:
         """Return draws (B, N, H, A) from the whole space; ShapeError if their shape is wrong."""
