@@ -76,6 +76,18 @@ class PickSpec:
 
 
 @dataclass(frozen=True)
+class PlanarSpec:
+    """Which numbers of an action are vectors in the plane that a camera looks straight down on.
+
+    If the image and these vectors turn or flip together, so does what follows; the other numbers
+    of the action, such as heights, stay as they are.
+    """
+
+    image: str  # observation key of a (h, w, 3) uint8 picture
+    pairs: tuple[tuple[int, int], ...]  # indices of (x to the right, y up) in the picture
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a data set, an env or a model was made with: learnt at run time, never a config key."""
 
@@ -86,6 +98,7 @@ class Spec:
     pick: PickSpec | None = None  # where actions point into a picture, if they do
     dt: float | None = None  # s between observations; None where an action takes its time
     tasks: tuple[str, ...] = ()  # of the labels, sorted; a task id is the index + 1, 0 is none
+    planar: PlanarSpec | None = None  # vectors in the plane of a camera above, if there are any
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` is the inverse."""
@@ -113,6 +126,11 @@ class Spec:
             },
             "dt": self.dt,
             **({"tasks": list(self.tasks)} if self.tasks else {}),
+            **(
+                {"planar": None if self.planar is None else asdict(self.planar)}
+                if self.planar != _implied_planar(self.env, picks=self.pick is not None)
+                else {}
+            ),
         }
 
     @staticmethod
@@ -120,6 +138,9 @@ class Spec:
         """Return the Spec that `to_json` described; StoreError where it is not one."""
         try:
             pick, convention = values["pick"], values["action"].get("convention")
+            planar = _implied_planar(values["env"], picks=pick is not None)
+            if "planar" in values:
+                planar = _planar(values["planar"], len(values["action"]["low"]))
             return Spec(
                 observation={
                     k: ArraySpec(tuple(a["shape"]), a["dtype"], a["meaning"])
@@ -138,9 +159,31 @@ class Spec:
                 else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
                 dt=values["dt"],
                 tasks=tuple(values.get("tasks", ())),
+                planar=planar,
             )
-        except (KeyError, TypeError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None
+
+
+def _implied_planar(env: str, *, picks: bool) -> PlanarSpec | None:
+    """Return what the JSON of rope and cloth leaves out, as it did before `Spec.planar`."""
+    if env not in ("rope", "cloth"):
+        return None
+    return PlanarSpec("rgb", ((0, 1), (2, 3)) if picks else ((0, 1),))
+
+
+def _planar(values: Mapping[str, Any] | None, size: int) -> PlanarSpec | None:
+    if values is None:
+        return None
+    pairs = tuple((x, y) for x, y in values["pairs"])
+    indices = [index for pair in pairs for index in pair]
+    known = set(range(size))
+    if len(set(indices)) != len(indices) or not set(indices) <= known:
+        raise StoreError(
+            f"spec.planar.pairs: found {pairs}, need different indices of the {size} numbers of "
+            "an action"
+        )
+    return PlanarSpec(values["image"], pairs)
 
 
 class Step(NamedTuple):

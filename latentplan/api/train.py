@@ -11,7 +11,7 @@ from latentplan import config, registry
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
-from latentplan.protocols import Component, Configured, Staged
+from latentplan.protocols import Component, Configured, FittedConfig, Staged
 from latentplan.training import checkpoint, run_folder, stages, state
 from latentplan.training.fit import Session, fit
 from latentplan.training.loop import writing
@@ -67,6 +67,8 @@ def train(
     count, folder = _Count(on_progress), Path(run)
     with ZarrStore.open(data) as store:
         identity = run_folder.identity(store)
+        if isinstance(own, FittedConfig) and not chosen.staged:
+            own = own.fitted(run_folder.public(store))
         job = _Job(
             chosen,
             own,
@@ -213,6 +215,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
     given = {"spec": spec, "labels": [Label(text, task) for text, task in texts]}
     steps = model.stages(job.config, training=job.training, **given)
     stages.check_lengths(steps, job.store)
+    stages.check_builds(steps, spec)
     with writing(job.folder), run_folder.claim(job.folder):
         config.save_yaml(job.folder / "config.yaml", job.written)
         trained = stages.execute(steps, job.store, cache, session=job.session)

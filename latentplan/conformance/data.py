@@ -1,4 +1,4 @@
-"""Random observations and actions that models and tokenizers are checked on."""
+"""Random observations and actions for the checks of models and tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from latentplan.types import ActionSpec, ArraySpec, Spec
 
 SIDE = 64  # pixels of an image
-CELL = 8  # pixels of one colour: fine noise has no structure to encode
+CELL = 8  # side of a square of one colour, pixels; finer noise cannot be encoded
 SPEC = Spec(
     observation={
         "rgb": ArraySpec((SIDE, SIDE, 3), "uint8"),
@@ -21,12 +21,12 @@ SPEC = Spec(
 
 
 def seeded(seed: int = 0) -> Generator:
-    """Return a new generator of this seed."""
+    """Return a new generator with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def observations(spec: Spec, batch: int, length: int, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return observations (B, T, ...) of a spec: images of random squares, normal numbers."""
+    """Return observations (B, T, ...) of a spec: images of random squares and normal numbers."""
     generator, found = seeded(seed), {}
     for key, array in spec.observation.items():
         if array.dtype == "uint8":
@@ -41,12 +41,12 @@ def observations(spec: Spec, batch: int, length: int, *, seed: int = 0) -> dict[
 
 
 def actions(spec: Spec, *shape: int, seed: int = 1) -> Tensor:
-    """Return actions (*shape, A), uniform in the bounds."""
+    """Return actions (*shape, A), uniform within their bounds."""
     low, high = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
     return low + torch.rand(*shape, len(low), generator=seeded(seed)) * (high - low)
 
 
 def images(spec: Spec) -> Spec:
-    """Return the spec with its images alone."""
+    """Return the spec without observations other than images."""
     kept = {k: a for k, a in spec.observation.items() if a.dtype == "uint8" and len(a.shape) == 3}
     return replace(spec, observation=kept)

@@ -1,4 +1,4 @@
-"""What every env promises: a spec that holds, seeds, exact snapshots, goals that can be reached."""
+"""Checks of every env: its spec, seeds, exact snapshots and reachable goals."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from latentplan.protocols import (
 )
 from latentplan.types import Array, Observation, Spec
 
-LENGTH = 20  # actions of an attempt, unless the env says how many its tasks take
-ATTEMPTS = 3  # goals that the oracle is tried on
-ROUNDING = 1e-6  # of an action's bounds
-ZERO = 1e-6  # m; a pose that is fitted is not exact
+LENGTH = 20  # actions of an attempt, unless the env has an `episode_length`
+ATTEMPTS = 3  # goals for the oracle
+ROUNDING = 1e-6  # tolerance of an action's bounds
+ZERO = 1e-6  # m; a fitted pose is not exact
 
 
 def check_spec(subject: Subject) -> None:
-    """Check that the spec is finite, goes through JSON and bears the env's name."""
+    """Check that the spec is finite, survives a round trip through JSON and has the env's name."""
     with built(subject) as env:
         spec = env.data_spec
         require(isinstance(spec, Spec), f"data_spec is a {type(spec).__name__}, need types.Spec")
@@ -47,7 +47,7 @@ def check_spec(subject: Subject) -> None:
         finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
         require(finite and bool((low < high).all()), f"bounds are {low} and {high}")
         strange = set(spec.privileged) - set(spec.observation)
-        require(not strange, f"privileged keys {sorted(strange)} are no observations")
+        require(not strange, f"privileged keys {sorted(strange)} are not observations")
         require(len(spec.observation) > 0, "there are no observations")
         named = ":" in subject.name or spec.env == subject.name
         require(named, f"data_spec.env is {spec.env!r}, its registered name {subject.name!r}")
@@ -72,7 +72,7 @@ def check_observations(subject: Subject) -> None:
 
 
 def check_seeds(subject: Subject) -> None:
-    """Check that a seed gives the same episode whatever ran before, and another seed another."""
+    """Check that an episode depends on its seed and not on earlier episodes."""
     with built(subject) as env:
         first = _episode(env, seed=11)
         env.reset(seed=5)
@@ -80,7 +80,7 @@ def check_seeds(subject: Subject) -> None:
             env.step(action)
         _same(_episode(env, seed=11), first, "after seed 11 twice")
         again = difference(env.reset(seed=12)[0], first[0])
-        require(bool(again), "seeds 11 and 12 start alike")
+        require(bool(again), "seeds 11 and 12 give the same start")
 
 
 def check_snapshots(subject: Subject) -> None:
@@ -91,7 +91,7 @@ def check_snapshots(subject: Subject) -> None:
         here = copy(here)
         state = env.snapshot()
         ahead = [copy(env.step(a)[0]) for a in actions(env, 4)]
-        _same([env.restore(state)], [here], "in what restore returns")
+        _same([env.restore(state)], [here], "in the result of restore")
         _same([copy(env.step(a)[0]) for a in actions(env, 4)], ahead, "after restore")
         env.reset(seed=9)
         env.restore(state)
@@ -99,7 +99,7 @@ def check_snapshots(subject: Subject) -> None:
 
 
 def check_distance(subject: Subject) -> None:
-    """Check that the distance is finite, not negative, 0 at the goal, and that of a step's info."""
+    """Check that the distance is finite, not negative, 0 at the goal and equal to info's."""
     with built(subject) as env:
         goal = draw_goal(env, 100)
         at_goal = env.distance(goal, goal)
@@ -109,8 +109,8 @@ def check_distance(subject: Subject) -> None:
             observation, _, _, _, info = env.step(action)
             found = env.distance(observation, goal)
             require(bool(np.isfinite(found)) and found >= 0, f"distance is {found}")
-            told = info.get("distance", found)
-            require(told == found, f"info['distance'] is {told}, distance() is {found}")
+            reported = info.get("distance", found)
+            require(reported == found, f"info['distance'] is {reported}, distance() is {found}")
             success = info.get("success", False)
             require(isinstance(success, bool | np.bool_), f"info['success'] is {success!r}")
 
@@ -118,8 +118,8 @@ def check_distance(subject: Subject) -> None:
 def check_oracle(subject: Subject, *, by_chance: int | None = None) -> None:
     """Check that the oracle reaches goals, and more of them than random actions do.
 
-    Random actions reach at most `by_chance` of 3. An env without a success criterion is judged by
-    the distance at the end.
+    Random actions may reach `by_chance` of 3 goals. If the env has no success criterion, the last
+    distances are compared.
     """
     with built(subject) as env:
         space = np.random.default_rng(0)
@@ -143,10 +143,10 @@ def check_oracle(subject: Subject, *, by_chance: int | None = None) -> None:
 
 
 def check_goals(subject: Subject) -> None:
-    """Check that goal() gives the same goal for a seed and leaves the episode as it is."""
+    """Check that goal() returns the same goal for a seed and does not change the episode."""
     with built(subject) as env:
         if not isinstance(env, GoalSampler):
-            raise NotApplicable("has no goal(); other resets serve as goals")
+            raise NotApplicable("has no goal(); observations of other resets are goals")
         env.reset(seed=1)
         env.step(actions(env, 1)[0])
         state = env.snapshot()
@@ -160,13 +160,13 @@ def check_goals(subject: Subject) -> None:
 
 
 def check_two_envs(subject: Subject) -> None:
-    """Check that two envs that are stepped alternately do not disturb each other."""
+    """Check that two envs that step alternately do not affect each other."""
     with built(subject) as env, built(subject) as other:
         alone = [_episode(e, seed=seed, count=2) for e, seed in ((env, 3), (other, 4))]
         env.reset(seed=3), other.reset(seed=4)
         for index, action in enumerate(actions(env, 2), start=1):
             for e, steps in zip((env, other), alone, strict=True):
-                _same([e.step(action)[0]], [steps[index]], f"in step {index}, two envs alternately")
+                _same([e.step(action)[0]], [steps[index]], f"in step {index} of two envs in turn")
 
 
 def check_bad_actions(subject: Subject) -> None:
@@ -183,19 +183,19 @@ def check_bad_actions(subject: Subject) -> None:
 
 
 def check_others_closing(subject: Subject) -> None:
-    """Check that observations stay the same while other envs are made and freed."""
+    """Check that creating and freeing other envs does not change observations."""
     with built(subject) as env:
         wanted = copy(env.reset(seed=4)[0])
         for _ in range(6):
             other = subject.build()
             _same([other.reset(seed=4)[0]], [wanted], "between two envs of seed 4")
             env.reset(seed=1)
-            del other  # frees its renderer while `env` lives on
+            del other  # frees its renderer, but not that of `env`
             _same([env.reset(seed=4)[0]], [wanted], "after another env was freed")
 
 
 def check_expert(subject: Subject) -> None:
-    """Check that the expert's actions are finite and inside the bounds."""
+    """Check that the expert's actions are finite and within their bounds."""
     with built(subject) as env:
         if not isinstance(env, ExpertEnv):
             raise NotApplicable("has no expert()")
@@ -211,12 +211,12 @@ def check_expert(subject: Subject) -> None:
 
 
 def check_length(subject: Subject) -> None:
-    """Check that episode_length is a positive whole number, and an attribute of the class."""
+    """Check that episode_length is a positive integer and an attribute of the class."""
     with built(subject) as env:
         if not isinstance(env, HasEpisodeLength):
-            raise NotApplicable("has none")
+            raise NotApplicable("not defined")
         length = env.episode_length
-        require(isinstance(subject.make, HasEpisodeLength), "an attribute of the object alone")
+        require(isinstance(subject.make, HasEpisodeLength), "only the object has the attribute")
         require(isinstance(length, int) and length >= 1, f"episode_length is {length!r}")
 
 
@@ -224,18 +224,18 @@ def check_threshold(subject: Subject) -> None:
     """Check that success_threshold is positive."""
     with built(subject) as env:
         if not isinstance(env, HasSuccessThreshold):
-            raise NotApplicable("has none")
+            raise NotApplicable("not defined")
         require(env.success_threshold > 0, f"success_threshold is {env.success_threshold!r}")
 
 
 def check_settings_for(subject: Subject) -> None:
-    """Check that settings_for() returns fields of the Config that give the same spec again."""
+    """Check that settings_for() of the env's spec returns fields of its Config."""
     if not isinstance(subject.make, AdaptableEnv):
         raise NotApplicable("has no settings_for()")
     with built(subject) as env:
         values = subject.make.settings_for(env.data_spec)
         known = {field.name for field in fields(subject.config)}
-        require(set(values) <= known, f"no fields: {sorted(set(values) - known)}")
+        require(set(values) <= known, f"unknown fields: {sorted(set(values) - known)}")
 
 
 def check_render(subject: Subject) -> None:
@@ -254,7 +254,7 @@ def check_render(subject: Subject) -> None:
 
 
 def check_gymnasium(subject: Subject) -> None:
-    """Check that an env that is a gymnasium.Env passes gymnasium's own check."""
+    """Check that a gymnasium.Env passes gymnasium's own check."""
     import gymnasium
     from gymnasium.utils.env_checker import check_env
 
@@ -264,13 +264,13 @@ def check_gymnasium(subject: Subject) -> None:
         warnings.filterwarnings("ignore", message=".*(spec|render|Box).*")
         try:
             check_env(env, skip_render_check=True)
-        except Exception as e:  # gymnasium raises what it likes
+        except Exception as e:  # gymnasium raises errors of many types
             raise Broken(" ".join(str(e).split())) from None
 
 
 @contextmanager
 def built(subject: Subject) -> Iterator[Env]:
-    """Give a new env, closed at the end."""
+    """Build a new env for a context, and close it at the end."""
     env: Env = subject.build()
     try:
         yield env
@@ -279,32 +279,32 @@ def built(subject: Subject) -> Iterator[Env]:
 
 
 def actions(env: Env, count: int, seed: int = 0) -> Array:
-    """Return (count, A) float32 actions, uniform in the bounds."""
+    """Return actions (count, A) float32, uniform within their bounds."""
     rng, spec = np.random.default_rng(seed), env.data_spec.action
     return rng.uniform(spec.low, spec.high, (count, spec.size)).astype(np.float32)
 
 
 def draw_goal(env: Env, seed: int) -> Observation:
-    """Return a goal of the env's task, else the start of an episode."""
+    """Return a goal of the env's task, or the start of an episode if the env draws no goals."""
     if not isinstance(env, GoalSampler):
         return copy(env.reset(seed=seed)[0])
     try:
         return copy(env.goal(seed=seed))
-    except ConfigError as e:  # a task that nobody was taught
+    except ConfigError as e:  # a task without goals
         raise NotApplicable(str(e)) from None
 
 
 def copy(observation: Observation) -> Observation:
-    """Return an observation that later steps do not change."""
+    """Return a copy of an observation, since an env may reuse its buffers."""
     return {key: np.array(value) for key, value in observation.items()}
 
 
 def _attempt(
     env: Env, seed: int, goal: Observation, rng: np.random.Generator | None
 ) -> tuple[bool | None, float]:
-    """Return success (None without a criterion) and the last distance of an attempt.
+    """Return the success (None without a criterion) and the last distance of an attempt.
 
-    The oracle acts, or random actions if there is an `rng`.
+    Actions are random if there is an `rng`, and those of the oracle otherwise.
     """
     observation, _ = env.reset(seed=seed, options={"goal": goal})
     spec, success = env.data_spec.action, None

@@ -1,4 +1,4 @@
-"""A linear model, exact and fast, that planners, objectives and policies are checked with."""
+"""A fast, exact linear model for the checks of planners, objectives and policies."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from latentplan import shapes
 from latentplan.conformance.data import seeded
 from latentplan.types import ActionSpec, ArraySpec, Context, Spec, Tensors
 
-STATE = "state"  # the observation that is the latent
-COUPLING, GAIN = 0.1, 0.3  # how far A is from the identity, the size of B
+STATE = "state"  # key of the observation, which is also the latent
+COUPLING, GAIN = 0.1, 0.3  # size of A minus the identity, and of B
 
 
 def spec(states: int = 4, actions: int = 2) -> Spec:
-    """Return the spec of a state and forces."""
+    """Return a spec with a state observation and actions in [-1, 1]."""
     bound = (1.0,) * actions
     return Spec({STATE: ArraySpec((states,))}, ActionSpec(tuple(-b for b in bound), bound))
 
 
 class Linear(nn.Module):
-    """The `protocols.Dynamics` z' = A z + B a of a state, which also proposes actions and subgoals.
+    """Linear dynamics z' = A z + B a, which also propose actions and predict subgoals.
 
-    Proposals are uniform in the bounds; the subgoal of every task is the origin.
+    Proposals are uniform within the bounds; the subgoal of every task is the origin.
     """
 
     context = 1
 
     def __init__(self, spec: Spec, *, dtype: torch.dtype = torch.float32) -> None:
-        """Draw A and B, always the same ones."""
+        """Draw A and B with a fixed seed."""
         super().__init__()
         self.spec = spec
         self.latent_dim = size = spec.observation[STATE].shape[0]
@@ -50,7 +50,7 @@ class Linear(nn.Module):
         return context.latents[:, -1]
 
     def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
-        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+        """Return the latents (B, N, H, D) after each of the actions (B, N, H, A)."""
         latent = prepared[:, None].expand(-1, actions.shape[1], -1)
         latents = []
         for action in actions.unbind(2):
@@ -63,19 +63,19 @@ class Linear(nn.Module):
         return Uniform(self.spec.action)
 
     def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
-        """Return a function to the origin."""
+        """Return a function that returns the origin (B, D)."""
         return lambda context, steps: torch.zeros_like(context.latents[:, -1])
 
 
 class Uniform:
-    """The `protocols.Proposal` of uniform actions."""
+    """A `protocols.Proposal` of uniform actions."""
 
     def __init__(self, action: ActionSpec) -> None:
         """Take the bounds."""
         self._low, self._high = torch.tensor(action.low), torch.tensor(action.high)
 
     def sample(self, context: Context, count: int, *, horizon: int, generator: Generator) -> Tensor:
-        """Return (B, N, H, A), the same for all B."""
+        """Return actions (B, N, H, A), equal for all B."""
         size = (1, count, horizon, len(self._low))
         drawn = self._low + torch.rand(size, generator=generator) * (self._high - self._low)
         return drawn.expand(len(context.latents), -1, -1, -1)

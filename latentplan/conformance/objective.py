@@ -1,6 +1,6 @@
-"""What every objective promises: one cost a candidate, of the goal that is given.
+"""Checks of every objective: one cost per candidate, for the current goal.
 
-In the latents of a linear model, for one start and a goal with both an observation and a text.
+They use the latents of a linear model, one start, and a goal with an observation and a text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEXT = "do the task"
 
 
 def check_cost(subject: Subject) -> None:
-    """Check that there is one finite cost a candidate."""
+    """Check that there is one finite cost per candidate."""
     case = Case()
     cost = case.objective(built(subject))(case.latents, case.actions)
     shape, need = tuple(cost.shape), (1, CANDIDATES)
@@ -32,7 +32,7 @@ def check_cost(subject: Subject) -> None:
 
 
 def check_latents(subject: Subject) -> None:
-    """Check that candidates that lead elsewhere cost something else."""
+    """Check that candidates with different latents have different costs."""
     case = Case()
     cost = case.objective(built(subject))(case.latents, case.actions)
     spread = (cost - cost[:, :1]).abs().amax(1)
@@ -45,50 +45,51 @@ def check_rows(subject: Subject) -> None:
     factory = built(subject)
     whole = case.objective(factory)(case.latents, case.actions)
     part = case.objective(factory)(case.latents[:, 1:3], case.actions[:, 1:3])
-    _close(part, whole[:, 1:3], "a few candidates, alone and among all")
+    _close(part, whole[:, 1:3], "some candidates, alone and among all")
 
 
 def check_twice(subject: Subject) -> None:
-    """Check that the cost is the same each time, and does not change what it is given."""
+    """Check that repeated calls return the same cost and do not change their arguments."""
     case = Case()
     latents, actions = case.latents.clone(), case.actions.clone()
     objective = case.objective(built(subject))
     first = objective(latents, actions)
     kept = torch.equal(latents, case.latents) and torch.equal(actions, case.actions)
-    require(kept, "latents or actions are other ones after a call")
+    require(kept, "a call changes latents or actions")
     _close(objective(latents, actions), first, "between two calls")
 
 
 def check_goal(subject: Subject) -> None:
-    """Check that the cost is of the goal that is given, not of an earlier one."""
+    """Check that the cost depends on the current goal and not on earlier ones."""
     case, other = Case(), Case(seed=5)
     factory = built(subject)
     first = case.objective(factory)(case.latents, case.actions)
     second = factory(other.goal, case.context(), case.model)(case.latents, case.actions)
     fresh = built(subject)(other.goal, case.context(), case.model)(case.latents, case.actions)
-    _close(second, fresh, "a second goal, and the same as the first goal of a new objective")
+    _close(second, fresh, "a second goal, and the same goal with a new objective")
     back = case.objective(factory)(case.latents, case.actions)
-    _close(back, first, "the first goal, before and after another")
+    _close(back, first, "the first goal, before and after a second")
 
 
 def check_checked_goals(subject: Subject) -> None:
-    """Check that a goal is refused as soon as it is set if it cannot be used later."""
+    """Check that check() refuses exactly the goals that cannot be used."""
     case = Case()
     if not isinstance(built(subject), GoalChecker):
         raise NotApplicable("has no check()")
     for where, goal in (
         ("with an observation and a text", case.goal),
-        ("with nothing", Goal()),
+        ("without any part", Goal()),
         ("with a text alone", Goal(text=TEXT)),
-        ("with an observation of another shape", Goal({STATE: torch.zeros(9).numpy()})),
+        ("with an observation of a wrong shape", Goal({STATE: torch.zeros(9).numpy()})),
     ):
         late = _refused(lambda goal=goal: case.use(built(subject), goal))
         early = _refused(lambda goal=goal: case.check(built(subject), goal))
-        require(early is late, f"a goal {where}: check {_says(early)}, its use {_says(late)}")
+        found = f"a goal {where}: check {_outcome(early)}, its use {_outcome(late)}"
+        require(early is late, found)
 
 
 def check_wrong_shapes(subject: Subject) -> None:
-    """Check that latents of another width or without a horizon raise ShapeError."""
+    """Check that latents of a wrong shape raise ShapeError."""
     case = Case()
     objective = case.objective(built(subject))
     for where, latents in (
@@ -100,10 +101,10 @@ def check_wrong_shapes(subject: Subject) -> None:
 
 
 class Case:
-    """A goal, a start and what the model imagines from them."""
+    """A goal, a start, and the latents of random candidates."""
 
     def __init__(self, *, seed: int = 0) -> None:
-        """Draw start, actions and goal."""
+        """Draw the start, the candidates and the goal."""
         self.model = Linear(spec()).requires_grad_(False)
         drawn = data.observations(self.model.spec, 2, 1, seed=seed)[STATE]
         self.goal = Goal({STATE: drawn[0, 0].numpy()}, TEXT)
@@ -120,11 +121,11 @@ class Case:
         return factory(self.goal, self.context(), self.model)
 
     def check(self, factory: Any, goal: Goal) -> None:
-        """Check another goal, as soon as it is set."""
+        """Call the factory's check of a goal."""
         factory.check(goal, self.model)
 
     def use(self, factory: ObjectiveFactory, goal: Goal) -> Tensor:
-        """Return the cost with another goal."""
+        """Return the cost of the candidates for a goal."""
         return factory(goal, self.context(), self.model)(self.latents, self.actions)
 
 
@@ -142,10 +143,10 @@ def _refused(called: Any) -> type[LatentplanError] | None:
     return None
 
 
-def _says(error: type[LatentplanError] | None) -> str:
+def _outcome(error: type[LatentplanError] | None) -> str:
     return "accepts it" if error is None else f"raises {error.__name__}"
 
 
 def _close(found: Tensor, wanted: Tensor, where: str) -> None:
     close = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    require(close, f"other costs: {where}")
+    require(close, f"costs differ between {where}")

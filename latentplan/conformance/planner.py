@@ -1,7 +1,7 @@
-"""What every planner promises: bounds, seeds, batches, finiteness, constraints, clear errors.
+"""Checks of every planner: bounds, seeds, batches, finiteness, constraints and errors.
 
-On a linear model, with the settings of the subject. How near a planner comes to the optimum
-depends on its budget, and is measured in tests/contract and by the benchmarks.
+They use a linear model and the settings of the subject. The distance to the optimum depends on the
+budget; `tests/contract` and the benchmarks measure it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from latentplan.protocols import ActionSpace, Constraint, Objective, Planner
 from latentplan.types import Context, Plan
 
 PROBLEMS, STATES = 3, 4
-DOUBLE = torch.float64  # so that a batch and its rows break ties alike
-RATE, RATES = 0.25, 8  # of an action's change; cases
-ROUNDING = 1e-12  # of a cost: the same plan may be rounded otherwise
-ROUNDS = 4  # iterations that are compared
+DOUBLE = torch.float64  # a batch and its rows then break ties in the same way
+RATE, RATES = 0.25, 8  # rate limit, and number of cases
+ROUNDING = 1e-12  # tolerance of a cost
+ROUNDS = 4  # largest number of iterations compared
 
 
 class Problem:
-    """Reach a goal from a start with a linear model, for a few starts at once."""
+    """A batch of planning problems: reach a goal from a start with a linear model."""
 
     def __init__(
         self, planner: Planner, *, actions: int = 2, seed: int = 0, problems: int = PROBLEMS
@@ -50,7 +50,7 @@ class Problem:
         return Context(start, start.new_zeros(len(start), 0, self.actions))
 
     def distance(self, rows: slice = slice(None)) -> LatentDistance:
-        """Return the objective of some of the goals."""
+        """Return the distance to some of the goals as objective."""
         return LatentDistance(self.goal[rows], GoalDistance.Config(power=2, reduce="mean"))
 
     def box(self, problems: int | None = None) -> Box:
@@ -59,7 +59,7 @@ class Problem:
         return Box(self.low, self.high, problems=count)
 
     def random(self, count: int = 1, *, seed: int = 1, scale: float = 1.0) -> Tensor:
-        """Return actions (B, count, H, A), normal with this std."""
+        """Return normal actions (B, count, H, A) with std `scale`."""
         size = (len(self.start), count, self.horizon, self.actions)
         return scale * torch.randn(size, generator=seeded(seed), dtype=DOUBLE)
 
@@ -74,9 +74,9 @@ class Problem:
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
     ) -> Plan:
-        """Return the plan of some of the starts, towards their goals unless an objective is given.
+        """Plan from some of the starts, by default towards their goals.
 
-        Raises Broken if its shapes do not fit.
+        Raises Broken if the shapes of the plan are wrong.
         """
         context = context or self.context(rows)
         problems = len(context.latents)
@@ -96,13 +96,13 @@ class Problem:
         return found
 
     @torch.no_grad()
-    def imagined(self, plan: Plan) -> Tensor:
-        """Return the latents (B, 1, H, D) that a plan leads to."""
+    def predicted(self, plan: Plan) -> Tensor:
+        """Return the latents (B, 1, H, D) predicted for a plan."""
         return self.model.rollout(self.model.prepare(self.context()), plan.actions[:, None])
 
 
 def check_bounds(subject: Subject) -> None:
-    """Check that actions are inside the bounds, wherever they start from."""
+    """Check that actions are within their bounds for any warm start."""
     problem = Problem(subject.build())
     for warm_start in (None, problem.random(scale=10)[:, 0], problem.random(3, scale=10)):
         plan = problem.plan(warm_start=warm_start)
@@ -110,15 +110,15 @@ def check_bounds(subject: Subject) -> None:
 
 
 def check_cost(subject: Subject) -> None:
-    """Check that the cost of a plan is the objective's of its actions."""
+    """Check that the cost of a plan is the objective of its actions."""
     problem = Problem(subject.build())
     plan = problem.plan()
-    cost = problem.distance()(problem.imagined(plan), plan.actions[:, None])[:, 0]
-    _close(plan.cost, cost, "the cost of the plan and of its actions")
+    cost = problem.distance()(problem.predicted(plan), plan.actions[:, None])[:, 0]
+    _close(plan.cost, cost, "the cost of the plan and the objective of its actions")
 
 
 def check_rates(subject: Subject) -> None:
-    """Check that limits of an action's change hold to the last bit, of elites as well."""
+    """Check that actions and elites keep rate limits exactly."""
     planner = subject.build()
     for case in range(RATES):
         problem = Problem(planner, seed=case)
@@ -130,29 +130,31 @@ def check_rates(subject: Subject) -> None:
         _inside(plan, space)
         for actions in _sequences(plan):
             change = torch.cat([previous[:, None], actions], dim=1).diff(dim=1).abs()
-            require(bool((change <= RATE).all()), f"a change of {change.max():.17g}, over {RATE}")
+            found = f"a change of {change.max():.17g} exceeds {RATE}"
+            require(bool((change <= RATE).all()), found)
 
 
 def check_choices(subject: Subject) -> None:
-    """Check that actions that choose a point are such a point."""
+    """Check that actions in a space of choices are among the choices."""
     problem = Problem(subject.build(), actions=4, problems=2)
     points = [torch.rand(k, 2, generator=seeded(k), dtype=DOUBLE) * 2 - 1 for k in (1, 30)]
     space = Choices(problem.low, problem.high, choices=points)
     plan = problem.plan(space=space, warm_start=problem.random())
     for actions, allowed in zip(plan.actions, points, strict=True):
         known = (actions[:, None, :2] == allowed).all(-1).any(-1)
-        require(bool(known.all()), f"of {len(allowed)} points none is {actions[0, :2].tolist()}")
+        found = f"{actions[0, :2].tolist()} is none of the {len(allowed)} points"
+        require(bool(known.all()), found)
     _inside(plan, problem.box())
 
 
 def check_seeds(subject: Subject) -> None:
-    """Check that the same generator gives the same plan, whatever was drawn before."""
+    """Check that a plan depends on its generator and not on earlier plans."""
     problem = Problem(subject.build())
     plan = problem.plan(seed=3)
     torch.rand(1), problem.plan(seed=4)
     again = problem.plan(seed=3)
-    require(torch.equal(plan.actions, again.actions), "other actions the second time")
-    require(torch.equal(plan.cost, again.cost), "another cost the second time")
+    require(torch.equal(plan.actions, again.actions), "actions differ the second time")
+    require(torch.equal(plan.cost, again.cost), "the cost differs the second time")
 
 
 def check_rows(subject: Subject) -> None:
@@ -163,8 +165,9 @@ def check_rows(subject: Subject) -> None:
     for row in range(PROBLEMS):
         rows = slice(row, row + 1)
         alone = problem.plan(rows=rows, warm_start=warm_start[rows])
-        _close(alone.actions[0], whole.actions[row], f"actions of problem {row}, alone or not")
-        _close(alone.cost[0], whole.cost[row], f"cost of problem {row}, alone or not")
+        where = f"of problem {row}, alone and in the batch"
+        _close(alone.actions[0], whole.actions[row], f"actions {where}")
+        _close(alone.cost[0], whole.cost[row], f"costs {where}")
     problem = Problem(problem.planner, actions=4, problems=2)
     points = [torch.rand(k, 2, generator=seeded(k), dtype=DOUBLE) for k in (3, 40)]
     both = problem.plan(space=Choices(problem.low, problem.high, choices=points))
@@ -173,13 +176,13 @@ def check_rows(subject: Subject) -> None:
         alone = problem.plan(
             rows=rows, space=Choices(problem.low, problem.high, choices=points[rows])
         )
-        _close(alone.actions[0], both.actions[row], f"choices of problem {row}, alone or not")
+        _close(alone.actions[0], both.actions[row], f"choices of problem {row}, alone and not")
 
 
 def check_iterations(subject: Subject) -> None:
-    """Check that more iterations never cost more."""
+    """Check that more iterations never raise the cost."""
     if not hasattr(subject.config, "iterations"):
-        raise NotApplicable("its Config has no iterations")
+        raise NotApplicable("Config has no iterations")
     costs = []
     for count in range(1, ROUNDS + 1):
         settings = replace(subject.config, iterations=count)
@@ -187,52 +190,55 @@ def check_iterations(subject: Subject) -> None:
         costs.append(problem.plan().cost)
     for count, (fewer, more) in enumerate(zip(costs, costs[1:], strict=False), start=1):
         worse = (more - fewer).max().item()
-        require(worse <= ROUNDING, f"{count + 1} cost {worse:.3g} more than {count}")
+        found = f"the cost rises by {worse:.3g} from {count} iterations to {count + 1}"
+        require(worse <= ROUNDING, found)
 
 
 def check_warm_start(subject: Subject) -> None:
-    """Check that a plan costs no more than the one that it starts from."""
+    """Check that a plan costs no more than its warm start."""
     problem = Problem(subject.build())
     found = problem.plan()
     for seed in range(1, 4):
         again = problem.plan(warm_start=found.actions, seed=seed)
         worse = (again.cost - found.cost).max().item()
-        require(worse <= ROUNDING, f"{worse:.3g} more")
+        require(worse <= ROUNDING, f"it costs {worse:.3g} more")
 
 
 def check_constraints(subject: Subject) -> None:
-    """Check that a plan that keeps the constraints goes before a cheaper one that does not."""
+    """Check that a feasible plan is preferred to an infeasible one of a lower cost."""
     problem = Problem(subject.build())
-    problem.start = torch.zeros_like(problem.start)  # nothing moves unless it is pushed
+    problem.start = torch.zeros_like(problem.start)  # an equilibrium: zero actions stay there
     problem.goal[:, 0] = 1.0
 
     def wall(latents: Tensor, actions: Tensor) -> Tensor:
-        return latents[..., 0].amax(-1)  # positive beyond 0, before the goal
+        return latents[..., 0].amax(-1)  # positive beyond 0, between start and goal
 
     rest = torch.zeros_like(problem.random()[:, 0])
     free = problem.plan(warm_start=rest)
-    beyond = wall(problem.imagined(free), free.actions[:, None])
-    require(bool((beyond > 0).any()), "no plan heads for a goal beyond the wall even without it")
+    beyond = wall(problem.predicted(free), free.actions[:, None])
+    require(bool((beyond > 0).any()), "without the constraint, no plan crosses the wall either")
     plan = problem.plan(warm_start=rest, constraints=[wall])
-    told = plan.violation
-    if told is None:
+    reported = plan.violation
+    if reported is None:
         raise Broken("violation is None though there is a constraint")
-    missed = wall(problem.imagined(plan), plan.actions[:, None])[:, 0].relu()
-    require(bool((missed == 0).all()), f"a violation of {missed.max():.3g}, of rest it is 0")
-    require(torch.allclose(told, missed), f"violation is {told.tolist()}")
+    missed = wall(problem.predicted(plan), plan.actions[:, None])[:, 0].relu()
+    found = f"the violation is {missed.max():.3g}, that of zero actions is 0"
+    require(bool((missed == 0).all()), found)
+    require(torch.allclose(reported, missed), f"violation is {reported.tolist()}")
 
 
 def check_constant_cost(subject: Subject) -> None:
-    """Check that a constant cost gives finite actions of that cost."""
+    """Check that a constant objective gives finite actions of that cost."""
     problem = Problem(subject.build())
     for cost in (0.0, 3.5):
         plan = problem.plan(objective=lambda z, a, cost=cost: torch.full(z.shape[:2], cost))
-        require(bool(plan.actions.isfinite().all()), f"of cost {cost}: actions are not finite")
-        require(bool((plan.cost == cost).all()), f"of cost {cost}: it is {plan.cost.tolist()}")
+        where = f"with constant cost {cost}"
+        require(bool(plan.actions.isfinite().all()), f"{where}, actions are not finite")
+        require(bool((plan.cost == cost).all()), f"{where}, the cost is {plan.cost.tolist()}")
 
 
 def check_broken_cost(subject: Subject) -> None:
-    """Check that a cost that is not finite never wins, and raises PlanningError if all are so."""
+    """Check that a cost that is not finite is never chosen, and raises PlanningError if all are."""
     problem = Problem(subject.build())
     distance = problem.distance()
     for broken in (torch.nan, torch.inf, -torch.inf):
@@ -242,9 +248,9 @@ def check_broken_cost(subject: Subject) -> None:
             return torch.where(actions[:, :, 0, 0] > 0, broken, cost)
 
         plan = problem.plan(objective=half)
-        require(bool(plan.cost.isfinite().all()), f"{broken} wins: the cost is {plan.cost}")
+        require(bool(plan.cost.isfinite().all()), f"the cost is {plan.cost}")
         allowed = bool((plan.actions[:, 0, 0] <= 0).all())
-        require(allowed, f"an action of cost {broken} is sent")
+        require(allowed, f"an action of cost {broken} is chosen")
 
         def second(latents: Tensor, actions: Tensor, broken: float = broken) -> Tensor:
             cost = distance(latents, actions).clone()
@@ -256,7 +262,7 @@ def check_broken_cost(subject: Subject) -> None:
 
 
 def check_wrong_shapes(subject: Subject) -> None:
-    """Check that a context, warm start, space or cost of a wrong shape raises ShapeError."""
+    """Check that a wrong shape of context, warm start, space or cost raises ShapeError."""
     problem = Problem(subject.build(), problems=2)
     h, a = problem.horizon, problem.actions
     for shape in [(2, h + 1, a), (1, h, a), (2, h, a + 1), (2, a)]:
@@ -285,4 +291,4 @@ def _inside(plan: Plan, space: ActionSpace) -> None:
 
 def _close(found: Tensor, wanted: Tensor, where: str) -> None:
     close = torch.allclose(found, wanted, rtol=1e-7, atol=1e-7)
-    require(close, f"they differ by {(found - wanted).abs().max():.3g}: {where}")
+    require(close, f"a difference of {(found - wanted).abs().max():.3g} between {where}")

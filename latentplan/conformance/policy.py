@@ -1,6 +1,6 @@
-"""What every policy promises: bounds, seeds, and goals that are kept.
+"""Checks of every policy: bounds, seeds and goals.
 
-In a small env whose actions point into an image. A policy that plans is given a linear model of it.
+They use a small env whose actions are picks in an image. A policy that plans has a linear model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = 3  # episodes
 
 
 def check_bounds(subject: Subject) -> None:
-    """Check that actions are float32, of the spec's shape, finite and inside the bounds."""
+    """Check that actions are float32, of the spec's shape, finite and within their bounds."""
     policy, env = built(subject), Table()
     spec = env.data_spec.action
     for seed in range(SEEDS):
@@ -34,20 +34,20 @@ def check_bounds(subject: Subject) -> None:
 
 
 def check_seeds(subject: Subject, *, random: bool = False) -> None:
-    """Check that an episode depends on the seed alone, whatever ran before.
+    """Check that an episode depends on its seed and not on earlier episodes.
 
-    With `random`, another seed must give another one as well.
+    With `random`, different seeds must also give different episodes.
     """
     policy, env = built(subject), Table()
     goal, first = episode(policy, env, 1)
     other = episode(policy, env, 2)[1]
     again_goal, again = episode(policy, env, 1)
-    require(np.array_equal(first, again), "other actions in a second episode of seed 1")
+    require(np.array_equal(first, again), "actions differ in a second episode of seed 1")
     fresh = episode(built(subject), Table(), 1)[1]
-    require(np.array_equal(first, fresh), "other actions of a new policy, of seed 1")
+    require(np.array_equal(first, fresh), "actions of a new policy with seed 1 differ")
     if random:
         require(not np.array_equal(first, other), "the same actions of seeds 1 and 2")
-    require((goal is None) == (again_goal is None), "a goal in one episode of seed 1 alone")
+    require((goal is None) == (again_goal is None), "only one of two episodes of seed 1 has a goal")
     if goal is not None and again_goal is not None:
         differ = difference(dict(again_goal.observation or {}), dict(goal.observation or {}))
         require(not differ, f"{differ} of the goal differs in a second episode of seed 1")
@@ -59,27 +59,27 @@ def check_kinds_of_seed(subject: Subject) -> None:
     for make in (int, np.random.SeedSequence, np.random.default_rng):
         first, again = (episode(policy, env, make(5))[1] for _ in range(2))
         same = np.array_equal(first, again)
-        require(same, f"other actions in a second episode of {make.__name__}(5)")
+        require(same, f"actions differ in a second episode of {make.__name__}(5)")
 
 
 def check_goal_chosen(subject: Subject) -> None:
-    """Check that a goal that the policy chooses is an observation of the env."""
+    """Check that a goal chosen by the policy is an observation of the env."""
     policy, env = built(subject), Table()
     if not isinstance(policy, GoalChoosingPolicy):
-        raise NotApplicable("chooses no goals")
+        raise NotApplicable("does not choose goals")
     for seed in range(SEEDS):
         goal = episode(policy, env, seed)[0]
-        if goal is None:  # not in every episode
+        if goal is None:  # a policy may choose one in some episodes only
             continue
         keys, need = sorted(goal.observation or {}), sorted(env.data_spec.observation)
         require(keys == need, f"keys are {keys}, of the env {need}")
 
 
 def check_goal_given(subject: Subject) -> None:
-    """Check that a goal that is given is not replaced by one that the policy chooses."""
+    """Check that the policy does not replace the goal of reset."""
     policy, env = built(subject), Table()
     if not isinstance(policy, GoalChoosingPolicy):
-        raise NotApplicable("chooses no goals")
+        raise NotApplicable("does not choose goals")
     _attach(policy, env)
     for seed in range(SEEDS + 1):
         policy.reset(Goal(observation=env.goal(seed=3)), seed=seed)
@@ -98,9 +98,9 @@ def built(subject: Subject) -> Policy:
 
 
 def episode(policy: Policy, env: Table, seed: Any) -> tuple[Goal | None, Array]:
-    """Return the goal that the policy chose, if it did, and its actions (L, A).
+    """Return the goal that the policy chose, if any, and its actions (L, A).
 
-    A policy that chooses no goals is given one. The env's episode is always the same.
+    A policy that does not choose goals has one of the env. The env's episode is always the same.
     """
     _attach(policy, env)
     chosen = None
@@ -115,7 +115,7 @@ def episode(policy: Policy, env: Table, seed: Any) -> tuple[Goal | None, Array]:
         actions.append(policy.act(observation))
         shape = np.shape(actions[-1])
         require(shape == (env.data_spec.action.size,), f"the shape of an action is {shape}")
-        # What is out of bounds is found by a check of its own.
+        # `check_bounds` reports what is clipped here.
         observation = env.step(np.clip(np.nan_to_num(actions[-1]), -1, 1)).observation
     return chosen, np.stack(actions)
 

@@ -1,4 +1,4 @@
-"""The checks of a kind, run one after the other over one class and its settings."""
+"""Runner of all checks of a kind over one class and its settings."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ KINDS = (
     "planner",
     "policy",
     "tokenizer",
-)  # a module of this package each
+)  # one module of this package each
 
 
 class Broken(Exception):
-    """A promise is not kept; the text says what was found."""
+    """A promise is broken; the text is what was found."""
 
 
 class NotApplicable(Exception):
-    """A check is of something optional that is not offered; the text says of what."""
+    """The subject lacks the optional ability that a check tests; the text names it."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Subject:
     kind: str
     name: str  # in the registry, or MODULE:CLASS
     make: Any  # the class
-    config: Any = None  # of its Config; None if it has none
-    spec: Spec | None = None  # of the data that a model is built for; None: the suite's own
+    config: Any = None  # object of its Config; None if it has no Config
+    spec: Spec | None = None  # spec for which a model is built; None for that of the suite
 
     def build(self, *before: Any) -> Any:
-        """Return a new object, made of the arguments `before` and the settings.
+        """Return a new object, built from the arguments `before` and the settings.
 
-        Raises ContractError if the object lacks what its kind must offer.
+        Raises ContractError if the object does not implement the protocol of its kind.
         """
         made = self.make(*before) if self.config is None else self.make(*before, self.config)
         contracts.check_object(self.kind, self.name, made)
@@ -59,20 +59,20 @@ Check: TypeAlias = Callable[[Subject], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a check."""
+    """The result of a check."""
 
     promise: str
     status: str  # ok, FAILED or skipped
-    found: str = ""  # why it failed or was skipped
+    found: str = ""  # reason for a failure or skip
 
 
 def subject(
     kind: str, name: str, *, overrides: Sequence[str] = (), spec: Spec | None = None
 ) -> Subject:
-    """Return the subject that a registered name, a preset or `MODULE:CLASS` stands for.
+    """Return the subject of a registered name, a preset or `MODULE:CLASS`.
 
-    Raises UnknownName if there is none, ContractError if it lacks what its kind must offer,
-    ConfigError if an override is not one of its settings.
+    Raises UnknownName if there is none, ContractError if it does not implement the protocol of its
+    kind, and ConfigError if an override is not one of its settings.
     """
     if kind not in KINDS:
         raise unknown("kind to check", kind, KINDS)
@@ -87,7 +87,7 @@ def subject(
         if overrides:
             raise ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
         return Subject(kind, name, make, spec=spec)
-    # A preset may set other sections as well, which other kinds read.
+    # A preset may also have sections of other kinds.
     known = {kind, *(field.name for field in fields(make.Config))}
     own = {key: value for key, value in values.items() if key in known}
     filled = config.load({kind: make.Config}, preset=own, overrides=overrides)[kind]
@@ -95,7 +95,7 @@ def subject(
 
 
 def checks(kind: str) -> dict[str, Check]:
-    """Return the checks of a kind by name, in their order."""
+    """Return the checks of a kind by name, in the order of the file."""
     module = import_module(f"latentplan.conformance.{kind}")
     return {
         name.removeprefix("check_"): function
@@ -105,9 +105,9 @@ def checks(kind: str) -> dict[str, Check]:
 
 
 def run(tested: Subject) -> Iterator[Result]:
-    """Run every check of the subject's kind, and yield what became of each.
+    """Run every check of the subject's kind, and yield the results.
 
-    Raises MissingDependency if the subject cannot be built here.
+    Raises MissingDependency if a package for building the subject is not installed.
     """
     for check in checks(tested.kind).values():
         promise = first_line(check)
@@ -119,26 +119,26 @@ def run(tested: Subject) -> Iterator[Result]:
             raise
         except (Broken, LatentplanError) as e:
             yield Result(promise, "FAILED", str(e))
-        except Exception as e:  # of the class under test: it says where
-            yield Result(promise, "FAILED", f"{type(e).__name__}: {e} ({_place(e.__traceback__)})")
+        except Exception as e:  # a bug of the class under test, reported with its line
+            yield Result(promise, "FAILED", f"{type(e).__name__}: {e} ({_line(e.__traceback__)})")
         else:
             yield Result(promise, "ok")
 
 
 def first_line(check: Check) -> str:
-    """Return what a check says of itself, without `Check that`."""
+    """Return the first line of a check's docstring, without `Check that`."""
     line = (check.__doc__ or check.__name__).splitlines()[0]
     return line.removeprefix("Check that ").removesuffix(".")
 
 
 def require(kept: bool, found: str) -> None:
-    """Raise Broken with what was found unless `kept`."""
+    """Raise Broken with the text `found` unless `kept`."""
     if not kept:
         raise Broken(found)
 
 
 def refuses(where: str, error: type[Exception], called: Callable[[], Any]) -> None:
-    """Raise Broken unless a call raises this error."""
+    """Raise Broken unless a call raises an error of the type `error`."""
     try:
         called()
     except error:
@@ -149,12 +149,12 @@ def refuses(where: str, error: type[Exception], called: Callable[[], Any]) -> No
 
 
 def difference(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> str:
-    """Return which of two observations' arrays differ, by name; "" if none does."""
+    """Return the names of the arrays that differ between two observations; "" if none does."""
     if found.keys() != wanted.keys():
         return f"keys {sorted(found)} and {sorted(wanted)}"
     return ", ".join(key for key in wanted if not np.array_equal(found[key], wanted[key]))
 
 
-def _place(trace: TracebackType | None) -> str:
+def _line(trace: TracebackType | None) -> str:
     last = traceback.extract_tb(trace)[-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -1,4 +1,4 @@
-"""What every tokenizer promises: shapes, ids below the vocabulary, rows that do not mix."""
+"""Checks of every tokenizer: shapes, ids below the vocabulary, independent rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from latentplan.protocols import Learner, Tokenizer
 from latentplan.types import Batch, Tensors, Tokens
 
 ROWS, FRAMES = 2, 3  # videos, token frames
-UPDATES, RATE = 8, 2e-3  # of Adam, after which the loss has fallen
-FIGURES = {"psnr", "usage", "perplexity"}  # of its loss
-ROUNDING = 1  # of a colour: sums of another order
+UPDATES, RATE = 8, 2e-3  # steps and learning rate of Adam, enough for the loss to fall
+FIGURES = {"psnr", "usage", "perplexity"}  # required parts of the loss
+ROUNDING = 1  # tolerance of a colour, since a batch changes the order of sums
 
 
 def check_ids(subject: Subject) -> None:
@@ -46,29 +46,29 @@ def check_decoded(subject: Subject) -> None:
 
 
 def check_others(subject: Subject) -> None:
-    """Check that other images have other ids."""
+    """Check that different images have different ids."""
     tokenizer = built(subject)
     first, other = (tokenizer.encode(images(tokenizer, seed)).ids for seed in (0, 1))
-    require(not torch.equal(first, other), "they have the same")
+    require(not torch.equal(first, other), "all ids are equal")
 
 
 def check_twice(subject: Subject) -> None:
-    """Check that the same images have the same ids, and ids the same images, each time."""
+    """Check that encoding and decoding are deterministic."""
     tokenizer = built(subject)
     first, again = (tokenizer.encode(images(tokenizer)) for _ in range(2))
-    require(torch.equal(first.ids, again.ids), "other ids the second time")
+    require(torch.equal(first.ids, again.ids), "ids differ the second time")
     shown, once_more = tokenizer.decode(first), tokenizer.decode(first)
     for key, value in shown.items():
-        require(torch.equal(value, once_more[key]), f"other images {key!r} the second time")
+        require(torch.equal(value, once_more[key]), f"images {key!r} differ the second time")
 
 
 def check_rows(subject: Subject) -> None:
-    """Check that a video's ids and images do not depend on the others of its batch."""
+    """Check that ids and images of a video do not depend on the rest of the batch."""
     tokenizer = built(subject)
     whole = images(tokenizer)
     tokens = tokenizer.encode(whole)
     alone = tokenizer.encode({key: value[1:] for key, value in whole.items()})
-    require(torch.equal(alone.ids[0], tokens.ids[1]), "other ids alone than in a batch")
+    require(torch.equal(alone.ids[0], tokens.ids[1]), "ids differ, alone and in a batch")
     both, one = tokenizer.decode(tokens), tokenizer.decode(alone)
     for key, value in both.items():
         away = (one[key][0].int() - value[1].int()).abs().max().item()
@@ -76,18 +76,18 @@ def check_rows(subject: Subject) -> None:
 
 
 def check_every_id(subject: Subject) -> None:
-    """Check that every id can be decoded, and that other ids are other images."""
+    """Check that every id can be decoded, and that different ids give different images."""
     tokenizer = built(subject)
     ids = torch.arange(tokenizer.tokens) * 7 % tokenizer.vocabulary
     last = torch.full_like(ids, tokenizer.vocabulary - 1)
     shown = tokenizer.decode(Tokens(torch.stack([ids, last])[None]))
     frames = [(value[0, 0], value[0, tokenizer.stride]) for value in shown.values()]
     same = all(torch.equal(first, second) for first, second in frames)
-    require(not same, "two frames of other ids are the same")
+    require(not same, "two frames of different ids are equal")
 
 
 def check_too_few(subject: Subject) -> None:
-    """Check that a frame of too few tokens raises ShapeError, and so does part of a token frame."""
+    """Check that too few tokens, or a part of a token frame, raise ShapeError."""
     tokenizer = built(subject)
     ids = tokenizer.encode(images(tokenizer)).ids
     refuses("K - 1 tokens", ShapeError, lambda: tokenizer.decode(Tokens(ids[..., 1:])))
@@ -97,10 +97,10 @@ def check_too_few(subject: Subject) -> None:
 
 
 def check_loss(subject: Subject) -> None:
-    """Check that the loss of a tokenizer that training fits falls, and says how good it is."""
+    """Check that the loss of a trained tokenizer falls and has the required parts."""
     tokenizer: Any = built(subject)
     if not isinstance(tokenizer, Learner):
-        raise NotApplicable("is no Learner")
+        raise NotApplicable("is not a Learner")
     seen = _batch(tokenizer)
     module: Any = tokenizer
     module.train()
@@ -113,17 +113,17 @@ def check_loss(subject: Subject) -> None:
         optimiser.step()
         losses.append(loss.total.item())
     fell = losses[-1] < losses[0]
-    require(fell, f"it starts at {losses[0]:.4g}, after {UPDATES} steps it is {losses[-1]:.4g}")
+    require(fell, f"it is {losses[0]:.4g} at first and {losses[-1]:.4g} after {UPDATES} steps")
     missing = FIGURES - loss.parts.keys()
-    require(not missing, f"its parts are {sorted(loss.parts)}, without {sorted(missing)}")
+    require(not missing, f"its parts {sorted(loss.parts)} lack {sorted(missing)}")
 
 
 def built(subject: Subject) -> Tokenizer:
-    """Return a new tokenizer of the spec's images, with the statistics of some."""
+    """Return a new tokenizer for the spec's images, with code books initialised from data."""
     torch.manual_seed(0)
     tokenizer: Any = subject.build(data.images(subject.spec or data.SPEC))
     if isinstance(tokenizer, Learner):
-        tokenizer.loss(_batch(tokenizer, seed=9))  # code books start from data
+        tokenizer.loss(_batch(tokenizer, seed=9))  # initialises the code books
     module: Any = tokenizer
     made: Tokenizer = module.eval()
     return made

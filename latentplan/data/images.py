@@ -1,11 +1,86 @@
-"""Segmentation of an object in an image, and conversion between pixels and actions."""
+"""What an image is: the one check of all sources, conversion to rgb, and pixels as actions.
+
+An image is a row of (h, w, 3) uint8, red green blue, of at least `SMALLEST` pixels a side. Sources
+also hold images with the channels first, in grey, or as floats in 0 to 1: `as_rgb` converts them.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
+from latentplan.errors import ShapeError
 from latentplan.shapes import check
-from latentplan.types import Array, PickSpec
+from latentplan.types import Array, ArraySpec, PickSpec
+
+SMALLEST = 16  # pixels a side; smaller arrays, such as a map of 7 x 7 cells, are not images
+CHANNELS = 8  # of an image at most
+# Arrays with these words in their name or meaning have the shape of images but no colours.
+NO_COLOURS = re.compile(
+    r"depth|mask|segment|cloud|\bpoint|points|normals|flow|label|disparity|heatmap|xyz|x, y, z"
+)
+
+
+def is_image(array: ArraySpec) -> bool:
+    """Return whether rows are images: (h, w, 3) uint8 of at least `SMALLEST` pixels a side."""
+    shape = array.shape
+    return array.dtype == "uint8" and shape[2:] == (3,) and min(shape[:2]) >= SMALLEST
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """Return whether a row of this shape is (c, h, w), with fewer channels than pixels a side."""
+    return len(shape) == 3 and shape[0] <= CHANNELS < min(shape[1:])
+
+
+def size(shape: Sequence[int]) -> tuple[int, int] | None:
+    """Return (h, w) of a row (h, w), (h, w, c) or (c, h, w) of pixels; None if it is not one."""
+    if len(shape) not in (2, 3):
+        return None
+    height, width = shape[1:] if channels_first(shape) else shape[:2]
+    few = channels_first(shape) or (*shape, 1)[2] <= CHANNELS
+    return (height, width) if few and min(height, width) >= SMALLEST else None
+
+
+def may_be_rgb(key: str, array: ArraySpec) -> bool:
+    """Return whether rows have the shape and type of an image that `as_rgb` converts.
+
+    These are uint8 with 1 or 3 channels, and floats with 3; floats must also lie in 0 to 1. Depth,
+    masks and points, by the words in their name or meaning, and single-channel floats are not.
+    """
+    if size(array.shape) is None or NO_COLOURS.search(f"{key} {array.meaning}".lower()):
+        return False
+    channels = 1 if len(array.shape) == 2 else array.shape[0 if channels_first(array.shape) else 2]
+    floats = np.dtype(array.dtype).kind == "f"
+    return channels == 3 if floats else array.dtype == "uint8" and channels in (1, 3)
+
+
+def as_rgb(where: str, values: Array) -> Array:
+    """Return images (n, h, w, 3) uint8 of `values` (n, ...) with 1 or 3 channels, first or last.
+
+    Grey becomes three equal channels; floats are multiplied by 255 and rounded. Raises ShapeError
+    for another shape or dtype, or if a float is outside 0 to 1.
+    """
+    found = f"{where}: found {values.dtype} {values.shape[1:]}"
+    if values.ndim == 3:
+        values = values[..., None]
+    if channels_first(values.shape[1:]):
+        values = np.moveaxis(values, 1, -1)
+    floats = values.dtype.kind == "f"
+    if values.shape[3:] not in ((1,), (3,)) or not (floats or values.dtype == np.uint8):
+        raise ShapeError(f"{found}, need images (h, w, 3) of uint8, or of floats in 0 to 1")
+    if floats:
+        low, high = values.min(initial=0), values.max(initial=0)
+        if not 0 <= low <= high <= 1:  # also if one is NaN
+            raise ShapeError(
+                f"{found} from {low:g} to {high:g}, need uint8, or floats in 0 to 1; convert these "
+                "images, or leave them out (keys)"
+            )
+        values = np.rint(values * 255).astype(np.uint8)
+    if values.shape[-1] == 1:
+        values = np.repeat(values, 3, axis=-1)
+    return np.ascontiguousarray(values)
 
 
 def segment(image: Array, pick: PickSpec) -> Array:

@@ -16,12 +16,18 @@ def to_text(labels: tuple[Label, ...]) -> str:
 
 def from_text(text: str) -> tuple[Label, ...]:
     """Return the labels of a text; ValueError or TypeError if it is not one of `to_text`."""
-    return tuple(Label(**values) for values in json.loads(text)) if text else ()
+    found = tuple(Label(**values) for values in json.loads(text)) if text else ()
+    for label in found:
+        if [type(value) for value in asdict(label).values()] != [str, str, int, int]:
+            raise TypeError(f"{label} is no label")
+    return found
 
 
 def check(episode: Episode) -> None:
-    """Raise ShapeError if the part that a label covers is empty or lies outside the episode."""
+    """Raise ShapeError if a label is not text, or covers a part that is not in the episode."""
     for label in episode.labels:
+        if any("\ud800" <= letter <= "\udfff" for letter in label.text + label.task):
+            raise ShapeError(f"Episode.labels: {label.text!r} is not text that UTF-8 can encode")
         stop = len(episode) if label.stop == -1 else label.stop
         if not 0 <= label.start <= stop <= len(episode):
             raise ShapeError(

@@ -1,35 +1,35 @@
-"""A source restricted to some observations, with its images resized."""
+"""A source restricted to some observations, with its images as rgb and resized."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from latentplan.errors import ConfigError, check_range
-from latentplan.protocols import AnnotatedSource, SelectiveSource, Source
+from latentplan.data import images
+from latentplan.errors import ConfigError, ShapeError, SourceError, check_range
+from latentplan.protocols import AnnotatedSource, Source
 from latentplan.types import Array, ArraySpec, Episode
 
-SMALLEST = 16  # pixels a side; smaller arrays are not images
-CHANNELS = 8  # of an image at most
 BLEND = Image.Resampling.BILINEAR  # Pillow's, which widens the kernel when it shrinks an image
 
 
 class Selection:
     """A Source that gives the observations `keys` of another, images as `size` x `size` pixels.
 
-    Colours (uint8, 3 per camera) are blended bilinearly, with a triangle twice as wide as a pixel
-    of the smaller image. Depth, masks and points take the value of the nearest pixel. None keeps
-    all observations, or the size.
+    Images of another form (channels first, grey, floats in 0 to 1) become (h, w, 3) uint8, see
+    `images.as_rgb`; `notes` say which. Colours (uint8, 3 per camera) are blended bilinearly, with a
+    triangle twice as wide as a pixel of the smaller image. Depth, masks and points take the value
+    of the nearest pixel. None keeps all observations, or the size.
     """
 
     def __init__(
         self, source: Source, *, keys: Sequence[str] | None = None, size: int | None = None
     ) -> None:
-        """Take a source; ConfigError if it has no such observation."""
+        """Take a source; ConfigError if it has no such observation, or `size` has no image."""
         if size is not None:
             check_range("import.image_size", size, 1)
         spec = source.spec
@@ -40,15 +40,27 @@ class Selection:
         self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
         if not self.keys:
             raise ConfigError("import.keys: none is given; leave it out to take all")
-        if isinstance(source, SelectiveSource):
-            source.choose(self.keys)
-        self.notes = tuple(source.notes) if isinstance(source, AnnotatedSource) else ()
+        before = {key: spec.observation[key] for key in self.keys}
         self._source, self._size = source, size
+        self._converted = _converted(source, before)
+        now = before | self._converted
+        if size is not None and not any(images.size(array.shape) for array in now.values()):
+            found = ", ".join(f"{key} {array.shape}" for key, array in now.items())
+            raise ConfigError(
+                f"import.image_size: found {size}, but none of these is an image of at least "
+                f"{images.SMALLEST} pixels a side: {found}; leave it out"
+            )
+        told = [
+            f"{key}: {before[key].dtype} {before[key].shape} becomes uint8 {array.shape}"
+            for key, array in self._converted.items()
+        ]
+        self.notes = (*(source.notes if isinstance(source, AnnotatedSource) else ()), *told)
         self.spec = replace(
             spec,
-            observation={key: self._array(key, spec.observation[key]) for key in self.keys},
+            observation={key: self._array(key, array) for key, array in now.items()},
             privileged=tuple(key for key in spec.privileged if key in self.keys),
             pick=spec.pick if spec.pick and spec.pick.image in self.keys else None,
+            planar=spec.planar if spec.planar and spec.planar.image in self.keys else None,
         )
         self.settings: dict[str, Any] = {
             "source": source.settings,
@@ -65,7 +77,7 @@ class Selection:
         whole = self._source.episode(index)
         return replace(
             whole,
-            observations={key: self._resized(whole.observations[key]) for key in self.keys},
+            observations={key: self._image(key, whole.observations[key]) for key in self.keys},
         )
 
     def _array(self, key: str, array: ArraySpec) -> ArraySpec:
@@ -73,44 +85,80 @@ class Selection:
             return array
         if key.endswith("intrinsics"):
             return replace(array, meaning=f"{array.meaning}; of the image before it was resized")
-        if not is_image(array.shape):
+        before = images.size(array.shape)
+        if before is None:
             return array
-        before = "x".join(map(str, array.shape[:2]))
+        first = images.channels_first(array.shape)
+        channels = () if len(array.shape) == 2 else (array.shape[0 if first else 2],)
+        square = (self._size, self._size)
         return replace(
             array,
-            shape=(self._size, self._size, *array.shape[2:]),
-            meaning=f"{array.meaning}; resized from {before}",
+            shape=(*channels, *square) if first else (*square, *channels),
+            meaning=f"{array.meaning}; resized from {before[0]}x{before[1]}",
         )
 
-    def _resized(self, values: Array) -> Array:
-        if self._size is None or not is_image(values.shape[1:]):
+    def _image(self, key: str, values: Array) -> Array:
+        """Return the rows of an observation, those of images as rgb and resized."""
+        if key in self._converted:
+            values = images.as_rgb(key, values)
+        if self._size is None or images.size(values.shape[1:]) is None:
             return values
         return resized(values, self._size)
 
 
-def is_image(shape: Sequence[int]) -> bool:
-    """Return whether a row of this shape is an image: (h, w) or (h, w, c), not too small."""
-    return (
-        len(shape) in (2, 3) and min(shape[:2]) >= SMALLEST and (*shape, 1)[2] <= CHANNELS
-    )
-
-
-def resized(images: Array, size: int) -> Array:
-    """Return images (n, h, w) or (n, h, w, c) as (n, size, size, ...), as `Selection` says."""
-    height, width = images.shape[1:3]
+def resized(values: Array, size: int) -> Array:
+    """Return images (n, h, w), (n, h, w, c) or (n, c, h, w) resized, as `Selection` says."""
+    if images.channels_first(values.shape[1:]):
+        last = resized(np.moveaxis(values, 1, -1), size)
+        return np.ascontiguousarray(np.moveaxis(last, -1, 1))
+    height, width = values.shape[1:3]
     if (height, width) == (size, size):
-        return images
-    if images.dtype == np.uint8 and images.shape[3:] and images.shape[3] % 3 == 0:
-        return _blended(images, size)
+        return values
+    if values.dtype == np.uint8 and values.shape[3:] and values.shape[3] % 3 == 0:
+        return _blended(values, size)
     rows = ((np.arange(size) + 0.5) * height / size).astype(int)
     columns = ((np.arange(size) + 0.5) * width / size).astype(int)
-    return np.ascontiguousarray(images[:, rows[:, None], columns])
+    return np.ascontiguousarray(values[:, rows[:, None], columns])
 
 
-def _blended(images: Array, size: int) -> Array:
-    result = np.empty((len(images), size, size, images.shape[3]), np.uint8)
-    for number, image in enumerate(images):
-        for first in range(0, images.shape[3], 3):  # a tactile sensor has two images in one
+def _blended(values: Array, size: int) -> Array:
+    result = np.empty((len(values), size, size, values.shape[3]), np.uint8)
+    for number, image in enumerate(values):
+        for first in range(0, values.shape[3], 3):  # a tactile sensor has two images in one
             colours = Image.fromarray(np.ascontiguousarray(image[..., first : first + 3]))
             result[number, ..., first : first + 3] = colours.resize((size, size), BLEND)
     return result
+
+
+def _converted(source: Source, arrays: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+    """Return the specs after conversion of the images that are not (h, w, 3) uint8 yet.
+
+    Floats are images if they lie in 0 to 1 in the first whole episode.
+    """
+    found = {
+        key: array
+        for key, array in arrays.items()
+        if images.may_be_rgb(key, array) and not images.is_image(array)
+    }
+    if any(array.dtype != "uint8" for array in found.values()):
+        first = _first(source)
+        for key, array in list(found.items()):
+            try:
+                images.as_rgb(key, first[key])
+            except (KeyError, ShapeError):  # without a whole episode, or numbers that are no image
+                if array.dtype != "uint8":
+                    del found[key]
+    return {
+        key: replace(array, shape=(*(images.size(array.shape) or ()), 3), dtype="uint8")
+        for key, array in found.items()
+    }
+
+
+def _first(source: Source) -> Mapping[str, Array]:
+    """Return the observations of the first episode that can be read; none if there is none."""
+    for index in range(len(source)):
+        try:
+            return source.episode(index).observations
+        except (SourceError, ShapeError):
+            continue
+    return {}

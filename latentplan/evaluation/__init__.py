@@ -1,1 +1,1 @@
-"""How good a planner is on starts and goals that it has never seen, beside its controls."""
+"""Evaluation of planners on held-out starts and goals, compared with baselines."""

@@ -1,4 +1,4 @@
-"""Policies that a planner is compared with, and what a policy under evaluation may read."""
+"""Baseline policies, and the observations that an evaluated policy may read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from latentplan.types import Array, Observation, Spec
 
 
 def random_policy(spec: Spec) -> Policy:
-    """Return the policy whose actions collection takes by default."""
+    """Return the random policy that collection uses by default."""
     policy: Policy = registry.get("policy", "box" if spec.pick is None else "random")(spec)
     return policy
 
 
 def baselines(env: Env) -> dict[str, Policy]:
-    """Return random actions, no action, and the env's scripted expert, by name."""
+    """Return the baselines by name: random actions, no motion, and the env's scripted expert."""
     spec = env.data_spec
     oracle = registry.get("policy", "oracle")(spec)
     oracle.attach(env)
@@ -29,7 +29,10 @@ def baselines(env: Env) -> dict[str, Policy]:
 
 
 def visible(policy: Policy, observation: Observation, spec: Spec) -> Observation:
-    """Return what a policy may read: simulator truth is for policies of the env alone."""
+    """Return the keys of an observation that a policy may read.
+
+    Only a policy of the env itself, such as its expert, may read privileged keys.
+    """
     if isinstance(policy, EnvPolicy):
         return observation
     return {k: v for k, v in observation.items() if k not in spec.privileged}
@@ -38,7 +41,7 @@ def visible(policy: Policy, observation: Observation, spec: Spec) -> Observation
 def predicted_cost(
     policy: CostPredictor, observation: Observation, actions: Array, spec: Spec
 ) -> Array:
-    """Return the cost (K,) that a policy predicts for each of the actions (K, A)."""
+    """Return the cost (K,) that a policy predicts for actions (K, A)."""
     public = {k: v for k, v in observation.items() if k not in spec.privileged}
     cost = np.asarray(policy.evaluate(public, actions), np.float64)
     if cost.shape != (len(actions),):

@@ -1,8 +1,7 @@
-"""Evaluation `goals`: held-out starts and goals, attempted by the planner and by its baselines.
+"""Evaluation `goals`: the planner and its baselines attempt held-out starts and goals.
 
-The same start and goal are given to the planner and to three baselines: random actions, no action,
-and a scripted expert that reads the simulator's state. The planner's figures are judged against
-theirs.
+In each trial, the planner and three baselines have the same start and goal. The baselines are
+random actions, no motion, and a scripted expert that reads the simulator's state.
 """
 
 from __future__ import annotations
@@ -23,57 +22,57 @@ from latentplan.types import Array, Goal, Observation, Spec
 if TYPE_CHECKING:
     from latentplan.evaluation.metrics import Metrics
 
-# Seeds of a trial come from SeedSequence(seed, spawn_key=(EVALUATION, trial, attempt)); the keys of
-# collection begin with an episode's number, so no start or goal here was ever trained on.
-EVALUATION = 0x6576616C  # "eval", more than any episode's number
-ATTEMPTS = 20  # of one trial, before a simulator that diverges is an error
-EPISODES = 8  # trials, by default
+# A trial is seeded by SeedSequence(seed, spawn_key=(EVALUATION, trial, attempt)). The spawn keys of
+# collection begin with the index of the episode, so starts and goals here are held out.
+EVALUATION = 0x6576616C  # "eval", larger than any index of an episode
+ATTEMPTS = 20  # of one trial if the simulator diverges, before that is an error
+EPISODES = 8  # default number of trials
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One policy's attempt at a trial, of L actions; fewer if the env ended the episode."""
+    """One policy's attempt at a trial, of L actions."""
 
-    distance: Array  # (L + 1,) metres to the goal: at the start and after each action
+    distance: Array  # (L + 1,) distance to the goal at the start and after each action, m
     actions: Array  # (L, A)
-    predicted: Array  # (L,) the planner's cost of the action it took; (0,) if none is predicted
-    act_ms: Array  # (L,) milliseconds that choosing the action took
-    images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8, of the planner if the env has images
-    success: bool | None  # at the end; None if the env has no success test
+    predicted: Array  # (L,) predicted cost of each action; (0,) if the policy predicts none
+    act_ms: Array  # (L,) duration of each `act`, ms
+    images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8; kept for the planner alone
+    success: bool | None  # after the last action; None if the env has no success test
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Candidate actions, each executed from the same state."""
 
-    predicted: Array  # (K,) cost
-    realised: Array  # (K,) metres to the goal after the action
+    predicted: Array  # (K,) predicted cost
+    realised: Array  # (K,) distance to the goal after the action, m
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One start and goal with all attempts, by policy: planner, random, noop, oracle."""
+    """One start and goal, and the attempts of all policies."""
 
     start_seed: int
     goal_seed: int
-    dropped: int  # times the simulator diverged and the trial began again with other seeds
+    dropped: int  # earlier attempts of the trial, in which the simulator diverged
     goal: Array | None  # (h, w, 3) uint8 image
-    attempts: Mapping[str, Attempt]
+    attempts: Mapping[str, Attempt]  # by policy: planner, random, noop, oracle
     candidates: tuple[Candidates, ...]
 
 
 class Goals:
-    """Evaluation of a planner on held-out starts and goals, beside random, no-op and oracle."""
+    """Evaluation of a planner on held-out starts and goals, compared with baselines."""
 
     @dataclass(frozen=True)
     class Config:
-        """How long a trial is, and how often predicted costs are compared with the simulator."""
+        """Length of a trial, comparison of predicted and realised costs, and instructions."""
 
         length: int = 20  # actions in a trial
         states: int = 8  # states, over all trials, in which candidates are executed; 0 for none
         candidates_per_state: int = 12  # random actions executed in each of these states
-        instruction: str = "task"  # what the planner is given of its task: the name, or the `text`
-        goal_text: str = ""  # the instruction of every trial, in place of the env's
+        instruction: str = "task"  # key of the env's info with the instruction: "task" or "text"
+        goal_text: str = ""  # instruction of every trial, instead of the env's
 
         def __post_init__(self) -> None:
             """Raise ConfigError for a value out of range."""
@@ -97,11 +96,11 @@ class Goals:
     def trials(
         self, policy: Policy, env: Env, *, episodes: int | None = None, seed: int = 0
     ) -> Iterator[Trial]:
-        """Yield trials, each as soon as it is done; the same seed gives the same ones.
+        """Yield trials as they finish; the same seed gives the same trials.
 
-        Starts, goals and random actions of the first trials do not depend on how many follow.
-        Raises ConfigError if a number is out of range, UnstablePhysics if a trial diverges
-        `ATTEMPTS` times in a row.
+        Starts, goals and random actions of a trial do not depend on the number of trials. Raises
+        ConfigError if a number is out of range, and UnstablePhysics if the simulator diverges in
+        all `ATTEMPTS` attempts of a trial.
         """
         count = self.count(episodes)
         check_range("evaluate.seed", seed, 0)
@@ -109,23 +108,23 @@ class Goals:
         total = count * self.config.length
         draw = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EVALUATION,)))
         chosen = draw.choice(total, min(self.config.states, total), replace=False)
-        places = [divmod(int(c), self.config.length) for c in chosen]  # trial, step
+        compared = [divmod(int(c), self.config.length) for c in chosen]  # trial, step
         for index in range(count):
-            yield runner.trial(index, {step for trial, step in places if trial == index}, seed)
+            yield runner.trial(index, {step for trial, step in compared if trial == index}, seed)
 
     def figures(self, trial: Trial) -> dict[str, str]:
-        """Return what is shown of a trial as soon as it is done."""
+        """Return the figures shown when a trial finishes, by name."""
         distance = trial.attempts["planner"].distance
         return {"cm": f"{100 * distance[0]:.1f} to {100 * distance[-1]:.1f}"}
 
     def metrics(self, trials: Sequence[Trial], *, seed: int) -> Metrics:
-        """Return the figures of at least one trial."""
+        """Return the metrics of one or more trials."""
         from latentplan.evaluation.metrics import summarise
 
         return summarise(trials, seed=seed)
 
     def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        """Return JSON values of each trial, which the metrics can be checked with."""
+        """Return JSON values of each trial, from which the metrics can be recomputed."""
         from latentplan.evaluation.metrics import per_episode
 
         return per_episode(trials)
@@ -139,7 +138,7 @@ class Goals:
         config: str,
         provenance: Mapping[str, Any],
     ) -> str:
-        """Return an HTML page with everything in it."""
+        """Return a self-contained HTML page."""
         from latentplan.evaluation import report
 
         return report.render(trials, metrics, title=title, config=config, provenance=provenance)
@@ -155,14 +154,14 @@ class Goals:
 
 
 class _Runner:
-    """Trials of one planner in the only env that this process uses."""
+    """Runs the trials of one planner in one env."""
 
     def __init__(self, policy: Policy, env: Env, config: Goals.Config) -> None:
         self.policy, self.env, self.config = policy, env, config
         self.view = image_key(env.data_spec)
 
     def trial(self, index: int, steps: set[int], seed: int) -> Trial:
-        """Return trial `index`, with other seeds each time the simulator diverges."""
+        """Return trial `index`, begun again with other seeds if the simulator diverges."""
         for attempt in range(ATTEMPTS):
             key = np.random.SeedSequence(seed, spawn_key=(EVALUATION, index, attempt))
             try:
@@ -190,9 +189,7 @@ class _Runner:
                 candidates.append(self._candidates(planned, sampler, observation, goal))
 
         attempts = {
-            "planner": self._attempt(
-                planned, goal, start_seed, seed=plan_seed, before_step=compare
-            )
+            "planner": self._attempt(planned, goal, start_seed, seed=plan_seed, before_step=compare)
         }
         for name, policy in baselines(self.env).items():
             attempts[name] = self._attempt(policy, goal, start_seed, seed=exploring)
@@ -215,7 +212,7 @@ class _Runner:
         text = self.config.goal_text or str(info.get(self.config.instruction, ""))
         policy.reset(Goal(observation=visible(policy, goal, spec), text=text), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
-        info = {}  # of a reset says nothing of success
+        info = {}  # the info of a reset holds no success
         for step in range(self.config.length):
             if before_step is not None:
                 before_step(step, observation)
@@ -268,7 +265,7 @@ class _Runner:
 
 
 def image_key(spec: Spec) -> str | None:
-    """Return the observation key of the images to show, None if there are none."""
+    """Return the observation key of the images to show; None if there are no images."""
     if spec.pick is not None:
         return spec.pick.image
     for key, array in spec.observation.items():

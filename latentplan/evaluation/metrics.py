@@ -1,4 +1,4 @@
-"""The figures of an evaluation, their uncertainty, and what each of them means."""
+"""Metrics of the evaluation `goals`, with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from latentplan.evaluation.goals import Attempt, Trial
 from latentplan.evaluation.table import Table
 from latentplan.types import Array
 
-RESAMPLES = 10_000  # of the bootstrap
+RESAMPLES = 10_000  # bootstrap resamples
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The headline figures; lengths in metres, low is good. A NaN here is a null in JSON.
+    """Means over trials; distances to the goal in metres, lower is better. NaN is null in JSON.
 
-    Means run over the trials. `best` is the smallest distance of a trial, `final` its last.
+    `final` is the last distance of a trial, `best` its smallest.
     """
 
-    episodes: int  # trials, each with its own start and goal
+    episodes: int  # number of trials, each with its own start and goal
     seed: int  # of the starts and goals
     dropped: int  # trials begun again because the simulator diverged
     start: float  # m, the same for all policies
-    final: float  # m, the planner's
+    final: float  # m, of the planner
     final_ci95: Interval  # m, bootstrap over trials
-    best: float  # m, the planner's
+    best: float  # m, of the planner
     random_final: float  # m, baseline: random actions
     random_best: float
-    noop_final: float  # m, baseline: no action
+    noop_final: float  # m, baseline: no motion
     noop_best: float
     oracle_final: float  # m, baseline: the scripted expert, which reads the simulator's state
     oracle_best: float
     progress: float  # (random_final - final) / (random_final - oracle_final); 1 is the oracle
-    progress_ci95: Interval  # bootstrap over trials, policies of a trial kept together
-    spearman: float  # rank correlation, over all steps: predicted cost, distance after the action
-    spearman_candidates: float  # the same among candidates in one state, mean over states
-    act_ms_p50: float  # ms, wall time of the planner's act(), encoding included
+    progress_ci95: Interval  # paired bootstrap over trials
+    spearman: float  # rank correlation of predicted cost and distance after the action, all steps
+    spearman_candidates: float  # the same among candidates of one state, mean over states
+    act_ms_p50: float  # ms, wall time of the planner's `act`, encoding included
     act_ms_p90: float  # ms
     success: float | None = None  # share of trials; None if the env has no success test
     success_ci95: Interval | None = None  # Wilson
@@ -51,11 +51,11 @@ class Metrics:
     oracle_success: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, with None for what is not finite."""
+        """Return JSON values; None replaces NaN and infinity."""
         return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
 
     def table(self) -> Table:
-        """Return mean distances to the goal by policy, with progress and success below."""
+        """Return the mean distances to the goal by policy, with progress and success as notes."""
         rows = [
             ("planner", self.final, self.best),
             ("random", self.random_final, self.random_best),
@@ -79,7 +79,7 @@ class Metrics:
 
 
 def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
-    """Return the figures of at least one trial; `seed` also seeds the bootstrap."""
+    """Return the metrics of one or more trials; `seed` also seeds the bootstrap."""
     ends = {
         name: np.array([t.attempts[name].distance[-1] for t in trials])
         for name in trials[0].attempts
@@ -121,20 +121,20 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
 
 
 def predictions(trials: Sequence[Trial]) -> list[tuple[Array, Array]]:
-    """Return predicted cost (L,) and distance after the action (L,), of attempts that predict."""
+    """Return predicted costs (L,) and distances after the action (L,), of each planner attempt."""
     planned = [t.attempts["planner"] for t in trials]
     return [(a.predicted, a.distance[1:]) for a in planned if len(a.predicted)]
 
 
 def _joined(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Return both arrays of all pairs, one after the other."""
+    """Return the first and the second arrays of all pairs, concatenated."""
     empty = (np.empty(0), np.empty(0))
     first, second = zip(*(pairs or [empty]), strict=True)
     return np.concatenate(first), np.concatenate(second)
 
 
 def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return JSON values from which `summarise` could be checked: seeds, metres, costs, ms."""
+    """Return JSON values of each trial, from which `summarise` can be recomputed."""
     return [
         {
             "start_seed": t.start_seed,
@@ -155,22 +155,23 @@ def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def progress(planner: Array, random: Array, oracle: Array) -> Array:
-    """Return the share (...) of the way from random to oracle, of final distances (..., episodes).
+    """Return the progress (...) from random (0) to oracle (1), of final distances (..., episodes).
 
-    The means are taken first. NaN if the oracle is no better than random actions.
+    It is the ratio of mean improvements; NaN if the oracle is no better than random actions.
     """
-    way = random.mean(-1) - oracle.mean(-1)
-    come = random.mean(-1) - planner.mean(-1)
-    return np.asarray(np.divide(come, way, out=np.full(np.shape(way), np.nan), where=way > 0))
+    possible = random.mean(-1) - oracle.mean(-1)
+    improved = random.mean(-1) - planner.mean(-1)
+    undefined = np.full(np.shape(possible), np.nan)
+    return np.asarray(np.divide(improved, possible, out=undefined, where=possible > 0))
 
 
 def bootstrap(
     statistic: Callable[..., Array], *samples: Array, seed: int, resamples: int = RESAMPLES
 ) -> Interval:
-    """Return the 95 % percentile interval of `statistic` over samples (N,) drawn together.
+    """Return the 95 % percentile interval of `statistic` by a paired bootstrap over samples (N,).
 
-    `statistic` maps arrays (..., N) to (...). NaN for fewer than two samples: one episode says
-    nothing about its spread. (Efron, The Annals of Statistics 7, 1979.)
+    `statistic` maps arrays (..., N) to (...). The interval is NaN for fewer than two samples.
+    Source: Efron, The Annals of Statistics 7 (1979).
     """
     if len(samples[0]) < 2:
         return math.nan, math.nan
@@ -178,7 +179,7 @@ def bootstrap(
     def of(*drawn: Array, axis: int = -1) -> Array:
         return statistic(*drawn)
 
-    with warnings.catch_warnings():  # of a NaN among the values, which makes both bounds NaN
+    with warnings.catch_warnings():  # a NaN among the values warns, and makes both bounds NaN
         warnings.simplefilter("ignore")
         found = stats.bootstrap(
             samples,
@@ -193,16 +194,17 @@ def bootstrap(
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Return Wilson's 95 % score interval of a success rate; right for few trials and at 0 and 1.
+    """Return Wilson's 95 % score interval of a success rate.
 
-    (Wilson, Journal of the American Statistical Association 22, 1927.)
+    It is valid for few trials and for rates of 0 and 1. Source: Wilson, Journal of the American
+    Statistical Association 22 (1927).
     """
     found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
 
 def _rank_correlation(x: Array, y: Array) -> float:
-    """Return Spearman's correlation of x (N,) and y (N,); NaN if one is constant or too short."""
+    """Return Spearman's correlation of x (N,) and y (N,); NaN if one is constant or N < 2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         return float(stats.spearmanr(x, y).statistic)
@@ -215,7 +217,7 @@ def _success_rate(attempts: Sequence[Attempt]) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if math.isfinite(v)]  # a state where nothing moves has no ranks
+    finite = [v for v in values if math.isfinite(v)]  # NaN if all candidates have equal results
     return float(np.mean(finite)) if finite else math.nan
 
 

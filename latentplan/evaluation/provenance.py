@@ -1,4 +1,4 @@
-"""Where figures come from: versions, machine and command, for every JSON that holds results."""
+"""Provenance of results: versions, machine and command, for every JSON file with figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("latentplan", "torch", "numpy", "mujoco", "pybullet", "gymnasium", "
 
 
 def provenance() -> dict[str, Any]:
-    """Return JSON values: `created` (UTC), `command`, `versions` and `machine`."""
+    """Return a JSON object with `created` (UTC), `command`, `versions` and `machine`."""
     import torch
 
     return {

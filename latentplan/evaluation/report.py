@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs nothing else."""
+"""The report of an evaluation as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from latentplan.types import Array
 COLOURS = {"planner": "#2f7de1", "random": "#d9822b", "noop": "#8a9099", "oracle": "#2f9e5f"}
 MEANING = {
     "planner": "the model under test",
-    "random": "actions as during collection",
-    "noop": "nobody acts",
-    "oracle": "a script that sees the simulator's state",
+    "random": "random actions, as in collection",
+    "noop": "no motion",
+    "oracle": "scripted expert that reads the simulator's state",
 }
-STRIP = 7  # images of a trial, start and end among them; the goal comes on top
-SHOWN = 40  # trials with images; a longer report would be megabytes
-INK = "#0a0b0c"  # stands for the page's text colour while matplotlib draws
+STRIP = 7  # images of a trial from start to end, without the goal
+SHOWN = 40  # most trials with images, to limit the size of the file
+INK = "#0a0b0c"  # placeholder that becomes the text colour of the page
 
 
 def render(
@@ -36,9 +36,9 @@ def render(
     config: str,
     provenance: Mapping[str, Any],
 ) -> str:
-    """Return the report as HTML, with images and curves inside.
+    """Return the report as HTML with embedded images and curves.
 
-    `config` is the resolved config as YAML, `provenance` JSON values that are shown as they are.
+    `config` is the resolved config as YAML; `provenance` are JSON values, shown unchanged.
     """
     import jinja2
 
@@ -104,11 +104,11 @@ def _png(image: Array) -> str:
 
 
 def _curves(trials: Sequence[Trial]) -> str:
-    """Return an SVG: mean distance after each action, with the 95 % interval of the mean."""
+    """Return an SVG of the mean distance after each action, with 95 % intervals of the mean."""
     figure, axes = _axes()
     length = max(len(a.distance) for t in trials for a in t.attempts.values())
     for name, colour in COLOURS.items():
-        # an episode that the env ended early stays where it ended
+        # An episode that the env ended early keeps its last distance.
         distance = 100 * np.stack(
             [
                 np.pad(d, (0, length - len(d)), mode="edge")
@@ -130,7 +130,7 @@ def _curves(trials: Sequence[Trial]) -> str:
 
 
 def _scatter(trials: Sequence[Trial]) -> str:
-    """Return an SVG: what the model predicted against what then happened."""
+    """Return an SVG of the distance after an action over its predicted cost."""
     figure, axes = _axes()
     states = [s for t in trials for s in t.candidates]
     if states:
@@ -174,7 +174,7 @@ def _axes() -> tuple[Any, Any]:
 
 
 def _svg(figure: Any) -> str:
-    """Return the figure as an SVG element that takes the page's text colour and font."""
+    """Return the figure as an SVG element with the text colour and font of the page."""
     import matplotlib
 
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as text, for a terminal or a notebook."""
+"""A table of metrics as text, for a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures, and lines below them."""
+    """Rows of metrics, and notes printed below them."""
 
     columns: tuple[str, ...]  # headings
     rows: tuple[tuple[str, ...], ...]

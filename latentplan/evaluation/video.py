@@ -1,4 +1,4 @@
-"""The planner's trials as a video: the current image beside the goal's."""
+"""Video of the planner's trials: the current image beside the goal image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from latentplan.evaluation.goals import Trial
 from latentplan.files import replacing
 from latentplan.types import Array
 
-PANEL = 320  # pixels, about the side of one image
-BAR = 32  # pixels, the line of text above the images
+PANEL = 320  # pixels, approximate side of one image
+BAR = 32  # pixels, height of the text above the images
 MARGIN = 8  # pixels
 BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
 
@@ -20,16 +20,16 @@ BACKGROUND, TEXT = (24, 24, 27), (228, 228, 231)
 def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
     """Write an mp4 (H.264, yuv420p) of all trials and return its number of frames.
 
-    A trial of L actions is L + 1 frames, the last one held for a second. Raises OSError if
-    the disk refuses; an earlier file stays then.
+    A trial of L actions has L + 1 frames; the last one is shown for another second. Raises OSError
+    if writing fails, and keeps an earlier file.
     """
     return encode(path, _frames(trials, hold=fps), fps=fps)
 
 
 def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
-    """Write an mp4 (H.264, yuv420p) of frames (h, w, 3) uint8, even in size; return their number.
+    """Write an mp4 (H.264, yuv420p) of frames (h, w, 3) uint8 and return their number.
 
-    Raises OSError if the disk refuses; an earlier file stays then.
+    Height and width must be even. Raises OSError if writing fails, and keeps an earlier file.
     """
     import imageio_ffmpeg
 
@@ -60,7 +60,7 @@ def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
 def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
     for index, trial in enumerate(trials):
         planner, goal = trial.attempts["planner"], trial.goal
-        assert goal is not None  # the caller has checked that there are images
+        assert goal is not None  # `Goals.video` checks it
         for step, (image, distance) in enumerate(
             zip(planner.images, planner.distance, strict=True)
         ):
@@ -72,7 +72,10 @@ def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:
 
 
 def side_by_side(now: Array, goal: Array, text: str) -> Array:
-    """Return (h, w, 3) uint8: now to the left, the goal to the right, both enlarged crisply."""
+    """Return a frame (h, w, 3) uint8 with the current image on the left and the goal on the right.
+
+    Both are enlarged by a whole factor, without interpolation.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     factor = max(1, round(PANEL / max(now.shape[:2])))

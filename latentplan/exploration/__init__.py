@@ -1,1 +1,1 @@
-"""Policies that need no model, and the collection of episodes."""
+"""Policies without a model, and the collection of episodes."""

@@ -1,4 +1,4 @@
-"""Actions drawn from the whole box of an action space, independent or smooth in time."""
+"""Policy `box`: random actions within their bounds, independent or correlated over time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from scipy.special import ndtr
 from latentplan.errors import check_range
 from latentplan.types import Array, Goal, Observation, Spec
 
-PERIOD = 256  # actions after which new noise is drawn within an episode
+PERIOD = 256  # actions per draw of noise; a longer episode draws again
 
 
 class Box:
-    """Actions uniform in their bounds, with noise of a chosen colour over time.
+    """Policy of uniform actions with coloured noise over time.
 
-    Each number of each action is uniform whatever the colour; the colour sets how long it stays
-    on one side. Coloured noise explores far where actions are velocities or forces (Eberhard et
-    al. 2023, Pink noise is all you need; Timmer and Koenig 1995 for the spectrum). It differs from
-    theirs: Gaussian noise goes through its distribution function, so that nothing is clipped.
+    Each number of an action is uniform within its bounds for any colour; a higher colour changes
+    more slowly, which explores further if actions are velocities or forces (Eberhard et al. 2023,
+    "Pink noise is all you need"; the spectrum is that of Timmer and Koenig 1995). Unlike there,
+    the Gaussian noise is mapped through its distribution function, so that nothing is clipped.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """How actions correlate over time."""
+        """The correlation of actions over time."""
 
-        colour: float = 0.0  # exponent of 1 / frequency^colour: 0 white, 1 pink, 2 red
+        colour: float = 0.0  # exponent of the spectrum 1 / frequency^colour: 0 white, 1 pink, 2 red
 
         def __post_init__(self) -> None:
             """Raise ConfigError if the colour is out of range."""
@@ -41,7 +41,7 @@ class Box:
         self.reset()
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode, with noise of its own; there is no goal."""
+        """Start an episode with new noise; the goal is not used."""
         self._rng = np.random.default_rng(seed)
         self._ahead = iter(np.empty((0, len(self.low))))
 
@@ -55,11 +55,11 @@ class Box:
         return np.clip(action.astype(np.float32), self.low, self.high)
 
     def _draw(self, rng: np.random.Generator) -> Array:
-        """Return (PERIOD, A) numbers, each uniform in [0, 1]."""
+        """Return noise (PERIOD, A), each number uniform in [0, 1]."""
         size = (PERIOD, len(self.low))
         if self.config.colour == 0:
             return rng.random(size)
-        length = 2 * PERIOD  # half of it is used, so that the ends need not meet
+        length = 2 * PERIOD  # the noise is periodic; half a period is used
         scale = np.zeros(PERIOD + 1)
         scale[1:] = np.arange(1, PERIOD + 1) ** (-self.config.colour / 2)
         spectrum = scale[:, None] * (rng.normal(size=(PERIOD + 1, size[1], 2)) @ (1, 1j))

@@ -1,4 +1,4 @@
-"""Episodes made by actors on a Ray cluster (extra `ray`); those that die are replaced."""
+"""Collection of episodes by actors on a Ray cluster (extra `ray`), replaced if they die."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from latentplan.errors import LatentplanError, MissingDependency
 from latentplan.exploration.recorder import Recipe, Recorder, Recording
 from latentplan.workers import WorkerDied
 
-ANSWER = 10.0  # s that a cluster has to answer
-START = 60.0  # s that it has to give the first of its CPUs
+ANSWER = 10.0  # s, time limit of a connection to a cluster
+START = 60.0  # s, time limit for the first actor to start
 AHEAD = 2  # episodes in flight for each actor
-WINDOW = 6  # episodes for each actor, in flight or waiting for an earlier one: memory stays flat
-DEATHS = 3  # of the actors that make the same episode, or start, before giving up
-OBJECTS = 512 << 20  # bytes that a local Ray may keep episodes in
-# Ray tells nobody, hides no GPU from actors that ask for none, and says so only when wrong.
+WINDOW = 6  # episodes per actor, in flight or waiting for an earlier one; bounds memory
+DEATHS = 3  # of actors at the same episode, or at the start, before it is an error
+OBJECTS = 512 << 20  # bytes of the object store of a local Ray
+# No usage statistics, and no change of the visible GPUs for actors that request none.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40)"
 
 
 def record(recipe: Recipe, indices: range, *, workers: int, address: str) -> Generator[Recording]:
-    """Yield the episodes of `indices` in order, made by `workers` actors of one CPU each.
+    """Yield the episodes of `indices` in order, recorded by `workers` actors of one CPU each.
 
     `address` is HOST:PORT or ray://HOST:PORT of a cluster, `auto` for the one on this machine, or
-    `local` to start one for this call. Where Ray is connected already, that connection is used.
-    An actor that dies, alone or with its node, is replaced, and what it had to do is done again.
-    Raises MissingDependency without Ray, LatentplanError where the cluster does not answer or has
-    no CPU to give, WorkerDied where an episode ends every actor that makes it.
+    `local` to start one for this call. If Ray is connected already, that connection is used. An
+    actor that dies, alone or with its node, is replaced, and its unfinished episodes are recorded
+    again. Raises MissingDependency without Ray, LatentplanError if the cluster does not answer or
+    has no free CPU, and WorkerDied if an episode ends every actor that records it.
     """
     with connected(address, workers=workers):
         actors = _Actors(recipe, workers)
@@ -45,22 +45,22 @@ def record(recipe: Recipe, indices: range, *, workers: int, address: str) -> Gen
 
 
 class _Actors:
-    """Actors that come and go, each with a few episodes to make."""
+    """A pool of actors, each with a few episodes to record."""
 
     def __init__(self, recipe: Recipe, workers: int) -> None:
         import ray
 
         self._ray, self._recipe, self._workers = ray, recipe, workers
-        self._starting: dict[Any, Any] = {}  # actor by what it answers when it is there
-        self._making: dict[Any, tuple[Any, int]] = {}  # actor and episode by what is awaited
-        self._load: Counter[Any] = Counter()  # episodes each actor is to make
+        self._starting: dict[Any, Any] = {}  # actor by the reference of its `ping`
+        self._making: dict[Any, tuple[Any, int]] = {}  # actor and episode by reference
+        self._load: Counter[Any] = Counter()  # number of episodes in flight by actor
         self._failed_starts = 0
-        self._deaths: Counter[int] = Counter()  # by episode
+        self._deaths: Counter[int] = Counter()  # number of dead actors by episode
         for _ in range(workers):
             self._start()
 
     def record(self, indices: range) -> Iterator[Recording]:
-        """Yield in order; waits only where the next episode is not there yet."""
+        """Yield the episodes in order, each as soon as it and all before it are recorded."""
         todo, made = list(reversed(indices)), dict[int, Recording]()
         for index in indices:
             while index not in made:
@@ -80,10 +80,10 @@ class _Actors:
     def _start(self) -> None:
         kind: Any = self._ray.remote(num_cpus=1)(_Actor)
         actor = kind.remote(self._recipe)
-        self._starting[actor.here.remote()] = actor
+        self._starting[actor.ping.remote()] = actor
 
     def _give(self, todo: list[int], *, before: int) -> None:
-        """Hand out the first episodes of `todo`, to the worker that has the fewest."""
+        """Assign the next episodes of `todo` to the actors with the fewest in flight."""
         while todo and todo[-1] < before and self._load:
             actor = min(self._load, key=self._load.__getitem__)
             if self._load[actor] >= AHEAD:
@@ -93,7 +93,7 @@ class _Actors:
             self._load[actor] += 1
 
     def _wait(self) -> list[Any]:
-        """Return what is ready; LatentplanError where no actor is there and none comes."""
+        """Return the references that are ready; LatentplanError if no actor starts in time."""
         limit = None if self._making else START
         ready, _ = self._ray.wait([*self._starting, *self._making], timeout=limit)
         if not ready:
@@ -118,45 +118,45 @@ class _Actors:
             self._load[actor] = 0
 
     def _take(self, ref: Any, todo: list[int], made: dict[int, Recording]) -> None:
-        """Keep what an actor made; where it died, give back what it had to do."""
+        """Keep the episode of an actor; if the actor died, return its episodes to `todo`."""
         actor, index = self._making.pop(ref)
         try:
             made[index] = self._ray.get(ref)
             self._load[actor] -= 1
         except self._ray.exceptions.RayTaskError as e:
-            raise e.cause or e from None  # the error of the env, as in any process
+            raise e.cause or e from None  # the error of the env
         except self._ray.exceptions.RayError:
             lost = [r for r, (other, _) in self._making.items() if other is actor]
             again = sorted([index, *(self._making.pop(r)[1] for r in lost)], reverse=True)
-            self._deaths[again[-1]] += 1  # the one it was at
+            self._deaths[again[-1]] += 1  # the one that it was recording
             if self._deaths[again[-1]] == DEATHS:
                 raise WorkerDied(again[-1], DEATHS) from None
             todo[:] = sorted([*todo, *again], reverse=True)
             del self._load[actor]
-            self._ray.kill(actor)  # where only its answer was lost
+            self._ray.kill(actor)  # it may live if only its result was lost
             self._start()
 
 
 class _Actor:
-    """A recorder on some node of the cluster."""
+    """A recorder on a node of the cluster."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._recorder: Recorder | None = None
 
-    def here(self) -> None:
-        """Answer, so that the caller knows that this actor is there."""
+    def ping(self) -> None:
+        """Return once the actor has started."""
 
     def record(self, index: int) -> Recording:
-        """Return episode number `index`."""
-        if self._recorder is None:  # here, where an error of the env reaches the caller
+        """Record the episode of an index."""
+        if self._recorder is None:  # not in __init__, whose errors Ray does not pass on
             self._recorder = Recorder(self._recipe)
         return self._recorder.record(index)
 
 
 @contextmanager
 def connected(address: str, *, workers: int) -> Iterator[None]:
-    """Be connected to a cluster within, and leave it as it was; errors as `record` has them."""
+    """Connect to a cluster for the duration of a context; raises as `record` does."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -169,7 +169,7 @@ def connected(address: str, *, workers: int) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address == "local":
         cpus = max(workers, os.cpu_count() or 1)
-        modules = {"PYTHONPATH": os.pathsep.join(sys.path)}  # what this process can import
+        modules = {"PYTHONPATH": os.pathsep.join(sys.path)}  # all that this process can import
         own = {
             "num_cpus": cpus,
             "object_store_memory": OBJECTS,
@@ -186,9 +186,9 @@ def connected(address: str, *, workers: int) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise LatentplanError unless the cluster lets a process in within `ANSWER` seconds.
+    """Raise LatentplanError unless a process can connect to the cluster within `ANSWER` seconds.
 
-    `ray.init` itself tries for minutes and cannot be interrupted, so another process tries it.
+    `ray.init` retries for minutes and cannot be interrupted, so that a child process calls it.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     what = "start one with `ray start --head`, or set ray=local"

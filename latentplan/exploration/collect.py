@@ -1,7 +1,7 @@
-"""Episodes collected by workers into a store.
+"""Collection of episodes by workers into a store.
 
-Episode i is a function of (seed, i) and the recipe alone, and episodes are stored in their order:
-the data is the same for any number and kind of workers, and after any interruption.
+Episode i depends on (seed, i) and the recipe alone, and episodes are stored in order. The data is
+therefore the same for any number and kind of workers and after any interruption.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from latentplan.workers import WorkerDied
 
 
 class Progress(NamedTuple):
-    """How far a collection is; all of this call alone."""
+    """Progress of one call of `collect`."""
 
     episodes: int = 0
     transitions: int = 0
-    unstable: int = 0  # tries dropped because the physics diverged
-    env_seconds: float = 0.0  # that workers spent in their envs
-    refused: float | None = None  # actions that the env would not do; None where it does not say
+    unstable: int = 0  # attempts dropped because the physics diverged
+    env_seconds: float = 0.0  # time that workers spent in their envs, s
+    refused: float | None = None  # actions that the env did not execute; None if it counts none
 
 
 def collect(
@@ -35,13 +35,12 @@ def collect(
     ray: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Append to `store` until it holds `episodes`, and return what this call added.
+    """Append episodes to `store` until it holds `episodes`, and return the progress of this call.
 
-    Goes on where the store ends. `workers` processes step envs (0 or 1: this one), or as many Ray
-    actors on the cluster `ray` (an address, `auto` or `local`; see `cluster`). `report` is called
-    after every episode. Raises UnstablePhysics where an episode fails in every attempt,
-    LatentplanError where it ends its worker every time or where Ray does not answer; what was
-    stored by then is kept.
+    `workers` processes step envs (0 or 1: this process alone), or as many Ray actors on the cluster
+    `ray` (an address, `auto` or `local`; see `cluster`). `report` is called after every episode.
+    Raises UnstablePhysics if all attempts of an episode diverge, and LatentplanError if an episode
+    ends every worker that records it or if Ray does not answer; stored episodes are kept.
     """
     progress = Progress()
     missing = range(len(store), episodes)

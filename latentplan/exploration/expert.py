@@ -13,17 +13,17 @@ from latentplan.types import Array, Goal, Observation, Spec
 
 
 class Expert:
-    """Demonstrations of the task that the env drew, with noise if wanted.
+    """Policy that demonstrates the task of the episode, with optional noise.
 
-    The gripper gets none: it would let go.
+    The gripper has no noise, since it would drop objects.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """How much noise; 1 is half of an action's range."""
+        """The noise of the actions; 1 is half of an action's range."""
 
         noise: float = 0.0  # std on every number of the action
-        turning: float = 1.0  # share of it on numbers 4 to 6, if they are a rotation
+        turning: float = 1.0  # factor of the std on numbers 4 to 6, if they are a rotation
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a number is out of range."""
@@ -31,7 +31,7 @@ class Expert:
             check_range("Expert.turning", self.turning, 0.0, 10.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Take the spec of the actions; `attach` takes the env."""
+        """Take the spec of the actions; `attach` must follow."""
         config = config or self.Config()
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
@@ -45,16 +45,16 @@ class Expert:
         self.reset()
 
     def attach(self, env: Env) -> None:
-        """Take the env whose expert acts; ConfigError if it has none."""
+        """Set the env whose expert acts; ConfigError if it has no expert."""
         if not isinstance(env, ExpertEnv):
             raise ConfigError(
                 f"policy expert: env {env.data_spec.env!r} has no expert that needs no goal "
-                "(protocols.ExpertEnv); take policy oracle"
+                "(protocols.ExpertEnv); use policy oracle"
             )
         self._env = env
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode; the task is the env's."""
+        """Start an episode; the task is that of the env, and the goal is not used."""
         self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Observation) -> Array:

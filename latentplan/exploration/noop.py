@@ -13,21 +13,21 @@ from latentplan.types import Array, Goal, Observation, Spec
 
 
 class Noop:
-    """The zero action; for picks, at the pixel farthest from the object."""
+    """Policy of zero actions; picks are at the pixel farthest from the object."""
 
     @dataclass(frozen=True)
     class Config:
-        """Nothing to set."""
+        """No settings."""
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions."""
         self.spec = spec
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Do nothing: there is no goal and nothing is drawn."""
+        """Do nothing; goal and seed are not used."""
 
     def act(self, observation: Observation) -> Array:
-        """Return the action (A,) float32."""
+        """Return the action (A,) float32 of no motion."""
         low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
         action = np.clip(np.zeros(self.spec.action.size), low, high)
         pick = self.spec.pick

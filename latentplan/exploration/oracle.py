@@ -1,4 +1,4 @@
-"""Policies of an env's scripted expert: exact, with noise, or in a share of the episodes."""
+"""Policies `oracle`, `noisy_oracle` and `mixture`, of an env's scripted expert for a goal."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from latentplan.types import Array, Goal, Observation, Spec
 
 
 class Oracle:
-    """The env's own expert, which reads the simulator's state, on its way to a goal.
+    """Policy of the env's expert, which reads the simulator's state, for a goal.
 
-    Without a goal it chooses one: the goal that the env draws in a reset, else the start.
+    Without a goal it chooses one: the goal that the env draws in a reset, or else the observation
+    of that reset.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Nothing to set."""
+        """No settings."""
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Take the spec of the actions; `attach` takes the env."""
+        """Take the spec of the actions; `attach` must follow."""
         self.goal_chosen: Goal | None = None
         self._env: Env | None = None
         self._target: Observation | None = None
 
     def attach(self, env: Env) -> None:
-        """Take the env whose expert acts."""
+        """Set the env whose expert acts."""
         self._env = env
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode towards the observation of a goal, privileged keys included.
+        """Start an episode with the observation of a goal, which includes privileged keys.
 
-        Without a goal it resets the env to draw one. ConfigError for a goal without an observation.
+        Without a goal, reset the env to draw one. Raises ConfigError if the goal has no
+        observation.
         """
         self.goal_chosen = None
         if goal is None:
@@ -63,14 +65,14 @@ class Oracle:
 
 
 class NoisyOracle:
-    """The env's own expert with noise on its actions, so that data has its mistakes."""
+    """Policy of the env's expert with noise, so that data include mistakes and corrections."""
 
     @dataclass(frozen=True)
     class Config:
-        """How much noise; 1 is half of an action's range."""
+        """The noise of the actions; 1 is half of an action's range."""
 
-        noise: float = 0.2  # std on every number of the action that does not point
-        aim: float = 0.03  # std on numbers that point into an image
+        noise: float = 0.2  # std on the numbers of the action other than picks
+        aim: float = 0.03  # std on the numbers of a pick
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a std is out of range."""
@@ -78,7 +80,7 @@ class NoisyOracle:
             check_range("NoisyOracle.aim", self.aim, 0.0, 10.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Take the spec of the actions; `attach` takes the env."""
+        """Take the spec of the actions; `attach` must follow."""
         config = config or self.Config()
         self.low = np.asarray(spec.action.low, np.float32)
         self.high = np.asarray(spec.action.high, np.float32)
@@ -91,15 +93,15 @@ class NoisyOracle:
 
     @property
     def goal_chosen(self) -> Goal | None:
-        """The goal that the expert chose; None if it was given one."""
+        """The goal that the expert chose; None if `reset` had one."""
         return self._expert.goal_chosen
 
     def attach(self, env: Env) -> None:
-        """Take the env whose expert acts."""
+        """Set the env whose expert acts."""
         self._expert.attach(env)
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode towards a goal, or one that the expert chooses."""
+        """Start an episode with a goal, or with one that the expert chooses."""
         self._rng = np.random.default_rng(seed)
         self._expert.reset(goal, seed=self._rng)
 
@@ -110,26 +112,26 @@ class NoisyOracle:
 
 
 class Mixture:
-    """A noisy expert in a share of the episodes, random actions in the others.
+    """Policy that is a noisy expert in a share of the episodes and random in the others.
 
-    Random are picks on the object if actions point into an image, else actions of the whole box.
+    Random actions are picks on the object if the spec has picks, and otherwise uniform.
     """
 
     @dataclass(frozen=True)
     class Config:
         """The share of the expert, and the settings of both policies."""
 
-        share: float = 0.5  # of the episodes that are the expert's
-        expert: NoisyOracle.Config = field(default_factory=NoisyOracle.Config)  # in its share
-        picks: RandomPick.Config = field(default_factory=RandomPick.Config)  # if actions point
-        box: Box.Config = field(default_factory=Box.Config)  # if they do not
+        share: float = 0.5  # share of the episodes in which the expert acts
+        expert: NoisyOracle.Config = field(default_factory=NoisyOracle.Config)  # noise of it
+        picks: RandomPick.Config = field(default_factory=RandomPick.Config)  # of random picks
+        box: Box.Config = field(default_factory=Box.Config)  # of random actions without picks
 
         def __post_init__(self) -> None:
             """Raise ConfigError if the share is out of range."""
             check_range("Mixture.share", self.share, 0.0, 1.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Take the spec of the actions; `attach` takes the env."""
+        """Take the spec of the actions; `attach` must follow."""
         self.config = config or self.Config()
         self.goal_chosen: Goal | None = None
         self._expert = NoisyOracle(spec, self.config.expert)
@@ -139,11 +141,11 @@ class Mixture:
         self._policy: Policy = self._random
 
     def attach(self, env: Env) -> None:
-        """Take the env whose expert acts."""
+        """Set the env whose expert acts."""
         self._expert.attach(env)
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode with one of the two policies; the expert's has a goal."""
+        """Start an episode with one of the two policies, drawn at random."""
         rng = np.random.default_rng(seed)
         expert = rng.random() < self.config.share
         self._policy = self._expert if expert else self._random

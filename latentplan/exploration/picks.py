@@ -1,4 +1,4 @@
-"""Random picks on the object in the image, and random drags."""
+"""Policy `random`: random picks on the object in the image, and random drags."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from latentplan.types import Array, Goal, Observation, Spec
 
 
 class RandomPick:
-    """Picks a random pixel of the object and drags it somewhere.
+    """Policy that picks a random pixel of the object and drags it in a random direction.
 
-    Contrastive forward models are learnt from such data (Yan et al. 2020, section 4); here a part
-    of the drags has a uniform length, so that short ones, which finish a task, are frequent.
+    Contrastive forward models are trained on such data (Yan et al. 2020, section 4). Unlike there,
+    some of the drags have a uniform length, so that short drags, which complete a task, are common.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """How picks and drags are drawn."""
+        """The distributions of picks and drags."""
 
         uniform: float = 0.5  # share of drags uniform in their box; the others uniform in length
-        miss: float = 0.02  # share of picks anywhere in the image, which mostly do nothing
-        jitter: float = 0.5  # pixels, the largest offset of a pick from the middle of its pixel
+        miss: float = 0.02  # share of picks that are uniform over the whole image
+        jitter: float = 0.5  # largest offset of a pick from the centre of its pixel, pixels
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a share or a length is out of range."""
@@ -34,11 +34,11 @@ class RandomPick:
             check_range("RandomPick.jitter", self.jitter, 0.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Take the spec of the actions; ConfigError if they do not point into an image."""
+        """Take the spec of the actions; ConfigError if they are not picks in an image."""
         if spec.pick is None:
             raise ConfigError(
                 f"policy random: needs actions that point into an image; those of env "
-                f"{spec.env!r} do not; take policy box"
+                f"{spec.env!r} do not; use policy box"
             )
         self.config = config or self.Config()
         self.pick = spec.pick
@@ -47,7 +47,7 @@ class RandomPick:
         self.reset()
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode; there is no goal."""
+        """Start an episode; the goal is not used."""
         self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Observation) -> Array:

@@ -1,4 +1,4 @@
-"""Episodes made by processes of this machine."""
+"""Collection of episodes by processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from latentplan.exploration.recorder import Recipe, Recorder, Recording
 
 
 def record(recipe: Recipe, indices: range, *, workers: int) -> Generator[Recording]:
-    """Yield the episodes of `indices` in order; 0 or 1 workers: made by this process.
+    """Yield the episodes of `indices` in order; with 0 or 1 workers, this process records them.
 
-    Raises `workers.WorkerDied` where an episode ends the process that makes it, time and again.
+    Raises `workers.WorkerDied` if an episode repeatedly ends the process that records it.
     """
     if workers > 1:
         yield from pool.each(partial(_recorder, recipe), indices, workers=workers)

@@ -1,4 +1,4 @@
-"""Episodes of an env and a policy, each a function of a seed and its number."""
+"""Recording of episodes, each determined by a recipe and its index."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from latentplan.errors import UnstablePhysics, check_range
 from latentplan.protocols import Env, EnvPolicy, GoalChoosingPolicy, Policy
 from latentplan.types import Array, Episode, Label, Observation, Spec
 
-REFUSED = "refused"  # name in a step's info: actions so far that the env did not execute
-UNSTABLE = "unstable_tries"  # name in an episode's info: attempts before it that the physics ended
+REFUSED = "refused"  # key of a step's info: number of actions so far that the env did not execute
+UNSTABLE = "unstable_tries"  # key of an episode's info: number of diverged attempts before it
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """How long episodes are, and how often one is attempted."""
+    """The length of episodes, and the number of attempts at one."""
 
-    length: int = 20  # actions an episode, if the env does not end it
-    attempts: int = 20  # attempts of one episode, if the physics is unstable each time
+    length: int = 20  # actions per episode, if the env does not end it
+    attempts: int = 20  # attempts at one episode if the physics diverges
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a number is out of range."""
@@ -32,7 +32,7 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an episode depends on besides its number; goes to the workers."""
+    """Everything that an episode depends on besides its index; it is sent to the workers."""
 
     env: Callable[[Any], Env]  # importable class, called with its config
     policy: Callable[[Spec, Any], Policy]  # importable class, called with spec and config
@@ -43,18 +43,18 @@ class Recipe:
 
 
 class Recording(NamedTuple):
-    """An episode, and what it took."""
+    """An episode and the cost of recording it."""
 
     episode: Episode
     unstable: int  # attempts dropped because the physics diverged
-    env_seconds: float  # spent in the env: goal, reset and steps, dropped attempts included
+    env_seconds: float  # time in the env, s: goal, reset and steps, with dropped attempts
 
 
 class Recorder:
-    """An env and a policy that make any episode of a recipe."""
+    """An env and a policy that record any episode of a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Build the env; it lives as long as the recorder."""
+        """Build the env and the policy."""
         self.recipe = recipe
         self.env = recipe.env(recipe.env_config)
         self.policy = recipe.policy(self.env.data_spec, recipe.policy_config)
@@ -65,9 +65,9 @@ class Recorder:
         self._seconds = 0.0
 
     def record(self, index: int) -> Recording:
-        """Return episode number `index`, made again while the physics is unstable.
+        """Record the episode of an index, again with other seeds if the physics diverges.
 
-        Raises UnstablePhysics if every attempt of the recipe was.
+        Raises UnstablePhysics if all attempts diverge.
         """
         self._seconds = 0.0
         for attempt in range(self.recipe.config.attempts):
@@ -94,11 +94,11 @@ class Recorder:
         terminated = truncated = False
         while len(actions) < self.recipe.config.length and not (terminated or truncated):
             action = self.policy.act(self._given(observation))
-            observation, reward, terminated, truncated, told = self._timed(self.env.step, action)
+            observation, reward, terminated, truncated, ended = self._timed(self.env.step, action)
             observations.append(observation)
             actions.append(action)
             rewards.append(reward)
-        refused = {REFUSED: float(told[REFUSED])} if REFUSED in told else {}
+        refused = {REFUSED: float(ended[REFUSED])} if REFUSED in ended else {}
         return Episode(
             observations={
                 key: np.stack([o[key] for o in observations])
@@ -114,7 +114,7 @@ class Recorder:
         )
 
     def _given(self, observation: Observation) -> Observation:
-        """Return what the policy may read: a policy of the env itself reads privileged keys too."""
+        """Return the keys that the policy may read: privileged ones for a policy of the env."""
         return {k: v for k, v in observation.items() if k not in self._privileged}
 
     def _timed(self, of_env: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -126,13 +126,13 @@ class Recorder:
 
 
 def _labels(info: Mapping[str, Any]) -> tuple[Label, ...]:
-    """Return the label of the whole episode: the strings `text` and `task` of the env's info."""
+    """Return a label of the whole episode from the strings `text` and `task` of the env's info."""
     texts = {name: info[name] for name in ("text", "task") if isinstance(info.get(name), str)}
     return (Label(**{"text": "", **texts}),) if any(texts.values()) else ()
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
-    """Return the single numbers of an env's info, those in mappings as `key.name`."""
+    """Return the scalars of an env's info, with those in mappings named `key.name`."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
     found = {}
     for key, value in info.items():

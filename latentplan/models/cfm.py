@@ -7,13 +7,16 @@ h(a, b) = exp(-||a - b||^2), section 3). Distances between latents are then cost
 The preset `cfm_paper` is the published model. `cfm` differs in four ways, each a config field:
 the negatives are the next images of the whole batch, neighbours in time among them, so that
 near misses are separated; the dynamics adds to z instead of multiplying it; training sees every
-window turned and flipped (image and actions together); and planning can encode all eight turns
+window turned and flipped (image and actions together), if the data's `Spec.planar` states which
+numbers of an action are vectors in the image's plane; and planning can encode all eight turns
 at once (`views`), which makes the model exactly symmetric and averages the error of its views.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +24,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.nn import symmetry
+from latentplan.nn import images, symmetry
 from latentplan.nn.mlp import LatentMLP, mlp
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Spec, Tensors
+
+COLOURS = (1, 3, 4)  # numbers a pixel
 
 
 class CFM(nn.Module):
@@ -48,7 +53,7 @@ class CFM(nn.Module):
         hidden: tuple[int, ...] = (512, 512)  # widths of the dynamics' layers
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
         ahead: int = 3  # predictions 1 to `ahead` actions later are trained, as windows are long
-        symmetric: bool = True  # train turned and flipped
+        symmetric: bool | str = "auto"  # train turned and flipped; auto: if the data allow it
         views: int = 1  # how many of the eight turns and flips planning encodes
 
         def __post_init__(self) -> None:
@@ -72,21 +77,40 @@ class CFM(nn.Module):
                     raise ConfigError(
                         f"CFM.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}"
                     )
+            if self.symmetric not in (True, False, "auto"):
+                raise ConfigError(
+                    f"CFM.symmetric: {self.symmetric!r} is not one of true, false, auto"
+                )
+
+        def fitted(self, spec: Spec) -> CFM.Config:
+            """Return the config with `symmetric` decided by the data.
+
+            Raises ConfigError if the data lack the image, or a symmetry that is asked for.
+            """
+            height, width, _ = images.size("CFM.image", self.image, spec, colours=COLOURS)
+            planar = spec.planar is not None and spec.planar.image == self.image
+            symmetric = planar and height == width if self.symmetric == "auto" else self.symmetric
+            if symmetric and not planar:
+                raise ConfigError(
+                    "CFM.symmetric: found true, the data state no numbers of an action that are "
+                    f"vectors in the plane of {self.image!r} seen from straight above "
+                    "(Spec.planar); set it to auto or false"
+                )
+            if symmetric and height != width:
+                raise ConfigError(
+                    f"CFM.symmetric: found true and images of {height} x {width} pixels, need "
+                    "square ones; set it to auto or false"
+                )
+            return replace(self, symmetric=bool(symmetric))  # checks `views` as well
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build the network for the images and actions of `spec`."""
         super().__init__()
-        c = self.config = config or self.Config()
-        self.spec = spec
-        if c.image not in spec.observation:
-            known = ", ".join(spec.observation)
-            raise ConfigError(f"CFM.image: no observation {c.image!r}; the data have: {known}")
-        height, width, colours = spec.observation[c.image].shape
-        if c.symmetric and (height != width or spec.action.size < 2):
-            raise ConfigError(
-                f"CFM.symmetric: needs square images and actions in pairs (x, y), found "
-                f"{height} x {width} and {spec.action.size} numbers; set symmetric=false"
-            )
+        c = self.config = (config or self.Config()).fitted(spec)
+        height, width, colours = images.size("CFM.image", c.image, spec, colours=COLOURS)
+        read = {c.image} | ({spec.pick.image} if spec.pick else set())  # picks are planned in it
+        seen = {key: array for key, array in spec.observation.items() if key in read}
+        self.spec = replace(spec, observation=seen, privileged=())
         self.latent_dim = c.views * c.latent
         self.encoder = _encoder(colours, (height, width), c)
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else LatentMLP)(
@@ -117,7 +141,7 @@ class CFM(nn.Module):
         check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
         turned = actions[:, None]  # b v n h a
         if v > 1:
-            turned = symmetry.turn_vectors(turned, self.matrices[:v, None, None])
+            turned = self._turned(turned, self.matrices[:v, None, None])
         latents = self.dynamics.unroll(z, rearrange(turned, "b v n h a -> (b v) n h a"))
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
@@ -132,7 +156,7 @@ class CFM(nn.Module):
                 part = x[g :: symmetry.ELEMENTS]
                 part.copy_(symmetry.turn_image(part, g))
             rows = torch.arange(len(x), device=x.device) % symmetry.ELEMENTS
-            actions = symmetry.turn_vectors(actions, self.matrices[rows, None])
+            actions = self._turned(actions, self.matrices[rows, None])
         z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
         z = rearrange(z, "(b t) d -> b t d", b=len(x))
         losses, hits = [], []
@@ -145,6 +169,27 @@ class CFM(nn.Module):
             hits.append((logits.detach().argmax(1) == truth).float().mean())
         total = torch.stack(losses).mean()
         return Loss(total, {"infonce": losses[0].detach(), "top1": hits[0]})
+
+    @classmethod
+    def upgraded(
+        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Return what a checkpoint states in today's words: see `protocols.Upgradable`.
+
+        Before `Spec.planar`, a symmetric model turned all numbers of its actions in pairs.
+        """
+        config, spec = header["config"], header["spec"]
+        if config.get("symmetric") is True and Spec.from_json(spec).planar is None:
+            size = len(spec["action"]["low"])
+            pairs = [[first, first + 1] for first in range(0, size - 1, 2)]
+            planar = {"image": config.get("image", cls.Config.image), "pairs": pairs}
+            header = {**header, "spec": {**spec, "planar": planar}}
+        return header, weights
+
+    def _turned(self, actions: Tensor, matrices: Tensor) -> Tensor:
+        """Return actions (..., A) turned by matrices (..., 2, 2)."""
+        assert self.spec.planar is not None  # the config is not symmetric otherwise
+        return symmetry.turn_vectors(actions, matrices, self.spec.planar.pairs)
 
     def _logits(self, predicted: Tensor, now: Tensor, after: Tensor) -> Tensor:
         """Return (n, n) logits -||z'_i - z_j||^2 with the positives on the diagonal."""
@@ -185,11 +230,16 @@ class LocallyLinear(nn.Module):
 
 def _encoder(colours: int, size: tuple[int, int], c: CFM.Config) -> nn.Sequential:
     layers: list[nn.Module] = []
-    before = colours
+    before, (height, width) = colours, size
     for after, stride in zip(c.channels, c.strides, strict=True):
         layers += [nn.Conv2d(before, after, 2 + stride, stride, 1), nn.LeakyReLU(0.2)]
         before = after
         size = (size[0] // stride, size[1] // stride)
+    if min(size) < 1:
+        raise ConfigError(
+            f"CFM.strides: {c.strides} leave nothing of images of {height} x {width} pixels; give "
+            "fewer channels and strides, or import or collect larger images (image_size)"
+        )
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size[0] * size[1], c.latent))
 
 

@@ -13,44 +13,86 @@ from torch import Tensor, nn
 
 from latentplan.errors import ConfigError
 from latentplan.shapes import check
-from latentplan.types import Spec, Tensors
+from latentplan.types import ArraySpec, Spec, Tensors
+
+COLOURS = (3,)  # numbers a pixel that a model of colour images takes
+
+
+def size(
+    where: str, key: str, spec: Spec, *, colours: Sequence[int] = COLOURS
+) -> tuple[int, int, int]:
+    """Return height, width and numbers a pixel of the images `key`.
+
+    Raises ConfigError, with what to do, unless the spec has them, public, as uint8 (h, w, c).
+    """
+    public = [name for name in spec.observation if name not in spec.privileged]
+    if key not in public:
+        known = ", ".join(public) or "none"
+        raise ConfigError(f"{where}: no observation {key!r}; the data have: {known}")
+    array = spec.observation[key]
+    if not _is_image(array, colours):
+        depths = " or ".join(map(str, colours))
+        raise ConfigError(
+            f"{where}: {key!r} is {array.dtype} {array.shape}, need uint8 (height, width, "
+            f"{depths}), 0 to 255; {_advice(array, colours)}"
+        )
+    height, width, depth = array.shape
+    return height, width, depth
 
 
 def keys(where: str, chosen: Sequence[str], spec: Spec) -> tuple[str, ...]:
     """Return `chosen`, or the images of `spec` if that is empty; ConfigError if there are none."""
     found = tuple(chosen) or tuple(
         key
-        for key, a in spec.observation.items()
-        if a.dtype == "uint8" and a.shape[2:] == (3,) and key not in spec.privileged
+        for key, array in spec.observation.items()
+        if key not in spec.privileged and _is_image(array, COLOURS)
     )
     if not found:
+        seen = ", ".join(
+            f"{key} {array.dtype} {array.shape}"
+            for key, array in spec.observation.items()
+            if key not in spec.privileged
+        )
         raise ConfigError(
-            f"{where}: the data have no images, only: {', '.join(spec.observation)}; collect or "
-            "import some with a camera"
+            f"{where}: the data have no images, uint8 (height, width, 3), only: {seen or 'nothing'}"
+            "; collect or import some with a camera"
         )
     return found
 
 
 def square(where: str, keys: Sequence[str], spec: Spec) -> int:
     """Return the side of the images `keys`; ConfigError unless all are squares of one size."""
-    sizes = set()
+    sides = set()
     for key in keys:
-        if key not in spec.observation:
-            known = ", ".join(spec.observation)
-            raise ConfigError(f"{where}: no observation {key!r}; the data have: {known}")
-        array = spec.observation[key]
-        if array.dtype != "uint8" or array.shape[2:] != (3,) or array.shape[0] != array.shape[1]:
+        height, width, _ = size(where, key, spec)
+        if height != width:
             raise ConfigError(
-                f"{where}: {key!r} is {array.dtype} {array.shape}, need square uint8 images; "
-                "import or collect them so (image_size)"
+                f"{where}: {key!r} is {height} x {width} pixels, need square images; import or "
+                "collect them so (image_size)"
             )
-        sizes.add(array.shape[0])
-    if len(sizes) != 1:
+        sides.add(height)
+    if len(sides) != 1:
         raise ConfigError(
-            f"{where}: the images of {', '.join(keys)} have {sorted(sizes)} pixels a side, need "
+            f"{where}: the images of {', '.join(keys)} have {sorted(sides)} pixels a side, need "
             "one size for all; import or collect them so (image_size)"
         )
-    return int(sizes.pop())
+    return int(sides.pop())
+
+
+def _is_image(array: ArraySpec, colours: Sequence[int]) -> bool:
+    return array.dtype == "uint8" and len(array.shape) == 3 and array.shape[2] in colours
+
+
+def _advice(array: ArraySpec, colours: Sequence[int]) -> str:
+    """Return what to do about observations that are not images."""
+    shape = array.shape
+    if len(shape) == 3 and shape[2] not in colours and shape[0] in (1, 3, 4):
+        return "channels come last: move the first axis to the end, and collect or import again"
+    if len(shape) == 3 and shape[2] in colours and array.dtype.startswith("float"):
+        return "multiply images of 0 to 1 by 255 and round them, and collect or import again"
+    if len(shape) == 2 and array.dtype == "uint8":
+        return "give grey images a channel axis or three equal ones, and collect or import again"
+    return "name the observation of a camera"
 
 
 def stack(observations: Tensors, keys: Sequence[str]) -> Tensor:

@@ -7,8 +7,9 @@ turns g mod 4 quarter turns to the left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from einops import rearrange
 from torch import Tensor
 
 ELEMENTS = 8
@@ -29,15 +30,18 @@ def matrices() -> Tensor:
     return torch.stack(turns + [turn @ flip for turn in turns])
 
 
-def turn_vectors(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """Return vectors (..., A), pairs of (x, y), under matrices (..., 2, 2) that broadcast.
+def turn_vectors(vectors: Tensor, matrix: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Return vectors (..., A) whose `pairs` of (x, y) turn by matrices (..., 2, 2) that broadcast.
 
-    If A is odd, the last number, such as a height, stays as it is.
+    The other numbers, such as heights, stay as they are.
     """
-    paired = vectors.shape[-1] // 2 * 2
-    pairs = rearrange(vectors[..., :paired], "... (k xy) -> ... k xy", xy=2)
-    turned = rearrange(pairs @ matrix.mT, "... k xy -> ... (k xy)")
-    if paired == vectors.shape[-1]:
-        return turned
-    last = vectors[..., paired:].expand(*turned.shape[:-1], 1)
-    return torch.cat([turned, last], dim=-1)
+    shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+        vectors.shape[:-1], matrix.shape[:-2]
+    )
+    numbers = list(vectors.expand(*shape, -1).unbind(-1))
+    for x, y in pairs:
+        both = numbers[x], numbers[y]
+        numbers[x], numbers[y] = (
+            row[..., 0] * both[0] + row[..., 1] * both[1] for row in matrix.unbind(-2)
+        )
+    return torch.stack(numbers, dim=-1)

@@ -1,4 +1,4 @@
-"""Categorical cross-entropy: how likely each discrete choice is good, and with what arguments."""
+"""The cross-entropy method for a discrete choice with continuous arguments."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from latentplan.planning.solver import Solver
 
 
 class State(NamedTuple):
-    """The elites, and the distributions that the next round is drawn from."""
+    """The elites, and the distributions of the next round's draws."""
 
     best: Scored  # (B, K)
-    odds: Tensor  # (B, H, M) probability of each choice; M = 1 where there is none
+    odds: Tensor  # (B, H, M) probability of each choice; M = 1 if the space has none
     mean: Tensor  # (B, 1, H, A)
     std: Tensor  # (B, 1, H, A)
 
 
 class Categorical(Solver):
-    """The cross-entropy method for a discrete choice with continuous arguments.
+    """Cross-entropy method over a categorical choice and its Gaussian arguments.
 
-    Rubinstein & Kroese (2004), section 5: the choice of every step (a pick on the object, a motion
-    primitive) has a categorical distribution, refitted to how often the elites made it; the
-    arguments have a Gaussian. Choices that lie within `reach` of an elite's share its
-    probability, since picks beside a good one are good as well; reach 0 is the textbook. Where the
-    space has no choices this is the textbook's Gaussian method.
+    Rubinstein & Kroese (2004), section 5: each step has a categorical distribution over choices
+    (picks on the object, motion primitives), refitted to their frequency among the elites, and a
+    Gaussian over the arguments. A kernel of width `reach` spreads the probability of an elite's
+    choice to nearby choices, since picks beside a good one are good as well; reach 0 is the
+    textbook method. In a space without choices this is the Gaussian method of the textbook.
 
-    On linear-quadratic problems: within 1 % of the optimum, 5 % where a constraint binds.
+    Accuracy on linear-quadratic problems: within 1 % of the optimum, within 5 % with active
+    constraints.
     """
 
     @dataclass(frozen=True)
     class Config(Solver.Config):
-        """Settings. The elites kept from the last round count as candidates of the next."""
+        """Settings; elites kept from the last round count among the candidates of the next."""
 
         elites: int = 16  # K
         reach: float = 0.1  # std of the kernel between choices; 1 = half the action range
         momentum: float = 0.1  # share of the last round's distributions that is kept
-        explore: float = 0.05  # share of the choices that is drawn uniformly
+        explore: float = 0.05  # probability that a choice is drawn uniformly
         std_min: float = 0.01  # floor of the arguments' std
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
+            """Raise ConfigError if a setting is out of its range."""
             super().__post_init__()
             self._check("elites", 1, self.candidates)
             self._check("reach", 0)
@@ -53,12 +54,12 @@ class Categorical(Solver):
             self._check("std_min", 0)
 
     def first(self, problem: Problem) -> State:
-        """Draw over the whole space."""
+        """Draw over the whole space, and fit the distributions to the elites."""
         best = self.opening(problem).best(self.config.elites)
         return State(best, *self._fit(problem, best))
 
     def next(self, problem: Problem, state: State, index: int) -> State:
-        """Draw choices and arguments, and keep the best."""
+        """Draw choices and arguments, and refit to the best."""
         c, (best, odds, mean, std) = self.config, state
         count, space = max(1, c.candidates - c.elites), problem.space
         drawn = problem.noisy(mean.expand(-1, count, -1, -1), std)
@@ -90,7 +91,7 @@ class Categorical(Solver):
         if choices is None or valid is None:
             return actions.new_ones(len(actions), problem.horizon, 1), mean, std
         width = choices.shape[-1]
-        unit = problem.half[:width].clamp_min(torch.finfo(actions.dtype).tiny)
+        unit = torch.where(problem.half > 0, problem.half, 1)[:width]  # 1 where it is constant
         made = actions[..., :width].transpose(1, 2)  # b h k c
         away = torch.cdist(made / unit, (choices / unit)[:, None])  # b h k m
         kernel = torch.exp(-0.5 * (away / max(c.reach, 1e-6)).square())

@@ -1,4 +1,4 @@
-"""The cross-entropy method: draw, keep the elites, draw again nearer to them."""
+"""The cross-entropy method: draw candidates, keep the elites, draw again closer to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentplan.planning.solver import Solver
 
 
 class State(NamedTuple):
-    """The elites and what the next round is drawn from."""
+    """The elites, and the mean and std of the next round's draws."""
 
     best: Scored  # (B, K)
     mean: Tensor  # (B, 1, H, A)
@@ -22,36 +22,37 @@ class State(NamedTuple):
 
 
 class CEM(Solver):
-    """The best sequence that a distribution, refitted to its elites each round, has drawn.
+    """Cross-entropy method whose candidates are drawn around individual elites.
 
     Rubinstein & Kroese, "The Cross-Entropy Method" (2004), with the elites kept from round to
-    round (iCEM, Pinneri et al., arXiv 2008.06389). The textbook refits one Gaussian. Here a draw
-    is the kernel-smoothed elites of Liu & West, "Combined Parameter and State Estimation in
-    Simulation-Based Filtering" (2001), eq. 10.3.7:
+    round (iCEM, Pinneri et al., arXiv 2008.06389). The textbook method refits one Gaussian. Here
+    candidates are drawn from the kernel-smoothed elites of Liu & West, "Combined Parameter and
+    State Estimation in Simulation-Based Filtering" (2001), eq. 10.3.7:
 
         a = mean + l (elite - mean) + sqrt(1 - l^2) std * noise,    l = locality
 
-    Its mean and its variance are those of the elites for any l, so it narrows as the textbook
-    does (l = 0 is the textbook), but it keeps apart elites that lie in several places, as
-    picks on an object do: their mean is a bad pick.
+    The mean and variance of the draws equal those of the elites for any l, so the distribution
+    narrows as in the textbook (which is l = 0). Unlike one Gaussian it stays multimodal, which
+    matters for picks on an object: the mean of two good picks is often a bad one.
 
-    On linear-quadratic problems: within 1 % of the optimum, 5 % where a constraint binds.
+    Accuracy on linear-quadratic problems: within 1 % of the optimum, within 5 % with active
+    constraints.
     """
 
     closing = 1
 
     @dataclass(frozen=True)
     class Config(Solver.Config):
-        """Settings. The elites kept from the last round count as candidates of the next."""
+        """Settings; elites kept from the last round count among the candidates of the next."""
 
-        elites: int = 16  # K, the best so far, from which the next round is drawn
-        locality: float = 0.7  # l: 0 draws round the elites' mean, towards 1 round each elite
+        elites: int = 16  # K, the best candidates so far; the next round is drawn around them
+        locality: float = 0.7  # l: 0 draws around the mean of the elites, 1 around each elite
         momentum: float = 0.1  # share of the last round's mean and std that is kept
         std_min: float = 0.01  # floor in later rounds
-        answer: str = "best"  # the best sequence ever drawn, or the "mean" of the last elites
+        answer: str = "best"  # the "best" sequence of all rounds, or the "mean" of the last elites
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
+            """Raise ConfigError if a setting is out of its range."""
             super().__post_init__()
             self._check("elites", 1, self.candidates)
             self._check("locality", 0, 1)
@@ -60,12 +61,12 @@ class CEM(Solver):
             self._choose("answer", "best", "mean")
 
     def first(self, problem: Problem) -> State:
-        """Draw over the whole space."""
+        """Draw over the whole space, and fit mean and std to the elites."""
         best = self.opening(problem).best(self.config.elites)
         return State(best, *_fit(best))
 
     def next(self, problem: Problem, state: State, index: int) -> State:
-        """Draw from the elites, and keep the best of both."""
+        """Draw around the elites, and refit to the best of both."""
         c = self.config
         drawn = self.draw(problem, state, max(1, c.candidates - c.elites))
         return self.refit(state, state.best.join(problem.score(drawn)))
@@ -73,7 +74,7 @@ class CEM(Solver):
     def draw(
         self, problem: Problem, state: State, count: int, basis: Tensor | None = None
     ) -> Tensor:
-        """Return (B, count, H, A): draws from the smoothed elites, and their mean."""
+        """Return candidates (B, count, H, A): the mean, then draws from the smoothed elites."""
         c, (best, mean, std) = self.config, state
         centre = mean.expand(-1, count - 1, -1, -1)
         if c.locality:
@@ -84,7 +85,7 @@ class CEM(Solver):
         return problem.space.project(torch.cat([mean, drawn], dim=1))
 
     def refit(self, state: State, pool: Scored) -> State:
-        """Return the elites of the pool, and what they are drawn from with some of the past."""
+        """Return the State fitted to the pool, with `momentum` of the last mean and std."""
         best, c = pool.best(self.config.elites), self.config
         mean, std = _fit(best)
         if c.momentum:
@@ -92,7 +93,7 @@ class CEM(Solver):
         return State(best, mean, std)
 
     def answer(self, problem: Problem, state: State) -> Scored:
-        """Return the last mean, or the best of all with it: the mean of good is often better."""
+        """Return the last mean or the best candidate, the mean included: it is often better."""
         mean = problem.score(problem.space.project(state.mean))
         return mean if self.config.answer == "mean" else state.best.first(1).join(mean).best(1)
 

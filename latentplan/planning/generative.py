@@ -1,4 +1,4 @@
-"""Policy `generative`: the actions that a model generates, without a search."""
+"""Policy `generative`: execute actions that a model generates, without search."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ from latentplan.types import Context, Goal, Part, Spec
 
 
 class GenerativePolicy(MPC):
-    """The cheapest of the action sequences that a model proposes; of one candidate, its likeliest.
+    """Policy that executes the proposed action sequence of the lowest predicted cost.
 
-    How VideoWorld acts (Ren et al., arXiv 2501.09781): codes are generated, actions are decoded
-    from them, nothing is searched. With more candidates the model's own rollout and the objective
-    choose among them; for a goal in words alone, the first is best. The model is a
-    `protocols.ActionProposer`, or others propose in its stead.
+    This is how VideoWorld acts (Ren et al., arXiv 2501.09781): it generates codes and decodes
+    actions from them; nothing is optimised. With one candidate, the sequence is the most likely
+    one. With several, the model's rollout and the objective rank them; if the goal is only a text,
+    the first is taken. The model is a `protocols.ActionProposer` unless proposals or proposers are
+    given.
     """
 
     @dataclass(frozen=True)
     class Config:
         """Settings."""
 
-        candidates: int = 1  # sequences that are proposed for a plan
+        candidates: int = 1  # action sequences generated for a plan
         horizon: int = 4  # H, actions of a plan
-        chunk: int = 1  # actions sent before the model is asked again; at most the horizon
-        deadline_ms: float | None = None  # of `act`, encoding included
-        action_rate_limit: tuple[float, ...] = ()  # most that each number changes; () for any
+        chunk: int = 1  # actions sent before planning again; at most the horizon
+        deadline_ms: float | None = None  # time limit of `act`, encoding included, ms
+        action_rate_limit: tuple[float, ...] = ()  # largest change of each number between steps
         replan_threshold: float | None = None  # see MPC.Config
-        dtype: str = "float32"  # of rollouts, see MPC.Config
-        proposer: Part = Part("model")  # {run: RUN}: another model that proposes
+        dtype: str = "float32"  # precision of rollouts, see MPC.Config
+        proposer: Part = Part("model")  # {run: RUN}: another model that generates the actions
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""
@@ -55,7 +56,7 @@ class GenerativePolicy(MPC):
             self.loop()
 
         def loop(self) -> MPC.Config:
-            """Return the settings of the control loop."""
+            """Return the same settings as those of the MPC loop."""
             return MPC.Config(
                 chunk=self.chunk,
                 warm_start=False,
@@ -76,9 +77,9 @@ class GenerativePolicy(MPC):
         proposers: Sequence[Dynamics] = (),
         constraints: Sequence[Constraint] = (),
     ) -> None:
-        """Take a model, what compares candidates (by default goal), and who else proposes.
+        """Take a model, an objective (by default goal) that ranks candidates, and other proposers.
 
-        Raises ConfigError if the model proposes nothing and nothing else does.
+        Raises ConfigError if the model proposes no actions and no proposal or proposer is given.
         """
         c = config or self.Config()
         if not (proposals or proposers):
@@ -101,13 +102,13 @@ class GenerativePolicy(MPC):
 
 
 class State(NamedTuple):
-    """The best so far."""
+    """The best candidate so far."""
 
     best: Scored  # (B, 1)
 
 
 class Proposed(Solver):
-    """The cheapest of the proposals alone: neither draws nor a warm start compete."""
+    """Solver that ranks proposals alone, without random draws or a warm start."""
 
     @dataclass(frozen=True)
     class Config(Solver.Config):
@@ -117,39 +118,39 @@ class Proposed(Solver):
         iterations: int = 1
 
     def first(self, problem: Problem) -> State:
-        """Ask the proposals, and keep the best; PlanningError without any."""
+        """Sample the proposals and keep the best; PlanningError if there are none."""
         if not problem.proposals:
             raise PlanningError("policy generative: found no proposals, need one at least")
         return State(problem.score(problem.propose(self.config.candidates)).best(1))
 
     def next(self, problem: Problem, state: State, index: int) -> State:
-        """Ask again, and keep the best of all."""
-        asked = problem.score(problem.propose(self.config.candidates))
-        return State(state.best.join(asked).best(1))
+        """Sample the proposals again, and keep the best of all."""
+        proposed = problem.score(problem.propose(self.config.candidates))
+        return State(state.best.join(proposed).best(1))
 
 
 class InOrder:
-    """An objective, but for a goal in words alone the order of the candidates."""
+    """Objective factory that ranks candidates by their order if the goal is only a text."""
 
     def __init__(self, objective: ObjectiveFactory) -> None:
-        """Take the objective of other goals."""
+        """Take the objective used for all other goals."""
         self.objective = objective
 
     def check(self, goal: Goal, model: Dynamics) -> None:
-        """Raise as the objective does, unless the goal is in words."""
-        if not _in_words(goal) and isinstance(self.objective, GoalChecker):
+        """Raise as the objective does, unless the goal is only a text."""
+        if not _is_text(goal) and isinstance(self.objective, GoalChecker):
             self.objective.check(goal, model)
 
     def __call__(self, goal: Goal, context: Context, model: Dynamics) -> Objective:
-        """Return the objective."""
-        return _place if _in_words(goal) else self.objective(goal, context, model)
+        """Return the objective for a goal."""
+        return _order if _is_text(goal) else self.objective(goal, context, model)
 
 
-def _in_words(goal: Goal) -> bool:
+def _is_text(goal: Goal) -> bool:
     return bool(goal.text) and goal.observation is None and goal.mask is None
 
 
-def _place(latents: Tensor, actions: Tensor) -> Tensor:
-    """Return the place of each candidate as its cost (B, N)."""
-    place = torch.arange(actions.shape[1], dtype=latents.dtype, device=latents.device)
-    return place.expand(len(actions), -1)
+def _order(latents: Tensor, actions: Tensor) -> Tensor:
+    """Return the index of each candidate as its cost (B, N)."""
+    order = torch.arange(actions.shape[1], dtype=latents.dtype, device=latents.device)
+    return order.expand(len(actions), -1)

@@ -1,4 +1,4 @@
-"""Gradient planning: Adam on the actions, through the rollout, from several starts at once."""
+"""Gradient planning: Adam on action sequences through the rollout, from several starts."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from torch import Tensor
 from latentplan.planning.problem import Problem, Scored
 from latentplan.planning.solver import Solver
 
-BETAS = (0.9, 0.95)  # of Adam; the second is low since a solve has few steps
+BETAS = (0.9, 0.95)  # Adam's decay rates; the second is low because a solve has few steps
 TINY = 1e-8
 
 
 class State(NamedTuple):
-    """The best so far, and every restart's iterate with Adam's moments."""
+    """The best point and the current iterate of each restart, with Adam's moments."""
 
     best: Scored  # (B, R) the best point of each restart
-    now: Tensor  # (B, R, H, A) where each restart is
-    mean: Tensor  # (B, R, H, A) of the gradient
-    square: Tensor  # (B, R, H, A) of its square
+    now: Tensor  # (B, R, H, A) the iterates
+    mean: Tensor  # (B, R, H, A) running mean of the gradient
+    square: Tensor  # (B, R, H, A) running mean of its square
 
 
 class Gradient(Solver):
-    """Adam (Kingma & Ba 2015) on action sequences, projected onto what is allowed after each step.
+    """Projected Adam (Kingma & Ba 2015) on action sequences.
 
-    The first round draws `candidates` and keeps the best `restarts`; every further round is one
-    step of each, with a rate that falls by `decay`. The best point of each restart is kept, so
-    that more steps never cost more. Where an action must be one of several choices, the gradient
-    goes straight through the projection (Bengio et al., arXiv 1308.3432).
+    The first round draws `candidates` and keeps the best `restarts`; each further round takes one
+    step from every restart and multiplies the learning rate by `decay`. The best point of each
+    restart is kept, so more steps never return a higher cost. If an action must be one of several
+    choices, the projection uses a straight-through gradient (Bengio et al., arXiv 1308.3432).
 
-    On linear-quadratic problems: within 0.1 % of the optimum, 2 % where a constraint binds.
+    Accuracy on linear-quadratic problems: within 0.1 % of the optimum, within 2 % with active
+    constraints.
     """
 
     closing = 1
@@ -42,30 +43,30 @@ class Gradient(Solver):
         """Settings."""
 
         candidates: int = 64
-        iterations: int = 20  # the first draws, the others are steps
-        restarts: int = 8  # R, iterates at once
-        rate: float = 0.2  # of the first step; 1 = half the action range
-        decay: float = 0.9  # of the rate, each step
+        iterations: int = 20  # one round of draws, then steps
+        restarts: int = 8  # R, sequences that are optimised in parallel
+        rate: float = 0.2  # learning rate of the first step; 1 = half the action range
+        decay: float = 0.9  # factor of the learning rate in each step
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
+            """Raise ConfigError if a setting is out of its range."""
             super().__post_init__()
             self._check("restarts", 1)
             self._check("rate", 0)
             self._check("decay", 0, 1)
 
     def first(self, problem: Problem) -> State:
-        """Draw over the whole space, and start from the best."""
+        """Draw over the whole space, and start from the best candidates."""
         c = self.config
         return begin(self.opening(problem).best(min(c.restarts, c.candidates)))
 
     def next(self, problem: Problem, state: State, index: int) -> State:
-        """Take one step."""
+        """Take one step from each iterate."""
         c = self.config
         return step(problem, state, index, rate=c.rate * c.decay ** (index - 1))
 
     def answer(self, problem: Problem, state: State) -> Scored:
-        """Return the best point of all."""
+        """Return the best point of all restarts."""
         return arrive(problem, state).best(1)
 
 
@@ -82,7 +83,7 @@ def step(problem: Problem, state: State, index: int, *, rate: float) -> State:
         here = problem.score(actions)
         rank = here.rank
         slope = None
-        if rank.requires_grad:  # it does not where the cost is a constant
+        if rank.requires_grad:  # it does not if the cost is a constant
             (slope,) = torch.autograd.grad(rank.sum(), actions, allow_unused=True)
     slope = torch.zeros_like(actions) if slope is None else slope.nan_to_num(0, 0, 0)
     mean = slope.lerp(state.mean, BETAS[0])
@@ -90,7 +91,7 @@ def step(problem: Problem, state: State, index: int, *, rate: float) -> State:
     root = (square / (1 - BETAS[1] ** index)).sqrt()
     change = mean / (1 - BETAS[0] ** index) / (root + TINY)
     now = torch.addcmul(state.now, problem.half, change, value=-rate)
-    # Choices are many small cells: an iterate moved to one's middle would never leave it.
+    # An iterate projected onto its nearest choice at every step would never reach another.
     space = problem.space
     now = space.project(now) if space.choices is None else now.clamp(space.low, space.high)
     return State(_better(state.best, here.detach()), now, mean, square)

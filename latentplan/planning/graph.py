@@ -1,9 +1,9 @@
-"""A whole solve, all its rounds, as one CUDA graph: the host launches once instead of 1,000 times.
+"""Capture of a whole solve as one CUDA graph: one launch instead of about 1,000.
 
-What a solve depends on are tensors: the context, the warm start, those in the space, the objective,
-the constraints and proposals. A solve is captured once for each set of shapes; from then on new
-values are copied to where the graph reads them. On a CPU the same code runs without the graph, so
-that everything but the capture itself is tested there.
+The inputs of a solve are the tensors in its context, warm start, action space, objective,
+constraints and proposals. A solve is captured once for each set of shapes; later solves copy their
+values into the captured inputs and replay the graph. On a CPU the same code runs without a graph,
+so that tests without a GPU cover everything but the capture itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from latentplan.planning.problem import Problem, Scored
 from latentplan.planning.solver import Solver
 from latentplan.protocols import Dynamics, Planner
 
-KEPT = 8  # captured solves, the last used; each holds its memory on the device
-WARM_UP = 3  # runs before a capture, in which libraries choose kernels and make their buffers
+KEPT = 8  # captured solves in the cache; each holds memory on the device
+WARM_UP = 3  # runs before a capture, in which libraries choose kernels and allocate buffers
 
 
 def capture(planner: Planner, model: Dynamics) -> Captured:
-    """Return a planner that plans by captured graphs; ConfigError unless it can, on CUDA."""
+    """Return the planner with its solves captured; ConfigError unless it is a Solver on CUDA."""
     if not isinstance(planner, Solver):
         name = type(planner).__name__
         raise ConfigError(f"MPC.cuda_graph: needs a planner made of a Solver, found {name}")
@@ -41,22 +41,23 @@ def capture(planner: Planner, model: Dynamics) -> Captured:
 
 
 class Captured(Solver):
-    """A `protocols.Planner` that plans as `planner` does, through a captured graph on CUDA.
+    """A `protocols.Planner` that replays the captured solves of another.
 
-    It draws the same kind of random numbers, not the same ones. Objects that are given to `plan`
-    are told apart by their type and what they hold; a function or a torch module counts as the
-    same only when it is the same object. Weights may change in place, not be replaced.
+    Its draws have the same distribution as those of `planner`, but different values. Objects passed
+    to `plan` share a captured solve if their types and attributes match apart from the values of
+    tensors; functions and torch modules must be the same objects. Weights may change in place but
+    must not be replaced.
     """
 
     def __init__(self, planner: Solver) -> None:
-        """Take the planner."""
+        """Take the planner whose solves are captured."""
         super().__init__(planner.config)
         self.planner = planner
         self._solves: OrderedDict[Hashable, _Solve] = OrderedDict()
 
     @property
     def rounds(self) -> int:
-        """How many rounds a whole solve has."""
+        """The number of rounds of a complete solve."""
         return self.planner.rounds
 
     def first(self, problem: Problem) -> Any:
@@ -70,7 +71,7 @@ class Captured(Solver):
     def solve(
         self, problem: Problem, *, start: float = 0, deadline_ms: float | None = None
     ) -> tuple[int, Scored, Tensor]:
-        """Return what `Solver.solve` does, by replaying the captured solve of such a problem."""
+        """Return the results of `Solver.solve`, replayed; capture a problem of a new kind first."""
         if deadline_ms is not None:
             raise ConfigError("deadline_ms: a captured solve runs as a whole; leave out cuda_graph")
         given: list[Tensor] = []
@@ -84,7 +85,7 @@ class Captured(Solver):
 
 
 class _Solve:
-    """One captured solve, and the tensors that it reads."""
+    """A captured solve and its input tensors."""
 
     def __init__(self, planner: Solver, problem: Problem) -> None:
         self._planner, self._problem = planner, _clone(problem)
@@ -95,7 +96,7 @@ class _Solve:
             self._capture()
 
     def run(self, given: Sequence[Tensor]) -> tuple[Scored, Tensor]:
-        """Solve for the given tensors, in the order of `_outline`."""
+        """Solve for new input tensors, in the order of `_outline`."""
         for read, new in zip(self._reads, given, strict=True):
             read.copy_(new)
         if self._graph is None:
@@ -103,7 +104,7 @@ class _Solve:
         else:
             self._graph.replay()
             found, elites = self._found, self._elites
-        # Copies: the next solve writes where the graph always writes.
+        # Copied, because the next replay overwrites the outputs of the graph.
         return found.take(torch.zeros_like(found.cost[:, :1], dtype=torch.long)), elites.clone()
 
     def _capture(self) -> None:
@@ -123,7 +124,7 @@ class _Solve:
 
 
 def _outline(value: Any, tensors: list[Tensor]) -> Hashable:
-    """Return what stays the same from solve to solve, and append the tensors, which may change."""
+    """Return a key of everything but the tensors' values, and append the tensors to `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.shape, value.dtype, value.device
@@ -137,7 +138,7 @@ def _outline(value: Any, tensors: list[Tensor]) -> Hashable:
 
 
 def _clone(value: Any) -> Any:
-    """Return the same with tensors of its own, which `_outline` finds in the same order."""
+    """Return a copy with new tensors, which `_outline` lists in the same order."""
     if isinstance(value, Tensor):
         return value.clone()
     parts = _parts(value)
@@ -151,7 +152,7 @@ def _clone(value: Any) -> Any:
 
 
 def _parts(value: Any) -> tuple[Any, ...] | None:
-    """Return what a container, a bound method or a partial function is made of; None for others."""
+    """Return the parts of a container, bound method or partial function; None for other values."""
     if isinstance(value, tuple | list):
         return tuple(value)
     if isinstance(value, dict):
@@ -164,7 +165,7 @@ def _parts(value: Any) -> tuple[Any, ...] | None:
 
 
 def _rebuilt(value: Any, parts: list[Any]) -> Any:
-    """Return a value like this one, of other parts."""
+    """Return a value of the same type, made of other parts."""
     if isinstance(value, dict):
         return dict(zip(value, parts[len(value) :], strict=True))
     if isinstance(value, MethodType):
@@ -177,6 +178,6 @@ def _rebuilt(value: Any, parts: list[Any]) -> Any:
 
 
 def _opaque(value: Any) -> bool:
-    """Whether a value is used as it is, never copied or looked into."""
+    """Return whether a value is used as it is: neither copied nor searched for tensors."""
     kept = (nn.Module, Generator, FunctionType, type)
     return isinstance(value, kept) or not hasattr(value, "__dict__")

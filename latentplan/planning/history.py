@@ -1,9 +1,9 @@
-"""The last observations and actions, as the context that a model plans from."""
+"""The recent observations and actions, as the context that a model plans from."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -18,14 +18,14 @@ from latentplan.types import Array, Context, Observation
 class _Step(NamedTuple):
     """An observation, and the action that led to it."""
 
-    action: Tensor  # (1, A); no motion where none was sent
+    action: Tensor  # (1, A); zero motion if none was sent
     latent: Tensor  # (1, 1, D)
 
 
 class ObservationHistory:
     """The last T latents of a model and the T - 1 actions sent between them.
 
-    Observations are checked before the model encodes them.
+    Observations are checked before they are encoded.
     """
 
     def __init__(self, model: Dynamics) -> None:
@@ -36,7 +36,7 @@ class ObservationHistory:
         action = model.spec.action
         rest = np.clip(np.zeros(action.size), action.low, action.high)
         self._rest = torch.tensor(rest[None], dtype=torch.float32, device=self.device)
-        self._sent: Tensor | None = None  # action (1, A) since the last observation
+        self._sent: Tensor | None = None  # (1, A) action since the last observation
         self._task: Tensor | None = None  # (1,) int64 id of the task
 
     def observe(self, where: str, observation: Observation) -> None:
@@ -46,7 +46,7 @@ class ObservationHistory:
         self._inputs, self._sent = inputs, None
 
     def instruct(self, text: str) -> None:
-        """Set the task by its name; of a name that the model has no id for, the id is 0."""
+        """Set the task by name; a name that is not among the spec's tasks has id 0."""
         tasks = self.model.spec.tasks
         if tasks:
             number = tasks.index(text) + 1 if text in tasks else 0
@@ -54,29 +54,29 @@ class ObservationHistory:
 
     @property
     def started(self) -> bool:
-        """Whether there is an observation."""
+        """Whether an observation has been recorded in this episode."""
         return len(self._steps) > 0
 
     def send(self, action: Tensor) -> None:
-        """Record the action (1, A) sent since the last observation, in place of one before."""
+        """Record the action (1, A) sent since the last observation, replacing an earlier one."""
         self._sent = action.to(self._rest)
 
     def clear(self) -> None:
-        """Start an episode."""
+        """Drop all observations and actions; the task stays."""
         self._steps.clear()
         self._inputs = self._sent = None
 
     def context(self) -> Context:
-        """Return the context (B = 1) of the last observation.
+        """Return the context (B = 1) that ends with the last observation.
 
-        Until T observations are there, the first is repeated, with no motion in between.
+        At the start of an episode it is padded with the first observation and zero motion.
         """
         return self._context(list(self._steps))
 
     def context_at(self, where: str, observation: Observation) -> Context:
-        """Return the context of an observation, without appending it.
+        """Return the context that ends with `observation`, without recording it.
 
-        One that equals the last is taken for it, and not counted twice. Raises as `observe`.
+        If it equals the last observation, return the context of that one. Raises as `observe` does.
         """
         inputs = checked(where, self.model.spec, observation)
         if self._inputs is not None and _equal(inputs, self._inputs):
@@ -97,6 +97,43 @@ class ObservationHistory:
             torch.cat(actions, dim=1) if actions else self._rest[:, None][:, :0],
             task=self._task,
         )
+
+
+class Histories:
+    """The histories of several models, which record the same episode."""
+
+    def __init__(self, models: Iterable[Dynamics]) -> None:
+        """Start an empty history for each model."""
+        self._by_model = {model: ObservationHistory(model) for model in models}
+
+    def __getitem__(self, model: Dynamics) -> ObservationHistory:
+        """Return the history of a model."""
+        return self._by_model[model]
+
+    def observe(self, where: str, observation: Observation) -> None:
+        """Append an observation; ShapeError unless it has the keys of every model."""
+        for each in self._by_model.values():
+            each.observe(where, observation)
+
+    def instruct(self, text: str) -> None:
+        """Set the task by name."""
+        for each in self._by_model.values():
+            each.instruct(text)
+
+    def send(self, action: Tensor) -> None:
+        """Record the action (1, A) sent since the last observation, replacing an earlier one."""
+        for each in self._by_model.values():
+            each.send(action)
+
+    def clear(self) -> None:
+        """Drop all observations and actions; the task stays."""
+        for each in self._by_model.values():
+            each.clear()
+
+    def blank(self) -> dict[str, Array]:
+        """Return an observation of zeros with the keys of every model."""
+        specs = [model.spec.observation for model in self._by_model]
+        return {key: np.zeros(a.shape, a.dtype) for spec in specs for key, a in spec.items()}
 
 
 def _equal(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:

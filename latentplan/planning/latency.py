@@ -1,4 +1,4 @@
-"""How long a policy takes to act."""
+"""Measured latency of a policy, and the time left before its deadline."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 
 from latentplan.errors import PlanningError
 
-KEPT = 10_000  # calls that the quantiles are of
+KEPT = 10_000  # latest calls that the quantiles cover
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Quantiles of the time of `act`, encoding included, over the last calls."""
+    """Quantiles of the duration of `act`, encoding included, over the latest calls."""
 
-    count: int  # calls
+    count: int  # number of calls
     p50_ms: float
     p90_ms: float
     p99_ms: float
 
 
 class Stopwatch:
-    """The milliseconds of the last calls."""
+    """The durations of the latest calls."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start without a call."""
         self._milliseconds: deque[float] = deque(maxlen=KEPT)
 
     def add(self, milliseconds: float) -> None:
-        """Append a call."""
+        """Append the duration of a call."""
         self._milliseconds.append(milliseconds)
 
     @property
@@ -44,16 +44,17 @@ class Stopwatch:
 
 
 def remaining(where: str, deadline_ms: float | None, *, since: float) -> float | None:
-    """Return what is left of a deadline, ms; None without one.
+    """Return the time left before a deadline, ms; None without a deadline.
 
-    Raises PlanningError that begins with `where` if nothing is left.
+    `since` is the start by `perf_counter`, s. Raises a PlanningError that begins with `where` if
+    no time is left.
     """
     if deadline_ms is None:
         return None
     took = (perf_counter() - since) * 1e3
     if took >= deadline_ms:
         raise PlanningError(
-            f"{where}: {deadline_ms:g} ms are over before planning begins: encoding took "
+            f"{where}: {deadline_ms:g} ms were over before planning began: encoding took "
             f"{took:.1f} ms; set it higher"
         )
     return deadline_ms - took

@@ -1,16 +1,15 @@
-"""One solve of a control loop: a model in its precision, a planner, an objective, a space."""
+"""A planner bound to a model, an objective and the precision of rollouts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentplan.planning import graph, spaces
-from latentplan.planning.history import ObservationHistory
+from latentplan.planning.history import Histories
 from latentplan.planning.precision import Precision
 from latentplan.planning.problem import Problem
 from latentplan.planning.solver import carry_over
@@ -22,24 +21,27 @@ from latentplan.protocols import (
     Planner,
     Proposal,
 )
-from latentplan.types import Array, Context, Goal, Observation, Plan
+from latentplan.types import Context, Goal, Observation, Plan
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan leads to."""
+    """The latents that a model predicts for a plan."""
 
     latents: Tensor  # (H + 1, D), the start first
 
     def missed(self, latent: Tensor, step: int, threshold: float) -> bool:
-        """Return whether a latent (D,) misses that of `step` by more than a share of the change."""
+        """Return whether a latent (D,) is further from the prediction than the threshold allows.
+
+        The error is relative to the change predicted from the start to `step`.
+        """
         start, predicted = self.latents[0], self.latents[step]
-        # Negated, so that a latent that is NaN is a miss: no action follows from it.
+        # Negated, so that a NaN counts as a miss and the plan is dropped.
         return not bool((latent - predicted).norm() <= threshold * (predicted - start).norm())
 
 
 class ModelPlanner:
-    """Plans from the context of one observation; it keeps nothing but its random generator."""
+    """Planner of one model and objective; its only state is the random generator."""
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class ModelPlanner:
         cuda_graph: bool = False,
         action_rate_limit: Sequence[float] = (),
     ) -> None:
-        """Take the parts; ConfigError if a setting does not fit the model or its device."""
+        """Take the components; ConfigError if a setting does not fit the model or its device."""
         self.model, self.objective, self.generator = model, objective, generator
         self.proposals, self.constraints = proposals, constraints
         self.precision = Precision(model, dtype)
@@ -72,7 +74,7 @@ class ModelPlanner:
         warm_start: Tensor | None = None,
         deadline_ms: float | None = None,
     ) -> Plan:
-        """Return the plan (B = 1) from a context, after the action `previous` (1, A)."""
+        """Return the plan (B = 1) from a context; the rate limit starts at `previous` (1, A)."""
         space = spaces.from_observation(
             self.model.spec,
             observation,
@@ -97,7 +99,7 @@ class ModelPlanner:
     def evaluate(
         self, goal: Goal, context: Context, observation: Observation, actions: Tensor
     ) -> Tensor:
-        """Return the predicted cost (N,) of candidates (N, H, A); nothing is drawn."""
+        """Return the predicted cost (N,) of candidates (N, H, A), without drawing numbers."""
         device = self.generator.device
         with torch.no_grad(), self.precision.rounding():
             problem = Problem(
@@ -112,27 +114,19 @@ class ModelPlanner:
 
     @torch.no_grad()
     def predict(self, context: Context, plan: Plan) -> Prediction:
-        """Return the latents that a plan leads to, in full precision."""
+        """Return the latents predicted for a plan, in full precision."""
         ahead = self.model.rollout(self.model.prepare(context), plan.actions[:, None])
         return Prediction(torch.cat([context.latents[0, -1:], ahead[0, 0]]))
 
-    def warm_up(
-        self, goal: Goal, history: ObservationHistory, all_histories: Iterable[ObservationHistory]
-    ) -> None:
-        """Plan twice from the goal's observation, or a blank one; nothing is recorded or drawn."""
+    def warm_up(self, goal: Goal, histories: Histories) -> None:
+        """Plan twice from the goal's observation or a blank one, then restore all state."""
         drawn, plan = self.generator.get_state(), None
-        blank: dict[str, Array] = {}
-        for each in all_histories:
-            spec = each.model.spec.observation
-            blank |= {key: np.zeros(a.shape, a.dtype) for key, a in spec.items()}
-        observation = blank | dict(goal.observation or {})
-        for each in all_histories:
-            each.observe("MPC.warm_up", observation)
+        observation = histories.blank() | dict(goal.observation or {})
+        histories.observe("MPC.warm_up", observation)
         for _ in range(2):  # without a warm start, and with one
-            rest, context = carry_over(plan, 1), history.context()
+            rest, context = carry_over(plan, 1), histories[self.model].context()
             plan = self.plan(goal, context, observation, warm_start=rest)
-        for each in all_histories:
-            each.clear()
+        histories.clear()
         self.generator.set_state(drawn)
 
     @torch.no_grad()

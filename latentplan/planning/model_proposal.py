@@ -1,4 +1,4 @@
-"""What a model generates for a task, as candidates of any planner."""
+"""Actions that a model generates for a task, as candidates of any planner."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from latentplan.types import Context
 
 
 class ModelProposal:
-    """A `protocols.Proposal` of a model with a history of its own observations and actions.
+    """A `protocols.Proposal` of a model, from that model's own history.
 
-    So what VideoWorld generates competes in plans that CFM scores, though their latents differ.
+    The planning model may be another one: CFM can score the actions that VideoWorld generates,
+    though their latents differ.
     """
 
     def __init__(self, model: Dynamics, history: ObservationHistory) -> None:
-        """Take the model and the history of the planning model, which may be the same one.
-
-        ConfigError if the model proposes nothing.
-        """
+        """Take a model and its history; ConfigError if the model proposes no actions."""
         if not isinstance(model, ActionProposer):
             raise ConfigError(
                 "MPC.propose: needs a model that proposes actions, such as videoworld, found "
                 f"{type(model).__name__}"
             )
         self.model: ActionProposer = model
-        self.history = history if history.model is model else ObservationHistory(model)
-        self.proposal: Proposal | None = None  # for the task, `model.proposal(task)`
+        self.history = history
+        self.proposal: Proposal | None = None  # `model.proposal(task)` of the current task
 
     def sample(
         self, context: Context, count: int, *, horizon: int, generator: torch.Generator
     ) -> Tensor:
-        """Return (1, n, H, A) from the model's own context; `context` may be another model's."""
+        """Return actions (1, n, H, A) from the model's own history; `context` is not used."""
         if self.proposal is None:
             raise PlanningError("MPC.proposers: found no task; call goal first")
         own = self.history.context()

@@ -1,7 +1,8 @@
-"""Model predictive control: encode the observation, plan, send the first actions, plan again."""
+"""Model predictive control: encode the observation, plan, send the first actions, replan."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from latentplan import registry, shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning import spaces
-from latentplan.planning.history import ObservationHistory
+from latentplan.planning.exclusive import exclusive
+from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
 from latentplan.planning.model_proposal import ModelProposal
-from latentplan.planning.precision import DTYPES, own_torch_settings
+from latentplan.planning.precision import DTYPES
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
     Constraint,
@@ -32,10 +35,12 @@ from latentplan.types import Array, Goal, Observation, Part, Plan, Spec
 
 
 class MPC:
-    """A `protocols.Policy` of a model, a planner and an objective.
+    """Policy that plans with a model, a planner and an objective.
 
-    It keeps what the stateless planner does not: the goal, the last observations and actions, the
-    rest of the last plan. Observations need only the keys that the model was trained on.
+    It keeps the state that a planner does not: the goal, the recent observations and actions, and
+    the rest of the last plan. Observations need only the keys that the model was trained on. Threads
+    may share it: each call waits for the one in progress, so a goal that is set during `act` holds
+    from the next `act` on.
     """
 
     @dataclass(frozen=True)
@@ -43,15 +48,15 @@ class MPC:
         """Settings."""
 
         chunk: int = 1  # actions sent before planning again; at most the planner's horizon
-        warm_start: bool = True  # whether a plan starts from the rest of the last one
-        deadline_ms: float | None = None  # of `act`, encoding included; the best so far is sent
-        action_rate_limit: tuple[float, ...] = ()  # most that each number changes; () for any
-        replan_threshold: float | None = None  # plan again within a chunk if the latent misses the
-        # predicted one by more than this share of the predicted change
-        dtype: str = "float32"  # of rollouts: float32, tf32 (CUDA), bfloat16 or float16
-        cuda_graph: bool = False  # a solve is one CUDA graph; needs a CUDA device
-        propose: bool = False  # whether actions that the model itself proposes compete
-        proposer: Part = Part("model")  # {run: RUN}: another model whose proposals compete
+        warm_start: bool = True  # whether the rest of the last plan starts the next search
+        deadline_ms: float | None = None  # time limit of `act`, encoding included, ms
+        action_rate_limit: tuple[float, ...] = ()  # largest change of each number between steps
+        replan_threshold: float | None = None  # replan within a chunk if the error of the predicted
+        # latent exceeds this share of the predicted change
+        dtype: str = "float32"  # precision of rollouts: float32, tf32 (CUDA), bfloat16 or float16
+        cuda_graph: bool = False  # run a solve as one CUDA graph; needs a CUDA device
+        propose: bool = False  # whether actions proposed by the model itself are candidates
+        proposer: Part = Part("model")  # {run: RUN}: another model whose proposals are candidates
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""
@@ -67,13 +72,14 @@ class MPC:
             if self.dtype not in DTYPES:
                 known = ", ".join(DTYPES)
                 raise ConfigError(f"MPC.dtype: {self.dtype!r} is not one of {known}")
-            asks = self.propose or bool(self.proposer.run)
-            if self.cuda_graph and (self.deadline_ms is not None or asks):
+            proposes = self.propose or bool(self.proposer.run)
+            if self.cuda_graph and (self.deadline_ms is not None or proposes):
                 raise ConfigError(
                     "MPC.cuda_graph: a captured solve runs as a whole: it cannot keep deadline_ms "
-                    "or ask a model for proposals; leave these out, or cuda_graph"
+                    "or use proposals of a model; leave these out, or cuda_graph"
                 )
 
+    @own_torch_settings()
     def __init__(
         self,
         model: Dynamics,
@@ -88,9 +94,9 @@ class MPC:
     ) -> None:
         """Take a model, a planner (by default cem) and an objective (by default goal).
 
-        Proposals are candidates that compete in every plan; proposers are models that propose some
-        for the goal's text, from observations of their own. Raises ConfigError if settings do not
-        fit the model, the planner or the device.
+        `proposals` add candidates to every search; `proposers` are models that propose actions for
+        the goal's text. Raises ConfigError if settings do not fit the model, the planner or the
+        device.
         """
         if isinstance(model, Spec):
             raise ConfigError(
@@ -107,13 +113,13 @@ class MPC:
                 f"MPC.proposer: {c.proposer.run!r} is loaded by latentplan.load; give an MPC of "
                 "your own the model itself: proposers=[model]"
             )
-        self.plan: Plan | None = None  # the last one, with its predicted cost
-        self._history = ObservationHistory(model)
-        self._proposals = [ModelProposal(each, self._history) for each in proposers]
         if c.propose and model not in proposers:
-            self._proposals.insert(0, ModelProposal(model, self._history))
-        own = [self._history, *(each.history for each in self._proposals)]
-        self._histories = tuple(dict.fromkeys(own))
+            proposers = [model, *proposers]
+        self.lock = threading.RLock()
+        self.plan: Plan | None = None  # the last one, with its predicted cost
+        self._histories = Histories([model, *proposers])
+        self._history = self._histories[model]
+        self._proposals = [ModelProposal(each, self._histories[each]) for each in proposers]
         self._planner = ModelPlanner(
             model,
             self.planner,
@@ -126,11 +132,12 @@ class MPC:
             action_rate_limit=c.action_rate_limit,
         )
         self._goal: Goal | None = None
-        self._sent = 0  # actions of the plan
-        self._last: Tensor | None = None  # action sent (1, A)
-        self._prediction: Prediction | None = None  # of the plan
+        self._sent = 0  # number of actions of the plan that were sent
+        self._last: Tensor | None = None  # (1, A) last action sent
+        self._prediction: Prediction | None = None  # latents that the plan should lead to
         self._stopwatch = Stopwatch()
 
+    @exclusive
     @own_torch_settings()
     def goal(
         self,
@@ -140,11 +147,12 @@ class MPC:
         mask: Array | None = None,
         keypoints: Array | None = None,
     ) -> None:
-        """Set what to reach, in the forms that the objective takes, or as one `Goal`.
+        """Set the goal, as a `Goal` or as any of its parts.
 
         An observation needs the model's keys; a text is an instruction or the name of a task, for
-        models that propose actions or predict subgoals. With a deadline, the first goal warms up.
-        Raises ConfigError or ShapeError for a goal that objective or models cannot use.
+        models that propose actions or predict subgoals. The objective defines which parts it uses.
+        If there is a deadline, the first goal calls `warm_up`. Raises ConfigError or ShapeError if
+        the objective or a model cannot use the goal.
         """
         goal = observation
         if not isinstance(goal, Goal):
@@ -154,30 +162,28 @@ class MPC:
             self._planner.objective.check(goal, self.model)
         for each, proposal in zip(self._proposals, made, strict=True):
             each.proposal = proposal
-        for own in self._histories:
-            own.instruct(goal.text)
+        self._histories.instruct(goal.text)
         first, self._goal = self._goal is None, goal
-        self.plan = None  # of another goal
+        self.plan = None  # it leads to the previous goal
         if first and self.config.deadline_ms is not None:
             self.warm_up()
 
+    @exclusive
     @own_torch_settings()
     def act(self, observation: Observation) -> Array:
         """Return the next action (A,) float32: finite, inside the bounds, within the rate limit.
 
-        Raises ShapeError if the observation does not fit the model, PlanningError if no goal is
-        set, the model raises or gives no finite plan, or the deadline is too short.
+        Raises ShapeError if the observation does not fit the model, and PlanningError if no goal is
+        set, the model raises, no candidate has a finite cost, or the deadline is too short.
         """
         start, goal = perf_counter(), self._need_goal()
-        plan, self.plan = self.plan, None  # after an error there is nothing left to send
-        for each in self._histories:
-            each.observe("MPC.act", observation)
+        plan, self.plan = self.plan, None  # an error leaves no plan to continue
+        self._histories.observe("MPC.act", observation)
         if plan is None or self._sent == self.config.chunk or self._missed():
             plan = self._replan(goal, observation, plan, start)
         self.plan, self._last = plan, plan.actions[:, self._sent]
         self._sent += 1
-        for each in self._histories:
-            each.send(self._last)
+        self._histories.send(self._last)
         action: Array = self._last[0].float().cpu().numpy().copy()
         self._stopwatch.add((perf_counter() - start) * 1e3)
         return action
@@ -200,28 +206,31 @@ class MPC:
         return plan
 
     def _missed(self) -> bool:
-        threshold, latent = self.config.replan_threshold, self._history.context().latents[0, -1]
+        threshold = self.config.replan_threshold
         if threshold is None or self._prediction is None:
             return False
+        latent = self._history.context().latents[0, -1]
         return self._prediction.missed(latent, self._sent, threshold)
 
+    @own_torch_settings()
+    @exclusive
     def sent(self, action: Array) -> None:
-        """Record the action (A,) that was really sent, if it is not the one that `act` returned.
+        """Record the action (A,) that was executed, if it differs from the one `act` returned.
 
-        Such as what `Robot.send` returns: the next plan starts from it.
+        For example, the action that `Robot.send` returns. The next plan starts from it.
         """
         given = torch.as_tensor(np.asarray(action, np.float32), device=self._history.device)
         shapes.check("MPC.sent.action", given, "A", A=self.model.spec.action.size)
-        for each in self._histories:
-            each.send(given[None])
+        self._histories.send(given[None])
         self._last = given.clamp(*spaces.bounds(self.model.spec, device=given.device))[None]
 
+    @exclusive
     @own_torch_settings()
     def evaluate(self, observation: Observation, actions: Array) -> Array:
-        """Return the predicted cost (N,) of actions (N, A) or (N, H, A), from this observation.
+        """Return the predicted cost (N,) of actions (N, A) or (N, H, A) from an observation.
 
-        Nothing is recorded or drawn. An observation that equals the last one that `act` was given
-        is that one. A candidate for which the model gives NaN costs infinity.
+        The episode and the random generator do not change. An observation equal to the last one
+        passed to `act` is not counted twice. A candidate whose prediction is NaN costs infinity.
         """
         goal = self._need_goal()
         candidates = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
@@ -231,14 +240,15 @@ class MPC:
         cost: Array = self._planner.evaluate(goal, context, observation, candidates).cpu().numpy()
         return cost
 
+    @own_torch_settings()
+    @exclusive
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Start an episode, towards the last goal unless one is given.
+        """Start an episode, with the last goal unless one is given.
 
-        With an int as seed, what is drawn is that of a new MPC of that seed. A SeedSequence or
-        Generator is drawn from.
+        An int as seed gives the random numbers of a new MPC with that seed; from a SeedSequence or
+        Generator, a seed is drawn.
         """
-        for each in self._histories:
-            each.clear()
+        self._histories.clear()
         self.plan = self._last = None
         if seed is not None:
             if not isinstance(seed, int | np.integer):
@@ -247,20 +257,21 @@ class MPC:
         if goal is not None:
             self.goal(goal)
 
+    @exclusive
     @own_torch_settings()
     def warm_up(self) -> None:
-        """Plan twice and drop the plans, so that the first `act` is as fast as those after it.
+        """Plan twice and drop the plans, so that the first `act` is as fast as later ones.
 
-        The first calls of torch choose kernels and reserve memory. Needs a goal; does nothing
-        within an episode. The first goal calls it if there is a deadline.
+        The first calls of torch choose kernels and allocate memory. Raises PlanningError without a
+        goal; does nothing within an episode. `goal` calls it if there is a deadline.
         """
         goal = self._need_goal()
         if not self._history.started:
-            self._planner.warm_up(goal, self._history, self._histories)
+            self._planner.warm_up(goal, self._histories)
 
     @property
     def latency(self) -> Latency:
-        """The measured time of `act`; NaN before its first call."""
+        """The measured latency of `act`; NaN before its first call."""
         return self._stopwatch.latency
 
     def _need_goal(self) -> Goal:

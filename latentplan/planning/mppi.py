@@ -1,4 +1,4 @@
-"""Model predictive path integral control: the mean of all draws, the cheap ones weighing more."""
+"""Model predictive path integral control: average the draws, weighted by their cost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from latentplan.planning.problem import Problem, Scored
 from latentplan.planning.solver import Solver
 
-GRID, LEVELS = 12, 3  # of the search for a temperature: at most half a per cent too high
+GRID, LEVELS = 12, 3  # of the temperature search: its error is at most half a per cent
 
 
 class State(NamedTuple):
-    """The best so far and what the next round is drawn from."""
+    """The best candidate so far, and the mean and std of the next round's draws."""
 
     best: Scored  # (B, 1)
     mean: Tensor  # (B, 1, H, A)
@@ -24,16 +24,17 @@ class State(NamedTuple):
 
 
 class MPPI(Solver):
-    """Path integral control with a temperature, or with an effective sample size.
+    """Path integral control with a fixed temperature or a fixed effective sample size.
 
     Williams et al., "Information Theoretic MPC for Model-Based Reinforcement Learning" (ICRA
-    2017): weights w = exp(-cost / temperature), the next mean is the weighted mean of the draws.
-    With temperature 0 it is chosen in every round and problem so that the effective sample size
-    1 / sum w^2 is the share `effective` of the draws, whatever the cost's unit. As in TD-MPC
-    (Hansen et al., ICML 2022, section 4) the std is refitted with the same weights; `adapt=false`
-    keeps it, as the paper does.
+    2017): the next mean is the mean of the draws with weights w = exp(-cost / temperature).
+    Temperature 0 selects, for each problem and round, the temperature at which the effective sample
+    size 1 / sum w^2 is the share `effective` of the draws, whatever the unit of the cost. As in
+    TD-MPC (Hansen et al., ICML 2022, section 4) the std is refitted with the same weights;
+    `adapt=false` keeps it constant, as in the paper.
 
-    On linear-quadratic problems: within 1 % of the optimum, 5 % where a constraint binds.
+    Accuracy on linear-quadratic problems: within 1 % of the optimum, within 5 % with active
+    constraints.
     """
 
     closing = 1
@@ -42,14 +43,14 @@ class MPPI(Solver):
     class Config(Solver.Config):
         """Settings."""
 
-        temperature: float = 0.0  # in the cost's unit; 0 follows `effective`
+        temperature: float = 0.0  # in the unit of the cost; 0 derives it from `effective`
         effective: float = 0.05  # effective sample size as a share of the draws
-        adapt: bool = True  # whether the std follows the weighted draws
+        adapt: bool = True  # whether the std is refitted to the weighted draws
         std_min: float = 0.03  # floor of the std
-        answer: str = "best"  # the best sequence ever drawn, or the last weighted "mean"
+        answer: str = "best"  # the "best" sequence of all rounds, or the last weighted "mean"
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
+            """Raise ConfigError if a setting is out of its range."""
             super().__post_init__()
             self._check("temperature", 0)
             self._check("effective", 0, 1)
@@ -57,13 +58,13 @@ class MPPI(Solver):
             self._choose("answer", "best", "mean")
 
     def first(self, problem: Problem) -> State:
-        """Draw over the whole space."""
+        """Draw over the whole space, and fit mean and std to the draws."""
         pool = self.opening(problem)
         mean, std = self._fit(problem, pool)
         return State(pool.best(1), mean, std)
 
     def next(self, problem: Problem, state: State, index: int) -> State:
-        """Draw round the mean, which competes too."""
+        """Draw around the mean, which is a candidate too, and refit."""
         centre = state.mean.expand(-1, max(1, self.config.candidates - 1), -1, -1)
         drawn = problem.scatter(centre, state.std)
         pool = problem.score(torch.cat([problem.space.project(state.mean), drawn], dim=1))
@@ -71,7 +72,7 @@ class MPPI(Solver):
         return State(state.best.join(pool).best(1), mean, std)
 
     def answer(self, problem: Problem, state: State) -> Scored:
-        """Return the last mean, or the best of all with it."""
+        """Return the last mean, or the best candidate, the mean included."""
         mean = problem.score(problem.space.project(state.mean))
         return mean if self.config.answer == "mean" else state.best.join(mean).best(1)
 
@@ -88,17 +89,17 @@ class MPPI(Solver):
 
 
 def weights(cost: Tensor, temperature: float, effective: float) -> Tensor:
-    """Return (B, N), each row of sum 1: how much each draw of cost (B, N) weighs.
+    """Return the weights (B, N) of draws with costs (B, N); each row sums to 1.
 
-    Without a temperature it is searched for in its logarithm, on a grid and twice on a finer one,
-    since waiting for a search to converge would wait for the device.
+    If `temperature` is 0, its logarithm is found by `LEVELS` successively finer grids. A bisection
+    that stops on convergence would synchronise with the device.
     """
     lowest = cost.amin(1, keepdim=True)
     above = (cost - torch.where(lowest.isfinite(), lowest, 0)).double()
     if temperature > 0:
         return torch.softmax(-above / temperature, dim=1).nan_to_num()
-    # The temperature is of the size of what the last of those wanted costs more than the best:
-    # bounds of 1 / sum w^2 leave this range, and a draw that costs far too much does not move it.
+    # Normalise by the excess cost of the `wanted`-th best draw: bounds on 1 / sum w^2 then place
+    # the temperature within the grid, and outliers of a very high cost do not change the scale.
     wanted = max(1.0, effective * cost.shape[1])
     last = above.kthvalue(ceil(wanted), dim=1, keepdim=True).values
     most = torch.where(above.isfinite(), above, 0).amax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Noise along the horizon: a basis (H, P) turns P independent numbers into H related ones."""
+"""Bases (H, P) that turn P independent normal numbers into correlated noise over the horizon."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ DEGREES = {"zero": 0, "linear": 1, "cubic": 3}
 def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype]) -> Tensor:
     """Return the basis (H, P) of noise with power density 1 / f^beta and variance 1.
 
-    beta 0 is white, 1 pink, 2 red; the higher, the smoother along the horizon. Timmer & Koenig,
-    "On generating power law noise" (1995), written as a matrix: a column is a cosine or a sine of
-    one frequency, scaled. As there the lowest frequency, the constant, has the next one's power.
+    beta 0 is white, 1 pink and 2 red; a higher beta is smoother over the horizon. This is Timmer &
+    Koenig, "On generating power law noise" (1995), as a matrix whose columns are the scaled cosine
+    and sine of each frequency. As in the paper, the constant has the power of the next frequency.
     """
     frequency = np.fft.rfftfreq(horizon)
     frequency[0] = 1 / horizon
     power = frequency ** (-beta / 2)
-    power[0] *= 0.5**0.5  # the constant and half the rate have no sine beside their cosine
+    power[0] *= 0.5**0.5  # the constant and the Nyquist frequency have a cosine only
     power[horizon // 2] *= 0.5**0.5 if horizon % 2 == 0 else 1
     angle = 2 * np.pi * np.outer(np.arange(horizon), np.fft.rfftfreq(horizon))
     basis = np.concatenate([np.cos(angle) * power, np.sin(angle) * power], axis=1)
-    basis = basis[:, np.abs(basis).max(0) > 1e-9]  # sin of the constant, and of half the rate
+    basis = basis[:, np.abs(basis).max(0) > 1e-9]  # drops their sines, which are zero
     basis /= np.sqrt((basis**2).sum(1, keepdims=True))
     return _tensor(basis, like)
 
@@ -36,17 +36,18 @@ def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype])
 def spline(
     horizon: int, knots: int, degree: str, *, like: tuple[torch.device, torch.dtype]
 ) -> Tensor:
-    """Return the basis (H, P) that interpolates P knots spread evenly over the horizon.
+    """Return the basis (H, P) that interpolates P knots, evenly spaced over the horizon.
 
-    `degree` is "zero" (steps), "linear" or "cubic"; with fewer knots than a cubic needs, lower.
+    `degree` is "zero" (piecewise constant), "linear" or "cubic"; it is lowered if there are too few
+    knots for it.
     """
     knots = min(knots, horizon)
     power = min(DEGREES[degree], knots - 1)
     if power == 0:
         at = np.arange(horizon) * knots // horizon
         return _tensor(np.eye(knots)[at], like)
-    places = np.linspace(0, horizon - 1, knots)
-    basis = make_interp_spline(places, np.eye(knots), k=power)(np.arange(horizon))
+    steps = np.linspace(0, horizon - 1, knots)
+    basis = make_interp_spline(steps, np.eye(knots), k=power)(np.arange(horizon))
     return _tensor(basis, like)
 
 

@@ -1,4 +1,4 @@
-"""The number format of rollouts, and independence of the caller's torch settings."""
+"""The precision of rollouts, and protection from the caller's torch settings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from latentplan.errors import ConfigError
 from latentplan.nn.observations import device_of
+from latentplan.nn.torch_settings import TF32, float32_products
 from latentplan.protocols import Dynamics
 from latentplan.types import Context
 
@@ -25,10 +26,10 @@ DTYPES = {
 
 
 class Precision:
-    """A model as its rollouts need it; the encoder keeps the precision of the weights."""
+    """A model in the precision of its rollouts; the encoder keeps that of the weights."""
 
     def __init__(self, model: Dynamics, dtype: str) -> None:
-        """Copy the model to a half precision; ConfigError for tf32 without a CUDA device."""
+        """Copy the model if `dtype` is a half precision; ConfigError for tf32 without CUDA."""
         self.model, self._name, self._dtype = model, dtype, DTYPES[dtype]
         if dtype == "tf32" and device_of(model).type != "cuda":
             raise ConfigError(
@@ -45,25 +46,9 @@ class Precision:
 
     @contextmanager
     def rounding(self) -> Iterator[None]:
-        """Let float32 products on CUDA round to TF32 inside, for dtype tf32."""
+        """Return a context in which CUDA multiplies float32 in TF32 if dtype is tf32."""
         if self._name != "tf32":
             yield
             return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
+        with float32_products(TF32):
             yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def own_torch_settings() -> Iterator[None]:
-    """Run code as with torch's defaults, whatever the caller's inference mode and default dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(before)

@@ -1,8 +1,9 @@
-"""What one solve is about, and how candidates for it are drawn, scored and compared.
+"""A planning problem: how its candidates are drawn, scored and compared.
 
-Every planner is a loop over these: draw, score, keep the best, draw again. Nothing here waits for
-the device, so that a whole solve can be one CUDA graph; randomness is drawn once for all problems
-(common random numbers), so that a problem's plan does not depend on what else is in the batch.
+Every planner loops over these operations: draw, score, keep the best, draw again. None of them
+synchronises with the device, so that a whole solve can be one CUDA graph. All problems share the
+same random numbers (common random numbers), so that a plan does not depend on the rest of the
+batch.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from latentplan.errors import LatentplanError, PlanningError
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 from latentplan.types import Context
 
-ROWS = 1024  # of one rollout on a CPU, for each thread: with more, its layers fall out of cache
-TIE = 5e-7  # half of the difference in violation that cost may outweigh
+ROWS = 1024  # rows of a rollout per CPU thread; activations of more do not fit into the cache
+TIE = 5e-7  # half of the largest difference in violation that cost can outweigh
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Action sequences and what the model says of them."""
+    """Action sequences with their predicted cost and constraint violation."""
 
     actions: Tensor  # (B, N, H, A)
-    cost: Tensor  # (B, N); inf where model or objective give NaN or infinity
-    violation: Tensor | None = None  # (B, N), 0 where all constraints hold; None without any
+    cost: Tensor  # (B, N); inf if the model or the objective returns NaN or infinity
+    violation: Tensor | None = None  # (B, N), 0 if all constraints hold; None without any
 
     @property
     def rank(self) -> Tensor:
-        """What decides between candidates (B, N), low is good: feasibility first, then cost.
+        """The rank (B, N) that candidates are compared by: lower is better, feasibility first.
 
-        Deb, "An efficient constraint handling method for genetic algorithms" (2000): a
-        candidate that keeps the constraints goes before one that does not; violations are compared
-        next, and costs if violations are equal, as they all are from an infeasible start.
+        Deb, "An efficient constraint handling method for genetic algorithms" (2000): feasible
+        candidates come first, ordered by cost; infeasible ones follow, ordered by violation, and by
+        cost if violations are equal, as they can be from an infeasible start.
         """
         if self.violation is None:
             return self.cost
@@ -46,13 +47,13 @@ class Scored:
         feasible = (violation == 0) & cost.isfinite()
         worst = cost.detach().masked_fill(~feasible, -torch.inf).amax(1, keepdim=True)
         tie = cost / (1 + cost.abs()) + 1  # within (0, 2)
-        behind = torch.where(worst.isfinite(), worst, 0) + violation + TIE * tie
-        return torch.where(feasible, cost, torch.where(cost.isfinite(), behind, torch.inf))
+        infeasible = torch.where(worst.isfinite(), worst, 0) + violation + TIE * tie
+        return torch.where(feasible, cost, torch.where(cost.isfinite(), infeasible, torch.inf))
 
     def best(self, count: int) -> Scored:
-        """Return the `count` best, the best first.
+        """Return the `count` best candidates, the best first.
 
-        Where fewer have a finite cost, the best stands in for the others.
+        If fewer have a finite cost, the best is repeated.
         """
         lowest, index = self.rank.topk(count, dim=1, largest=False)
         return self.take(torch.where(lowest < torch.inf, index, index[:, :1]))
@@ -63,17 +64,17 @@ class Scored:
         return Scored(pick(self.actions, index), self.cost.gather(1, index), violation)
 
     def first(self, count: int) -> Scored:
-        """Return the first `count`: the best of what `best` gave."""
+        """Return the first `count` candidates."""
         violation = None if self.violation is None else self.violation[:, :count]
         return Scored(self.actions[:, :count], self.cost[:, :count], violation)
 
     def detach(self) -> Scored:
-        """Return the same, without the graph that led there."""
+        """Return the same values, detached from the autograd graph."""
         violation = None if self.violation is None else self.violation.detach()
         return Scored(self.actions.detach(), self.cost.detach(), violation)
 
     def join(self, other: Scored) -> Scored:
-        """Return these and the others."""
+        """Return these candidates followed by those of `other`."""
         violation = None
         if self.violation is not None and other.violation is not None:
             violation = torch.cat([self.violation, other.violation], dim=1)
@@ -86,7 +87,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Problem:
-    """B starts, the model that imagines, what counts as good, and which actions are allowed."""
+    """A batch of B planning problems: their contexts, model, objective and action space."""
 
     context: Context  # latents (B, T, D)
     dynamics: Dynamics
@@ -97,11 +98,11 @@ class Problem:
     warm_start: Tensor | None = None  # (B, W, H, A), the best first
     proposals: Sequence[Proposal] = ()
     constraints: Sequence[Constraint] = ()
-    prepared: Any = None  # what the model's `prepare` returned; `prepare` fills it
-    half: Tensor = field(init=False)  # (A,), half the range of each action: the unit of every std
+    prepared: Any = None  # result of the model's `prepare`; set by `prepare`
+    half: Tensor = field(init=False)  # (A,), half the range of each action: the unit of std
 
     def __post_init__(self) -> None:
-        """Raise ShapeError where context or warm start do not fit the model or each other."""
+        """Raise ShapeError if context or warm start do not fit the model or each other."""
         object.__setattr__(self, "half", (self.space.high - self.space.low) / 2)
         d = self.dynamics
         latents, t = self.context.latents, d.context
@@ -117,21 +118,21 @@ class Problem:
 
     @property
     def problems(self) -> int:
-        """B, the number of starts."""
+        """The number of problems, B."""
         return len(self.context.latents)
 
     def prepare(self) -> Problem:
-        """Return the problem with what the model prepares of its context, ready to be scored."""
-        with _told(self.dynamics, "prepare"):
+        """Return the problem with its context prepared by the model, as `score` needs it."""
+        with _raised_by(self.dynamics, "prepare"):
             return replace(self, prepared=self.dynamics.prepare(self.context))
 
     def first(self, count: int, *, hold: bool, proposed: float, near: float) -> Tensor:
-        """Return the first candidates (B, N, H, A).
+        """Return the candidates (B, N, H, A) of the first round.
 
-        In this order: the warm start; with `hold`, the action nearest to zero, which leaves things
-        as they are where actions are displacements; the share `proposed` from the proposals; then
-        draws from the whole space, half of them round the warm start where there is one (`near`
-        is their std; 1 = half the range).
+        In this order: the warm start; with `hold`, the action nearest to zero, which stands still
+        if actions are displacements; the share `proposed` from the proposals; draws from the whole
+        space; and, if there is a warm start, as many around it with std `near` (1 = half the
+        range).
         """
         low, problems = self.space.low, self.problems
         given: list[Tensor] = []
@@ -155,26 +156,26 @@ class Problem:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def propose(self, count: int) -> Tensor:
-        """Return allowed actions (B, N, H, A) of the proposals alone, about `count` of them."""
+        """Return about `count` actions (B, N, H, A) of the proposals, projected onto the space."""
         share = max(1, count // len(self.proposals))
         parts = [self._propose(proposal, share) for proposal in self.proposals]
         return self.space.project(torch.cat(parts, dim=1))
 
     def draw(self, count: int) -> Tensor:
-        """Return (B, N, H, A) draws from the whole space; ShapeError where it does not fit."""
+        """Return draws (B, N, H, A) from the whole space; ShapeError if their shape is wrong."""
         drawn = self.space.sample(count, self.horizon, generator=self.generator)
         sizes = {"B": self.problems, "N": count, "H": self.horizon, "A": len(self.space.low)}
         shapes.check("ActionSpace.sample", drawn, "B N H A", **sizes)
         return drawn
 
     def scatter(self, centre: Tensor, std: Tensor, basis: Tensor | None = None) -> Tensor:
-        """Return allowed normal draws (B, N, H, A) round `centre` (B, N, H, A)."""
+        """Return normal draws (B, N, H, A) around `centre`, projected onto the space."""
         return self.space.project(self.noisy(centre, std, basis))
 
     def noisy(self, centre: Tensor, std: Tensor, basis: Tensor | None = None) -> Tensor:
-        """Return `centre` (B, N, H, A) plus std times noise, the same noise for all B.
+        """Return `centre` (B, N, H, A) plus std times normal noise, which all B problems share.
 
-        `basis` (H, P) makes the noise of P numbers along the horizon: coloured, or a spline.
+        A `basis` (H, P) from `noise` correlates the noise over the horizon.
         """
         _, count, horizon, size = centre.shape
         steps = horizon if basis is None else basis.shape[1]
@@ -189,10 +190,10 @@ class Problem:
         return torch.addcmul(centre, std, noise)
 
     def score(self, actions: Tensor) -> Scored:
-        """Return what the model says of candidates (B, N, H, A).
+        """Return candidates (B, N, H, A) with their predicted cost and violation.
 
-        On a CPU in blocks of rows, each with all problems. Raises PlanningError where the model,
-        the objective or a constraint raises, ShapeError where what they return does not fit.
+        On a CPU they are rolled out in blocks. Raises PlanningError if the model, the objective or
+        a constraint raises, and ShapeError if the shape of what they return is wrong.
         """
         problems, count = actions.shape[:2]
         block = count
@@ -207,18 +208,18 @@ class Problem:
 
     def _score(self, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         problems, count = actions.shape[:2]
-        with _told(self.dynamics, "rollout"):
+        with _raised_by(self.dynamics, "rollout"):
             latents = self.dynamics.rollout(self.prepared, actions.to(self.context.latents.dtype))
         sizes = {"B": problems, "N": count, "H": self.horizon, "D": self.dynamics.latent_dim}
         shapes.check("Dynamics.rollout", latents, "B N H D", **sizes)
-        latents = latents.to(actions.dtype)  # a model in half precision is judged in full
-        with _told(self.objective):
+        latents = latents.to(actions.dtype)  # costs are computed in full precision
+        with _raised_by(self.objective):
             cost = self.objective(latents, actions)
         shapes.check("Objective", cost, "B N", B=problems, N=count)
         cost = cost.nan_to_num(torch.inf, torch.inf, torch.inf)
         violation: Tensor | None = None
         for constraint in self.constraints:
-            with _told(constraint):
+            with _raised_by(constraint):
                 excess = constraint(latents, actions)
             shapes.check("Constraint", excess, "B N", B=problems, N=count)
             excess = torch.where(excess.isnan(), torch.inf, excess.relu())
@@ -226,20 +227,20 @@ class Problem:
         return cost, violation
 
     def _propose(self, proposal: Proposal, count: int) -> Tensor:
-        with _told(proposal, "sample"):
+        with _raised_by(proposal, "sample"):
             actions = proposal.sample(
                 self.context, count, horizon=self.horizon, generator=self.generator
             )
         sizes = {"B": self.problems, "H": self.horizon, "A": len(self.space.low)}
         shapes.check("Proposal.sample", actions, "B n H A", **sizes)
         actions = actions.to(self.space.low)
-        # A draw stands in for a sequence that is not finite: part of one is not what was proposed.
+        # A random draw replaces a whole sequence if any of its numbers is not finite.
         finite = actions.isfinite().all(-1).all(-1)[..., None, None]
         return torch.where(finite, actions, self.draw(actions.shape[1]))
 
 
-class _told:
-    """Whatever a part raises in here becomes a PlanningError that names it."""
+class _raised_by:
+    """Context that turns any exception into a PlanningError that names the component."""
 
     def __init__(self, part: object, method: str = "") -> None:
         self.part, self.method = part, method
@@ -256,7 +257,7 @@ class _told:
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
-    """Return (B, K, ...): rows `index` (B, K) of values (B, N, ...)."""
+    """Return the rows `index` (B, K) of values (B, N, ...) as (B, K, ...)."""
     rest = values.shape[2:]
     rows = index.view(*index.shape, *[1] * len(rest)).expand(*index.shape, *rest)
     return values.gather(1, rows)

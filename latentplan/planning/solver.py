@@ -1,4 +1,4 @@
-"""What every planner is: a first round, further rounds, the best so far; checked and timed once."""
+"""The loop that all planners share: a first round, further rounds, deadline and checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning.problem import Problem, Scored
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 from latentplan.types import Context, Plan
@@ -20,7 +21,7 @@ CARRIED = 4  # sequences of a plan that the next one starts from
 
 
 class State(Protocol):
-    """What a planner carries from round to round; all of it tensors."""
+    """The state that a planner carries from round to round, made of tensors alone."""
 
     @property
     def best(self) -> Scored:
@@ -28,21 +29,21 @@ class State(Protocol):
 
 
 class Solver(ABC):
-    """A `protocols.Planner`; a method of planning gives `first` and `next`, a few lines each."""
+    """Base class of planners: a subclass defines `first` and `next` in a few lines each."""
 
     @dataclass(frozen=True)
     class Config:
-        """Settings of every planner; shares are within [0, 1], a std of 1 is half the range."""
+        """Settings of every planner; a std of 1 is half the action range."""
 
         candidates: int = 256  # N, sequences compared in a round
-        iterations: int = 2  # rounds; never more cost with more of them
+        iterations: int = 2  # number of rounds; more never return a higher cost
         horizon: int = 1  # H, actions of one sequence
-        hold: bool = True  # whether the action nearest to zero competes in the first round
-        proposed: float = 0.25  # share of the first round from proposals, where there are any
-        std_init: float = 0.3  # of draws round the warm start in the first round
+        hold: bool = True  # whether the action nearest to zero is a candidate in the first round
+        proposed: float = 0.25  # share of the first round that proposals fill, if there are any
+        std_init: float = 0.3  # std of the draws around the warm start in the first round
 
         def __post_init__(self) -> None:
-            """Raise ConfigError where a setting is out of its range."""
+            """Raise ConfigError if a setting is out of its range."""
             self._check("candidates", 1)
             self._check("iterations", 1)
             self._check("horizon", 1)
@@ -60,20 +61,20 @@ class Solver(ABC):
                 raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
 
     config: Any
-    closing = 0  # times that `answer` asks the model; a deadline leaves a round's time for each
+    closing = 0  # rollouts in `answer`; before a deadline each reserves the time of a round
 
     def __init__(self, config: Any = None) -> None:
-        """Take settings; the defaults where there are none."""
+        """Take settings, by default those of `Config`."""
         self.config = config or type(self).Config()
 
     @property
     def horizon(self) -> int:
-        """H, the number of actions of a plan."""
+        """The number of actions of a plan, H."""
         return int(self.config.horizon)
 
     @property
     def rounds(self) -> int:
-        """How many rounds a whole solve has."""
+        """The number of rounds of a complete solve."""
         return int(self.config.iterations)
 
     @abstractmethod
@@ -82,19 +83,20 @@ class Solver(ABC):
 
     @abstractmethod
     def next(self, problem: Problem, state: Any, index: int) -> Any:
-        """Return the State after round `index` (from 1), from that before it."""
+        """Return the State after round `index` (from 1), given the one before it."""
 
     def answer(self, problem: Problem, state: Any) -> Scored:
-        """Return what is sent (B, 1); the best so far unless a planner says otherwise."""
+        """Return the sequence of the plan (B, 1): the best so far, unless overridden."""
         best: Scored = state.best.first(1)
         return best
 
     def opening(self, problem: Problem) -> Scored:
-        """Return the scored candidates of the first round."""
+        """Draw and score the candidates of the first round."""
         c = self.config
         first = problem.first(c.candidates, hold=c.hold, proposed=c.proposed, near=c.std_init)
         return problem.score(first)
 
+    @own_torch_settings()
     @torch.no_grad()
     def plan(
         self,
@@ -128,10 +130,11 @@ class Solver(ABC):
     def solve(
         self, problem: Problem, *, start: float = 0, deadline_ms: float | None = None
     ) -> tuple[int, Scored, Tensor]:
-        """Return the rounds done, the answer (B, 1) and the elites (B, K, H, A).
+        """Return the number of rounds done, the answer (B, 1) and the elites (B, K, H, A).
 
-        Without a deadline nothing here waits for the device. With one, a round is begun only
-        where the longest so far says that it, and the answer, will end in time.
+        With a deadline, a further round begins only if it and the answer would end in time should
+        each take as long as the longest round so far. Without one, nothing synchronises with the
+        device.
         """
         problem = problem.prepare()  # once a solve
         state, done, longest, last = self.first(problem), 1, 0.0, start
@@ -150,15 +153,14 @@ class Solver(ABC):
             took = (perf_counter() - start) * 1e3
             if done == 1 and took > deadline_ms:
                 raise PlanningError(
-                    f"deadline_ms: {deadline_ms:g} ms is less than one iteration takes "
-                    f"({took:.1f} ms); set it higher, or planner.candidates or planner.horizon "
-                    "lower"
+                    f"deadline_ms: one iteration takes {took:.1f} ms, only {deadline_ms:.1f} ms "
+                    "are left; set it higher, or planner.candidates or planner.horizon lower"
                 )
         return done, found, state.best.actions
 
 
 def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: int) -> Plan:
-    """Return the plan of an answer (B, 1); PlanningError unless all of it is finite."""
+    """Return the Plan of an answer (B, 1); PlanningError unless it is finite."""
     actions, cost = found.actions[:, 0], found.cost[:, 0]
     if not bool(cost.isfinite().all() & actions.isfinite().all()):
         bad = int((~cost.isfinite()).sum())
@@ -185,16 +187,16 @@ def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: in
 
 
 def shift(actions: Tensor, steps: int) -> Tensor:
-    """Return the warm start (..., H, A) after `steps` were sent: the rest, its last repeated."""
+    """Return actions (..., H, A) without the first `steps`, padded by repeating the last."""
     horizon = actions.shape[-2]
     rest = torch.arange(steps, steps + horizon, device=actions.device).clamp_max(horizon - 1)
     return actions[..., rest, :]
 
 
 def carry_over(plan: Plan | None, sent: int) -> Tensor | None:
-    """Return the warm start (1, W, H, A) of a plan of which `sent` actions were sent.
+    """Return the warm start (1, W, H, A) after `sent` actions of a plan were sent.
 
-    The best sequences without what was sent; None if nothing is left of them.
+    It holds the plan and its best elites, shifted by `sent`; None if all actions were sent.
     """
     if plan is None or sent >= plan.actions.shape[1]:
         return None

@@ -1,7 +1,7 @@
-"""Where candidates are drawn and what may be returned: a box, or choices such as picks.
+"""Action spaces that candidates are drawn from and projected onto: a box, or choices like picks.
 
-Random numbers are drawn once for all B problems (common random numbers), so that a problem's
-candidates do not depend on what else is in the batch.
+All B problems share the same random numbers (common random numbers), so that the candidates of a
+problem do not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from latentplan.errors import ConfigError, ShapeError
 from latentplan.protocols import ActionSpace
 from latentplan.types import Observation, Spec
 
-POINTS = 1024  # of an object at most, evenly spread: a large picture has more pixels than it needs
+POINTS = 1024  # most picks on an object, spread evenly over its pixels
 
 
 class Box:
-    """Every action between `low` and `high`, each (A,), for each of `problems` problems.
+    """All actions between `low` and `high` (A,), for each of `problems` problems.
 
-    With `rate` (A,), successive actions differ by no more than that, the first from `previous`
-    (B, A) where it is given. Both hold exactly, to the last bit.
+    With `rate` (A,), successive actions differ by at most `rate`, and the first action from
+    `previous` (B, A) if given. Both limits hold exactly in floating point.
     """
 
     choices: Tensor | None = None
@@ -40,7 +40,7 @@ class Box:
         rate: Tensor | None = None,
         previous: Tensor | None = None,
     ) -> None:
-        """Take the bounds; ShapeError where they are not finite, reversed or cannot be kept."""
+        """Take the bounds; ShapeError if they are not finite, are reversed or cannot be kept."""
         shapes.check("Box.low", low, "A")
         shapes.check("Box.high", high, "A", A=low.shape[0])
         if not bool((low <= high).all() & low.isfinite().all() & high.isfinite().all()):
@@ -54,7 +54,7 @@ class Box:
             shapes.check("Box.rate", rate, "A", A=len(low))
             if not bool((rate > 0).all()):
                 raise ShapeError(f"Box.rate: found {rate.tolist()}, need more than 0 for each")
-            # A sum may round up by half a unit in the last place of the largest action.
+            # A sum may round up by half an ulp of the largest action.
             largest = torch.maximum(low.abs(), high.abs())
             self._step = (rate - 2 * torch.finfo(low.dtype).eps * largest).clamp_min(0)
         if previous is not None:
@@ -66,7 +66,7 @@ class Box:
                 )
 
     def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
-        """Return uniform actions (B, N, H, A); where a rate limits them, chasing such actions."""
+        """Return uniform actions (B, N, H, A), projected onto the rate limit if there is one."""
         low, high = self.low, self.high
         unit = torch.rand(
             (candidates, horizon, low.shape[0]),
@@ -88,7 +88,7 @@ class Box:
         allowed = []
         for step in actions.unbind(2):
             if last is not None:
-                # Between an action of the box and one moved towards it: inside the box again.
+                # `last` and `step` are inside the box, and so is the result between them.
                 step = step.clamp(last - self._step, last + self._step)
             allowed.append(step)
             last = step
@@ -96,16 +96,16 @@ class Box:
 
 
 class Choices:
-    """Actions whose first C numbers are one of K given rows; the others are in a box.
+    """Actions whose first C numbers are one of K given rows and whose other numbers are in a box.
 
-    The rows are what can be chosen now: the points of an object that can be picked, motion
-    primitives. `choices` holds them for each of the B problems (K, C), in action coordinates; K
-    may differ. Later steps of a horizon choose among the same rows: where an object will be then
-    is not known to the space, so plan few steps and replan.
+    The rows are the choices that are possible now: pick points on an object, or motion primitives.
+    `choices` holds them for each of the B problems (K, C), in action coordinates; K may differ.
+    All steps of a horizon choose among the same rows, although the object may move: plan few steps
+    and replan.
     """
 
     def __init__(self, low: Tensor, high: Tensor, *, choices: Sequence[Tensor] | Tensor) -> None:
-        """Take bounds and rows; ShapeError where there is no row or one is out of bounds."""
+        """Take bounds and rows; ShapeError if there is no row or one is out of bounds."""
         self._box = Box(low, high, problems=len(choices))
         self.low, self.high = low, high
         columns = min(choices[0].shape[-1], len(low))
@@ -115,7 +115,7 @@ class Choices:
             if len(each) == 0 or not bool(inside.all()):
                 raise ShapeError("Choices.choices: need at least one row, all inside the bounds")
         longest = max(len(each) for each in choices)
-        # Padded with its own first row, which changes no nearest row.
+        # Padded with the first row, which does not change the nearest row of any action.
         padded = [torch.cat([p, p[:1].expand(longest - len(p), columns)]) for p in choices]
         self.choices: Tensor | None = torch.stack(padded).to(low)  # B K C
         self.count = torch.tensor([len(p) for p in choices], device=low.device)  # B
@@ -123,27 +123,27 @@ class Choices:
         self.valid: Tensor | None = rows < self.count[:, None]  # B K
 
     def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
-        """Return (B, N, H, A): choices uniform over the rows, the rest uniform in its box."""
+        """Return actions (B, N, H, A): choices uniform over the rows, the rest in the box."""
         actions = self._box.sample(candidates, horizon, generator=generator)
         unit = torch.rand((candidates, horizon), generator=generator, device=self.low.device)
         index = (unit * self.count[:, None, None]).long()  # B N H
         return self.choose(index.clamp_max(self.count[:, None, None] - 1), actions)
 
     def project(self, actions: Tensor) -> Tensor:
-        """Return (B, N, H, A) with each choice moved to the nearest row and the rest clamped."""
+        """Return actions (B, N, H, A) with choices at their nearest rows and the rest clamped."""
         return self.choose(self.nearest(actions), self._box.project(actions))
 
     def nearest(self, actions: Tensor) -> Tensor:
-        """Return which row each of the actions (B, N, H, A) is nearest to (B, N, H)."""
+        """Return the index (B, N, H) of the row nearest to each of the actions (B, N, H, A)."""
         assert self.choices is not None
         chosen = actions[..., : self.choices.shape[-1]].flatten(1, 2)  # b (n h) c
-        # The matrix-product form of cdist could take a neighbour for a row itself.
+        # The matrix-product form of cdist rounds too coarsely to tell neighbouring rows apart.
         exact = "donot_use_mm_for_euclid_dist"
         away = torch.cdist(chosen, self.choices, compute_mode=exact)  # b (n h) k
         return away.argmin(-1).view(actions.shape[:3])
 
     def choose(self, index: Tensor, actions: Tensor) -> Tensor:
-        """Return actions (B, N, H, A) with the rows of index (B, N, H) as their first numbers."""
+        """Return actions (B, N, H, A) whose first numbers are the rows of `index` (B, N, H)."""
         assert self.choices is not None
         problem = torch.arange(index.shape[0], device=index.device)[:, None, None]
         rest = actions[..., self.choices.shape[-1] :]
@@ -151,7 +151,7 @@ class Choices:
 
 
 def bounds(spec: Spec, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return low and high (A,) float32 of a spec's actions."""
+    """Return the lower and upper bounds (A,) float32 of a spec's actions."""
     low, high = spec.action.low, spec.action.high
     return (
         torch.tensor(low, dtype=torch.float32, device=device),
@@ -160,9 +160,9 @@ def bounds(spec: Spec, *, device: torch.device | str = "cpu") -> tuple[Tensor, T
 
 
 def check_rate_limit(where: str, limit: Sequence[float], spec: Spec) -> None:
-    """Raise ConfigError unless there is one limit for each number of an action, or none.
+    """Raise ConfigError unless `limit` is empty or has a value for each number of an action.
 
-    Actions that point into an image have none.
+    Actions that are picks in an image cannot have a rate limit.
     """
     size = spec.action.size
     if limit and (len(limit) != size or spec.pick is not None):
@@ -178,11 +178,11 @@ def from_observation(
     rate_limit: Sequence[float] = (),
     previous: Tensor | None = None,
 ) -> ActionSpace:
-    """Return the actions that are possible at an observation, for one problem.
+    """Return the action space of one problem at an observation.
 
-    Picks on the segmented object if the spec points into an image, as a real camera would give it;
-    the whole box if it does not, or if no pixel of the object is in view. With a rate limit, a box
-    in which successive actions differ by no more than that, the first from `previous` (1, A).
+    If the spec has picks, these are the pixels of the object, segmented by colour. Without picks,
+    or if no pixel of the object is visible, it is the whole box. With a rate limit, it is a box in
+    which successive actions differ by at most the limit, the first from `previous` (1, A).
     """
     low, high = bounds(spec)
     if rate_limit:

@@ -28,6 +28,7 @@ from latentplan.errors import (
     StoreError,
 )
 from latentplan.files import replacing
+from latentplan.protocols import Upgradable
 from latentplan.types import Part, Spec
 
 FORMAT = "latentplan-checkpoint-2"
@@ -110,17 +111,21 @@ def load(
     weights, header = read(Path(path), format=FORMAT)
     try:
         prefix, part = select(header, path, kind=kind, name=name)
-        spec = Spec.from_json(part["spec"])
+        own: Mapping[str, Tensor] = {
+            k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
+        }
         build = build or _class_of(part, path)
+        if isinstance(build, Upgradable):
+            part, own = build.upgraded(part, own)
+        spec = Spec.from_json(part["spec"])
         settings = config.from_values(build.Config, part["config"])
         step, metrics = header["step"], header["metrics"]
     except (KeyError, TypeError, AttributeError, StoreError, ConfigError) as e:
         raise CheckpointError(f"{path}: header does not fit this version of latentplan: {e}") from e
     model = build(spec, settings)
-    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     fill(model, own, path)
     model = model.to(where).eval()
-    return Checkpoint(model, part["name"], spec, settings, step, metrics, part["kind"])
+    return Checkpoint(model, part["name"], model.spec, settings, step, metrics, part["kind"])
 
 
 def select(

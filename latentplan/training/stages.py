@@ -24,7 +24,7 @@ from latentplan.data.windows import is_test
 from latentplan.errors import CheckpointError, ConfigError, StoreError, TrainingError
 from latentplan.training import checkpoint, run_folder
 from latentplan.training.fit import Session, fit
-from latentplan.types import Array, Derived, Parts, Progress, Stage
+from latentplan.types import Array, Derived, Parts, Progress, Spec, Stage
 
 COLLAPSED = 0.05  # share of a code book in use below which training stops
 STAGE = "stage.json"  # in a stage's folder: all that it depends on
@@ -147,6 +147,20 @@ def check_lengths(steps: Sequence[Stage | Derived], store: ZarrStore) -> None:
                     f"{int(episodes.sum())} {split} episodes in {store.path} has {longest}; "
                     "set it lower, or collect more or longer episodes"
                 )
+
+
+def check_builds(steps: Sequence[Stage | Derived], spec: Spec) -> None:
+    """Build every network and spec of the stages for data of `spec`, and drop them.
+
+    So that what does not fit the data raises ConfigError before anything is trained.
+    """
+    specs, parts = {"": spec}, dict[str, Any]()
+    for step in steps:
+        own = {name: parts[name] for name in step.parts}
+        if isinstance(step, Stage):
+            parts[step.name] = step.build(specs[step.data], own)
+        else:
+            specs[step.name] = step.spec(specs[step.data], own)
 
 
 def check_usage(where: str, ids: Array, size: int, *, stage: str) -> float:

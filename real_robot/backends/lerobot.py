@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.data.images import as_rgb
 from latentplan.errors import ConfigError, MissingDependency, RobotError, check_range
 from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View
 from latentplan.robots.description import Arm
@@ -57,6 +58,11 @@ class LerobotDriver:
                 raise ConfigError(f"LerobotDriver.unit: found {self.unit!r}, allowed are {known}")
             if not set(self.sign) <= {1, -1}:
                 raise ConfigError(f"LerobotDriver.sign: found {self.sign}, allowed are 1 and -1")
+            for name in ("zero", "low", "high"):
+                for value in getattr(self, name):
+                    check_range(f"LerobotDriver.{name}", value, -1e3, 1e3)
+            for name in ("gripper_closed", "gripper_open"):
+                check_range(f"LerobotDriver.{name}", getattr(self, name), -1e6, 1e6)
             check_range("LerobotDriver.rate", self.rate, 1, 1000)
             check_range("LerobotDriver.window", self.window, 1e-3, 1)
             if self.gripper and abs(self.gripper_open - self.gripper_closed) < 1e-9:
@@ -225,14 +231,14 @@ class LerobotDriver:
         first, start = self._past[0]
         dq = (q - start) / (now - first) if now > first else np.zeros_like(q)
         reading = Reading(now, now, q, dq, width)
-        shown = {name: np.asarray(seen[name]) for name in self.cameras}
+        shown = {name: as_rgb(f"lerobot.{name}", np.array([seen[name]])) for name in self.cameras}
         with self._lock:
             self._reading = reading
-            for name, pixels in shown.items():
+            for name, (pixels,) in shown.items():
                 before = self._images.get(name)
                 # LeRobot returns its newest image, which may be old if a camera has stopped.
                 if c.still or before is None or not np.array_equal(before.pixels, pixels):
-                    self._images[name] = CameraImage(now, now, pixels.copy())
+                    self._images[name] = CameraImage(now, now, pixels)
 
     def _check(self, robot: Any) -> None:
         """Raise RobotError if the robot does not fit its description."""

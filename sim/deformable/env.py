@@ -22,7 +22,16 @@ from latentplan.sim.deformable.engines import engine
 from latentplan.sim.randomisation import Conditions
 from latentplan.sim.rendering import cameras, sensors
 from latentplan.sim.rendering.cameras import Camera
-from latentplan.types import ActionSpec, Array, ArraySpec, Observation, PickSpec, Spec, Step
+from latentplan.types import (
+    ActionSpec,
+    Array,
+    ArraySpec,
+    Observation,
+    PickSpec,
+    PlanarSpec,
+    Spec,
+    Step,
+)
 
 if TYPE_CHECKING:
     from latentplan.sim.deformable.arm_paths import ArmPaths
@@ -114,6 +123,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             env=self.name,
             privileged=tuple(k for k in ("keypoints", "randomised") if k in observation),
             pick=pick if c.control == "pick" else None,
+            planar=PlanarSpec("rgb", ((0, 1),) if c.control == "velocity" else ((0, 1), (2, 3))),
             dt=self._period() if c.control == "velocity" else None,
         )
         self.action_space = Box(-1.0, 1.0, (size,), np.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import robomimic_writer
 
 from latentplan import config, registry
 from latentplan.data.store import ZarrStore
-from latentplan.errors import SourceError
+from latentplan.errors import ConfigError, SourceError
 from latentplan.protocols import Source
 from latentplan.types import Spec
 
@@ -99,6 +101,95 @@ def test_settings_are_plain_and_do_not_say_where_the_data_lies(made: Any) -> Non
     text = json.dumps(source.settings)
     assert str(folder) not in text
     assert all(name in text for name in config.to_values(kind.Config()))
+
+
+def test_keys_choose_the_observations(made: Any) -> None:
+    (kind, folder), whole = made, opened(made)
+    every = list(whole.spec.observation)
+    assert len(every) >= (1 if kind.__name__ == "Minari" else 2)
+    for keys in ([every[0]], every[::-1]):
+        source = kind(folder, kind.Config(), keys=keys)
+        assert list(source.spec.observation) == keys and len(source) == len(whole)
+        assert set(source.spec.privileged) == set(whole.spec.privileged) & set(keys)
+        assert source.spec.action == whole.spec.action and source.settings == whole.settings
+        found, wanted = source.episode(1), whole.episode(1)
+        assert list(found.observations) == keys
+        for key in keys:
+            np.testing.assert_array_equal(found.observations[key], wanted.observations[key])
+        np.testing.assert_array_equal(found.actions, wanted.actions)
+        assert (found.labels, found.info) == (wanted.labels, wanted.info)
+    listed = ", ".join(map(re.escape, every))
+    with pytest.raises(ConfigError, match=f"import.keys: no observation 'nothing'.*: {listed}"):
+        kind(folder, kind.Config(), keys=[every[0], "nothing"])
+    with pytest.raises(ConfigError, match="import.keys: none is given"):
+        kind(folder, kind.Config(), keys=[])
+
+
+def spoil_bag(folder: Path) -> tuple[str, str]:
+    for file in folder.iterdir():
+        file.unlink()
+    bag = bag_writer
+    said = [*bag.recording(), *(bag.image(0.1 * i, "/side/image_raw", i) for i in range(3))]
+    cut = [bag.image(0.1 * i, "/side/image_raw", i, bytes=10) for i in range(3, 10)]
+    bag.save(folder / "run.bag", [*said, *cut])
+    return "side", "q"
+
+
+def spoil_calvin(folder: Path) -> tuple[str, str]:
+    for file in (folder / "training").glob("episode_*.npz"):
+        with np.load(file) as arrays:
+            changed = {**arrays, "rgb_static": np.array([None, {}])}
+        np.savez(file, **changed)
+    return "rgb_static", "robot_obs"
+
+
+def spoil_lerobot(folder: Path) -> tuple[str, str]:
+    shutil.rmtree(folder / "videos")
+    return "top", "state"
+
+
+def spoil_minari(folder: Path) -> tuple[str, str]:
+    shutil.rmtree(folder)
+    minari_writer.write(folder, nested=True)
+    return _elsewhere(folder / "data/main_data.hdf5", "observations/_index_1", "achieved.position")
+
+
+def spoil_rlbench(folder: Path) -> tuple[str, str]:
+    for file in folder.rglob("wrist_rgb/*.png"):
+        file.write_bytes(b"damaged")
+    return "wrist_rgb", "front_rgb"
+
+
+def spoil_robomimic(file: Path) -> tuple[str, str]:
+    return _elsewhere(file, "obs/agentview_image", "object")
+
+
+def _elsewhere(path: Path, name: str, other: str) -> tuple[str, str]:
+    """Make an array of every episode one that is refused."""
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        parent = file.get("data", file)
+        for episode in parent:
+            del parent[episode][name]
+            parent[episode][name] = h5py.ExternalLink("other.hdf5", "/x")
+    return name.rpartition("/")[2], other
+
+
+SPOIL = {name.removeprefix("spoil_"): f for name, f in globals().items() if "spoil_" in name}
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_what_is_not_asked_for_is_neither_checked_nor_read(name: str, tmp_path: Path) -> None:
+    kind, folder = registry.get("source", name), SAMPLES[name](tmp_path / "sample")
+    spoilt, other = SPOIL[name](folder)
+    for keys in ([spoilt], [spoilt, other], None):
+        with pytest.raises(SourceError):
+            source = kind(folder, kind.Config(), keys=keys)
+            source.episode(0)
+    source = kind(folder, kind.Config(), keys=[other])
+    for index in range(len(source)):
+        assert list(source.episode(index).observations) == [other]
 
 
 def test_an_empty_folder_and_none_are_refused(made: Any, tmp_path: Path) -> None:

@@ -96,10 +96,21 @@ def test_other_words_and_none(tmp_path: Path) -> None:
     source = opened(root, language="lang_other")
     assert source.episode(0).labels == (Label("x", "y", 0, 1),)
     assert source.settings["annotations_outside"] == 1
-    assert opened(root, language="none").episode(0).labels == ()
+    assert opened(root, language="").episode(0).labels == ()
+    there = "language: no annotations 'lang_oter'; there are: lang_annotations, lang_other"
+    with pytest.raises(SourceError, match=there):
+        opened(root, language="lang_oter")
     words = root / "training/lang_annotations/auto_lang_ann.npy"
     words.rename(root / "training/auto_lang_ann.npy")
     assert len(opened(root).episode(0).labels) == 2
+    (root / "training/auto_lang_ann.npy").unlink()
+    with pytest.raises(SourceError, match="no annotations 'lang_annotations'; there are: lang_o"):
+        opened(root)
+    (root / "training/lang_other/auto_lang_ann.npy").unlink()
+    source = opened(root)
+    assert source.notes == [f"{root}/training: has no annotations, so episodes have no labels"]
+    with pytest.raises(SourceError, match="no annotations 'lang_x'; there are: none; an empty"):
+        opened(root, language="lang_x")
 
 
 def test_an_action_is_the_change_to_the_next_frame(root: Path) -> None:
@@ -128,8 +139,7 @@ def test_an_action_is_the_change_to_the_next_frame(root: Path) -> None:
 
 
 def test_what_is_chosen_alone_is_read(root: Path) -> None:
-    source = opened(root)
-    source.choose(["robot_obs", "rgb_gripper", "scene_obs"])
+    source = Calvin(root, keys=["robot_obs", "rgb_gripper", "scene_obs"])
     assert source.spec.privileged == ("scene_obs",)
     episode = source.episode(1)
     assert list(episode.observations) == ["robot_obs", "rgb_gripper", "scene_obs"]

@@ -11,7 +11,17 @@ from latentplan import config
 from latentplan.errors import ConfigError
 from latentplan.models.cfm import CFM
 from latentplan.nn import symmetry
-from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec, Training
+from latentplan.training import checkpoint
+from latentplan.types import (
+    ActionSpec,
+    ArraySpec,
+    Batch,
+    Context,
+    PickSpec,
+    PlanarSpec,
+    Spec,
+    Training,
+)
 
 SPEC = Spec(
     observation={"rgb": ArraySpec((64, 64, 3), "uint8")}, action=ActionSpec((-1.0,) * 4, (1.0,) * 4)
@@ -45,7 +55,7 @@ def pixel(x, y, size=64):
 def test_pictures_and_vectors_turn_alike(element):
     point = torch.tensor([0.515625, -0.234375])  # centre of a pixel
     picture = pixel(*point.tolist()).permute(2, 0, 1)
-    x, y = symmetry.turn_vectors(point, symmetry.matrices()[element]).tolist()
+    x, y = symmetry.turn_vectors(point, symmetry.matrices()[element], [(0, 1)]).tolist()
     assert torch.equal(symmetry.turn_image(picture, element), pixel(x, y).permute(2, 0, 1))
 
 
@@ -59,8 +69,11 @@ def test_the_eight_elements_are_a_group_without_repeats():
 @pytest.mark.parametrize("size", [4, 5])  # five: the last is a height, which no turn changes
 def test_costs_are_exactly_symmetric(size):
     torch.manual_seed(0)
-    spec = replace(SPEC, action=ActionSpec((-1.0,) * size, (1.0,) * size))
+    pairs = ((0, 1), (2, 3))
+    action = ActionSpec((-1.0,) * size, (1.0,) * size)
+    spec = replace(SPEC, action=action, planar=PlanarSpec("rgb", pairs))
     model = CFM(spec, CFM.Config(views=8)).eval()
+    assert model.config.symmetric is True
     now, goal = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     actions = torch.rand(1, 6, 2, size) * 2 - 1
 
@@ -69,7 +82,7 @@ def test_costs_are_exactly_symmetric(size):
             x = symmetry.turn_image(picture.permute(2, 0, 1), turn).permute(1, 2, 0)
             return model.encode({"rgb": x[None, None]})
 
-        turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn])
+        turned = symmetry.turn_vectors(actions, symmetry.matrices()[turn], pairs)
         assert torch.equal(turned[..., 4:], actions[..., 4:])
         start = model.prepare(Context(z(now), turned[:, 0, :0]))
         return (model.rollout(start, turned) - z(goal)[:, None]).square().sum(-1)
@@ -150,9 +163,67 @@ def test_a_setting_out_of_range_is_named(settings, message):
         CFM.Config(**settings)
 
 
+def test_other_numbers_than_the_stated_pairs_never_turn():
+    spec = replace(
+        SPEC,
+        observation={**SPEC.observation, "wrist": ArraySpec((64, 64, 3), "uint8")},
+        action=ActionSpec((-1.0,) * 7, (1.0,) * 7),
+        planar=PlanarSpec("rgb", ((4, 1),)),
+    )
+    actions = torch.rand(5, 7)
+    quarter = symmetry.matrices()[1]
+    turned = symmetry.turn_vectors(actions, quarter, spec.planar.pairs)
+    kept = [0, 2, 3, 5, 6]
+    assert torch.equal(turned[:, kept], actions[:, kept])
+    assert torch.equal(turned[:, 4], -actions[:, 1]) and torch.equal(turned[:, 1], actions[:, 4])
+    assert CFM(spec, CFM.Config(latent=2)).config.symmetric is True
+    assert CFM(spec, CFM.Config(latent=2, image="wrist")).config.symmetric is False
+
+
+def test_without_planar_vectors_there_is_no_symmetry():
+    picks = replace(SPEC, pick=PickSpec("rgb", (0, 0, 0)))
+    for spec in (SPEC, picks):
+        assert CFM(spec, CFM.Config(latent=2)).config.symmetric is False
+        with pytest.raises(ConfigError, match=r"CFM.symmetric: found true, .*set it to auto or f"):
+            CFM(spec, CFM.Config(latent=2, symmetric=True))
+        with pytest.raises(ConfigError, match="CFM.views"):
+            CFM(spec, CFM.Config(latent=2, views=8))
+
+
+def test_only_what_is_read_is_asked_for():
+    more = {"state": ArraySpec((7,)), "front": ArraySpec((32, 32, 3), "uint8")}
+    spec = replace(SPEC, observation={**SPEC.observation, **more}, privileged=("state",))
+    assert set(CFM(spec).spec.observation) == {"rgb"}
+    picks = replace(spec, pick=PickSpec("front", (0, 0, 0)))  # which the planner segments
+    assert set(CFM(picks).spec.observation) == {"rgb", "front"}
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_checkpoint_of_before_acts_as_it_did(tmp_path, views):
+    """Before `Spec.planar` it turned all numbers of its actions in pairs."""
+    torch.manual_seed(0)
+    pairs = ((0, 1), (2, 3))
+    turning = replace(SPEC, planar=PlanarSpec("rgb", pairs))
+    model = CFM(turning, CFM.Config(latent=4, views=views)).eval()
+    model.spec = replace(model.spec, planar=None)  # as its header had it
+    file = tmp_path / "best.safetensors"
+    checkpoint.save(file, model, name="cfm", step=1, metrics={})
+    model.spec = replace(model.spec, planar=turning.planar)
+    found = checkpoint.load(file).model
+    z = torch.randn(2, 1, model.latent_dim)
+    actions = torch.rand(2, 3, 2, 4)
+    context = Context(z, actions[:, 0, :0])
+    assert torch.equal(
+        found.rollout(found.prepare(context), actions),
+        model.rollout(model.prepare(context), actions),
+    )
+
+
 def test_data_that_do_not_fit_are_named():
     odd = Spec(observation={"rgb": ArraySpec((48, 64, 3), "uint8")}, action=SPEC.action)
-    with pytest.raises(ConfigError, match="symmetric"):
-        CFM(odd)
+    above = replace(odd, planar=PlanarSpec("rgb", ((0, 1),)))
+    assert CFM(above).config.symmetric is False
+    with pytest.raises(ConfigError, match="CFM.symmetric: .* 48 x 64 pixels"):
+        CFM(above, CFM.Config(symmetric=True))
     with pytest.raises(ConfigError, match="no observation 'front'"):
         CFM(SPEC, CFM.Config(image="front"))

@@ -134,7 +134,7 @@ def test_a_cluster_without_a_free_cpu_is_told(
     ray.init(cluster.address, log_to_driver=False)
     taken = [ray.remote(num_cpus=1)(ours._Actor).remote(recipe()) for _ in range(3)]
     try:
-        ray.get([actor.here.remote() for actor in taken])
+        ray.get([actor.ping.remote() for actor in taken])
         with pytest.raises(LatentplanError, match="ray: the cluster gave no CPU.*it has 3"):
             collected(tmp_path / "a.zarr", recipe(), episodes=3, workers=2, ray="auto")
         assert ray.is_initialized()  # who connected, disconnects

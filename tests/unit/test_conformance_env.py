@@ -170,20 +170,20 @@ BREAKS = [
     ("observations", Extra, "keys of reset are"),
     ("observations", Tuple, "step returns 4 values, need 5"),
     ("seeds", Seedless, "differs after seed 11 twice"),
-    ("seeds", AlwaysAlike, "seeds 11 and 12 start alike"),
-    ("snapshots", Forgetful, "keypoints differs in what restore returns"),
+    ("seeds", AlwaysAlike, "seeds 11 and 12 give the same start"),
+    ("snapshots", Forgetful, "keypoints differs in the result of restore"),
     ("distance", Negative, "distance(goal, goal) is 0.1"),
     ("distance", Lying, "info['distance'] is 0.5"),
     ("oracle", Lost, "of 3 goals the oracle reaches 0"),
     ("oracle", TooEasy, "of 3 goals the oracle reaches 3, random actions 3"),
     ("goals", Disturbing, "in the episode after goal()"),
-    ("two_envs", Shared, "two envs alternately"),
+    ("two_envs", Shared, "of two envs in turn"),
     ("bad_actions", Lenient, "a NaN is accepted, need ShapeError"),
     ("others_closing", Counting, "differs between two envs of seed 4"),
     ("expert", Wild, "out of bounds"),
     ("length", Endless, "episode_length is 0"),
     ("threshold", Strict, "success_threshold is 0.0"),
-    ("settings_for", Misfit, "no fields: ['disks']"),
+    ("settings_for", Misfit, "unknown fields: ['disks']"),
     ("render", Colourless, "it is uint8 (64, 64)"),
 ]
 
@@ -196,7 +196,7 @@ def test_an_env_that_keeps_all_passes():
     results = list(run(of(Kept)))
     assert [r for r in results if r.status == "FAILED"] == []
     assert [r.promise for r in results if r.status == "skipped"] == [
-        "an env that is a gymnasium.Env passes gymnasium's own check"
+        "a gymnasium.Env passes gymnasium's own check"
     ]
 
 

@@ -116,16 +116,16 @@ BREAKS = [
         "'rgb' has shape (2, 3, 64, 64, 3), need (2, 6",
     ),
     ("decoded", changed(decode=lambda v: v.float()), "'rgb' is torch.float32, need uint8"),
-    ("others", changed(lambda t: Tokens(0 * t.ids)), "they have the same"),
-    ("twice", changed(lambda t: Tokens(torch.randint_like(t.ids, 16))), "other ids the second"),
-    ("twice", changed(decode=noise), "other images 'rgb' the second time"),
-    ("rows", changed(lambda t: Tokens((t.ids + t.ids.sum(0)) % 16)), "other ids alone than"),
+    ("others", changed(lambda t: Tokens(0 * t.ids)), "all ids are equal"),
+    ("twice", changed(lambda t: Tokens(torch.randint_like(t.ids, 16))), "ids differ the second"),
+    ("twice", changed(decode=noise), "images 'rgb' differ the second time"),
+    ("rows", changed(lambda t: Tokens((t.ids + t.ids.sum(0)) % 16)), "ids differ, alone and"),
     ("rows", changed(decode=lambda v: v - v.amin(0)), "alone and in a batch"),
-    ("every_id", changed(decode=lambda v: 0 * v), "two frames of other ids are the same"),
+    ("every_id", changed(decode=lambda v: 0 * v), "two frames of different ids are equal"),
     ("too_few", Padding, "K - 1 tokens is accepted, need ShapeError"),
     ("too_few", Cutting, "T no multiple of the stride is accepted, need ShapeError"),
-    ("loss", Rising, "it starts at"),
-    ("loss", Silent, "without ['perplexity', 'psnr', 'usage']"),
+    ("loss", Rising, " at first and "),
+    ("loss", Silent, "lack ['perplexity', 'psnr', 'usage']"),
 ]
 
 

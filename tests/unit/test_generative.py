@@ -179,7 +179,7 @@ def test_a_proposer_that_cannot_propose_or_is_not_loaded_is_refused():
     model = ToyModel(toy_spec(4, 2, 1.0))
     with pytest.raises(ConfigError, match="needs a model that proposes actions.*ToyModel"):
         MPC(model, build("cem"), proposers=[model])
-    with pytest.raises(ConfigError, match="MPC.cuda_graph: .* cannot .* ask a model for proposals"):
+    with pytest.raises(ConfigError, match="MPC.cuda_graph: .* cannot .* use proposals of a model"):
         MPC.Config(cuda_graph=True, propose=True)
     with pytest.raises(ConfigError, match="MPC.proposer: 'run' is loaded by latentplan.load"):
         MPC(model, build("cem"), config=MPC.Config(proposer=Part("model", run="run")))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ class Numbered:
         sleep: float = 0.0  # s an episode takes
         count: int = 12
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(
+        self, path: Path, config: Config, *, keys: Sequence[str] | None = None
+    ) -> None:
         self.path, self.config = path, config
         self.settings: dict[str, Any] = {"count": config.count}
         self.spec = Spec(
@@ -197,7 +199,7 @@ def test_observations_are_chosen_and_pictures_resized() -> None:
     assert np.isin(episode.observations["depth"], depth).all()  # no value that was not there
     np.testing.assert_array_equal(episode.observations["depth"][:, :, 0], depth[:, 1::2, 1])
     assert (episode.labels, episode.info) == (before.labels, before.info)
-    numbers = Selection(whole, keys=["q", "intrinsics"], size=16)
+    numbers = Selection(whole, keys=["q", "intrinsics", "depth"], size=16)
     assert numbers.spec.pick is None
     for key, said in {"q": "", "intrinsics": "lens; of the image before it was resized"}.items():
         assert numbers.spec.observation[key].meaning == said

@@ -5,7 +5,7 @@ import pytest
 from minari_writer import BOX, numbers, write
 
 from latentplan.data.sources.minari import Minari
-from latentplan.errors import SourceError
+from latentplan.errors import ConfigError, SourceError
 from latentplan.types import Label
 
 h5py = pytest.importorskip("h5py")
@@ -48,7 +48,7 @@ def test_bounds_that_a_space_has_not_are_the_datas(tmp_path):
         ("actions", np.full((5, 2), np.nan), r"episode_1/actions: 10 of 10 numbers are NaN"),
         ("observations", np.zeros((5, 3)), r"episode_1 has unequal lengths"),
         ("observations", np.zeros((6, 4)), r"episode_1/observations: holds float64 rows"),
-        ("rewards", None, r"episode_1 has no array of numbers 'rewards'"),
+        ("rewards", None, r"episode_1 has no array 'rewards'; it has actions"),
     ],
 )
 def test_a_damaged_episode_is_refused_and_the_others_are_read(tmp_path, name, values, says):
@@ -73,8 +73,36 @@ def test_what_is_no_such_data_set_is_refused(tmp_path):
         del file["episode_10/actions"]
         file["episode_10/actions"] = np.zeros((5, 3))
     with pytest.raises(SourceError, match=r"episode_10/actions has shape \(5, 3\)"):
-        Minari(folder)
+        Minari(folder).episode(3)
     file = folder / "data/main_data.hdf5"
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(SourceError, match=r"main_data\.hdf5: damaged"):
         Minari(folder)
+
+
+def test_an_empty_first_episode_does_not_bar_the_others(tmp_path):
+    folder = write(tmp_path / "door-v0")
+    with h5py.File(folder / "data/main_data.hdf5", "a") as file:
+        for name, rows in {"actions": (0, 2), "observations": (1, 3), "rewards": (0,)}.items():
+            del file[f"episode_0/{name}"]
+            file[f"episode_0/{name}"] = np.zeros(rows)
+        del file["episode_2/observations"]
+    source = Minari(folder)
+    with pytest.raises(SourceError, match="episode_0/actions: the episode is empty"):
+        source.episode(0)
+    with pytest.raises(SourceError, match="episode_2 has no observations"):
+        source.episode(2)
+    assert [len(source.episode(i)) for i in (1, 3)] == [5, 5]
+
+
+def test_what_is_not_asked_for_is_not_read(tmp_path):
+    folder = write(tmp_path / "door-v0", nested=True)
+    with h5py.File(folder / "data/main_data.hdf5", "a") as file:
+        for name in ("episode_0", "episode_1"):
+            del file[f"{name}/observations/_index_1"]
+        file["episode_0/observations/_index_1/deep"] = np.zeros((6, 0))
+    source = Minari(folder, keys=["achieved.position"])
+    assert [len(source.episode(i)) for i in range(4)] == [5] * 4
+    assert source.notes == []
+    with pytest.raises(ConfigError, match="import.keys: '_index_1.deep' cannot be read: it has"):
+        Minari(folder, keys=["_index_1.deep"])

@@ -139,9 +139,8 @@ def test_only_chosen_observations_are_read(copy):
     for folder in copy.glob("*_rgb"):
         if folder.name != "front_rgb":
             (folder / "3.png").write_bytes(b"damaged")
-    source = rlbench(copy, clouds=True)
     keys = ("front_rgb", "wrist_point_cloud", "gripper_pose")
-    source.choose(keys)
+    source = Rlbench(copy, Rlbench.Config(clouds=True), keys=keys)
     assert tuple(source.spec.observation) == keys and source.spec.privileged == ()
     chosen = source.episode(0)
     assert set(chosen.observations) == set(keys)

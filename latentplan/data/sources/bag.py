@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import bag_files, bag_series
+from latentplan.data.sources import bag_files, bag_series, observation_keys
 from latentplan.data.sources.bag_series import Recording, Topics
 from latentplan.data.sources.bag_timeline import (
     mean_held,
@@ -90,7 +90,13 @@ class Bag:
             check_range("Bag.hold", self.hold, 0, 100)
             check_range("Bag.gap", self.gap, 1.05, 100)
 
-    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        config: Config | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Read all but the images; SourceError if there is no bag, or none is whole.
 
         Of several bags, a damaged one counts as an episode, whose reading raises.
@@ -112,16 +118,12 @@ class Bag:
             errors = [part for part in self._parts if isinstance(part, SourceError)]
             raise errors[0]
         assert self._spec is not None
-        self.spec: Spec = _bounded(self._spec, [part.actions for part in whole])
+        spec = _bounded(self._spec, [part.actions for part in whole])
+        self.spec: Spec = observation_keys.restricted(spec, keys)
 
     def __len__(self) -> int:
         """Return the number of episodes."""
         return len(self._parts)
-
-    def choose(self, keys: Sequence[str]) -> None:
-        """Read these observations alone; other images are not read again."""
-        kept = {key: a for key, a in self.spec.observation.items() if key in keys}
-        self.spec = replace(self.spec, observation=kept)
 
     def episode(self, index: int) -> Episode:
         """Return one episode; SourceError if an image is damaged or of another size."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from latentplan.config import read_yaml, to_values
 from latentplan.data import npz
+from latentplan.data.sources import observation_keys
 from latentplan.data.unpickling import read_npy
 from latentplan.errors import ConfigError, SourceError, check_range
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Episode, Label, Spec
@@ -60,7 +61,7 @@ class Calvin:
         split: str = "training"  # or validation
         action: str = "relative"  # relative to the pose, in [-1, 1]; or absolute, m and rad
         length: int = 256  # actions an episode at most
-        language: str = "lang_annotations"  # folder of the annotations, if there are any
+        language: str = "lang_annotations"  # folder of the annotations; empty: no labels
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -68,7 +69,13 @@ class Calvin:
             if self.action not in STORED:
                 raise ConfigError(f"Calvin.action: {self.action!r} is not relative or absolute")
 
-    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        config: Config | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Find the recordings and labels at `path`; SourceError if it is not a CALVIN data set."""
         self.config = config or self.Config()
         self._folder = _split(Path(path), self.config.split)
@@ -76,10 +83,11 @@ class Calvin:
         self._pieces = _pieces(self._segments, self.config.length)  # (episodes, 2)
         if not len(self._pieces):
             raise SourceError(f"{self._folder / SEGMENTS}: no recording has two frames")
-        self._labels = _annotations(self._folder, self.config.language)
+        self.notes: list[str] = []
+        self._labels = self._annotations()
         self._scenes = _scenes(self._folder)
         found = _statistics(self._folder)
-        self.spec = self._spec(found)
+        self.spec = self._spec(found, keys)
         inside = [any(a <= x.start <= b for a, b in self._segments.tolist()) for x in self._labels]
         self.settings: dict[str, Any] = {
             **to_values(self.config),
@@ -92,12 +100,6 @@ class Calvin:
     def __len__(self) -> int:
         """Return the number of pieces."""
         return len(self._pieces)
-
-    def choose(self, keys: Sequence[str]) -> None:
-        """Read these observations alone from now on."""
-        observation = {key: self.spec.observation[key] for key in keys}
-        privileged = tuple(key for key in self.spec.privileged if key in observation)
-        self.spec = replace(self.spec, observation=observation, privileged=privileged)
 
     def episode(self, index: int) -> Episode:
         """Return one piece of a recording; SourceError if a frame is missing or damaged."""
@@ -139,16 +141,13 @@ class Calvin:
 
     def _scene(self, frame: int) -> dict[str, float]:
         for name, (first, last) in self._scenes.items():
-            if first <= frame <= last and name[-1] in "ABCD":
+            if first <= frame <= last and name and name[-1] in "ABCD":
                 return {"scene": float("ABCD".index(name[-1]))}
         return {}
 
-    def _spec(self, statistics: dict[str, Any]) -> Spec:
+    def _spec(self, statistics: dict[str, Any], keys: Sequence[str] | None) -> Spec:
         absolute = self.config.action == "absolute"
-        arrays = self._example()
-        for key in STORED.values():
-            if key not in arrays or arrays[key].shape != (7,):
-                raise SourceError(f"{self._folder}: its frames have no {key} of 7 numbers")
+        arrays = self._example(keys)
         low, high = (-1.0,) * 7, (1.0,) * 7
         if absolute:
             low, high = (-1.0,) * 3 + (-np.pi,) * 3 + (-1.0,), (1.0,) * 3 + (np.pi,) * 3 + (1.0,)
@@ -180,16 +179,60 @@ class Calvin:
             dt=1 / RATE,
         )
 
-    def _example(self) -> dict[str, Array]:
-        """Return the arrays of the first readable frame; raise the first error if there is none."""
-        errors = []
-        for first, _ in self._segments.tolist():
-            file = self._file(first)
+    def _example(self, keys: Sequence[str] | None) -> dict[str, Array]:
+        """Return the chosen observations of the first frame in which they can be read.
+
+        Raises the first frame's error if there is none.
+        """
+        error: SourceError | None = None
+        for file in map(self._file, self._pieces[:, 0].tolist()):
             try:
-                return npz.read(file, npz.names(file))
+                return self._arrays(file, keys)
             except SourceError as e:
-                errors.append(e)
-        raise errors[0]
+                error = error or e
+        assert error is not None  # there is a piece
+        raise error
+
+    def _arrays(self, file: Path, keys: Sequence[str] | None) -> dict[str, Array]:
+        stored = STORED[self.config.action]
+        there = npz.names(file)
+        if stored not in there or npz.read(file, [stored])[stored].shape != (7,):
+            raise SourceError(f"{file}: has no {stored} of 7 numbers")
+        reasons = dict.fromkeys(there, "")
+        found: dict[str, Array] = {}
+        for key in there:
+            if keys is not None and key not in keys:
+                continue
+            found |= npz.read(file, [key])
+            reasons[key] = observation_keys.unfit(found[key].shape, found[key].dtype)
+        left_out = observation_keys.left_out(reasons)
+        chosen = observation_keys.chosen(there, keys, left_out=left_out)
+        if not chosen:
+            raise SourceError(f"{file}: has no array of numbers")
+        self.notes += observation_keys.notes(keys, left_out)
+        return {key: found[key] for key in chosen}
+
+    def _annotations(self) -> list[Label]:
+        """Return the labels of the split, in frames; SourceError that lists the folders there are.
+
+        CALVIN's own loader takes a file beside the frames if there is no folder.
+        """
+        language, name = self.config.language, "auto_lang_ann.npy"
+        if not language:
+            return []
+        standard = language == type(self.config)().language
+        files = [self._folder / language / name, *([self._folder / name] if standard else [])]
+        for file in files:
+            if file.exists():
+                return _labels(file)
+        there = sorted(file.parent.name for file in self._folder.glob(f"*/{name}"))
+        if standard and not there:
+            self.notes.append(f"{self._folder}: has no annotations, so episodes have no labels")
+            return []
+        raise SourceError(
+            f"{self._folder}: Calvin.language: no annotations {language!r}; there are: "
+            f"{', '.join(there) or 'none'}; an empty language reads none"
+        )
 
 
 def _fill(values: Array, row: int, value: Array, *, where: str) -> None:
@@ -235,12 +278,8 @@ def _pieces(segments: Array, length: int) -> Array:
     return np.concatenate(pieces)
 
 
-def _annotations(folder: Path, language: str) -> list[Label]:
-    """Return the labels of the split, in frames; none without annotations."""
-    files = [folder / language / "auto_lang_ann.npy", folder / "auto_lang_ann.npy"]
-    file = next((f for f in files if f.exists()), None)
-    if file is None:
-        return []
+def _labels(file: Path) -> list[Label]:
+    """Return annotations as labels, in frames."""
     found = read_npy(file)
     try:
         texts, tasks = found["language"]["ann"], found["language"]["task"]
@@ -249,7 +288,7 @@ def _annotations(folder: Path, language: str) -> list[Label]:
             Label(str(text), str(task), start, stop)
             for text, task, (start, stop) in zip(texts, tasks, windows, strict=True)
         ]
-    except (KeyError, TypeError, ValueError) as e:
+    except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise SourceError(f"{file}: not CALVIN's annotations ({type(e).__name__}: {e})") from None
 
 
@@ -261,7 +300,7 @@ def _scenes(folder: Path) -> dict[str, list[int]]:
     found = read_npy(file)
     try:
         return {str(name): [int(first), int(last)] for name, (first, last) in found.items()}
-    except (AttributeError, TypeError, ValueError) as e:
+    except (AttributeError, TypeError, ValueError, OverflowError) as e:
         raise SourceError(f"{file}: not CALVIN's scenes ({type(e).__name__}: {e})") from None
 
 
@@ -281,6 +320,6 @@ def _statistics(folder: Path) -> dict[str, Any]:
                 found[key] = {
                     name: [float(x) for x in normaliser[name]] for name in ("mean", "std")
                 }
-    except (ConfigError, KeyError, TypeError, ValueError) as e:
+    except (ConfigError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise SourceError(f"{file}: not CALVIN's statistics ({type(e).__name__}: {e})") from None
     return found

@@ -12,12 +12,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from latentplan.data.sources import lerobot_tasks
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.types import Array
 
@@ -28,6 +32,9 @@ INFO, TASKS, EPISODES, OURS = (
     "meta/latentplan.json",
 )
 CONVERTER = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME --root=FOLDER"
+# A field in the pattern of a path.
+FIELD = re.compile(r"\{(chunk_index|file_index|video_key)(?::0?([0-9]?)d)?\}")
+FASTEST = 100_000  # frames a second
 
 
 def needed(what: str) -> None:
@@ -46,12 +53,12 @@ class Files:
 
     root: Path
     fps: float
-    features: dict[str, dict[str, Any]]
+    features: dict[str, dict[str, Any]]  # each with dtype and shape
     patterns: dict[str, str]  # of paths below root: data_path, video_path
     tasks: dict[int, str]  # what task_index means
-    episodes: list[dict[str, Any]]  # in their order: a row of meta/episodes each
-    starts: dict[Path, int] = field(default_factory=dict)  # first frame in each file of data
-    _last: Any = None  # the row groups read last: an episode may share them with the next
+    episodes: list[dict[str, Any]]  # by episode_index: a row of meta/episodes each
+    _numbers: tuple[Path, Array] | None = None  # episode_index of each row in the file read last
+    _last: Any = field(default=None, repr=False)  # the row groups read last: episodes share them
 
     def data(self, index: int) -> Path:
         """Return the parquet file that holds an episode."""
@@ -62,21 +69,26 @@ class Files:
         episode = self.episodes[index]
         return self._path("video_path", episode, f"videos/{feature}", video_key=feature)
 
-    def frames(self, index: int, columns: list[str]) -> Any:
-        """Return the `pyarrow.Table` of an episode's frames."""
-        path, episode = self.data(index), self.episodes[index]
-        start, stop = (int(episode[f"dataset_{end}_index"]) for end in ("from", "to"))
-        first = self.starts[path]
-        with _damage(path):
-            table, before = self._rows(path, start - first, stop - first, columns)
-            rows = table.slice(start - first - before, stop - start)
-            whose = rows["episode_index"].to_pylist()
-        if whose != [index] * int(episode["length"]) or not whose:
+    def frames(self, index: int, columns: Sequence[str]) -> Any:
+        """Return the `pyarrow.Table` of an episode's frames, with those `columns` that exist."""
+        path, number = self.data(index), int(self.episodes[index]["episode_index"])
+        if self._numbers is None or self._numbers[0] != path:
+            column = self.column(path, "episode_index")
+            self._numbers = path, numbers(column, shape=(), where=f"{path}: episode_index")
+        rows = np.flatnonzero(self._numbers[1] == number)
+        length = self.episodes[index]["length"]
+        if len(rows) != length:
             raise SourceError(
-                f"{path}: rows {start - first} to {stop - first} are not the "
-                f"{episode['length']} frames of episode {index}, as in {EPISODES}"
+                f"{path}: has {len(rows)} frames of episode {number}, {EPISODES} says {length}"
             )
-        return rows
+        if not len(rows):
+            raise SourceError(f"{path}: episode {number} is empty")
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        if stop - start != len(rows):
+            raise SourceError(f"{path}: the frames of episode {number} are not together")
+        with _damage(path):
+            table, before = self._rows(path, start, stop, columns)
+            return table.slice(start - before, stop - start)
 
     def column(self, path: Path, name: str) -> Any:
         """Return a column of all frames in a file of data."""
@@ -87,62 +99,63 @@ class Files:
                 raise SourceError(f"{path}: has no column {name!r}")
             return file.read([name])[name]
 
-    def _rows(self, path: Path, start: int, stop: int, columns: list[str]) -> tuple[Any, int]:
+    def _rows(
+        self, path: Path, start: int, stop: int, columns: Sequence[str]
+    ) -> tuple[Any, int]:
         """Return the row groups with rows start to stop, and the number of rows before them."""
         from pyarrow import parquet
 
         with parquet.ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            for name in columns:
-                if name not in known:
-                    raise SourceError(f"{path}: has no column {name!r}")
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > start) & (ends - sizes < stop)).tolist()
             asked = (path, groups, columns)
             if self._last is None or self._last[0] != asked:
                 self._last = None  # frees the old rows before the new ones are read
-                self._last = (asked, file.read_row_groups(groups, columns))
-            return self._last[1], int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
+                there = [name for name in columns if name in file.schema_arrow.names]
+                self._last = (asked, file.read_row_groups(groups, there))
+            return self._last[1], int(ends[groups[0]] - sizes[groups[0]])
 
     def _path(self, pattern: str, episode: dict[str, Any], prefix: str, **names: str) -> Path:
-        try:
-            place = {k: int(episode[f"{prefix}/{k}"]) for k in ("chunk_index", "file_index")}
-            return self.root / self.patterns[pattern].format(**place, **names)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        """Return a path below the root; SourceError if the pattern leads out of it."""
+        number = episode["episode_index"]
+        values: dict[str, Any] = dict(names)
+        for name in ("chunk_index", "file_index"):
+            values[name] = episode.get(f"{prefix}/{name}")
+            if not isinstance(values[name], int):
+                raise SourceError(
+                    f"{self.root / EPISODES}: episode {number} has no {prefix}/{name}"
+                )
+        text = self.patterns.get(pattern, "")
+
+        def filled(match: re.Match[str]) -> str:
+            value = values.get(match[1], "")
+            return f"{value:0{match[2]}d}" if match[2] and isinstance(value, int) else str(value)
+
+        path = PurePosixPath(FIELD.sub(filled, text))
+        if not text or path.is_absolute() or ".." in path.parts or "{" in FIELD.sub("", text):
             raise SourceError(
-                f"{self.root / INFO}: {pattern} or {EPISODES} does not locate {prefix} of "
-                f"episode {episode.get('episode_index')} lies ({type(e).__name__}: {e})"
-            ) from None
+                f"{self.root / INFO}: {pattern} is {text!r}, need a path below the data set with "
+                "{chunk_index:03d}, {file_index:03d} and, for videos, {video_key}"
+            )
+        return self.root / path
 
 
 def find(root: Path) -> Files:
-    """Return the files at `root`; SourceError if it is not a whole v3 data set."""
+    """Return the files at `root`; SourceError if it is not a v3 data set."""
     needed(str(root))
     info = _info(root)
-    try:
-        tables = sorted((root / EPISODES).rglob("*.parquet"))
-        episodes = [row for table in tables for row in _table(table, skip="stats/")]
-        files = Files(
-            root,
-            float(info["fps"]),
-            dict(info["features"]),
-            {k: str(info[k]) for k in ("data_path", "video_path") if info.get(k)},
-            _tasks(root / TASKS),
-            sorted(episodes, key=lambda row: int(row["episode_index"])),
-        )
-        numbers = [int(row["episode_index"]) for row in files.episodes]
-        if not numbers or numbers != list(range(len(numbers))):
-            raise SourceError(f"{root / EPISODES}: does not list episodes 0, 1, 2, ...")
-        for index, row in enumerate(files.episodes):
-            start = int(row["dataset_from_index"])
-            path = files.data(index)
-            files.starts[path] = min(start, files.starts.get(path, start))
-    except (KeyError, TypeError, ValueError) as e:
-        raise SourceError(
-            f"{root / INFO}: it or {EPISODES} is not LeRobot's ({type(e).__name__}: {e})"
-        ) from None
-    return files
+    fps = info.get("fps")
+    if not isinstance(fps, int | float) or not 0 < fps < FASTEST:
+        raise SourceError(f"{root / INFO}: fps is {fps!r}, need a number above 0")
+    features = info.get("features")
+    if not isinstance(features, dict):
+        raise SourceError(f"{root / INFO}: has no features, need a mapping of them")
+    patterns = {k: str(info[k]) for k in ("data_path", "video_path") if info.get(k)}
+    path = root / TASKS
+    tasks = lerobot_tasks.sentences(path, _table(path)) if path.exists() else {}
+    described = {str(k): v for k, v in features.items() if isinstance(v, dict)}
+    return Files(root, float(fps), described, patterns, tasks, _episodes(root))
 
 
 def ours(root: Path) -> dict[str, Any]:
@@ -153,7 +166,7 @@ def ours(root: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {"spec": values["spec"], "observation": dict(values["observation"])}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
         raise SourceError(f"{path}: damaged ({type(e).__name__}: {e}); delete it") from None
 
 
@@ -167,13 +180,44 @@ def numbers(column: Any, *, shape: tuple[int, ...], where: str) -> Array:
         values = values.storage if isinstance(values, pyarrow.ExtensionArray) else values
         if values.null_count:
             raise SourceError(f"{where}: some rows are empty")
-        if not (lists.is_list(values.type) or lists.is_fixed_size_list(values.type)):
+        if not (
+            lists.is_list(values.type)
+            or lists.is_large_list(values.type)
+            or lists.is_fixed_size_list(values.type)
+        ):
             break
         values = values.flatten()
+    if not (lists.is_boolean(values.type) or lists.is_integer(values.type)) and not (
+        lists.is_floating(values.type)
+    ):
+        raise SourceError(f"{where}: holds {values.type}, need numbers")
     flat = values.to_numpy(zero_copy_only=False)
     if len(flat) != count * int(np.prod(shape)):
         raise SourceError(f"{where}: {len(flat)} numbers in {count} rows, need rows of {shape}")
     return np.asarray(flat).reshape(count, *shape)
+
+
+def _episodes(root: Path) -> list[dict[str, Any]]:
+    """Return the rows of meta/episodes in the order of their numbers.
+
+    Tables of other episodes may be missing, as in a data set of which a part was downloaded.
+    """
+    tables = sorted((root / EPISODES).rglob("*.parquet"))
+    rows = [row for table in tables for row in _table(table, skip="stats/")]
+    for row in rows:
+        for name in ("episode_index", "length"):
+            if not isinstance(row.get(name), int) or row[name] < 0:
+                raise SourceError(
+                    f"{root / EPISODES}: {name} of an episode is {row.get(name)!r}, need a number"
+                )
+    found = sorted(rows, key=lambda row: int(row["episode_index"]))
+    indices = [row["episode_index"] for row in found]
+    if not indices:
+        raise SourceError(f"{root / EPISODES}: lists no episode")
+    if len(set(indices)) < len(indices):
+        twice = next(a for a, b in zip(indices, indices[1:], strict=False) if a == b)
+        raise SourceError(f"{root / EPISODES}: lists episode {twice} more than once")
+    return found
 
 
 def _info(root: Path) -> dict[str, Any]:
@@ -185,7 +229,7 @@ def _info(root: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = str(info["codebase_version"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
         raise SourceError(f"{path}: not LeRobot's ({type(e).__name__}: {e})") from None
     if version.startswith(("v1", "v2")):
         raise SourceError(
@@ -194,15 +238,6 @@ def _info(root: Path) -> dict[str, Any]:
     if not version.startswith("v3"):
         raise SourceError(f"{path}: codebase_version {version!r} is unknown; v3 is read")
     return dict(info)
-
-
-def _tasks(path: Path) -> dict[int, str]:
-    rows = _table(path) if path.exists() else []
-    named = {}
-    for row in rows:
-        index = int(row.pop("task_index"))
-        named[index] = str(next(iter(row.values()), ""))  # the index: unnamed, or "task"
-    return named
 
 
 def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
@@ -214,20 +249,15 @@ def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
         return list(file.read(columns).to_pylist())
 
 
-class _damage:  # noqa: N801
-    """A context that raises SourceError for pyarrow's errors on a damaged file."""
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Raise SourceError for pyarrow's errors on a file in the block that is missing or damaged."""
+    from pyarrow import ArrowException
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from pyarrow import ArrowException
-
-        if isinstance(error, FileNotFoundError):
-            raise SourceError(f"{self.path}: no such file") from None
-        if isinstance(error, ArrowException | OSError):
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SourceError(f"{self.path}: damaged, or not a parquet file ({line})") from None
+    try:
+        yield
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except (ArrowException, OSError, ValueError, MemoryError) as e:
+        line = (str(e).splitlines() or [type(e).__name__])[0]
+        raise SourceError(f"{path}: damaged, or not a parquet file ({line})") from None

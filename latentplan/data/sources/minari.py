@@ -11,18 +11,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentplan.data.sources import hdf5
+from latentplan.data.sources import hdf5, observation_keys
 from latentplan.errors import SourceError
 from latentplan.types import ActionSpec, Array, Episode, Label, Spec
 
 FILE = "main_data.hdf5"
+EPISODE = re.compile(r"episode_[0-9]{1,9}")
+ENDS = ("rewards", "terminations", "truncations")
+CHOICES = 2**24  # of a discrete action, at most: those that float32 tells apart
 
 
 class Minari:
@@ -30,25 +34,40 @@ class Minari:
 
     Observations that are one array are called `observation`; those of a Dict or Tuple space have
     the names in it, joined by a dot. Texts (a mission) become labels. A discrete action is one
-    number, the choice; actions of Dict and Tuple spaces are refused.
+    number, the choice; actions of Dict and Tuple spaces are refused. The first episode that can be
+    read determines the observations and the size of an action.
     """
 
     @dataclass(frozen=True)
     class Config:
         """No settings."""
 
-    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        config: Config | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Find the episodes of the data set at `path`; SourceError if there are none."""
         self.config = config or self.Config()
         self.path = _main(Path(path))
         self.settings: dict[str, Any] = {"format": "minari"}
-        spaces = _spaces(self.path.with_name("metadata.json"))
+        space = _spaces(self.path.with_name("metadata.json")).get("action_space", {})
         with hdf5.opened(self.path) as file:
-            names = [n for n in file if n.startswith("episode_") and n[8:].isdecimal()]
+            names = [n for n in file.names() if EPISODE.fullmatch(n)]
             self.names = sorted(names, key=lambda n: int(n[8:]))
             if not self.names:
                 raise SourceError(f"{self.path}: has no episode_N")
-            self.spec = self._spec(file, spaces.get("action_space", {}))
+            first, low, high = self._scan(file)
+            arrays = _observed(first)
+            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
+            chosen = observation_keys.chosen(arrays, keys, left_out=left_out)
+            self.notes = observation_keys.notes(keys, left_out)
+            if not chosen:
+                raise SourceError(f"{first.where} has no observations of numbers; {self.notes}")
+            observation = {key: arrays[key].row() for key in chosen}
+        self.spec = Spec(observation, _action(space, low, high))
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -57,63 +76,55 @@ class Minari:
     def episode(self, index: int) -> Episode:
         """Return one episode; SourceError if it is damaged or unexpected."""
         with hdf5.opened(self.path) as file:
-            group = file[self.names[index]]
-            arrays, texts = _leaves(group)
-            if set(arrays) != set(self.spec.observation):
-                raise SourceError(
-                    f"{self.path}: {group.name} has the observations {sorted(arrays)}, "
-                    f"the first episode {sorted(self.spec.observation)}"
-                )
-            actions = _vectors(hdf5.array(group, "actions"))
+            group = file.group(self.names[index])
+            arrays = _observed(group)
+            actions = _actions(group, size=self.spec.action.size)
             observations = {
-                key: hdf5.read(dataset, self.spec.observation[key])
-                for key, dataset in arrays.items()
+                key: _named(group, arrays, key).read(spec)
+                for key, spec in self.spec.observation.items()
             }
-            flags = {
-                name: hdf5.read(d := hdf5.array(group, name), hdf5.row_spec(d)).reshape(-1)
-                for name in ("rewards", "terminations", "truncations")
-            }
+            flags = {name: group.array(name).read().reshape(-1) for name in ENDS}
             lengths = {name: len(v) for name, v in (flags | {"actions": actions}).items()}
             lengths |= {key: len(v) - 1 for key, v in observations.items()}
-            if len(set(lengths.values())) != 1 or not len(actions):
-                raise SourceError(f"{self.path}: {group.name} has unequal lengths: {lengths}")
-            seed = group.attrs.get("seed")
-            return Episode(
-                observations=observations,
-                actions=actions,
-                rewards=flags["rewards"].astype(np.float32),
-                terminated=bool(flags["terminations"][-1]),
-                truncated=bool(flags["truncations"][-1]),
-                seed=int(seed) if isinstance(seed, int | np.integer) else -1,
-                labels=tuple(Label(text) for text in texts),
-            )
-
-    def _spec(self, file: Any, space: dict[str, Any]) -> Spec:
-        arrays, _ = _leaves(file[self.names[0]])
-        if not arrays:
-            raise SourceError(f"{self.path}: {self.names[0]} has no observations")
-        low, high = np.array(np.inf), np.array(-np.inf)
-        for name in self.names:
-            dataset = hdf5.array(file[name], "actions")
-            if low.shape and dataset[:1].reshape(1, -1).shape[1:] != low.shape:
-                raise SourceError(
-                    f"{self.path}: {name}/actions has shape {dataset.shape}, those of "
-                    f"{self.names[0]} have {low.size} numbers"
-                )
-            values = _vectors(dataset, finite=False)
-            low = np.fmin(low, np.fmin.reduce(values))
-            high = np.fmax(high, np.fmax.reduce(values))
-        if space.get("type") == "Discrete":
-            start = int(space.get("start", 0))
-            low, high = np.array([start]), np.array([start + int(space["n"]) - 1])
-        elif space.get("type") == "Box":
-            low, high = (_bound(space, k, d) for k, d in (("low", low), ("high", high)))
-        return Spec(
-            observation={key: hdf5.row_spec(dataset) for key, dataset in arrays.items()},
-            action=ActionSpec(
-                tuple(map(float, low)), tuple(map(float, high)), _meaning(space)
-            ),
+            if len(set(lengths.values())) != 1:
+                raise SourceError(f"{group.where} has unequal lengths: {lengths}")
+            readable = [array for array in arrays.values() if not array.refused]
+            texts = [text for array in readable for text in array.texts(first=True)]
+            seed = group.attribute("seed")
+        return Episode(
+            observations=observations,
+            actions=actions,
+            rewards=flags["rewards"].astype(np.float32),
+            terminated=bool(flags["terminations"][-1]),
+            truncated=bool(flags["truncations"][-1]),
+            seed=int(seed) if isinstance(seed, int | np.integer) else -1,
+            labels=tuple(Label(text) for text in texts if text),
         )
+
+    def _scan(self, file: hdf5.Group) -> tuple[hdf5.Group, Array, Array]:
+        """Return the first episode that can be read, and the bounds (A,) of all actions.
+
+        Raises the first episode's error if none can be read.
+        """
+        first: hdf5.Group | None = None
+        low = high = np.zeros(0, np.float32)
+        errors: list[SourceError] = []
+        for name in self.names:
+            try:
+                group = file.group(name)
+                actions = _actions(group)
+                if first is None:
+                    _observed(group)
+            except SourceError as e:  # raised again when that episode is read
+                errors.append(e)
+                continue
+            if first is None:
+                first, low, high = group, actions[0], actions[0]
+            if actions.shape[1:] == low.shape:
+                low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
+        if first is None:
+            raise errors[0]
+        return first, low, high
 
 
 def _main(path: Path) -> Path:
@@ -138,54 +149,64 @@ def _spaces(path: Path) -> dict[str, dict[str, Any]]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         spaces = {k: json.loads(v) for k, v in metadata.items() if k.endswith("_space")}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise SourceError(f"{path}: is not Minari's metadata ({e})") from None
     return {k: v for k, v in spaces.items() if isinstance(v, dict)}
 
 
-def _leaves(episode: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the arrays of an episode's observations by name, and its texts."""
-    found = episode.get("observations")
+def _observed(episode: hdf5.Group) -> dict[str, hdf5.Data]:
+    """Return the arrays of an episode's observations by name, texts included."""
+    found = episode.find("observations")
     if found is None:
-        raise SourceError(f"{episode.file.filename}: {episode.name} has no observations")
-    arrays, texts = {}, []
-    for name, dataset in _walk("", found):
-        if dataset.dtype.kind == "O":  # strings of any length
-            first = dataset[:1]
-            texts += [t.decode() if isinstance(t, bytes) else str(t) for t in first]
-        else:
-            arrays[name or "observation"] = dataset
-    return arrays, texts
+        raise SourceError(f"{episode.where} has no observations")
+    return {"observation": found} if isinstance(found, hdf5.Data) else found.arrays()
 
 
-def _walk(prefix: str, found: Any) -> Iterator[tuple[str, Any]]:
-    if hasattr(found, "keys"):
-        for key in found:
-            yield from _walk(f"{prefix}.{key}" if prefix else key, found[key])
+def _named(episode: hdf5.Group, arrays: dict[str, hdf5.Data], key: str) -> hdf5.Data:
+    if key not in arrays:
+        raise SourceError(
+            f"{episode.where} has the observations {sorted(arrays)}, not {key!r}, which the first "
+            "episode has"
+        )
+    return arrays[key]
+
+
+def _actions(episode: hdf5.Group, *, size: int | None = None) -> Array:
+    """Return actions (L, A) float32, a discrete one as (L, 1); SourceError if not of `size`."""
+    array = episode.array("actions")
+    values = array.read()
+    if not len(values):
+        raise SourceError(f"{array.where}: the episode is empty")
+    flat = values.astype(np.float32).reshape(len(values), -1)
+    if size not in (None, flat.shape[1]):
+        raise SourceError(
+            f"{array.where} has shape {values.shape}, those of the first episode have {size} "
+            "numbers"
+        )
+    return flat
+
+
+def _action(space: dict[str, Any], low: Array, high: Array) -> ActionSpec:
+    """Return the spec of an action of a space, within the data's bounds (A,) without one."""
+    if space.get("type") == "Discrete":
+        start, count = space.get("start", 0), space.get("n")
+        if len(low) == 1 and all(isinstance(x, int) and abs(x) < CHOICES for x in (start, count)):
+            low, high = np.array([start]), np.array([start + count - 1])
+        meaning = "the choice, a whole number"
     else:
-        yield prefix, found
-
-
-def _vectors(dataset: Any, *, finite: bool = True) -> Array:
-    """Return actions (L, A) float32, a discrete one as (L, 1)."""
-    values = np.asarray(dataset[:])
-    if finite:
-        hdf5.check_finite(f"{dataset.file.filename}: {dataset.name}", values)
-    return values.astype(np.float32).reshape(len(values), -1 if len(values) else 1)
+        meaning = ""
+    if space.get("type") == "Box":
+        low, high = (_bound(space, k, d) for k, d in (("low", low), ("high", high)))
+    return ActionSpec(tuple(map(float, low)), tuple(map(float, high)), meaning)
 
 
 def _bound(space: dict[str, Any], name: str, data: Array) -> Array:
     """Return a Box's bound (A,), the data's if the Box has none (an infinity)."""
     try:
         bound = np.asarray(space[name], np.float64).reshape(-1)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return data
     if bound.shape != data.shape:
         return data
     nearest = np.fmin if name == "low" else np.fmax
     return np.where(np.isfinite(bound), nearest(bound, data), data)
-
-
-def _meaning(space: dict[str, Any]) -> str:
-    kind = space.get("type")
-    return "the choice, a whole number" if kind == "Discrete" else ""

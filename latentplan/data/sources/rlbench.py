@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import rlbench_images, rlbench_spec
+from latentplan.data.sources import observation_keys, rlbench_images, rlbench_spec
 from latentplan.data.sources.rlbench_demos import (
     Demo,
     camera_values,
@@ -19,7 +19,7 @@ from latentplan.data.sources.rlbench_demos import (
     planes,
     stacked,
 )
-from latentplan.data.sources.rlbench_spec import IMAGES, STATE
+from latentplan.data.sources.rlbench_spec import CAMERAS, IMAGES, STATE
 from latentplan.data.unpickling import Namespace
 from latentplan.errors import SourceError, check_range
 from latentplan.types import Array, Episode, Spec
@@ -66,24 +66,23 @@ class Rlbench:
             check_range("Rlbench.still", self.still, 0, 100)
             check_range("Rlbench.gap", self.gap, 1, 1_000_000)
 
-    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        config: Config | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Find the demos at `path`: a root, a task, a variation or an episode."""
         self.config = config or self.Config()
         self.demos = find(path)
         self.settings: dict[str, Any] = settings.to_values(self.config)
-        self.spec, self._sizes = self._first()
+        self.notes: list[str] = []
+        self.spec, self._sizes = self._first(keys)
 
     def __len__(self) -> int:
         """Return the number of demos."""
         return len(self.demos)
-
-    def choose(self, keys: Sequence[str]) -> None:
-        """Read these observations alone from now on; files of others are not opened."""
-        self.spec = replace(
-            self.spec,
-            observation={key: self.spec.observation[key] for key in keys},
-            privileged=tuple(key for key in self.spec.privileged if key in keys),
-        )
 
     def episode(self, index: int) -> Episode:
         """Return one demo as an episode; SourceError that names the file if it is unexpected."""
@@ -101,9 +100,9 @@ class Rlbench:
         rewards = np.zeros(len(chosen) - 1, np.float32)
         rewards[-1] = 1
         variation = demo.variation()
-        seen = self._seen(demo, observations, chosen.tolist(), count=count)
+        seen = state | self._seen(demo, observations, chosen.tolist(), count=count)
         return Episode(
-            observations=seen | {k: v for k, v in state.items() if k in self.spec.observation},
+            observations={key: seen[key] for key in self.spec.observation},
             actions=rlbench_spec.actions(c.action, state),
             rewards=rewards,
             terminated=True,
@@ -111,52 +110,90 @@ class Rlbench:
             labels=demo.labels(),
         )
 
-    def _first(self) -> tuple[Spec, dict[str, tuple[int, int]]]:
+    def _first(self, keys: Sequence[str] | None) -> tuple[Spec, dict[str, tuple[int, int]]]:
         """Return the spec and (height, width) by camera of the first demo that can be read."""
         first: SourceError | None = None
         for demo in self.demos:
             try:
-                return self._spec(demo)
+                return self._spec(demo, keys)
             except SourceError as e:
                 first = first or e
         assert first is not None  # `find` returns at least one demo
         raise first
 
-    def _spec(self, demo: Demo) -> tuple[Spec, dict[str, tuple[int, int]]]:
+    def _spec(
+        self, demo: Demo, keys: Sequence[str] | None
+    ) -> tuple[Spec, dict[str, tuple[int, int]]]:
         c, observations = self.config, demo.observations()
-        there = demo.cameras()
-        kinds = {
-            camera: [k for k in c.images or there[camera] if k in IMAGES]
-            for camera in c.cameras or there
-        }
-        sizes = {}
-        for camera in kinds:
-            files = [demo.folder / f"{camera}_{k}" / "0.png" for k in there.get(camera, ["rgb"])]
-            sizes[camera] = rlbench_images.size(files[0])
-            for file in files[1:]:
-                rlbench_images.check_size(file, sizes[camera], "the camera's other images have")
-        lengths = {}
-        for name in STATE:
-            values = stacked(demo, observations, name)
-            if values is not None:
-                lengths[name] = values.shape[1]
+        kinds = self._kinds(demo)
+        state = [name for name in STATE if any(_has(o, name) for o in observations)]
         for name in NEEDED[c.action]:
-            if name not in lengths:
+            if name not in state:
                 raise SourceError(
                     f"{demo.low_dim}: has no {name}, of which action={c.action} is made; choose "
                     "another action=..., and one arm: demos of two are not read"
                 )
-        if "task_low_dim_state" in lengths:
-            longest = max([lengths["task_low_dim_state"], *self._task_states(demo.task)])
-            lengths["task_low_dim_state"] = c.task_state or longest
-        observation = rlbench_spec.observation_spec(
-            {(camera, kind): sizes[camera] for camera in kinds for kind in kinds[camera]},
-            clouds={n: rlbench_spec.points(s, c.stride) for n, s in sizes.items() if c.clouds},
+        there = rlbench_spec.keys(kinds, clouds=c.clouds, matrices=c.matrices, state=state)
+        lengths, reasons = {}, dict.fromkeys(there, "")
+        for name in state:
+            if keys is None or name in keys or name in NEEDED[c.action]:
+                lengths[name] = self._length(demo, observations, name)
+                reasons[name] = observation_keys.unfit((lengths[name],), np.dtype(np.float64))
+        left_out = observation_keys.left_out(reasons)
+        chosen = observation_keys.chosen(there, keys, left_out=left_out)
+        self.notes = observation_keys.notes(keys, left_out)
+        sizes = {camera: self._size(demo, camera, chosen) for camera in kinds}
+        seen = {camera: size for camera, size in sizes.items() if size is not None}
+        every = rlbench_spec.observation_spec(
+            {(camera, kind): size for camera, size in seen.items() for kind in kinds[camera]},
+            clouds={n: rlbench_spec.points(s, c.stride) for n, s in seen.items() if c.clouds},
             matrices=tuple(kinds) if c.matrices else (),
             state=lengths,
         )
-        spec = rlbench_spec.spec(observation, c.action, robot=c.robot)
-        return spec, sizes
+        observation = {key: every[key] for key in chosen}
+        return rlbench_spec.spec(observation, c.action, robot=c.robot), seen
+
+    def _kinds(self, demo: Demo) -> dict[str, list[str]]:
+        """Return the kinds of images to read by camera; SourceError that lists those there are."""
+        c, there = self.config, demo.cameras()
+        listed = "; ".join(f"{camera}: {', '.join(kinds)}" for camera, kinds in there.items())
+        found = {}
+        for camera in c.cameras or there:
+            for kind in (*c.images, *(["depth"] if c.clouds else [])):
+                if kind not in there.get(camera, []):
+                    raise SourceError(
+                        f"{demo.folder}: has no {camera}_{kind}; images there are: "
+                        f"{listed or 'none'}"
+                    )
+            if camera not in there:
+                raise SourceError(
+                    f"{demo.folder}: has no images of {camera}; there are: {listed or 'none'}"
+                )
+            found[camera] = list(c.images or there[camera])
+        if not found and (c.images or c.clouds):
+            raise SourceError(f"{demo.folder}: has no images")
+        return found
+
+    def _size(self, demo: Demo, camera: str, chosen: Sequence[str]) -> tuple[int, int] | None:
+        """Return (height, width) of a camera's chosen images; None if none is chosen."""
+        read = [kind for kind in IMAGES if f"{camera}_{kind}" in chosen]
+        if f"{camera}_point_cloud" in chosen and "depth" not in read:
+            read.append("depth")
+        files = [demo.folder / f"{camera}_{kind}" / "0.png" for kind in read]
+        if not files:
+            return None
+        size = rlbench_images.size(files[0])
+        for file in files[1:]:
+            rlbench_images.check_size(file, size, "the camera's other images have")
+        return size
+
+    def _length(self, demo: Demo, observations: Sequence[Namespace], name: str) -> int:
+        """Return how many numbers an observation of the state has."""
+        values = stacked(demo, observations, name)
+        length = 0 if values is None else values.shape[1]
+        if name != "task_low_dim_state":
+            return length
+        return self.config.task_state or max([length, *self._task_states(demo.task)])
 
     def _task_states(self, done: str) -> Iterator[int]:
         """Yield the length of task_low_dim_state in the first demo of each task but `done`."""
@@ -211,7 +248,8 @@ class Rlbench:
     ) -> dict[str, Array]:
         """Return the cameras' observations at `frames` of a demo of `count` observations."""
         specs, found = self.spec.observation, {}
-        for camera, size in self._sizes.items():
+        for camera in CAMERAS:
+            size = self._sizes.get(camera, (0, 0))
             for kind in ("rgb", "mask"):
                 if f"{camera}_{kind}" in specs:
                     folder = demo.images(f"{camera}_{kind}", count)
@@ -239,3 +277,7 @@ class Rlbench:
                     stride=self.config.stride,
                 )
         return {key: values for key, values in found.items() if key in specs}
+
+
+def _has(observation: Namespace, name: str) -> bool:
+    return getattr(observation, name, None) is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from latentplan.data.sources import image_files
 from latentplan.errors import SourceError
 from latentplan.types import Array
 
@@ -20,13 +21,8 @@ DEPTH_STEPS = 2**24 - 1
 
 def size(file: Path) -> tuple[int, int]:
     """Return (height, width) of a PNG, from its header; SourceError if it is not one."""
-    from PIL import Image
-
-    try:
-        with Image.open(file, formats=("PNG",)) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise _unreadable(file, e) from None
+    with image_files.opened(file, where=file, formats=("PNG",)) as image:
+        return image.height, image.width
 
 
 def check_size(file: Path, wanted: tuple[int, int], owner: str) -> None:
@@ -41,23 +37,18 @@ def read(folder: Path, frames: Sequence[int], *, size: tuple[int, int]) -> Array
 
     Raises SourceError naming the file that is missing, damaged, of another size or not RGB.
     """
-    from PIL import Image
-
     images = np.empty((len(frames), *size, 3), np.uint8)
     for pixels, frame in zip(images, frames, strict=True):
         file = folder / f"{frame}.png"
-        try:
-            with Image.open(file, formats=("PNG",)) as image:
-                found = image.height, image.width
-                if found != size:
-                    raise _other_size(file, found, size, "the set's first demo has")
-                if image.mode != "RGB":
-                    raise SourceError(
-                        f"{file}: is a PNG of mode {image.mode}, need RGB with 8 bits a colour"
-                    )
-                pixels[:] = np.asarray(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise _unreadable(file, e) from None
+        with image_files.opened(file, where=file, formats=("PNG",)) as image:
+            found = image.height, image.width
+            if found != size:
+                raise _other_size(file, found, size, "the set's first demo has")
+            if image.mode != "RGB":
+                raise SourceError(
+                    f"{file}: is a PNG of mode {image.mode}, need RGB with 8 bits a colour"
+                )
+            pixels[:] = np.asarray(image)
     return images
 
 
@@ -104,9 +95,3 @@ def _other_size(
         "the same, and a depth image or a mask that was resized has lost its numbers: take the "
         "original"
     )
-
-
-def _unreadable(file: Path, error: BaseException) -> SourceError:
-    if isinstance(error, FileNotFoundError):
-        return SourceError(f"{file}: no such file")
-    return SourceError(f"{file}: cannot be read as PNG ({error}); copy it again")

@@ -113,6 +113,23 @@ def observation_spec(
     return found
 
 
+def keys(
+    kinds: Mapping[str, Sequence[str]], *, clouds: bool, matrices: bool, state: Sequence[str]
+) -> list[str]:
+    """Return the keys of `observation_spec` for kinds of images by camera, in its order."""
+    return [
+        *(f"{camera}_{kind}" for camera in kinds for kind in kinds[camera]),
+        *(f"{camera}_point_cloud" for camera in kinds if clouds),
+        *(
+            f"{camera}_camera_{name}"
+            for camera in kinds
+            if matrices
+            for name in ("extrinsics", "intrinsics")
+        ),
+        *state,
+    ]
+
+
 def points(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Return rows and columns of a cloud with a point every `stride` pixels."""
     return -(-size[0] // stride), -(-size[1] // stride)

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import hdf5, robosuite_actions
-from latentplan.errors import SourceError, unknown
+from latentplan.data import images
+from latentplan.data.sources import hdf5, observation_keys, robosuite_actions
+from latentplan.errors import ConfigError, SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
+DEMO = re.compile(r"demo_[0-9]{1,9}")
 TRUTH = ("object", "object-state")  # robosuite's state of its objects: simulator truth
 
 
@@ -31,17 +34,28 @@ class Robomimic:
     The last row of `next_obs`, if there is one, is the episode's last observation. Without it the
     last action has no next observation and is left out. An episode is terminated if its last
     `dones` is set; robomimic sets it at success, at the end of a demo, or both. Missing rewards
-    are zero. `object` is simulator truth, so it is privileged.
+    are zero. `object` is simulator truth, so it is privileged. Observations in nested groups, as in
+    Isaac Lab's files, are called `group.name`.
+
+    The first demo that can be read determines the observations and the size of an action. A demo
+    without them, or without actions, raises when it is read.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """The demos that are read, and the orientation of their images."""
+        """The demos and the actions that are read, and the orientation of images."""
 
         filter: str = ""  # name of a mask, such as train or 20_percent; none: every demo
+        actions: str = "actions"  # or another array of a demo: actions_abs, action_dict/abs_pos
         flip: bool = False  # flip rows: robosuite's own and LIBERO's images begin at the bottom
 
-    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        config: Config | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Find the demos in the file at `path`; SourceError if it has none to read."""
         self.path, self.config = Path(path), config or self.Config()
         self.settings: dict[str, Any] = {
@@ -50,9 +64,20 @@ class Robomimic:
         }
         with hdf5.opened(self.path) as file:
             self.demos = self._find(file)
-            self._task = _language(_values(file["data"], "problem_info"))
-            arguments = _values(file["data"], "env_args")
-            self.spec = self._spec(file, arguments)
+            data = file.group("data")
+            self._task = _language(data.mapping("problem_info"))
+            first, low, high = self._scan(data)
+            arrays = first.arrays()
+            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
+            names = observation_keys.chosen(arrays, keys, left_out=left_out)
+            self.notes = observation_keys.notes(keys, left_out)
+            if not names:
+                raise SourceError(f"{first.where}: no observation can be read: {self.notes[0]}")
+            observation = {key: arrays[key].row() for key in names}
+            arguments = data.mapping("env_args")
+        if self.config.flip and not any(len(a.shape) == 3 for a in observation.values()):
+            raise ConfigError(f"Robomimic.flip: none of {', '.join(names)} is an image to flip")
+        self.spec = self._spec(observation, low, high, arguments=arguments)
 
     def __len__(self) -> int:
         """Return the number of demos."""
@@ -62,16 +87,15 @@ class Robomimic:
         """Return one demo as an episode; SourceError if it is damaged or unexpected."""
         name = self.demos[index]
         with hdf5.opened(self.path) as file:
-            demo = file["data"][name]
-            actions = hdf5.array(demo, "actions")
-            actions = hdf5.read(actions, hdf5.row_spec(actions)).astype(np.float32)
+            demo = file.group("data").group(name)
+            actions = self._actions(demo, size=self.spec.action.size)
             length = len(actions)
             observations = {
                 key: self._observed(demo, key, length=length) for key in self.spec.observation
             }
             rewards = _numbers(demo, "rewards", length)
             done = bool(_numbers(demo, "dones", length)[-1])
-            text = _language(_values(demo, "ep_meta")) or self._task
+            text = _language(demo.mapping("ep_meta")) or self._task
         kept = len(next(iter(observations.values()))) - 1  # L, or L - 1 without next_obs
         if kept < 1:
             raise SourceError(f"{self.path}: {name} has a single observation, and no next_obs")
@@ -86,51 +110,82 @@ class Robomimic:
             labels=(Label(text),) if text else (),
         )
 
-    def _find(self, file: Any) -> list[str]:
-        data = file.get("data")
-        names = [n for n in data or () if n.startswith("demo_") and n[5:].isdecimal()]
+    def _find(self, file: hdf5.Group) -> list[str]:
+        names = file.group("data").names() if "data" in file.names() else []
+        names = [n for n in names if DEMO.fullmatch(n)]
         if not names:
             raise SourceError(f"{self.path}: has no data/demo_N; not a robomimic file")
         chosen = self.config.filter
         if chosen:
-            masks = file.get("mask", {})
+            masks = file.group("mask").names() if "mask" in file.names() else []
             if chosen not in masks:
-                raise SourceError(f"{self.path}: {unknown('mask', chosen, masks)}")
-            wanted = {n.decode() if isinstance(n, bytes) else str(n) for n in masks[chosen][:]}
+                hint = unknown("mask", chosen, masks) if masks else "the file has no masks"
+                raise SourceError(f"{self.path}: Robomimic.filter: {hint}")
+            mask = file.group("mask").find(chosen)
+            wanted = set(mask.texts()) if isinstance(mask, hdf5.Data) else set()
             missing = sorted(wanted - set(names))
             if missing or not wanted:
-                found = f"names {missing[0]}, which is not there" if missing else "is empty"
+                found = f"names {missing[0]}, which is not there" if missing else "names no demo"
                 raise SourceError(f"{self.path}: mask/{chosen} {found}")
             names = [n for n in names if n in wanted]
         return sorted(names, key=lambda n: int(n[5:]))
 
-    def _spec(self, file: Any, arguments: dict[str, Any]) -> Spec:
-        data = file["data"]
-        first = data[self.demos[0]]
-        if not len(first.get("obs", ())):
-            raise SourceError(
-                f"{self.path}: has states and actions, but no observations; render them: python "
-                f"-m robomimic.scripts.dataset_states_to_obs --dataset {self.path} --output_name "
-                "image.hdf5 --done_mode 2 --camera_names agentview (a file that robosuite itself "
-                "recorded goes through robomimic.scripts.conversion.convert_robosuite before)"
-            )
-        observation = {k: hdf5.row_spec(hdf5.array(first["obs"], k)) for k in sorted(first["obs"])}
-        size = hdf5.array(first, "actions").shape[1:]
-        low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    def _scan(self, data: hdf5.Group) -> tuple[hdf5.Group, Array, Array]:
+        """Return the observations of the first demo that can be read, and the actions' bounds (A,).
+
+        Raises the first demo's error if none can be read.
+        """
+        first: hdf5.Group | None = None
+        low = high = np.zeros(0, np.float32)
+        errors: list[SourceError] = []
         for name in self.demos:
-            actions = hdf5.array(data[name], "actions")
-            if len(size) != 1 or actions.shape[1:] != size or not len(actions):
-                raise SourceError(
-                    f"{self.path}: {name}/actions has shape {actions.shape}, need (L >= 1, A) "
-                    f"with the A of {self.demos[0]}, {size}"
-                )
-            values = actions[:].astype(np.float32)
-            low = np.fmin(low, np.fmin.reduce(values))
-            high = np.fmax(high, np.fmax.reduce(values))
-        made = robosuite_actions.describe(arguments, size[0])
+            try:
+                demo = data.group(name)
+                actions = self._actions(demo)
+                observed = demo.group("obs") if "obs" in demo.names() else None
+                if first is None and (observed is None or not observed.names()):
+                    raise SourceError(
+                        f"{demo.where}: has states and actions, but no observations; render them: "
+                        "python -m robomimic.scripts.dataset_states_to_obs --dataset "
+                        f"{self.path} --output_name image.hdf5 --done_mode 2 --camera_names "
+                        "agentview (a file that robosuite itself recorded goes through "
+                        "robomimic.scripts.conversion.convert_robosuite before)"
+                    )
+            except SourceError as e:  # raised again when that demo is read
+                errors.append(e)
+                continue
+            if first is None:
+                first, low, high = observed, actions[0], actions[0]
+            if actions.shape[1:] == low.shape:
+                low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
+        if first is None:
+            raise errors[0]
+        return first, low, high
+
+    def _actions(self, demo: hdf5.Group, *, size: int | None = None) -> Array:
+        """Return a demo's actions (L, A) float32; SourceError if there are none, or not `size`."""
+        array = demo.array(self.config.actions)
+        values = array.read().astype(np.float32)
+        if values.ndim != 2 or not len(values) or size not in (None, values.shape[1]):
+            raise SourceError(
+                f"{array.where}: has shape {values.shape}, need (L >= 1, {size or 'A'})"
+            )
+        return values
+
+    def _spec(
+        self,
+        observation: dict[str, ArraySpec],
+        low: Array,
+        high: Array,
+        *,
+        arguments: Mapping[str, Any],
+    ) -> Spec:
+        made = robosuite_actions.Described()
+        if self.config.actions == "actions":  # that the controller takes
+            made = robosuite_actions.describe(arguments, len(low))
         if made.normalised:
             low, high = np.fmin(low, -1), np.fmax(high, 1)
-        frequency = _number(arguments.get("env_kwargs", {}), "control_freq")
+        frequency = _number(arguments.get("env_kwargs"), "control_freq")
         return Spec(
             observation=observation,
             action=ActionSpec(
@@ -141,64 +196,40 @@ class Robomimic:
             dt=1 / frequency if frequency else None,
         )
 
-    def _observed(self, demo: Any, key: str, *, length: int) -> Array:
+    def _observed(self, demo: hdf5.Group, key: str, *, length: int) -> Array:
         """Return the rows (L + 1, ...) of an observation, or (L, ...) without next_obs."""
-        spec = self.spec.observation[key]
-        groups = [demo["obs"]] if "obs" in demo else []
-        groups += [demo["next_obs"]] if "next_obs" in demo else []
-        parts = []
-        for group in groups:
-            dataset = hdf5.array(group, key)
-            if len(dataset) != length:
-                raise SourceError(
-                    f"{self.path}: {dataset.name} has {len(dataset)} rows for {length} actions"
-                )
-            parts.append(hdf5.read(dataset, spec))
-        if not parts:
-            raise SourceError(f"{self.path}: {demo.name} has no obs")
+        spec, parts = self.spec.observation[key], []
+        for name in ("obs", "next_obs"):
+            if name == "next_obs" and name not in demo.names():
+                continue
+            array = demo.group(name).dotted(key)
+            if len(array) != length:
+                raise SourceError(f"{array.where} has {len(array)} rows for {length} actions")
+            parts.append(array.read(spec))
         values = parts[0] if len(parts) == 1 else np.concatenate([parts[0], parts[1][-1:]])
-        return values[:, ::-1] if self.config.flip and _is_image(spec) else values
+        if not self.config.flip or len(spec.shape) != 3:  # colours, or depth with one channel
+            return values
+        return values[:, :, ::-1] if images.channels_first(spec.shape) else values[:, ::-1]
 
 
-def _is_image(spec: ArraySpec) -> bool:
-    """Return whether rows are (h, w, c) images: colours, or depth with c = 1."""
-    return len(spec.shape) == 3
-
-
-def _numbers(demo: Any, name: str, length: int) -> Array:
+def _numbers(demo: hdf5.Group, name: str, length: int) -> Array:
     """Return (L,) float32, zeros if the demo has none."""
-    if name not in demo:
+    if name not in demo.names():
         return np.zeros(length, np.float32)
-    dataset = hdf5.array(demo, name)
-    values = hdf5.read(dataset, hdf5.row_spec(dataset)).astype(np.float32).reshape(-1)
+    array = demo.array(name)
+    values = array.read().astype(np.float32).reshape(-1)
     if len(values) != length:
-        raise SourceError(
-            f"{demo.file.filename}: {dataset.name} has {len(values)} numbers for {length} actions"
-        )
+        raise SourceError(f"{array.where} has {len(values)} numbers for {length} actions")
     return values
 
 
-def _values(group: Any, name: str) -> dict[str, Any]:
-    """Return the JSON mapping in an attribute; empty if there is none."""
-    text = group.attrs.get(name)
-    if not isinstance(text, str | bytes) or not text.strip():
-        return {}
-    try:
-        found = json.loads(text)
-    except ValueError as e:
-        raise SourceError(
-            f"{group.file.filename}: {group.name}.{name} is not JSON ({e})"
-        ) from None
-    return found if isinstance(found, dict) else {}
-
-
 def _number(values: Any, name: str) -> float | None:
-    found = values.get(name) if isinstance(values, dict) else None
-    return float(found) if isinstance(found, int | float) and found > 0 else None
+    found = values.get(name) if isinstance(values, Mapping) else None
+    return float(found) if isinstance(found, int | float) and 1e-6 < found < 1e6 else None
 
 
 def _language(values: dict[str, Any]) -> str:
     """Return the sentence that MimicGen (`lang`) or LIBERO (`language_instruction`) has."""
     found = values.get("lang") or values.get("language_instruction") or ""
-    text = "".join(found) if isinstance(found, list) else str(found)
+    text = "".join(map(str, found)) if isinstance(found, list) else str(found)
     return text.strip().strip('"')

@@ -42,8 +42,7 @@ def describe(arguments: Mapping[str, Any], size: int) -> Described:
     kinds = ", ".join(part["type"] for part in parts)
     composite = isinstance(found, Mapping) and "body_parts" in found
     meaning = f"robosuite {kinds} and gripper (-1 opens, 1 closes)"
-    inputs = {(part.get("input_min"), part.get("input_max")) for part in parts}
-    normalised = inputs == {(-1, 1)}
+    normalised = all((part.get("input_min"), part.get("input_max")) == (-1, 1) for part in parts)
     convention = _convention(parts[0], size, composite=composite) if len(parts) == 1 else None
     return Described(meaning, normalised, convention)
 
@@ -89,7 +88,12 @@ def _convention(part: Mapping[str, Any], size: int, *, composite: bool) -> Conve
 def _unit(part: Mapping[str, Any], which: slice) -> Any:
     """Return the unit of a 1; None if it differs between axes or directions."""
     outputs = [part.get("output_min"), part.get("output_max")]
-    low, high = ([o] * 6 if isinstance(o, int | float) else list(o or ()) for o in outputs)
+    low, high = ([o] * 6 if isinstance(o, int | float) else o for o in outputs)
+    if not isinstance(low, list) or not isinstance(high, list):
+        return None
+    numbers = high[which] + low[which]
+    if not all(isinstance(x, int | float) and abs(x) < 1e6 for x in numbers):
+        return None
     units = {*map(float, high[which]), *(-float(x) for x in low[which])}
     inputs = (part.get("input_min"), part.get("input_max"))
     return units.pop() if len(units) == 1 and inputs == (-1, 1) else None

@@ -9,6 +9,20 @@ import numpy as np
 from latentplan.errors import SourceError
 from latentplan.types import Array
 
+FORMATS = {".mp4": "mp4", ".mov": "mp4", ".m4v": "mp4", ".mkv": "matroska", ".webm": "matroska"}
+
+
+def check(path: Path) -> None:
+    """Raise SourceError if the video is not there, or its name ends unlike a known format's.
+
+    The format follows from the name and not from the content, so that no video is a playlist,
+    which could name other files.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    if not path.is_file() or path.suffix.lower() not in FORMATS:
+        raise SourceError(f"{path}: need a video file {', '.join(FORMATS)}")
+
 
 def frames(path: Path, times: Array, *, fps: float, size: tuple[int, int]) -> Array:
     """Return the images (n, h, w, 3) uint8 of a video at the increasing `times` (n,), in s.
@@ -19,12 +33,11 @@ def frames(path: Path, times: Array, *, fps: float, size: tuple[int, int]) -> Ar
     """
     import av
 
-    if not path.exists():
-        raise SourceError(f"{path}: no such file")
+    check(path)
     found = np.empty((len(times), *size, 3), np.uint8)
     near, count = 0.5 / fps, 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
                 raise SourceError(f"{path}: has no video stream")
             stream = container.streams.video[0]
@@ -50,4 +63,6 @@ def frames(path: Path, times: Array, *, fps: float, size: tuple[int, int]) -> Ar
                     return found
     except av.FFmpegError as e:
         raise SourceError(f"{path}: damaged, or not a video ({e.strerror or e})") from None
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as e:
+        raise SourceError(f"{path}: damaged, or not a video ({e})") from None
     raise SourceError(f"{path}: ends before {times[count]:.4f} s: {count} of {len(times)} frames")

@@ -1,4 +1,4 @@
-"""Baselines of CALVIN's evaluations: policies that have learnt nothing."""
+"""Baselines of CALVIN's evaluations: policies without learning."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from latentplan.types import Array, Goal, Observation
 
 
 class Noop:
-    """Baseline: no motion, the gripper open."""
+    """Policy that holds still with an open gripper."""
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Do nothing."""
 
     def act(self, observation: Observation) -> Array:
-        """Return no motion (7,)."""
+        """Return the action (7,) of no motion."""
         return np.array([0, 0, 0, 0, 0, 0, 1.0])
 
 
 class Random:
-    """Baseline: random actions."""
+    """Policy of uniformly random actions."""
 
     def __init__(self, seed: int = 0) -> None:
-        """Draw from a seed."""
+        """Seed the random generator."""
         self.rng = np.random.default_rng(seed)
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
@@ -36,14 +36,14 @@ class Random:
 
 
 class Presser:
-    """Baseline that succeeds at one task: it presses the button of scene D, whatever the goal."""
+    """Policy that presses the button of scene D whatever the goal, and so succeeds at one task."""
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
-        """Go up first."""
+        """Start with the motion to above the button."""
         self.above = False
 
     def act(self, observation: Observation) -> Array:
-        """Return a motion (7,) to a place above the button, then down onto it."""
+        """Return the action (7,) towards a point above the button, then down onto it."""
         here = observation["robot_obs"][:3]
         error = np.array([-0.12, -0.12, 0.57]) - here
         self.above = self.above or bool(np.abs(error).max() < 0.02)

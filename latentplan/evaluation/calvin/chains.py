@@ -1,8 +1,9 @@
-"""CALVIN's 1,000 fixed chains of five tasks (LH-MTLC), and the states that they start from.
+"""CALVIN's 1,000 fixed chains of five tasks (LH-MTLC) and their start states.
 
-Drawn as the benchmark draws them, number for number: from each of 192 states of the table five or
-six chains that are possible from there, five different kinds of task in each. What is possible is
-decided on words ("the red block is in the drawer"), without a simulator.
+The chains equal those of the benchmark, since they are drawn with the same random numbers. From
+each of 192 symbolic states of the table, five or six feasible chains are drawn, each of five tasks
+of different kinds. Feasibility is decided on the symbolic state ("the red block is in the drawer"),
+without a simulator.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from latentplan.types import Array
 
 LENGTH = 5  # tasks of a chain
 COUNT = 1000  # chains of the benchmark
-State: TypeAlias = Mapping[str, str | int]  # of the table, in words
+State: TypeAlias = Mapping[str, str | int]  # symbolic state of the table
 
-# Start of the arm: tool x y z m, euler xyz rad, width m, 7 joints rad, gripper action
+# Start of the arm: x y z of the tool, m; euler xyz, rad; gripper width, m; 7 joints, rad; gripper
 ARM = (
     (0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963)
     + (-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928)
     + (1.0,)
 )
 SLIDER_LEFT, DRAWER_OPEN, SWITCH_ON = 0.28, 0.22, 0.088  # m, m, rad
-IN_SLIDER = {  # a block's place, m
+IN_SLIDER = {  # position of a block, m
     "slider_left": (-0.240851662, 0.0924044687, 0.460990009),
     "slider_right": (0.070341633, 0.0924044687, 0.460990009),
 }
@@ -41,23 +42,23 @@ ON_TABLE = (
     (0.0500000896, -0.120000177, 0.459990009),
     (0.229995412, -0.11999514, 0.45999001),
 )
-TURN = (np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8)  # rad, of a block about z
+TURN = (np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8)  # range of a block's yaw, rad
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A state of the table, in words, and the tasks to do from there, one after the other."""
+    """A symbolic start state of the table, and a sequence of tasks."""
 
     state: State
     tasks: tuple[str, ...]
 
 
 def chains(count: int = COUNT, *, cache: Path | None = None) -> list[Chain]:
-    """Return CALVIN's chains, in its order; those of the benchmark are `count` = 1000.
+    """Return CALVIN's chains in its order; the benchmark has `count` = 1000.
 
-    They are drawn once (a minute) and kept in `cache`, by default
-    `~/.cache/latentplan/calvin-chains-COUNT.json`. Raises ConfigError where the count is out of
-    range or the file is damaged.
+    They are drawn once, which takes a minute, and stored in `cache`, by default
+    `~/.cache/latentplan/calvin-chains-COUNT.json`. Raises ConfigError if the count is out of range
+    or the file is damaged.
     """
     check_range("chains.count", count, 1, 100_000)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -77,7 +78,7 @@ def chains(count: int = COUNT, *, cache: Path | None = None) -> list[Chain]:
 
 
 def draw(count: int) -> list[Chain]:
-    """Return `count` chains, newly drawn: an equal share from every state, then shuffled."""
+    """Draw `count` chains, an equal share from every state, and shuffle them."""
     states = list(_states())
     shares = [len(part) for part in np.array_split(np.arange(count), len(states))]
     drawn = [
@@ -90,10 +91,10 @@ def draw(count: int) -> list[Chain]:
 
 
 def start(state: State) -> tuple[Array, Array]:
-    """Return robot_obs (15,) and scene_obs (24,), both float64, of a chain's state.
+    """Return robot_obs (15,) and scene_obs (24,), both float64, of a symbolic state.
 
-    Where blocks lie exactly, and how they are turned, is drawn from a seed that the state's words
-    give: always the same.
+    Positions and yaw of the blocks are drawn with a hash of the state as seed, so that the same
+    state always has the same start.
     """
     # The benchmark's own hash, pyhash.fnv1_32: FNV-1, but from 0, not from FNV's offset.
     rng = np.random.RandomState(_hash(f"dict_values({list(state.values())})"))
@@ -105,20 +106,20 @@ def start(state: State) -> tuple[Array, Array]:
     scene[3] = SWITCH_ON if state["lightbulb"] else 0.0
     scene[4], scene[5] = state["lightbulb"], state["led"]
     for number, block in enumerate(BLOCKS):
-        place = str(state[f"{block}_block"])
+        location = str(state[f"{block}_block"])
         first = 6 + 6 * number
-        if place == "table":
-            # Red has the first place, pink the second, and blue the one that red leaves.
+        if location == "table":
+            # Red has the first position, pink the second, and blue the one that red leaves.
             second = block == "pink" or (block == "blue" and state["red_block"] == "table")
             scene[first : first + 3] = on_table[second]
         else:
-            scene[first : first + 3] = IN_SLIDER[place]
+            scene[first : first + 3] = IN_SLIDER[location]
         scene[first + 5] = rng.uniform(*TURN)
     return np.array(ARM), scene
 
 
 def outcomes(state: State, task: str) -> list[State]:
-    """Return what the table may be like once the task is done; empty where it cannot be done."""
+    """Return the possible states after a task; empty if the task is infeasible."""
     words = task.split("_")
     free = state["grasped"] == 0
     at = {block: state[f"{block}_block"] for block in BLOCKS}
@@ -130,7 +131,7 @@ def outcomes(state: State, task: str) -> list[State]:
         return [state] if free and at[words[1]] == "table" else []
     if words[0] == "lift":
         block, surface = words[1], words[3]
-        other = {"left": "right", "right": "left"}[str(state["slider"])]  # side that is open
+        other = {"left": "right", "right": "left"}[str(state["slider"])]  # the open side
         fits = {
             "table": at[block] == "table",
             "slider": at[block] == f"slider_{other}",
@@ -141,10 +142,8 @@ def outcomes(state: State, task: str) -> list[State]:
     if words[0] == "place":
         if free or (words[2] == "drawer" and state["drawer"] != "open"):
             return []
-        place = "drawer" if words[2] == "drawer" else f"slider_{state['slider']}"
-        return [
-            then(**{f"{b}_block": place}, grasped=0) for b in BLOCKS if at[b] == "grasped"
-        ]
+        target = "drawer" if words[2] == "drawer" else f"slider_{state['slider']}"
+        return [then(**{f"{b}_block": target}, grasped=0) for b in BLOCKS if at[b] == "grasped"]
     if task == "stack_block":
         return [
             then(**{f"{top}_block": "stacked_top", f"{low}_block": "stacked_bottom"}, grasped=0)
@@ -182,7 +181,7 @@ def outcomes(state: State, task: str) -> list[State]:
 
 
 def kind(task: str) -> str:
-    """Return which of 11 kinds a task is; a chain has none twice."""
+    """Return the kind of a task, one of 11; the tasks of a chain have different kinds."""
     words = task.split("_")
     if task == "push_into_drawer":
         return task
@@ -196,7 +195,7 @@ def kind(task: str) -> str:
 
 
 def _possible(state: State, tasks: Sequence[str]) -> bool:
-    """Return whether each task can be done after those before it, in one way alone."""
+    """Return whether the tasks differ in kind and each has exactly one outcome."""
     for task in tasks:
         after = outcomes(state, task)
         if len(after) != 1:
@@ -206,7 +205,7 @@ def _possible(state: State, tasks: Sequence[str]) -> bool:
 
 
 def _draw(state: State, count: int, *, rng: np.random.RandomState) -> Iterator[tuple[str, ...]]:
-    """Yield chains that are possible from a state: any five tasks, until they fit."""
+    """Yield `count` feasible chains of a state, by rejection sampling of five tasks."""
     names = list(TASKS)
     kinds = np.unique([kind(name) for name in names], return_inverse=True)[1].tolist()
     first = [len(outcomes(state, name)) == 1 for name in names]
@@ -214,7 +213,7 @@ def _draw(state: State, count: int, *, rng: np.random.RandomState) -> Iterator[t
     while found < count:
         numbers = rng.permutation(len(names))[:LENGTH].tolist()
         if not first[numbers[0]] or len({kinds[n] for n in numbers}) < LENGTH:
-            continue  # most end here
+            continue  # rejects most draws cheaply
         tasks = tuple(names[n] for n in numbers)
         if _possible(state, tasks):
             found += 1
@@ -222,14 +221,14 @@ def _draw(state: State, count: int, *, rng: np.random.RandomState) -> Iterator[t
 
 
 def _states() -> Iterator[State]:
-    """Yield the 192 states of the table: one or two blocks on it, others apart in the slider."""
-    places = ("table", "slider_right", "slider_left")
+    """Yield the 192 start states: one or two blocks on the table, the others in the slider."""
+    locations = ("table", "slider_right", "slider_left")
     values: dict[str, Sequence[str | int]] = {
         "led": (0, 1),
         "lightbulb": (0, 1),
         "slider": ("right", "left"),
         "drawer": ("closed", "open"),
-        **{f"{block}_block": places for block in BLOCKS},
+        **{f"{block}_block": locations for block in BLOCKS},
         "grasped": (0,),
     }
     for each in product(*values.values()):

@@ -1,6 +1,6 @@
-"""Evaluations `calvin-mtlc` and `calvin-lh`: CALVIN's two, as the registry holds them.
+"""The registered evaluations `calvin-mtlc` and `calvin-lh`.
 
-A policy is measured beside baselines that have learnt nothing, on the same tasks.
+The policy and baselines without learning attempt the same tasks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BASELINES: Mapping[str, Callable[[int], Policy]] = {
     "random": Random,
     "presser": lambda seed: Presser(),
 }
-POLICY = "policy"  # name of the policy that is evaluated, beside the baselines
+POLICY = "policy"  # name of the evaluated policy among the baselines
 
 
 @dataclass(frozen=True)
 class TaskTrial:
-    """A single task, and which policies did it."""
+    """A single task, and the success of each policy."""
 
     task: str
     text: str  # the instruction
@@ -40,7 +40,7 @@ class TaskTrial:
 
 @dataclass(frozen=True)
 class ChainTrial:
-    """A chain of tasks, and how many of them each policy did in a row."""
+    """A chain of tasks, and the number that each policy completed in a row."""
 
     chain: Chain
     done: Mapping[str, int]  # by policy
@@ -48,7 +48,7 @@ class ChainTrial:
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """Figures of single tasks."""
+    """Success rates of single tasks."""
 
     seed: int
     rates: Mapping[str, Rates]  # by policy
@@ -79,7 +79,7 @@ class TaskMetrics:
 
 @dataclass(frozen=True)
 class ChainMetrics:
-    """Figures of chains."""
+    """Success rates of chains."""
 
     seed: int
     rates: Mapping[str, ChainRates]  # by policy
@@ -114,16 +114,16 @@ class ChainMetrics:
 
 
 class SingleTasks:
-    """CALVIN's MTLC: every annotated window of a data set gives a start and a task."""
+    """CALVIN's MTLC: every annotated window of a data set defines a start and a task."""
 
     @dataclass(frozen=True)
     class Config:
-        """Which tasks, and how long a policy has for one."""
+        """Selection of tasks, and the limit of each."""
 
         data: str = ""  # data set in CALVIN's format, or an episode store imported from one
-        split: str = "validation"  # of a data set in CALVIN's format
-        sentences: str = ""  # checkout of mees/calvin, for its instructions; "": the data's own
-        limit: int = rollouts.SINGLE  # actions that a task may take
+        split: str = "validation"  # split of a data set in CALVIN's format
+        sentences: str = ""  # checkout of mees/calvin with instructions; "": those of the data
+        limit: int = rollouts.SINGLE  # most actions of a task
         baselines: tuple[str, ...] = ("noop", "random")  # also: presser
 
         def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class SingleTasks:
     def trials(
         self, policy: Policy, env: Env, *, episodes: int | None = None, seed: int = 0
     ) -> Iterator[TaskTrial]:
-        """Yield trials in the order of the data, each as soon as it is done."""
+        """Yield trials in the order of the data, as they finish."""
         table, policies = _scene(env), _policies(policy, self.config.baselines, seed)
         texts = rollouts.sentences(self.config.sentences) if self.config.sentences else None
         with _open(self.config.data, self.config.split) as data:
@@ -157,11 +157,11 @@ class SingleTasks:
                 yield TaskTrial(trial.task, trial.goal.text, done)
 
     def figures(self, trial: TaskTrial) -> dict[str, str]:
-        """Return what is shown of a trial as soon as it is done."""
-        return {trial.task: "done" if trial.success[POLICY] else "not done"}
+        """Return the figures shown when a trial finishes, by name."""
+        return {trial.task: "success" if trial.success[POLICY] else "failure"}
 
     def metrics(self, trials: Sequence[TaskTrial], *, seed: int) -> TaskMetrics:
-        """Return the figures of at least one trial."""
+        """Return the metrics of one or more trials."""
         rates = {
             name: rollouts.rates((t.task, t.success[name]) for t in trials)
             for name in trials[0].success
@@ -174,15 +174,15 @@ class SingleTasks:
 
 
 class Chains:
-    """CALVIN's LH-MTLC: chains of five tasks, each given when the one before it is done."""
+    """CALVIN's LH-MTLC: chains of five tasks, each posed after the one before it succeeded."""
 
     @dataclass(frozen=True)
     class Config:
-        """Which chains, and how long a policy has for a task."""
+        """Selection of chains, and the limit of each task."""
 
-        chains: int = COUNT  # that the benchmark draws; others than 1000 are other chains
-        sentences: str = ""  # checkout of mees/calvin, for its instructions; "": the task's name
-        limit: int = rollouts.LONG  # actions that a task may take
+        chains: int = COUNT  # number of chains; only 1000 gives the chains of the benchmark
+        sentences: str = ""  # checkout of mees/calvin with instructions; "": the task's name
+        limit: int = rollouts.LONG  # most actions of a task
         baselines: tuple[str, ...] = ("noop", "random")  # also: presser
 
         def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Chains:
     def trials(
         self, policy: Policy, env: Env, *, episodes: int | None = None, seed: int = 0
     ) -> Iterator[ChainTrial]:
-        """Yield chains in the benchmark's order, each as soon as it is done."""
+        """Yield chains in the benchmark's order, as they finish."""
         table, policies = _scene(env), _policies(policy, self.config.baselines, seed)
         texts = rollouts.sentences(self.config.sentences) if self.config.sentences else None
         limit = self.config.limit
@@ -214,11 +214,11 @@ class Chains:
             yield ChainTrial(chain, done)
 
     def figures(self, trial: ChainTrial) -> dict[str, str]:
-        """Return what is shown of a chain as soon as it is done."""
+        """Return the figures shown when a chain finishes, by name."""
         return {"in a row": str(trial.done[POLICY])}
 
     def metrics(self, trials: Sequence[ChainTrial], *, seed: int) -> ChainMetrics:
-        """Return the figures of at least one chain."""
+        """Return the metrics of one or more chains."""
         drawn = [t.chain for t in trials]
         rates = {
             name: rollouts.chain_rates([t.done[name] for t in trials], of=drawn)
@@ -247,12 +247,12 @@ def _check_baselines(where: str, names: Sequence[str]) -> None:
 
 
 def _policies(policy: Policy, baselines: Sequence[str], seed: int) -> dict[str, Policy]:
-    """Return the policy that is evaluated, then its baselines, by name."""
+    """Return the evaluated policy and its baselines, by name."""
     return {POLICY: policy, **{name: BASELINES[name](seed) for name in baselines}}
 
 
 def _scene(env: Env) -> Scene:
-    """Return the env as one with CALVIN's tasks; ConfigError for another."""
+    """Return the env; ConfigError unless CALVIN's tasks can be tested in it."""
     if not isinstance(env, Scene):
         raise ConfigError(
             f"evaluation calvin: env {env.data_spec.env!r} has no task_info() that CALVIN's tasks "
@@ -262,7 +262,7 @@ def _scene(env: Env) -> Scene:
 
 
 def _open(data: str, split: str) -> Any:
-    """Return CALVIN's data, open, as a context manager."""
+    """Open CALVIN's data and return a context manager that closes it."""
     from contextlib import nullcontext
 
     if not data:

@@ -1,9 +1,9 @@
 """CALVIN's two evaluations: single tasks (MTLC) and chains of five (LH-MTLC).
 
-MTLC: every annotated window of the validation split gives a start and a task, to be done within
-240 actions; the figure is the share of successes. LH-MTLC: from a chain's start five tasks are
-given one after the other, each when the last is done, 360 actions each; the figures are the shares
-of chains with 1, 2, ... 5 tasks done in a row, and the mean number.
+MTLC: every annotated window of the validation split defines a start and a task of at most 240
+actions; the metric is the success rate. LH-MTLC: five tasks of at most 360 actions follow one
+another from the start of a chain, until one fails; the metrics are the shares of chains with 1, 2,
+... 5 tasks completed in a row, and the mean number.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from latentplan.evaluation.metrics import Interval, wilson
 from latentplan.protocols import Env, EpisodeStore, Policy, Source
 from latentplan.types import Array, Goal, Observation
 
-SINGLE, LONG = 240, 360  # actions that a task may take, alone and in a chain
+SINGLE, LONG = 240, 360  # most actions of a single task, and of a task in a chain
 ANNOTATIONS = Path("calvin_models", "conf", "annotations", "new_playtable_validation.yaml")
 
 
 @runtime_checkable
 class Table(Env, Protocol):
-    """An Env with the state that tasks are tested on, such as `sim.calvin.env.Calvin`."""
+    """An Env that exposes the state that CALVIN's tasks are tested on."""
 
     def task_info(self) -> Mapping[str, Any]:
-        """Return calvin_env's `info` of this instant."""
+        """Return the `info` of calvin_env for the current state."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A single task: its start, and the goal that the policy is given."""
+    """A single task, its start and its goal."""
 
-    task: str  # its name
-    robot_obs: Array  # (15,)
-    scene_obs: Array  # (24,)
-    goal: Goal  # the instruction, and the observation at its end when it was recorded
+    task: str  # name
+    robot_obs: Array  # (15,) start of the robot
+    scene_obs: Array  # (24,) start of the table
+    goal: Goal  # the instruction, and the last observation of the recording
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Successes and trials by task, and over all."""
+    """Numbers of successes and trials by task."""
 
-    tasks: Mapping[str, tuple[int, int]]  # successes, trials
+    tasks: Mapping[str, tuple[int, int]]  # (successes, trials) by task
 
     @property
     def total(self) -> tuple[int, int]:
-        """Successes and trials of all tasks together."""
+        """The successes and trials summed over tasks."""
         pairs = list(self.tasks.values())
         return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
 
@@ -71,19 +71,19 @@ class Rates:
 
 @dataclass(frozen=True)
 class ChainRates:
-    """What LH-MTLC reports."""
+    """Metrics of LH-MTLC."""
 
-    done: tuple[int, ...]  # tasks done in a row, of each chain
-    tasks: Rates  # of the tasks that were tried
+    done: tuple[int, ...]  # tasks completed in a row, by chain
+    tasks: Rates  # of the attempted tasks
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many chains have at least 1, 2, ... 5 tasks done in a row."""
+        """The numbers of chains with at least 1, 2, ... 5 tasks completed in a row."""
         return tuple(sum(d >= n for d in self.done) for n in range(1, LENGTH + 1))
 
     @property
     def in_a_row(self) -> tuple[float, ...]:
-        """The shares of chains with at least 1, 2, ... 5 tasks done in a row."""
+        """The shares of chains with at least 1, 2, ... 5 tasks completed in a row."""
         return tuple(count / len(self.done) for count in self.counts)
 
     @property
@@ -93,15 +93,15 @@ class ChainRates:
 
     @property
     def mean(self) -> float:
-        """The mean number of tasks done in a row, at most 5."""
+        """The mean number of tasks completed in a row, at most 5."""
         return float(np.mean(self.done))
 
 
 def sentences(checkout: Path | str) -> dict[str, str]:
-    """Return the instruction that CALVIN's evaluation gives for each task, from a checkout of it.
+    """Return the instructions of CALVIN's evaluation by task, from a checkout of mees/calvin.
 
-    `checkout` is one of mees/calvin, not of calvin_env alone. Raises ConfigError if the
-    sentences are not there or a task has none.
+    A checkout of calvin_env alone does not have them. Raises ConfigError if the file is missing or
+    a task has no instruction.
     """
     file = Path(checkout).expanduser() / ANNOTATIONS
     found = read_yaml(file)
@@ -114,10 +114,10 @@ def sentences(checkout: Path | str) -> dict[str, str]:
 def trials(
     data: EpisodeStore | Source, *, texts: Mapping[str, str] | None = None
 ) -> Iterator[Trial]:
-    """Yield a single task for every labelled part of CALVIN's data, imported or read in place.
+    """Yield the single task of every labelled part of CALVIN's data, imported or original.
 
-    The goal is the part's last observation, without privileged keys; the text is of `texts`, by
-    task, else the label's own. Labels that name none of the 34 tasks are passed over.
+    The goal is the last observation of the part, without privileged keys. Its text is that of
+    `texts` by task, or of the label. Labels without one of the 34 tasks are skipped.
     """
     privileged = set(data.spec.privileged)
     for number in range(len(data)):
@@ -139,7 +139,7 @@ def trials(
 def single(
     policy: Policy, env: Table, *, trials: Iterable[Trial], limit: int = SINGLE
 ) -> Iterator[tuple[str, bool]]:
-    """Yield each trial's task and whether it was done within `limit` actions (MTLC)."""
+    """Yield the task of each trial and whether it succeeded within `limit` actions (MTLC)."""
     check_range("single.limit", limit, 1)
     for trial in trials:
         options = {"robot_obs": trial.robot_obs, "scene_obs": trial.scene_obs}
@@ -149,12 +149,12 @@ def single(
 
 
 def rates(results: Iterable[tuple[str, bool]]) -> Rates:
-    """Return the successes by task of what `single` yields."""
-    done, tried = Counter[str](), Counter[str]()
+    """Return the success rates of the results that `single` yields."""
+    done, attempted = Counter[str](), Counter[str]()
     for task, success in results:
-        tried[task] += 1
+        attempted[task] += 1
         done[task] += success
-    return Rates({task: (done[task], tried[task]) for task in TASKS if tried[task]})
+    return Rates({task: (done[task], attempted[task]) for task in TASKS if attempted[task]})
 
 
 def long(
@@ -165,10 +165,10 @@ def long(
     texts: Mapping[str, str] | None = None,
     limit: int = LONG,
 ) -> Iterator[int]:
-    """Yield how many tasks of each chain were done in a row, `limit` actions each (LH-MTLC).
+    """Yield the number of tasks completed in a row in each chain, by `limit` actions (LH-MTLC).
 
-    `texts` are the instructions by task: `sentences` for figures that compare with others';
-    without it the task's name, in words.
+    `texts` are the instructions by task; results are comparable with published ones only with
+    those of `sentences`. Without `texts`, the instruction is the name of the task.
     """
     check_range("long.limit", limit, 1)
     for chain in chains:
@@ -187,7 +187,7 @@ def long(
 
 
 def chain_rates(done: Sequence[int], *, of: Sequence[Chain]) -> ChainRates:
-    """Return the figures of what `long` yields for the chains `of`."""
+    """Return the metrics of the counts that `long` yields for the chains `of`."""
     results = [
         (task, number < count)
         for count, chain in zip(done, of, strict=True)
@@ -199,7 +199,7 @@ def chain_rates(done: Sequence[int], *, of: Sequence[Chain]) -> ChainRates:
 def _attempt(
     policy: Policy, env: Table, observation: Observation, task: str, goal: Goal, *, limit: int
 ) -> tuple[bool, Observation]:
-    """Return whether the policy did the task, and the observation after it."""
+    """Return whether the policy completed the task, and the last observation."""
     privileged = set(env.data_spec.privileged)
     policy.reset(goal, seed=0)
     before = env.task_info()

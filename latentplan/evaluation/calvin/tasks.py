@@ -1,10 +1,10 @@
-"""CALVIN's 34 tasks: whether what is asked for happened between two instants.
+"""Success tests of CALVIN's 34 tasks.
 
-An instant is calvin_env's `info`: `robot_info` (uid, contacts) and `scene_info` (movable_objects,
-fixed_objects, doors, lights), with contacts as PyBullet gives them. A test compares the instant at
-which a task was given with a later one; it does not see what happened in between.
+A test compares the state at the start of a task with a later one; it does not depend on the states
+in between. A state is the `info` of calvin_env: `robot_info` (uid, contacts) and `scene_info`
+(movable_objects, fixed_objects, doors, lights), with contact points in PyBullet's format.
 
-Thresholds are those of CALVIN's configuration `new_playtable_tasks`; lengths in metres.
+Thresholds are those of CALVIN's configuration `new_playtable_tasks`; lengths are in metres.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ from latentplan.types import Array
 Info: TypeAlias = Mapping[str, Any]
 
 BLOCKS = ("red", "blue", "pink")
-TURN, TILT, SHIFT = 60.0, 30.0, 0.1  # degrees about z at least, about x and y less than; moved
-PUSH = 0.1  # along x
-LIFT = {"table": 0.05, "slider": 0.03, "drawer": 0.05}  # upwards, by what it lay on
+TURN = 60.0  # least rotation about z, degrees
+TILT, SHIFT = 30.0, 0.1  # largest rotation about x and y, degrees, and largest motion in a turn
+PUSH = 0.1  # least motion along x
+LIFT = {"table": 0.05, "slider": 0.03, "drawer": 0.05}  # least height, by supporting surface
 LINKS = {"table": "base_link", "slider": "plank_link", "drawer": "drawer_link"}  # of the table
-SLIDE, PULL = 0.15, 0.12  # of the slider, of the drawer
-STEADY = 1.0  # m/s and rad/s along each axis: a stacked block is slower
+SLIDE, PULL = 0.15, 0.12  # least motions of the slider and of the drawer
+STEADY = 1.0  # largest speed of a stacked block along each axis, m/s and rad/s
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was at the start and what is at the end."""
+    """The states at the start and at the end of a task."""
 
     start: Info
     end: Info
 
     @property
     def robot(self) -> int:
-        """PyBullet's number of the robot."""
+        """The robot's body id in PyBullet."""
         return int(self.start["robot_info"]["uid"])
 
     @property
     def scenes(self) -> tuple[Info, Info]:
-        """The table at the start and at the end."""
+        """The `scene_info` at the start and at the end."""
         return self.start["scene_info"], self.end["scene_info"]
 
     def moved(self, block: str) -> Array:
-        """Return how far a block got, (3,) metres."""
+        """Return the displacement (3,) of a block, m."""
         here, there = (_block(i, block)["current_pos"] for i in (self.start, self.end))
         moved: Array = np.subtract(there, here)
         return moved
 
     def touching(self, block: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-        """Return the (body, link) that a block touched at the start, and does at the end."""
+        """Return the (body, link) pairs that touch a block at the start, and at the end."""
         start, end = (_contacts(_block(i, block)) for i in (self.start, self.end))
         return start, end
 
     def link(self, name: str) -> tuple[int, int]:
-        """Return the (body, link) of the table's part `name`."""
+        """Return the (body, link) pair of the table's part `name`."""
         table = self.start["scene_info"]["fixed_objects"]["table"]
         return table["uid"], table["links"][LINKS[name]]
 
@@ -69,20 +70,20 @@ Test: TypeAlias = Callable[[Change], bool]
 
 
 def achieved(start: Info, end: Info, *, among: Iterable[str] | None = None) -> set[str]:
-    """Return the names of the tasks that were done from `start` to `end`; of `among` if given.
+    """Return the names of the tasks completed between `start` and `end`, only of `among` if given.
 
-    Raises UnknownName for a task that is not one of the 34.
+    Raises UnknownName for a name that is not one of the 34 tasks.
     """
     change = Change(start, end)
-    asked = list(TASKS if among is None else among)
-    for name in asked:
+    tested = list(TASKS if among is None else among)
+    for name in tested:
         if name not in TASKS:
             raise unknown("task", name, TASKS)
-    return {name for name in asked if TASKS[name](change)}
+    return {name for name in tested if TASKS[name](change)}
 
 
 def rotated(change: Change, *, block: str, turn: float) -> bool:
-    """Return whether a block was turned about z, hardly tilted or moved, and is not held in air."""
+    """Return whether a block was rotated about z in place, and rests on something but the robot."""
     start, end = (
         Rotation.from_quat(_block(i, block)["current_orn"]) for i in (change.start, change.end)
     )
@@ -93,7 +94,7 @@ def rotated(change: Change, *, block: str, turn: float) -> bool:
 
 
 def pushed(change: Change, *, block: str, way: float) -> bool:
-    """Return whether a block is further along x, still on all that it lay on."""
+    """Return whether a block was moved along x and kept its contacts apart from the robot."""
     start, end = (
         {c for c in contacts if c[0] != change.robot} for contacts in change.touching(block)
     )
@@ -101,7 +102,7 @@ def pushed(change: Change, *, block: str, way: float) -> bool:
 
 
 def lifted(change: Change, *, block: str, surface: str) -> bool:
-    """Return whether a block that lay on `surface` is up in the air, touched by the robot alone."""
+    """Return whether a block that lay on `surface` was lifted and touches the robot alone."""
     start, end = change.touching(block)
     held = {body for body, _ in end} == {change.robot}
     high = change.moved(block)[2] > LIFT[surface]
@@ -109,7 +110,7 @@ def lifted(change: Change, *, block: str, surface: str) -> bool:
 
 
 def placed(change: Change, *, surface: str) -> bool:
-    """Return whether the one block that the robot held in the air is let go, on `surface`."""
+    """Return whether the robot released a block that it held in the air, and it is on `surface`."""
     before, after = (
         {body for body, _ in _contacts(i["robot_info"])} for i in (change.start, change.end)
     )
@@ -121,9 +122,9 @@ def placed(change: Change, *, surface: str) -> bool:
 
 
 def pushed_into_drawer(change: Change) -> bool:
-    """Return whether a block that touched the table alone is in the drawer now.
+    """Return whether a block that touched the table alone touches the drawer at the end.
 
-    The robot may touch it then: CALVIN means to exclude that, but never does.
+    The robot may touch it as well: CALVIN intends to exclude that case but does not.
     """
     table, drawer = change.link("table"), change.link("drawer")
     both = [change.touching(block) for block in BLOCKS]
@@ -131,7 +132,7 @@ def pushed_into_drawer(change: Change) -> bool:
 
 
 def stacked(change: Change) -> bool:
-    """Return whether a block that touched no other now rests on others alone."""
+    """Return whether a block that touched no other block rests on blocks alone at the end."""
     return any(
         not _on_blocks(change.start, b)
         and _on_blocks(change.end, b, alone=True)
@@ -141,7 +142,7 @@ def stacked(change: Change) -> bool:
 
 
 def unstacked(change: Change) -> bool:
-    """Return whether a block that rested on others alone now touches none."""
+    """Return whether a block that rested on blocks alone touches none at the end."""
     return any(
         _on_blocks(change.start, b, alone=True)
         and not _on_blocks(change.end, b)
@@ -151,13 +152,13 @@ def unstacked(change: Change) -> bool:
 
 
 def opened(change: Change, *, door: str, way: float) -> bool:
-    """Return whether slider or drawer moved further than `way`, in its direction."""
+    """Return whether a door (slider or drawer) moved further than `way`, in its direction."""
     here, there = (s["doors"][door]["current_state"] for s in change.scenes)
     return bool((there - here) * np.sign(way) > abs(way))
 
 
 def switched(change: Change, *, light: str, on: bool) -> bool:
-    """Return whether a light was the other way and is `on` now."""
+    """Return whether a light was switched to `on`."""
     here, there = (s["lights"][light]["logical_state"] for s in change.scenes)
     return (here, there) == (int(not on), int(on))
 
@@ -168,12 +169,12 @@ def _block(info: Info, block: str) -> Info:
 
 
 def _contacts(thing: Info) -> set[tuple[int, int]]:
-    """Return the (body, link) that touch a thing, out of PyBullet's contact points."""
+    """Return the (body, link) pairs that touch a thing, from PyBullet's contact points."""
     return {(point[2], point[4]) for point in thing["contacts"]}
 
 
 def _on_blocks(info: Info, block: str, *, alone: bool = False) -> bool:
-    """Return whether a block touches others, and nothing else where `alone`."""
+    """Return whether a block touches other blocks; if `alone`, nothing else."""
     blocks = {_block(info, b)["uid"] for b in BLOCKS}
     bodies = {body for body, _ in _contacts(_block(info, block))}
     return bool(bodies & blocks) and not (alone and bodies - blocks)
@@ -186,8 +187,8 @@ def _steady(info: Info, block: str) -> bool:
 
 
 def _tasks() -> dict[str, Test]:
-    """Return the tests by name, in CALVIN's order, which its chains are drawn by."""
-    sides = (("right", -1), ("left", 1))  # of a turn about z; a push to the right is along +x
+    """Return the tests by name, in CALVIN's order, on which the draw of its chains depends."""
+    sides = (("right", -1), ("left", 1))  # sign of a turn about z; a push to the right is along +x
     turns = {
         f"rotate_{b}_block_{side}": partial(rotated, block=b, turn=sign * TURN)
         for b in BLOCKS
@@ -209,7 +210,7 @@ def _tasks() -> dict[str, Test]:
         for b in BLOCKS
         for surface in LIFT
     }
-    places = {f"place_in_{s}": partial(placed, surface=s) for s in ("slider", "drawer")}
+    placements = {f"place_in_{s}": partial(placed, surface=s) for s in ("slider", "drawer")}
     lights = {
         f"turn_{'on' if on else 'off'}_{light}": partial(switched, light=light, on=on)
         for light in ("lightbulb", "led")
@@ -220,7 +221,7 @@ def _tasks() -> dict[str, Test]:
         **pushes,
         **doors,
         **lifts,
-        **places,
+        **placements,
         "stack_block": stacked,
         "unstack_block": unstacked,
         **lights,

@@ -1,0 +1,82 @@
+"""The choice of observations that every source implements, and what a store cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from latentplan.errors import ConfigError
+from latentplan.types import Spec
+
+NUMBERS = "biuf"  # kinds of dtypes that a store holds
+WIDEST = 8  # bytes of a number
+LONGEST = 200  # bytes of a name, which is the name of a folder
+
+
+def chosen(
+    there: Iterable[str],
+    keys: Sequence[str] | None,
+    *,
+    left_out: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Return the observations to read: `keys`, each once, or all that are `there` without any.
+
+    `left_out` has those that no store can hold, with the reason. Raises ConfigError that lists what
+    is there if a key is not, and gives the reason if it is left out.
+    """
+    reasons = left_out or {}
+    usable = [key for key in there if key not in reasons]
+    if keys is None:
+        return tuple(usable)
+    for key in keys:
+        if key in reasons:
+            raise ConfigError(f"import.keys: {key!r} cannot be read: it {reasons[key]}")
+        if key not in usable:
+            known = ", ".join(usable) or "none"
+            raise ConfigError(f"import.keys: no observation {key!r}; the data set has: {known}")
+    if not keys:
+        raise ConfigError("import.keys: none is given; leave it out to take all")
+    return tuple(dict.fromkeys(keys))
+
+
+def left_out(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return the observations with a reason, or with a name that a store cannot have."""
+    named = {key: why or unfit_name(key) for key, why in reasons.items()}
+    return {key: why for key, why in named.items() if why}
+
+
+def unfit(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
+    """Return why a store cannot hold rows of this kind; empty if it can."""
+    if dtype.kind not in NUMBERS or dtype.itemsize > WIDEST:
+        return f"holds {dtype}, not numbers of at most {8 * WIDEST} bits"
+    return f"has rows of shape {tuple(shape)}, which hold no numbers" if 0 in shape else ""
+
+
+def unfit_name(key: str) -> str:
+    """Return why an observation cannot have this name; empty if it can."""
+    if not key.isprintable() or "\\" in key or {"", ".", ".."} & set(key.split("/")):
+        return "has a name that cannot be one of a folder"
+    if len(key.encode()) > LONGEST:
+        return f"has a name of more than {LONGEST} bytes"
+    return ""
+
+
+def notes(keys: Sequence[str] | None, left_out: Mapping[str, str]) -> list[str]:
+    """Return a line for each observation that is left out, if all were asked for."""
+    if keys is not None:
+        return []
+    return [f"{key!r} is left out: it {why}" for key, why in left_out.items()]
+
+
+def restricted(spec: Spec, keys: Sequence[str] | None) -> Spec:
+    """Return `spec` with the observations `keys` alone, all without any; errors as `chosen`."""
+    kept = chosen(spec.observation, keys)
+    return replace(
+        spec,
+        observation={key: spec.observation[key] for key in kept},
+        privileged=tuple(key for key in spec.privileged if key in kept),
+        pick=spec.pick if spec.pick and spec.pick.image in kept else None,
+    )

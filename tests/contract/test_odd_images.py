@@ -1,0 +1,78 @@
+"""What everything that is trained does with odd images: it trains, or refuses in one line first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentplan import registry
+from latentplan.api.train import train
+from latentplan.data.store import ZarrStore
+from latentplan.errors import ConfigError
+from latentplan.protocols import Staged
+from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
+
+NAMES = [(kind, name) for kind in ("model", "tokenizer") for name in registry.BUILT_IN[kind]]
+IMAGES = {
+    "float": ArraySpec((32, 32, 3), "float32"),
+    "gray": ArraySpec((32, 32), "uint8"),
+    "gray_channel": ArraySpec((32, 32, 1), "uint8"),
+    "four_channels": ArraySpec((32, 32, 4), "uint8"),
+    "channels_first": ArraySpec((3, 32, 32), "uint8"),
+    "tiny": ArraySpec((8, 8, 3), "uint8"),
+    "oblong": ArraySpec((32, 40, 3), "uint8"),
+    "vector": ArraySpec((5,), "float32"),
+    "signed": ArraySpec((32, 32, 3), "int64"),
+}
+TRAINS = {  # all others are refused
+    "cfm": {"gray_channel", "four_channels", "oblong"},
+    "videogpt": {"tiny"},
+    "video_vqvae": {"tiny"},
+    "vqvae": {"tiny"},
+}
+LENGTH, EPISODES = 10, 4
+
+
+def stored(path: Path, image: ArraySpec) -> Path:
+    spec = Spec({"image": image}, ActionSpec((-1.0,) * 2, (1.0,) * 2))
+    with ZarrStore.create(path, spec) as store:
+        for number in range(EPISODES):
+            rng = np.random.default_rng(number)
+            high = 256 if image.dtype == "uint8" else 1
+            seen = rng.uniform(0, high, (LENGTH, *image.shape)).astype(image.dtype)
+            actions = rng.uniform(-1, 1, (LENGTH - 1, 2)).astype(np.float32)
+            store.append(Episode({"image": seen}, actions, np.zeros(LENGTH - 1, np.float32)))
+    return path
+
+
+def settings(kind: str, name: str) -> list[str]:
+    build = registry.get(kind, name)
+    few = {"steps": 2, "batch": 4, "held_out": 0.3, "warmup": 1, "log_every": 1}
+    where = ["training"]
+    if issubclass(build, Staged):
+        where = [f"training.{each}" for each in build.Training.__dataclass_fields__]
+    chosen = [f"{place}.{key}={value}" for place in where for key, value in few.items()]
+    fields = build.Config.__dataclass_fields__
+    return [*chosen, *(["model.image=image"] if "image" in fields else [])]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_it_trains_or_refuses_in_one_line_before_anything_is_written(
+    kind: str, name: str, image: str, tmp_path: Path
+) -> None:
+    data, run = stored(tmp_path / "data.zarr", IMAGES[image]), tmp_path / "run"
+    chosen = {"kind": kind, "data": data, "run": run, "overrides": settings(kind, name)}
+    if image in TRAINS.get(name, ()):
+        train(name, **chosen)
+        points = [json.loads(line) for log in run.rglob("log.jsonl") for line in log.open()]
+        losses = [each["loss"] for each in points if "loss" in each]
+        assert len(losses) >= 2 and np.isfinite(losses).all()
+        return
+    with pytest.raises(ConfigError) as caught:
+        train(name, **chosen)
+    assert "\n" not in str(caught.value)
+    assert not run.exists()
