@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ class Imported:
     new_episodes: int  # that this call added
     new_transitions: int
     skipped: int  # damaged episodes that were left out
-    reasons: tuple[str, ...]  # of the first of them
+    reasons: Mapping[str, int]  # how many for which reason, in the words of the first of its kind
     notes: tuple[str, ...]  # what the source says of itself
     seconds: float
 
@@ -112,11 +112,15 @@ def import_data(
             )
         except KeyboardInterrupt:
             interrupted = True
-    found = _summary(store, count, tuple(opened.notes), time.monotonic() - begun)
+    notes = tuple(opened.notes)
+    if episodes is not None and episodes > len(opened):
+        notes += (f"episodes: {episodes} asked for, the data set has {len(opened)}",)
+    found = _summary(store, count, notes, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
-        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {found.reasons[0]}")
+        most = next(iter(found.reasons))
+        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {most}")
     return found
 
 
