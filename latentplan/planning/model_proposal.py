@@ -23,7 +23,7 @@ class ModelProposal:
         if not isinstance(model, ActionProposer):
             raise ConfigError(
                 "MPC.propose: needs a model that proposes actions, such as calibrated or "
-                f"videoworld, found {type(model).__name__}"
+                f"videoworld, found {type(model).__name__}; set mpc.propose=false"
             )
         self.model: ActionProposer = model
         self.history = history
