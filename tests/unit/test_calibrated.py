@@ -166,7 +166,7 @@ def test_it_plans_by_beam_unless_another_planner_is_named(run):
     goal, _ = env.reset(seed=1)
     start, _ = env.reset(seed=0)
     policy = latentplan.load(run)
-    assert isinstance(policy.planner, Beam) and policy.config.propose
+    assert isinstance(policy.planner, Beam) and policy.config.propose == "auto"
     policy.goal(goal)
     action = policy.act(start)
     assert np.isfinite(action).all() and (np.abs(action) <= 1).all()
@@ -184,3 +184,19 @@ def test_it_plans_by_beam_unless_another_planner_is_named(run):
 def test_a_goal_in_words_is_refused_when_it_is_set(run):
     with pytest.raises(ConfigError, match="goal.observation: found none.*propose=false"):
         latentplan.load(run).goal(text="straighten")
+
+
+def test_proposals_compete_unless_they_are_switched_off(run):
+    env = ToyEnv()
+    goal, _ = env.reset(seed=1)
+    start, _ = env.reset(seed=0)
+
+    def act(**settings):
+        policy = latentplan.load(run, planner="propose", **settings)
+        policy.goal(goal)
+        return policy.act(start)
+
+    none = act(overrides=["mpc.propose=false"])
+    assert not np.array_equal(act(), none)
+    with pytest.raises(ConfigError, match="MPC.propose: 'maybe' is not one of true, false, auto"):
+        act(overrides=["mpc.propose=maybe"])
