@@ -16,6 +16,7 @@ from latentplan.budget import Budget
 from latentplan.errors import Interrupted, SourceError, check_range
 from latentplan.protocols import Source
 from latentplan.types import OnProgress, Progress
+from latentplan.urls import local
 
 if TYPE_CHECKING:
     from latentplan.data.importing import Progress as Count
@@ -76,7 +77,7 @@ def import_data(
     )
     opening = importing.Opening(
         chosen.make,
-        Path(source),
+        local(source, where="import.source"),
         config=filled["source"],
         keys=None if keys is None else tuple(keys),
         image_size=image_size,
@@ -120,7 +121,7 @@ def import_data(
         raise Interrupted(found)
     if found.skipped and not found.episodes:
         most = next(iter(found.reasons))
-        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {most}")
+        raise SourceError(f"{opening.path}: all {found.skipped} episodes are damaged: {most}")
     return found
 
 
