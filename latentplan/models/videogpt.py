@@ -126,7 +126,7 @@ class Prior(nn.Module):
         self.head = nn.Linear(c.width, c.vocabulary)
         # All that is added to a token's embedding begins at its scale. At torch's own scales, 1 for
         # an embedding of tasks, conditions would drown the tokens.
-        small = [self.embed, self.head, self.frames.out]
+        small: list[Any] = [self.embed, self.head, self.frames.out]
         small += [self.task] if self.task is not None else []
         small += [self.actions[-1]] if self.actions is not None else []
         for layer in small:
