@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from latentplan.types import OnProgress, Progress
 
 if TYPE_CHECKING:
     from latentplan.data.importing import Progress as Count
+    from latentplan.data.selection import Selection
     from latentplan.data.store import ZarrStore
 
 
@@ -35,6 +36,7 @@ class Imported:
     skipped: int  # damaged episodes that were left out
     reasons: tuple[str, ...]  # of the first of them
     notes: tuple[str, ...]  # what the source says of itself
+    counts: Mapping[str, Mapping[str, int]]  # parts `kept` and left out by reason, see the source
     seconds: float
 
 
@@ -112,7 +114,7 @@ def import_data(
             )
         except KeyboardInterrupt:
             interrupted = True
-    found = _summary(store, count, tuple(opened.notes), time.monotonic() - begun)
+    found = _summary(store, count, opened, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
@@ -121,7 +123,7 @@ def import_data(
 
 
 def _summary(
-    store: ZarrStore, count: Count, notes: tuple[str, ...], seconds: float
+    store: ZarrStore, count: Count, source: Selection, seconds: float
 ) -> Imported:
     held = stores.size(store)
     return Imported(
@@ -133,6 +135,7 @@ def _summary(
         new_transitions=count.transitions,
         skipped=count.skipped,
         reasons=count.reasons,
-        notes=notes,
+        notes=tuple(source.notes),
+        counts=source.counts,
         seconds=seconds,
     )

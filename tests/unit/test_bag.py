@@ -186,7 +186,7 @@ FRONT = [image(0.05 * i + 0.01, "/front/image_raw", i) for i in range(4)]
         (arm(0.2), {"joint_states": "/arm"}, r"joint_states: no topic named '/arm'"),
         (FRONT, {}, r"found 0 topics of sensor_msgs/msg/JointState.*/front/image_raw \(sensor_"),
         (arm(0.2), {"command": "/joint_states/x"}, r"command: no topic named"),
-        (arm(0.2), {"joints": ("base", "knee")}, r"never has a position of knee.*found base, elbow, finger, wr"),
+        (arm(0.2), {"joints": ("base", "knee")}, r"has a position of knee.*found base, elbow, fin"),
         (arm(0.2), {"joints": ("knee",)}, r"never has a position of knee.*set joints"),
         (arm(0.2), {"finger": "thumb", "width": 0.1}, r"never has a position of thumb.*set finger"),
         (arm(0.2, value=lambda n, t: np.nan), {}, r"position of base, elbow, wrist \(20 with NaN"),

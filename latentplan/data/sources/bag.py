@@ -48,7 +48,8 @@ class Bag:
     Rows are the images of the first camera (without cameras: joint states), `rate` a second. Each
     row has the newest joint state and the newest image of every other camera up to that time. If
     one is older than `age`, or an image is missing, there is a gap: the bag is cut into several
-    episodes, or such rows are left out of one. `notes` count them.
+    episodes, or such rows are left out of one. It is also cut where its clocks go back. `counts`
+    has the messages of each topic, and the rows, that are kept or left out by reason.
 
     `q` (rad), `dq` (rad/s; if it is sent) and `gripper` (m; if `finger` is set) have the
     order of `joints`. An action is the command: the newest position by the next row, or the mean
@@ -107,6 +108,7 @@ class Bag:
         self.path, self.config, self._keys = Path(path), config or self.Config(), keys
         self.settings: dict[str, Any] = {"format": "bag", **settings.to_values(self.config)}
         self.notes: list[str] = []
+        self.counts: dict[str, dict[str, int]] = {}
         self._files = bag_files.find(self.path)
         self._topics: Topics | None = None
         self._spec: Spec | None = None
@@ -330,23 +332,25 @@ class Bag:
         gaps: int,
     ) -> None:
         """Add notes on what was left out of a bag, and why."""
+        kept = sum(len(part.actions) + 1 for part in found)
+        self.counts[f"{file.name}: rows"] = {"kept": kept, **{k: n for k, n in counts.items() if n}}
         for topic, why in recorded.left_out.items():
+            total, out = recorded.messages[topic], why.total()
+            self.counts[f"{file.name}: {topic}"] = {"kept": total - out, **why}
             if why:
                 reasons = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
                 self.notes.append(
-                    f"{file.name}: {topic}: {why.total()} of {recorded.messages[topic]} messages "
-                    f"left out: {reasons}"
+                    f"{file.name}: {topic}: {out} of {total} messages left out: {reasons}"
                 )
         if not recorded.velocities and (self._keys is None or "dq" in self._keys):
             self.notes.append(
                 f"{file.name}: velocities (dq) are left out: most joint states have none that are "
                 "finite"
             )
-        kept = sum(len(part.actions) + 1 for part in found)
         reasons = [f"{n} {reason}" for reason, n in counts.items() if n]
         reasons += [f"{gaps} gaps between images"] if gaps else []
         back = len(recorded.parts) - 1
-        reasons += [f"clocks went back {back} times"] if back else []
+        reasons += [f"a clock went back {back} times"] if back else []
         if reasons:
             self.notes.append(
                 f"{file.name}: {kept} of {rows} rows in {len(found)} episodes; {', '.join(reasons)}"
