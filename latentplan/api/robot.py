@@ -55,6 +55,7 @@ def connect(
     arm that was stopped, an action lasts `period` seconds. Sections of `overrides`: backend,
     safety, supervisor, if there is a backend. Raises RobotError if the arm does not answer.
     """
+    check_range("robot.period", period, 1e-3, 10)
     found = links.connection(backend, robot=robot, address=address, python=python, reset=reset)
     preset = {}
     if found.backend is not None and not found.here:
