@@ -107,6 +107,16 @@ def test_a_slow_camera_is_cut_where_the_joints_are(tmp_path: Path) -> None:
     check(bag)
 
 
+def test_a_gripper_in_the_same_message_goes_back_with_the_arm(tmp_path: Path) -> None:
+    said = recording(0, 1) + recording(1, 2, back=1)
+    config = Bag.Config(finger="b", width=4.0, finger_scale=1.0)
+    bag = Bag(save(tmp_path / "run.mcap", said), config)
+    assert rows(bag) == [10, 10]
+    for index in range(2):
+        episode = bag.episode(index)
+        np.testing.assert_array_equal(episode.observations["q"], episode.observations["gripper"])
+
+
 @pytest.mark.parametrize("wrong", [1000.0, 2.205, -1000.0, -0.6])
 def test_a_wrong_stamp_is_left_out_alone(tmp_path: Path, wrong: float) -> None:
     for topic, said in ((CAMERA, image(1.05, stamp=wrong)), (JOINTS, joints(1.055, stamp=wrong))):
@@ -206,11 +216,11 @@ def broken(faults: list[tuple[str, str, int, float, int]]) -> list[Said]:
                 (t, time, stamp - seconds * (i >= first), nan)
                 for i, (t, time, stamp, nan) in enumerate(said)
             ]
-    nan = [np.nan] * 2
+    lost = [np.nan] * 2
     return [
         image(time, stamp=stamp)
         if topic == CAMERA
-        else joints(time, stamp=stamp, **({"position": nan} if bad else {}))
+        else joints(time, stamp=stamp, **({"position": lost} if bad else {}))
         for topic, time, stamp, bad in said
     ]
 

@@ -338,9 +338,9 @@ class Bag:
             total, out = recorded.messages[topic], why.total()
             self.counts[f"{file.name}: {topic}"] = {"kept": total - out, **why}
             if why:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+                what = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
                 self.notes.append(
-                    f"{file.name}: {topic}: {out} of {total} messages left out: {reasons}"
+                    f"{file.name}: {topic}: {out} of {total} messages left out: {what}"
                 )
         if not recorded.velocities and (self._keys is None or "dq" in self._keys):
             self.notes.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ REPEATED = "with a repeated stamp"
 NO_VELOCITY = "without finite velocities"
 PART = "of a part of the joints"
 
-Name: TypeAlias = str | tuple[int, ...]  # of a stream: a camera's key, a driver's joints, or
+# Names of streams, beside the keys of cameras and "/joints ..." of drivers.
 FINGER, COMMAND = "/finger", "/command"
 
 
@@ -118,8 +118,9 @@ class _Collector:
     def __init__(self, bag: Bag, topics: Topics, keys: Collection[str] | None) -> None:
         self._bag, self._topics, self._keys = bag, topics, keys
         self._cameras = {topic: key for key, topic in topics.cameras.items()}
-        self._rows: dict[Name, list[_Row]] = {key: [] for key in topics.cameras}
+        self._rows: dict[str, list[_Row]] = {key: [] for key in topics.cameras}
         self._rows |= {FINGER: [], COMMAND: []}
+        self._joints: dict[str, tuple[int, ...]] = {}  # of each driver, as indices
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._control: str | None = None
         self._named: set[str] = set()  # joints
@@ -170,7 +171,9 @@ class _Collector:
             why = PART if all_finite else NOT_FINITE
             value = np.stack([found.positions, found.velocities])
             row = _Row(at, received.recorded, order, value)
-            self._rows.setdefault(found.joints, []).append(row)
+            name = f"/joints {found.joints}"
+            self._joints[name] = found.joints
+            self._rows.setdefault(name, []).append(row)
         if topics.finger:
             width = bag_messages.measured(message, (topics.finger,))
             if not isinstance(width, str):
@@ -199,7 +202,7 @@ class _Collector:
             parts.append(
                 Recording(
                     cameras={key: series[key] for key in topics.cameras},
-                    drivers=tuple(Driver(joints, series[joints]) for joints in chosen),
+                    drivers=tuple(Driver(self._joints[name], series[name]) for name in chosen),
                     finger=series[FINGER],
                     command=command,
                     start=int(streams[clock].recorded[here[clock][0]]),
@@ -214,24 +217,27 @@ class _Collector:
             left_out={topic: _counted(why) for topic, why in self._why.items()},
         )
 
-    def _drivers(self) -> list[tuple[int, ...]]:
-        """Return the joints of the drivers to read, the one that sends least often first."""
+    def _drivers(self) -> list[str]:
+        """Return the streams of the drivers to read, the one that sends least often first."""
         topics = self._topics
-        counts = {name: len(rows) for name, rows in self._rows.items() if isinstance(name, tuple)}
-        chosen: list[tuple[int, ...]] = []
         missing = set(range(len(topics.joints)))
+
+        def worth(name: str) -> int:
+            return len(missing & {*self._joints[name]}) * len(self._rows[name])
+
+        chosen: list[str] = []
         while missing:
-            best = max(counts, key=lambda name: len(missing & {*name}) * counts[name], default=())
-            if not missing & {*best}:
+            best = max(self._joints, key=worth, default="")
+            if not best or not worth(best):
                 names = ", ".join(topics.joints[i] for i in sorted(missing))
                 raise self._unread(topics.joint_states, f"a position of {names}", "joints")
             chosen.append(best)
-            missing -= {*best}
+            missing -= {*self._joints[best]}
         if topics.finger and not self._rows[FINGER]:
             raise self._unread(topics.joint_states, f"a position of {topics.finger}", "finger")
-        return sorted(chosen, key=lambda name: counts[name])
+        return sorted(chosen, key=lambda name: len(self._rows[name]))
 
-    def _velocities(self, chosen: list[tuple[int, ...]]) -> bool:
+    def _velocities(self, chosen: list[str]) -> bool:
         """Return whether most joint states have velocities; leave those without out, then."""
         if self._keys is not None and "dq" not in self._keys:
             return False
@@ -247,10 +253,9 @@ class _Collector:
             self._rows[name] = [self._rows[name][i] for i in np.flatnonzero(values)]
         return True
 
-    def _account(self, rows: dict[Name, list[_Row]], epochs: dict[Name, Array]) -> None:
+    def _account(self, rows: dict[str, list[_Row]], epochs: dict[str, Array]) -> None:
         """Note the messages of `rows` that are left out; one that any stream needs is not."""
-        topic_of: dict[Name, str] = dict(self._topics.cameras)
-        topic_of[COMMAND] = self._topics.command
+        topic_of = {**self._topics.cameras, COMMAND: self._topics.command}
         for used in (False, True):
             for name, of_stream in rows.items():
                 topic = topic_of.get(name, self._topics.joint_states)
