@@ -172,3 +172,15 @@ def test_the_note_of_a_folder_names_its_bags(tmp_path: Path) -> None:
     assert bag.counts == {
         "x.mcap: rows": {"kept": 20}, "x.mcap: /joint_states": {"kept": 20}
     }
+
+
+def test_a_short_last_file_of_a_split_recording_bars_nothing(tmp_path: Path) -> None:
+    said = IMAGES + [state(t, {"a": t, "b": t}) for t in TIMES]
+    save(tmp_path / "run_0.bag", said)
+    save(tmp_path / "run_1.bag", [image(1.0004), *(state(1 + t, {"a": 1, "b": 1}) for t in TIMES)])
+    bag = Bag(tmp_path)
+    assert len(bag) == 1 and len(bag.episode(0)) == 9
+    (note,) = bag.notes
+    assert "run_1.bag: /cam/image_raw has fewer than two images" in note
+    with pytest.raises(SourceError, match="fewer than two images"):
+        Bag(tmp_path / "run_1.bag")

@@ -31,6 +31,10 @@ GAPS = ("cut", "drop")
 NS = 1e9  # in a second
 
 
+class _Short(SourceError):
+    """A bag with fewer than two rows, such as the last file of a recording that was split."""
+
+
 class _Part(NamedTuple):
     """An episode without its images, and the times of those."""
 
@@ -103,7 +107,8 @@ class Bag:
     ) -> None:
         """Read all but the images; SourceError if there is no bag, or none is whole.
 
-        Of several bags, a damaged one counts as an episode, whose reading raises.
+        Of several bags, a damaged one counts as an episode, whose reading raises; one with fewer
+        than two rows is left out.
         """
         self.path, self.config, self._keys = Path(path), config or self.Config(), keys
         self.settings: dict[str, Any] = {"format": "bag", **settings.to_values(self.config)}
@@ -122,6 +127,8 @@ class Bag:
         if not whole:
             errors = [part for part in self._parts if isinstance(part, SourceError)]
             raise errors[0]
+        self.notes += [str(part) for part in self._parts if isinstance(part, _Short)]
+        self._parts = [part for part in self._parts if not isinstance(part, _Short)]
         assert self._spec is not None
         spec = bag_spec.bounded(self._spec, [part.actions for part in whole])
         self.spec: Spec = observation_keys.restricted(spec, keys)
@@ -191,7 +198,7 @@ class Bag:
         if not len(steps):
             first = next(iter(topics.cameras.values()), topics.joint_states)
             advice = f"; {bag_series.without(bag, first)}" if topics.cameras else ""
-            raise SourceError(
+            raise _Short(
                 f"{file}: {first} has fewer than two images or joint states, which give the rows"
                 f"{advice}"
             )
