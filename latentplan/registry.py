@@ -134,6 +134,8 @@ def load(kind: str, target: str) -> Any:
 
 def find(module: str) -> ModuleSpec | None:
     """Return where a module is, without importing it (its packages are); None where nowhere."""
+    if not all(module.split(".")):  # a relative name
+        return None
     try:
         return find_spec(module)
     except (ModuleNotFoundError, ValueError):
