@@ -1,9 +1,9 @@
-"""CALVIN beside its own simulator: speed, agreement on what a success is, and the control policies.
+"""Compare our CALVIN env with calvin_env: speed, agreement of success tests, and baselines.
 
     CALVIN_ENV_ROOT=... python benchmarks/calvin.py --data DIR --json benchmarks/calvin.json
 
 needs a checkout of calvin_env and a data set in CALVIN's format. With `--calvin`, a checkout of
-mees/calvin, policies are told its sentences.
+mees/calvin, policies are conditioned on its sentences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from latentplan.sim.calvin.env import Calvin
 
 
 def speed():
-    """Return steps a second of CPU time (one thread does it all), which other load leaves alone."""
+    """Return steps per second of CPU time in one thread, which does not depend on other load."""
     found = {}
     root = checkout.find()
     settings = checkout.settings(root)
@@ -70,7 +70,7 @@ def speed():
 
 
 def agreement(data, *, episodes):
-    """Return how often our 34 tests and calvin_env's own say the same of two instants."""
+    """Return how often our 34 success tests agree with those of calvin_env."""
     from calvin_env.envs.tasks import Tasks
 
     file = checkout.find() / "conf" / "tasks" / "new_playtable_tasks.yaml"
@@ -125,13 +125,13 @@ def agreement(data, *, episodes):
 
 
 def follow(env, pose):
-    """Give the arm a pose (7,) to go to, as recorded, for one step of calvin_env's env."""
+    """Step calvin_env towards a recorded pose (7,) of the arm."""
     grip = 1 if pose[6] >= 0 else -1
     env._sim.step((pose[:3], pose[3:6], (grip,)))
 
 
 def wander(env, rng, step):
-    """Make one step that reaches for something and drags it about, and return the instant."""
+    """Step an arm that reaches for a random object and drags it, and return the new state."""
     if step % 50 == 0:
         wander.goal = rng.integers(6)
         wander.drift, wander.grip = rng.choice([-1, 0, 1], 3), rng.choice([-1, 1])
@@ -151,14 +151,14 @@ def wander(env, rng, step):
 
 
 def controls(data, *, count, texts):
-    """Return MTLC over the data's validation split and LH-MTLC over `count` chains."""
+    """Return the baselines' MTLC on the data and their LH-MTLC on `count` chains."""
     env = Calvin(Calvin.Config(cameras=(), clip=True))
     drawn = chains.chains()[:count]
-    asked = list(rollouts.trials(Source(data, Source.Config(split="validation")), texts=texts))
-    asked += rollouts.trials(Source(data, Source.Config(split="training")), texts=texts)
+    trials = list(rollouts.trials(Source(data, Source.Config(split="validation")), texts=texts))
+    trials += rollouts.trials(Source(data, Source.Config(split="training")), texts=texts)
     found = {}
     for name, policy in (("noop", Noop()), ("random", Random()), ("presser", Presser())):
-        single = rollouts.rates(rollouts.single(policy, env, trials=asked))
+        single = rollouts.rates(rollouts.single(policy, env, trials=trials))
         done = list(rollouts.long(policy, env, chains=drawn, texts=texts))
         rates = rollouts.chain_rates(done, of=drawn)
         found[name] = {
@@ -177,7 +177,7 @@ def controls(data, *, count, texts):
 
 
 def main():
-    """Run everything and write the figures."""
+    """Measure everything and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a data set in CALVIN's format")
     parser.add_argument("--calvin", type=Path, help="a checkout of mees/calvin")

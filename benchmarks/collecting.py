@@ -1,4 +1,4 @@
-"""How fast envs are stepped, drawn and written, by processes and by Ray actors.
+"""Measure the speed of collection, by processes and by Ray actors.
 
     python benchmarks/collecting.py --ray 2,4 --json benchmarks/collect.json
     python benchmarks/collecting.py --env rope engine=mujoco
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from latentplan.exploration.collect import Progress
     from latentplan.exploration.recorder import Recipe
 
-SETTLE = 8  # episodes a worker, made before the clock starts: processes come up, queues fill
-DRAWING = 1.0  # s of drawing pictures
+SETTLE = 8  # warm-up episodes per worker, in which processes start and queues fill
+DRAWING = 1.0  # duration of the rendering measurement, s
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an env of an engine, made by some workers."""
+    """One row: an env, an engine, and a number of workers."""
 
     env: str
     engine: str
@@ -43,11 +43,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """One repeat of a case."""
+    """The result of one repeat of a case."""
 
     transitions_per_s: float
-    overhead: float  # share of the workers' time that is not spent in their envs
-    unstable: int  # tries dropped because the physics diverged
+    overhead: float  # share of the workers' time outside of their envs
+    unstable: int  # attempts dropped because the physics diverged
 
 
 def run(
@@ -61,13 +61,13 @@ def run(
     out: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Print and return a row for each env, engine and number of workers; `out` gets them as JSON.
+    """Print and return a row for each env, engine and number of workers; write them to `out`.
 
-    Each repeat collects `episodes` into a new store, the store's writing included, and is timed
-    after `SETTLE` episodes a worker. `workers` are processes (1: this one), `ray` actors of a Ray
-    that is started here. Rows hold the median of the repeats and, of the rate, its least and
-    largest; `pictures_per_s` is drawing alone, by one process. `env` is a name or preset ("": all
-    envs, with every engine that is installed). Sections of `overrides`: env, collect.
+    Each repeat collects `episodes` into a new store, after `SETTLE` warm-up episodes per worker.
+    `workers` are processes (1: this one), `ray` are actors of a local Ray. Rows hold the median of
+    the repeats, and the smallest and largest rate; `images_per_s` is rendering alone, in one
+    process. `env` is a name or preset ("": all envs, with every installed engine). Sections of
+    `overrides`: env, collect.
     """
     from latentplan.commands.progress import track
     from latentplan.evaluation.provenance import provenance
@@ -77,7 +77,7 @@ def run(
     for option, numbers in (("workers", workers), ("ray", ray)):
         for number in numbers:
             check_range(option, number, 1)
-    load = os.getloadavg()[0]  # what else the machine does
+    load = os.getloadavg()[0]
     counts = [("process", n) for n in workers] + [("ray", n) for n in ray]
     cases = [
         Case(name, engine, number, kind, recipe)
@@ -85,12 +85,12 @@ def run(
         for engine, recipe in _recipes(name, seed, overrides)
         for kind, number in counts
     ]
-    drawn = {(case.env, case.engine): _pictures_per_s(case.recipe) for case in cases}  # each once
-    measured: dict[int, list[Measured]] = {place: [] for place in range(len(cases))}
+    drawn = {(case.env, case.engine): _images_per_s(case.recipe) for case in cases}
+    measured: dict[int, list[Measured]] = {index: [] for index in range(len(cases))}
     with track(repeats * len(cases), "collecting", "runs") as bar:
-        for _ in range(repeats):  # in turns, so that a slow minute slows all of them
-            for place, case in enumerate(cases):
-                measured[place].append(_measure(case, episodes))
+        for _ in range(repeats):  # interleaved, so that other load affects all cases alike
+            for index, case in enumerate(cases):
+                measured[index].append(_measure(case, episodes))
                 bar.advance()
     made_with = {**provenance(), "load_average_before": load}
     rows = [
@@ -99,18 +99,18 @@ def run(
             "engine": case.engine,
             "workers": case.workers,
             "kind": case.kind,
-            "transitions_per_s": round(median(m.transitions_per_s for m in measured[place]), 1),
+            "transitions_per_s": round(median(m.transitions_per_s for m in measured[index]), 1),
             "transitions_per_s_min_max": [
-                round(f(m.transitions_per_s for m in measured[place]), 1) for f in (min, max)
+                round(f(m.transitions_per_s for m in measured[index]), 1) for f in (min, max)
             ],
-            "pictures_per_s": round(drawn[case.env, case.engine]),
-            "overhead": round(median(m.overhead for m in measured[place]), 3),
-            "unstable": sum(m.unstable for m in measured[place]),
+            "images_per_s": round(drawn[case.env, case.engine]),
+            "overhead": round(median(m.overhead for m in measured[index]), 3),
+            "unstable": sum(m.unstable for m in measured[index]),
             "episodes": episodes,
             "repeats": repeats,
             "made_with": made_with,
         }
-        for place, case in enumerate(cases)
+        for index, case in enumerate(cases)
     ]
     _print(rows)
     if out is not None:
@@ -120,7 +120,7 @@ def run(
 
 
 def _recipes(name: str, seed: int, overrides: Sequence[str]) -> Iterator[tuple[str, Recipe]]:
-    """Yield the recipe of random actions in an env, for each engine that is installed."""
+    """Yield the recipe of random actions in an env for each installed engine."""
     from latentplan.exploration.recorder import CollectConfig, Recipe
     from latentplan.sim.deformable.engines.engine import ENGINES
 
@@ -184,8 +184,8 @@ def _measure(case: Case, episodes: int) -> Measured:
     )
 
 
-def _pictures_per_s(recipe: Recipe) -> float:
-    """Return how many pictures an env draws in a second; 0 where it draws none."""
+def _images_per_s(recipe: Recipe) -> float:
+    """Return the number of images that an env renders per second; 0 if it has no camera."""
     env: Any = recipe.env(recipe.env_config)
     try:
         env.reset(seed=recipe.seed)
@@ -207,8 +207,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     if not rows:
-        raise LatentplanError("collecting: no env could be made; see above")
-    shown = ["env", "engine", "workers", "kind", "transitions_per_s", "pictures_per_s"]
+        raise LatentplanError("collecting: no env could be built; see above")
+    shown = ["env", "engine", "workers", "kind", "transitions_per_s", "images_per_s"]
     shown += ["overhead", "unstable"]
     table = Table(*(name.replace("_", " ") for name in shown), box=SIMPLE_HEAD)
     for row in rows:
@@ -217,12 +217,12 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Return the numbers of a text like 64,512."""
+    """Return the integers of a text such as 64,512."""
     return [int(each) for each in text.split(",") if each]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the arguments ask for."""
+    """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""Speed, memory, size and exactness of `latentplan import calvin`, and of windows afterwards.
+"""Measure speed, memory, size and exactness of `latentplan import calvin`, and window rates.
 
     python benchmarks/imports.py SAMPLE [--frames 4000] [--json benchmarks/imports.json]
 
-SAMPLE is a CALVIN data set, a small one will do: its frames (200 x 200 and 84 x 84 pixels, and all
-numbers) are played forwards and backwards until there are enough, each in a file of its own.
+SAMPLE is a CALVIN data set, for example a small one. Its frames (images of 200 x 200 and 84 x 84
+pixels, and all numbers) are repeated forwards and backwards until there are enough, one file each.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from latentplan.files import replacing
 
 NUMBERS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 CAMERAS = ("rgb_static", "rgb_gripper")
-SECONDS = 5.0  # of each measurement of windows
-LENGTH, BATCH, SIZE = 16, 64, 64  # of windows: frames, windows, pixels
+SECONDS = 5.0  # duration of each measurement of windows
+LENGTH, BATCH, SIZE = 16, 64, 64  # frames per window, windows per batch, side of an image
 PROGRAM = "import sys; from latentplan.cli import main; sys.exit(main())"
 
 
 def main() -> None:
-    """Make the set, import it in parts and whole, compare, read windows, and write the JSON."""
+    """Import a part and the whole of a set, compare, read windows, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sample", type=Path)
     parser.add_argument("--frames", type=int, default=4000)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def tiled(sample: Path, root: Path, frames: int) -> tuple[Path, int]:
-    """Write one recording of the sample's frames to and fro; return its root and bytes."""
+    """Write a recording of the sample's frames forwards and backwards; return its root and size."""
     folder = root / "training"
     folder.mkdir(parents=True)
     files = sorted((sample / "training").glob("episode_*.npz"))
@@ -100,7 +100,7 @@ def tiled(sample: Path, root: Path, frames: int) -> tuple[Path, int]:
 def imported(
     root: Path, out: Path, *, frames: int, workers: int, options: list[str] | None = None
 ) -> dict[str, Any]:
-    """Import the first frames in a process of its own, and return what it took."""
+    """Import the first frames in a new process, and return time and memory."""
     shutil.rmtree(out, ignore_errors=True)
     np.save(root / "training/ep_start_end_ids.npy", np.array([[0, frames - 1]]))
     command = [sys.executable, "-c", PROGRAM, "import", "calvin", str(root), "--out", str(out)]
@@ -111,7 +111,7 @@ def imported(
     watching = threading.Thread(target=_watch, args=(process.pid, peak, done))
     watching.start()
     assert process.stdout is not None
-    told = process.stdout.read().decode()
+    printed = process.stdout.read().decode()
     _, status, used = os.wait4(process.pid, 0)  # of it and of its workers
     seconds = time.monotonic() - started
     done.set()
@@ -123,7 +123,7 @@ def imported(
         "frames": frames,
         "workers": workers,
         "frames_per_s_of_the_command": round(frames / seconds, 1),
-        "transitions_per_s_it_tells": float(told.split(" at ")[1].split("/s")[0]),
+        "transitions_per_s_printed": float(printed.split(" at ")[1].split("/s")[0]),
         "frames_per_cpu_s": round(frames / cpu, 1),
         "peak_mb_of_all_processes": round(peak[0] / 1e6),
         "load_average": round(os.getloadavg()[0], 1),
@@ -131,7 +131,7 @@ def imported(
 
 
 def _steady(part: dict[str, Any], whole: dict[str, Any]) -> float:
-    """Return frames per second of CPU time, without what starting takes."""
+    """Return frames per second of CPU time, without the start-up time."""
     return float(
         (whole["frames"] - part["frames"])
         / (whole["frames"] / whole["frames_per_cpu_s"] - part["frames"] / part["frames_per_cpu_s"])
@@ -139,7 +139,7 @@ def _steady(part: dict[str, Any], whole: dict[str, Any]) -> float:
 
 
 def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
-    """Keep the largest sum of private memory that a process and its children had."""
+    """Record the peak of the private memory of a process and its children."""
     while not done.wait(0.05):
         total = 0
         for folder in Path("/proc").glob("[0-9]*"):
@@ -149,12 +149,12 @@ def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
                     pages = (folder / "statm").read_text().split()
                     total += (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
             except (OSError, ValueError):
-                continue  # it ended
+                continue  # the process has ended
         peak[0] = max(peak[0], total)
 
 
 def differing(root: Path, out: Path) -> int:
-    """Return how many values of the store are not those of the files."""
+    """Return the number of values that differ between the store and the files."""
     wrong = 0
     with ZarrStore.open(out) as store:
         for index in range(len(store)):
@@ -172,10 +172,9 @@ def differing(root: Path, out: Path) -> int:
 
 
 def window_rates(root: Path, small: Path) -> dict[str, float]:
-    """Return windows a second out of the store and out of the files, pictures of both cameras.
+    """Return windows per second from the store and from the files, with images of both cameras.
 
-    In memory is what training does with as much as fits; with nothing there each window is decoded
-    again.
+    Training keeps as much of the store in memory as fits; without memory each window is decoded.
     """
     found, rng = {}, np.random.default_rng(0)
     with ZarrStore.open(small) as store:
@@ -200,16 +199,16 @@ def window_rates(root: Path, small: Path) -> dict[str, float]:
     files = [root / f"training/episode_{number:07d}.npz" for number in range(frames)]
 
     def batch(resize: bool) -> dict[str, np.ndarray]:
-        pictures: dict[str, list[np.ndarray]] = {key: [] for key in CAMERAS}
+        images: dict[str, list[np.ndarray]] = {key: [] for key in CAMERAS}
         for start in rng.integers(0, frames - LENGTH + 1, BATCH):
             for file in files[start : start + LENGTH]:
                 with np.load(file) as arrays:
                     for key in CAMERAS:
-                        picture = arrays[key]
+                        image = arrays[key]
                         if resize:
-                            picture = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), 2))
-                        pictures[key].append(picture)
-        return {key: np.stack(each) for key, each in pictures.items()}
+                            image = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), 2))
+                        images[key].append(image)
+        return {key: np.stack(each) for key, each in images.items()}
 
     found["npz, resized"] = _rate(lambda: batch(True))
     found["npz, as they are"] = _rate(lambda: batch(False))
@@ -217,7 +216,7 @@ def window_rates(root: Path, small: Path) -> dict[str, float]:
 
 
 def _rate(one: Any) -> float:
-    """Return windows per second of CPU time, so that what else runs here does not count."""
+    """Return windows per second of CPU time, which does not depend on other load."""
     one()
     start, count = time.process_time(), 0
     while time.process_time() - start < SECONDS:

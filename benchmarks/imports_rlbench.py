@@ -1,12 +1,11 @@
-"""Speed, memory and exactness of `latentplan import rlbench`, on demos that this writes.
+"""Measure speed, memory and exactness of `latentplan import rlbench`, on synthetic demos.
 
     python benchmarks/imports_rlbench.py [--demos 40] [--json benchmarks/imports_rlbench.json]
 
-A demo has 100 steps of five cameras at 128 x 128, with rgb, depth and masks, as the tests draw
-them; their colours carry noise, so that a picture of rgb is 23 kB. The rest are links to the first
-ones, so that files come from the cache of the system, as they do on a machine with much memory.
-Seconds are those of the whole command, its start included; where others use the machine
-(`load_average` above 2), processor seconds of all its processes say what it costs alone.
+A demo has 100 steps of five cameras at 128 x 128 pixels, with rgb, depth and masks. Colours carry
+noise, so that an rgb image has 23 kB. Most demos are links to the first ones, so that files are in
+the page cache, as on a machine with much memory. Seconds include the start of the command; on a
+machine with other load (`load_average` above 2), use the CPU seconds.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "demos", arguments.demos)
         results = {
-            kind: [measure(root, n, pictures) for n in (max(2, arguments.demos // 4), None)]
-            for kind, pictures in KINDS.items()
+            kind: [measure(root, n, kinds) for n in (max(2, arguments.demos // 4), None)]
+            for kind, kinds in KINDS.items()
         }
     found = {
         **provenance(),
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def write(root: Path, demos: int) -> Path:
-    """Write demos, the first drawn and the others links to those, and return their root."""
+    """Write the first demos and links to them, and return their root."""
     episodes = root / "reach_target" / "variation0" / "episodes"
     for i in range(demos):
         if i < DRAWN:
@@ -75,13 +74,13 @@ def write(root: Path, demos: int) -> Path:
     return root
 
 
-def measure(root: Path, demos: int | None, pictures: str) -> dict[str, object]:
-    """Import, and return seconds, steps a second, the largest process, and what differs."""
+def measure(root: Path, demos: int | None, kinds: str) -> dict[str, object]:
+    """Import demos, and return seconds, steps per second, peak memory, and differing values."""
     out = root.parent / "out.zarr"
     shutil.rmtree(out, ignore_errors=True)
     program = "import sys; from latentplan.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "import", "rlbench", str(root), "--out", str(out)]
-    command += ["--workers", str(WORKERS), f"images={pictures}"]
+    command += ["--workers", str(WORKERS), f"images={kinds}"]
     command += [] if demos is None else ["--episodes", str(demos)]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -94,7 +93,7 @@ def measure(root: Path, demos: int | None, pictures: str) -> dict[str, object]:
         files = sum(
             file.stat().st_size
             for episode in range(len(store))
-            for kind in pictures.strip("[]").split(",")
+            for kind in kinds.strip("[]").split(",")
             for file in (root / "reach_target/variation0/episodes" / f"episode{episode}").glob(
                 f"*_{kind}/*.png"
             )
@@ -110,12 +109,12 @@ def measure(root: Path, demos: int | None, pictures: str) -> dict[str, object]:
             "largest_process_mb": round(used.ru_maxrss / 1024),
             "store_mb": round(store.disk_bytes() / 1e6, 1),
             "png_mb": round(files / 1e6, 1),
-            "values_that_differ": differing(store, root, pictures),
+            "values_that_differ": differing(store, root, kinds),
         }
 
 
-def differing(store: ZarrStore, root: Path, pictures: str) -> int:
-    """Return how many values of the last demo's pictures and numbers are not those of its files."""
+def differing(store: ZarrStore, root: Path, kinds: str) -> int:
+    """Return the number of values of the last demo that differ between the store and its files."""
     episode = store.episode(len(store) - 1)
     folder = root / "reach_target/variation0/episodes" / f"episode{len(store) - 1}"
     with writer.classes():  # our own file
@@ -125,7 +124,7 @@ def differing(store: ZarrStore, root: Path, pictures: str) -> int:
         values = np.stack([getattr(o, name) for o in seen])
         wrong += int((values != episode.observations[name]).sum())
     for camera, (_, far) in writer.EYES.items():
-        for kind in pictures.strip("[]").split(","):
+        for kind in kinds.strip("[]").split(","):
             for step, found in enumerate(episode.observations[f"{camera}_{kind}"]):
                 file = folder / f"{camera}_{kind}" / f"{step}.png"
                 red, green, blue = np.moveaxis(np.asarray(Image.open(file), np.int64), -1, 0)

@@ -1,7 +1,7 @@
-"""How long a user waits: `python benchmarks/latency.py [--json FILE]`.
+"""Measure latency: `python benchmarks/latency.py [--json FILE]`.
 
-`act()` of the shipped rope-cfm, encoding included, at several planners and numbers of candidates,
-and the start-up of the package and of the command line (medians of fresh processes).
+It times `act()` of the shipped rope-cfm, encoding included, for several planners and numbers of
+candidates, and the start-up of the package and of the command line (medians over new processes).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PLANNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "shooting, 512 candidates": ("shooting", ("candidates=512",)),
     "shooting, 100 candidates (paper)": ("shooting", ()),
 }
-CALLS = 200  # of act() each
-STARTS = 15  # fresh processes each
+CALLS = 200  # calls of act() per row
+STARTS = 15  # new processes per row
 START_UP = {
     "import latentplan": [sys.executable, "-c", "import latentplan"],
     "latentplan --help": [str(Path(sys.executable).with_name("latentplan")), "--help"],
@@ -38,7 +38,7 @@ START_UP = {
 
 
 def act(planner: str, overrides: tuple[str, ...]) -> dict[str, float]:
-    """Return quantiles of act() in milliseconds, after ten calls to warm up."""
+    """Return quantiles of act() in ms, after ten warm-up calls."""
     env = Rope()
     goal, _ = env.reset(seed=1)
     agent = latentplan.load("rope-cfm", planner=planner, overrides=overrides)
@@ -57,7 +57,7 @@ def act(planner: str, overrides: tuple[str, ...]) -> dict[str, float]:
 
 
 def start_up(command: list[str]) -> float:
-    """Return the median wall time of a fresh process in seconds."""
+    """Return the median wall time of a new process, s."""
     seconds = []
     for _ in range(STARTS):
         start = time.perf_counter()

@@ -1,14 +1,14 @@
-"""Training windows out of a store and out of LeRobot's own loader, of the same data in one run.
+"""Compare the rates of training windows from a store and from LeRobot's loader, on the same data.
 
     python benchmarks/lerobot_windows.py DATA.zarr [OUT.json]    # with lerobot >= 0.4 installed
 
-Both give T pictures of every camera in a row and the actions between them, in random batches: as
-float32 in [0, 1] with the channel first, the store also as training takes them, uint8. The store is
-read with all pictures in memory and with three quarters; LeRobot reads the export with videos (its
-default) and with PNG, in this process and with worker processes.
+Both return T consecutive images of every camera and the actions between them, in random batches, as
+float32 in [0, 1] with the channel first; the store also as uint8, as in training. The store is
+read with all and with three quarters of the images in memory. LeRobot reads the export with videos
+(its default) and with PNG, in this process and with worker processes.
 
-The loaders take turns, so that each meets what else the machine does. Windows per second of CPU
-time, of all threads of this process, do not depend on that; loaders with workers have none.
+Measurements are interleaved, so that other load affects all loaders alike. Windows per second of
+CPU time cover all threads of this process; they are omitted for loaders with workers.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from latentplan.data.windows import Windows
 from latentplan.evaluation.provenance import provenance
 
 LENGTH, BATCH = 16, 64
-SECONDS, REPEATS = 6.0, 3  # of each of the measurements
-WORKERS = (0, 2)  # of LeRobot's loader
-SHARES = (1.0, 0.75)  # of the pictures that fit the memory given to the store
+SECONDS, REPEATS = 6.0, 3  # duration and number of measurements per loader
+WORKERS = (0, 2)  # workers of LeRobot's loader
+SHARES = (1.0, 0.75)  # share of the images that the store keeps in memory
 
 
-def pictures(store: ZarrStore) -> list[str]:
-    """Return the observations that are colour pictures."""
+def images(store: ZarrStore) -> list[str]:
+    """Return the keys of the observations that are colour images."""
     return [key for key, spec in store.spec.observation.items() if export.is_image(spec)]
 
 
 def of_store(store: ZarrStore, share: float, *, floats: bool = True) -> Iterator[Any]:
-    """Yield batches of windows with a share of the pictures in memory."""
-    rows, keys = int(store.ends[-1]), pictures(store)
+    """Yield batches of windows with a share of the images in memory."""
+    rows, keys = int(store.ends[-1]), images(store)
     size = rows * sum(store.row_bytes(f"observation/{key}") for key in keys)
     budget = int(share * size) + rows * store.row_bytes("action")
     windows = Windows(
@@ -58,7 +58,7 @@ def of_store(store: ZarrStore, share: float, *, floats: bool = True) -> Iterator
 
 
 def of_lerobot(root: Path, *, fps: int, workers: int) -> Iterator[Any]:
-    """Yield batches of LeRobot's windows; those that overlap an end are padded, as it does."""
+    """Yield batches of LeRobot's windows, which it pads at the ends of episodes."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 
     about = LeRobotDatasetMetadata("local/benchmark", root=root)
@@ -78,10 +78,10 @@ def of_lerobot(root: Path, *, fps: int, workers: int) -> Iterator[Any]:
 
 
 class Loader:
-    """Batches without end, and how fast they came each time."""
+    """An endless stream of batches, and its measured rates."""
 
     def __init__(self, name: str, stream: Iterator[Any], *, workers: int = 0) -> None:
-        """Draw the first batch."""
+        """Read the first batch."""
         self.name, self._stream, self._workers = name, stream, workers
         self._of_clock: list[float] = []
         self._of_cpu: list[float] = []
@@ -89,7 +89,7 @@ class Loader:
 
     def measure(self) -> None:
         """Count windows for SECONDS."""
-        for _ in range(2 * self._workers + 1):  # that workers made meanwhile
+        for _ in range(2 * self._workers + 1):  # drop batches that workers have prefetched
             next(self._stream)
         start, cpu, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < SECONDS:
@@ -99,7 +99,7 @@ class Loader:
         self._of_cpu.append(count / (time.process_time() - cpu))
 
     def found(self) -> dict[str, Any]:
-        """Return windows per second, mean and range."""
+        """Return the mean and the range of windows per second."""
         values = {"windows_per_s": self._of_clock}
         if not self._workers:
             values["windows_per_cpu_s"] = self._of_cpu
@@ -116,7 +116,7 @@ def main(data: str, out: str = "benchmarks/lerobot.json") -> None:
         fps = export.whole_fps(store.spec)
         loaders = [Loader("latentplan, uint8", of_store(store, 1, floats=False))]
         for share in SHARES:
-            name = f"latentplan, {round(100 * share)} % of the pictures in memory"
+            name = f"latentplan, {round(100 * share)} % of the images in memory"
             loaders.append(Loader(name, of_store(store, share)))
         for kind, config in {"video": export.Config(), "PNG": export.Config(video=False)}.items():
             root = Path(folder) / kind
@@ -139,7 +139,7 @@ def main(data: str, out: str = "benchmarks/lerobot.json") -> None:
                 "env": store.spec.env,
                 "episodes": len(store),
                 "rows": int(store.ends[-1]),
-                "pictures": {k: store.spec.observation[k].shape for k in pictures(store)},
+                "images": {k: store.spec.observation[k].shape for k in images(store)},
                 "bytes_on_disk": sizes,
             },
             "window": {"length": LENGTH, "batch": BATCH},

@@ -1,8 +1,8 @@
-"""How well cameras are calibrated and boxes are taken from a table, against the simulation's truth.
+"""Measure camera calibration and grasps of boxes against the simulator's state.
 
     python benchmarks/perception.py calibration --json benchmarks/calibration.json
     python benchmarks/perception.py grasps 20 --json benchmarks/grasps.json
-    python benchmarks/perception.py picture
+    python benchmarks/perception.py image
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from latentplan.sim.rendering.cameras import Camera
 from latentplan.types import Array
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # the pictures of boards are the tests'
+sys.path.insert(0, str(ROOT / "tests"))  # which render images of calibration targets
 from calibration_images import Studio  # noqa: E402
 
 LENS = (0.08, -0.15, 0.001, -0.0007)
 TRUE = CalibratedCamera("front", 640, 480, fx=605.0, fy=607.0, cx=323.0, cy=236.5, distortion=LENS)
 CAMERA = Camera("front", (0.55, 0.25, 0.65), fovy=50.0, width=320, height=240)
-SPOT = np.array([0.0, 0.2])  # m, where boxes are put
+SPOT = np.array([0.0, 0.2])  # target position of the boxes, m
 COLOURS = ((0.85, 0.3, 0.2, 1), (0.2, 0.4, 0.85, 1))
 
 
 def calibration() -> list[dict[str, Any]]:
-    """Return a row for each board, mount, lens known or not, and error of the arm's joints."""
+    """Return a row per target, mount, known or unknown intrinsics, and error of the joints."""
     arm, rows = description.load("panda"), []
     for kind, mount in (("charuco", "table"), ("charuco", "flange"), ("apriltag", "table")):
         marker = 0.022 if kind == "charuco" else 0.026
@@ -53,12 +53,12 @@ def calibration() -> list[dict[str, Any]]:
         for noise in (0.0, 3.0):
             seen = [finder.find(studio.image(each, rng, noise=noise)) for each in q]
             for joints in (0.0, 0.05):
-                told = q + np.radians(rng.normal(0, joints, q.shape))
+                measured = q + np.radians(rng.normal(0, joints, q.shape))
                 for known in (True, False):
                     blank = TRUE if known else CalibratedCamera("front", 640, 480)
                     found = calibrate(
                         seen,
-                        told,
+                        measured,
                         arm=arm,
                         camera=blank,
                         mount=mount,
@@ -85,26 +85,26 @@ def calibration() -> list[dict[str, Any]]:
 
 
 def boxes(rng: np.random.Generator) -> tuple[Any, list[Array]]:
-    """Return an MjSpec of a table with two boxes of random sizes, and their places (2,), m."""
-    spec, places = mujoco.MjSpec(), []
+    """Return an MjSpec of a table with two boxes of random sizes, and their positions (2,), m."""
+    spec, positions = mujoco.MjSpec(), []
     spec.visual.quality.shadowsize = 0
     spec.visual.headlight.ambient = spec.visual.headlight.diffuse = (0.5,) * 3
     plane = mujoco.mjtGeom.mjGEOM_PLANE
     spec.worldbody.add_geom(type=plane, size=(2, 2, 0.1), rgba=(0.36, 0.38, 0.4, 1))
     for number, y in enumerate((-0.13, 0.03)):
-        places.append(np.array([rng.uniform(-0.05, 0.1), y]))
+        positions.append(np.array([rng.uniform(-0.05, 0.1), y]))
         yaw, half = rng.uniform(-np.pi, np.pi), rng.uniform((0.012, 0.012, 0.015), (0.03,) * 3)
         turn = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
-        body = spec.worldbody.add_body(name=f"{number}", pos=(*places[-1], half[2]), quat=turn)
+        body = spec.worldbody.add_body(name=f"{number}", pos=(*positions[-1], half[2]), quat=turn)
         body.add_freejoint()
         cube = mujoco.mjtGeom.mjGEOM_BOX
         body.add_geom(type=cube, size=half, mass=0.05, condim=4, rgba=COLOURS[number])
     spec.add_exclude(bodyname1="world", bodyname2="base")
-    return spec, places
+    return spec, positions
 
 
 def seen(simulated: SimulatedArm, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return image and depth, with noise of 1.5 mm and a tenth of the pixels missing."""
+    """Return an image and its depth, with noise of 1.5 mm and a tenth of the pixels missing."""
     renderer = mujoco_renderer.Renderer(simulated.model, CAMERA)
     image, depth = renderer.image(simulated.data), renderer.depth(simulated.data)
     renderer.close()
@@ -114,12 +114,12 @@ def seen(simulated: SimulatedArm, rng: np.random.Generator) -> tuple[Array, Arra
 
 
 def taken(count: int) -> list[dict[str, Any]]:
-    """Return a row for each of `count` tables: where the hand closed, and where the box ended."""
+    """Return a row for each of `count` tables: the error of the grasp, and the end of the box."""
     arm, rows = description.load("panda"), []
     planner, table = PickAndPlace(arm), TabletopSegmenter()
     for seed in range(count):
         rng = np.random.default_rng(seed)
-        spec, places = boxes(rng)
+        spec, positions = boxes(rng)
         simulated = SimulatedArm(arm, scene=spec, solid=True)
         try:
             found = grasps.find(table.look(seen(simulated, rng)[1], CAMERA), arm.gripper)
@@ -128,10 +128,10 @@ def taken(count: int) -> list[dict[str, Any]]:
             rows.append({"seed": seed, "refused": str(e)})
             continue
         measured = simulated.execute(motion)
-        box = int(np.argmin([np.linalg.norm(grasp.point[:2] - place) for place in places]))
+        box = int(np.argmin([np.linalg.norm(grasp.point[:2] - each) for each in positions]))
         closed = np.flatnonzero(motion.phase == PHASES.index("grasp"))[-1]
         end = simulated.data.body(f"{box}").xpos[:2]
-        off = float(np.linalg.norm(measured.ee[closed, :2] - places[box]))
+        off = float(np.linalg.norm(measured.ee[closed, :2] - positions[box]))
         away = float(np.linalg.norm(end - SPOT))
         rows.append(
             {
@@ -145,8 +145,8 @@ def taken(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def picture(out: Path) -> None:
-    """Draw picture, depth, objects and grasps of a rope, a cloth and boxes."""
+def draw(out: Path) -> None:
+    """Draw image, depth, objects and grasps of a rope, a cloth and boxes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -192,7 +192,7 @@ def picture(out: Path) -> None:
 
 
 def _draw(axis: Any, grasp: grasps.Grasp, camera: Camera, *, colour: str) -> None:
-    """Draw where the fingers stand, and the way down."""
+    """Draw the positions of the fingers, and the path down."""
     close = np.array([-np.sin(grasp.yaw), np.cos(grasp.yaw), 0]) * (grasp.width / 2 + 0.006)
     ends, _ = camera.project(np.stack([grasp.point - close, grasp.point + close]))
     way, _ = camera.project(np.stack([grasp.point, grasp.point + 0.05 * grasp.normal]))
@@ -201,10 +201,10 @@ def _draw(axis: Any, grasp: grasps.Grasp, camera: Camera, *, colour: str) -> Non
 
 
 def main(arguments: list[str]) -> None:
-    """Run what is asked for, and write its rows as JSON where a file is named."""
+    """Run a measurement, and write its rows as JSON if a file is named."""
     what = arguments[0]
-    if what == "picture":
-        picture(ROOT / "docs" / "images" / "table.png")
+    if what == "image":
+        draw(ROOT / "docs" / "images" / "table.png")
         return
     rows = calibration() if what == "calibration" else taken(int(arguments[1]))
     if "--json" in arguments:

@@ -1,9 +1,9 @@
-"""Planners of other packages, called as their users call them, on our toy problem.
+"""Planners of other packages on our toy problem.
 
-Both are optional: `pip install "latentplan[benchmarks]"`. A peer draws without bounds, from a
-normal distribution of std 1; the cost of what it returns is taken as it is, which is to its
-advantage. It calls the model's step as a user's own cost function would, or, `fast`, our unrolled
-rollout: then what is left is the planner itself.
+Both are optional: `pip install "latentplan[benchmarks]"`. A peer draws from a normal distribution
+of std 1 without bounds; the cost of its result is not corrected for that, which favours it. It
+calls the model step by step, as a cost function of a user would, or, with `fast`, our unrolled
+rollout, which isolates the time of the planner itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from planner_toy import ACTION, LATENT, Toy
 from torch import Tensor
 
-Solve = Callable[[int], Tensor]  # of a seed: actions (B, H, A)
+Solve = Callable[[int], Tensor]  # seed -> actions (B, H, A)
 
 
 def installed() -> dict[str, str]:
-    """Return the peers that can be imported here, with their versions."""
+    """Return the installed peers with their versions."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
@@ -46,9 +46,9 @@ def stable_worldmodel(
     fast: bool,
     warm_start: Tensor | None = None,
 ) -> Solve:
-    """Return a solve by one of its solvers: "cem", "icem" or "mppi", 10 % elites.
+    """Return a solve by its solver "cem", "icem" or "mppi", with 10 % elites.
 
-    `batch_size` is how many problems it takes at once; it loops over the others.
+    It solves `batch_size` problems at once, one batch after another.
     """
     import gymnasium
 
@@ -82,7 +82,7 @@ def stable_worldmodel(
 def pytorch_mppi(
     toy: Toy, *, candidates: int, iterations: int, warm_start: Tensor | None = None
 ) -> Solve:
-    """Return a solve: one command an iteration, without shifting, problem after problem."""
+    """Return a solve: one command per iteration, without shifting, one problem after another."""
     from pytorch_mppi import MPPI
 
     start = torch.zeros(toy.horizon, ACTION, device=toy.start.device)
@@ -116,7 +116,7 @@ def pytorch_mppi(
 
 
 class _Cost:
-    """What stable-worldmodel asks of a model: costs (B, S) of candidates (B, S, H, A)."""
+    """A cost model of stable-worldmodel: costs (B, S) of candidates (B, S, H, A)."""
 
     def __init__(self, toy: Toy, *, fast: bool) -> None:
         self._toy, self._fast = toy, fast
@@ -136,7 +136,7 @@ class _Cost:
 
 @contextmanager
 def _bare(name: str) -> Iterator[None]:
-    """Import sub-packages of `name` without running its own __init__, which needs far more."""
+    """Import sub-packages of `name` without running its __init__, which has more dependencies."""
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""The problem that planners are timed on: a network of random weights, and goals it can reach."""
+"""The toy problem of the planner benchmark: a network of random weights, and reachable goals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from latentplan.planning.spaces import Box
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Loss, Spec, Tensors
 
 LATENT, ACTION, HIDDEN = 32, 4, (256, 256)
-BOUND = 2.0  # of an action: two of the std that planners without bounds draw with
+BOUND = 2.0  # of an action: twice the std of planners without bounds
 
 
 class RandomMLP(nn.Module):
-    """z' = MLP(z, a) of random weights behind an identity encoder; a `protocols.Dynamics`."""
+    """Dynamics z' = MLP(z, a) with random weights and an identity encoder."""
 
     context, latent_dim = 1, LATENT
 
     def __init__(self, seed: int) -> None:
-        """Draw weights that keep the variance of what goes through."""
+        """Draw weights that preserve the variance of activations."""
         super().__init__()
         self.spec = Spec(
             observation={"state": ArraySpec((LATENT,))},
@@ -43,12 +43,12 @@ class RandomMLP(nn.Module):
         self.requires_grad_(False)
 
     def step(self, z: Tensor, action: Tensor) -> Tensor:
-        """Return z' of z (..., D) and actions (..., A), written as one would at first."""
+        """Return z' for z (..., D) and actions (..., A), in a straightforward implementation."""
         after: Tensor = self.plain(torch.cat([z, action], dim=-1))
         return after
 
     def encode(self, observations: Tensors) -> Tensor:
-        """Return the state as it is."""
+        """Return the state unchanged."""
         return observations["state"]
 
     def prepare(self, context: Context) -> Tensor:
@@ -56,7 +56,7 @@ class RandomMLP(nn.Module):
         return context.latents[:, -1]
 
     def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
-        """Return latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+        """Return the latents (B, N, H, D) after each of the actions (B, N, H, A)."""
         return self.dynamics.unroll(prepared, actions)
 
     def loss(self, batch: Batch) -> Loss:
@@ -68,10 +68,10 @@ class RandomMLP(nn.Module):
 
 
 class Toy:
-    """B problems on one network; `become` makes them others, in place."""
+    """B problems with one network; `become` replaces the problems in place."""
 
     def __init__(self, *, batch: int, horizon: int, seed: int = 0, device: str = "cpu") -> None:
-        """Take the weights of `seed` and the problems number 0."""
+        """Draw the weights of `seed` and the problems number 0."""
         self.model = RandomMLP(seed).to(device)
         self.horizon = horizon
         self.start = torch.zeros(batch, LATENT, device=device)  # (B, D)
@@ -96,11 +96,11 @@ class Toy:
 
     @torch.no_grad()
     def become(self, number: int) -> None:
-        """Draw starts, and goals that a random sequence of actions leads to from there."""
+        """Draw the problems of a number: starts, and goals reached by random actions from there."""
         batch, device = len(self.start), self.start.device
         generator = torch.Generator().manual_seed(number)
         z = torch.randn(batch, LATENT, generator=generator).to(device)
-        # Twenty actions before the start: from where the network leads, not from anywhere.
+        # Starts follow twenty random actions, so that they are states that the network reaches.
         drawn = torch.randn(batch, 1, 20 + self.horizon, ACTION, generator=generator)
         path = self.model.rollout(z, drawn.clamp(-BOUND, BOUND).to(device))[:, 0]
         self.start.copy_(path[:, 19])
@@ -108,12 +108,12 @@ class Toy:
 
     @torch.no_grad()
     def move(self, actions: Tensor) -> None:
-        """Let the first of actions (B, H, A) happen."""
+        """Execute the first of actions (B, H, A)."""
         self.start.copy_(self.model.rollout(self.start, actions[:, None])[:, 0, 0])
 
     @torch.no_grad()
     def cost(self, actions: Tensor) -> float:
-        """Return the mean cost of actions (B, H, A), in float32 by the plain model."""
+        """Return the mean cost of actions (B, H, A) by the model in float32."""
         candidates = actions[:, None].to(self.start)
         latents = self.model.rollout(self.start, candidates)
         return float(self.objective(latents, candidates).mean())

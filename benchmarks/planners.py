@@ -1,4 +1,4 @@
-"""What a solve costs and what it reaches, beside peers and the matrix products alone.
+"""Measure time and cost of a solve, compared with other packages and with bare matrix products.
 
     python benchmarks/planners.py --quick
     python benchmarks/planners.py --batch 1,16 --json benchmarks/planners.json --plot planners.png
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 ITERATIONS = 5
 WITH_ELITES = ("categorical", "cem", "hybrid", "icem")
-CURVE = (1, 2, 3, 5, 8, 12)  # iterations, for cost against milliseconds
+CURVE = (1, 2, 3, 5, 8, 12)  # iterations of the curve of cost over time
 QUICK = (1, 3, 5, 8)
-# What a planner is given, where its defaults are for other problems. Elites are 10 %, as peers'.
-# Gradients need few candidates: theirs are the number here, whatever the cell's.
+# Settings whose defaults suit other problems. Elites are 10 %, as for peers. Gradient planners need
+# few candidates, so that theirs do not follow the cell.
 SETTINGS: dict[str, dict[str, Any]] = {
     "cem": {"locality": 0.0, "momentum": 0.0, "std_min": 0.01},
     "icem": {"beta": 0.5, "std_min": 0.01},
@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the table."""
+    """A cell of the table: a problem size and a budget."""
 
     candidates: int
     horizon: int
@@ -55,15 +55,15 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Who is timed in a cell, and what it is called there."""
+class Entry:
+    """A planner that is timed in a cell."""
 
     planner: str
-    source: str  # latentplan, or the peer's name
+    source: str  # latentplan, or the name of the peer
     case: Case
     problem: Toy
-    solve: Callable[[int], Tensor]  # of a seed: actions (B, H, A)
-    start: str = "cold"  # or warm: from the plan of the step before
+    solve: Callable[[int], Tensor]  # seed -> actions (B, H, A)
+    start: str = "cold"  # or "warm", from the plan of the previous step
 
 
 def run(
@@ -80,9 +80,9 @@ def run(
     out: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Time planners on a toy problem; return the rows, and write them as JSON and as a picture.
+    """Time planners on a toy problem; return the rows, and write them as JSON and as a plot.
 
-    Contestants of a cell take turns, so that a busy machine slows all alike: trust the ratios.
+    Planners of a cell are timed alternately, so that other load affects all alike: compare ratios.
     """
     import torch
 
@@ -139,7 +139,7 @@ def _rows(
 def _cell(
     names: Sequence[str], case: Case, curve: Sequence[int], repeats: int
 ) -> Iterable[dict[str, Any]]:
-    """Yield the rows of all contestants, timed in turns, each turn on other problems."""
+    """Yield the rows of all planners of a cell, timed alternately on new problems each time."""
     import torch
     from planner_toy import ACTION, Toy
 
@@ -147,52 +147,52 @@ def _cell(
 
     cold, warm = (Toy(batch=case.batch, horizon=case.horizon, device=case.device) for _ in range(2))
     rest = torch.zeros(case.batch, case.horizon, ACTION, device=case.device)
-    contestants = [_ours(name, cold, case) for name in names]
-    contestants += _peers(cold, case)
+    entries = [_ours(name, cold, case) for name in names]
+    entries += _peers(cold, case)
     for iterations in curve:
         each = replace(case, iterations=iterations)
         if iterations != case.iterations:
-            contestants += [_ours(name, cold, each) for name in names]
-            contestants += _peers(cold, each, fast=False) if case.batch == 1 else []
-        contestants += [_ours(name, warm, each, rest) for name in names]
+            entries += [_ours(name, cold, each) for name in names]
+            entries += _peers(cold, each, fast=False) if case.batch == 1 else []
+        entries += [_ours(name, warm, each, rest) for name in names]
         if case.batch == 1 or iterations == case.iterations:
-            contestants += _peers(warm, each, rest, fast=False)
+            entries += _peers(warm, each, rest, fast=False)
     guide = _ours("cem", warm, replace(case, dtype="float32"))
-    seconds: list[list[float]] = [[] for _ in contestants]
-    costs: list[list[float]] = [[] for _ in contestants]
+    seconds: list[list[float]] = [[] for _ in entries]
+    costs: list[list[float]] = [[] for _ in entries]
     floors = []
     for turn in range(repeats + 1):
         cold.become(turn)
         warm.become(turn)
-        if curve:  # one action later, with what is left of the plan that led there
+        if curve:  # one action later, from the rest of the plan
             plan = guide.solve(turn)
             warm.move(plan)
             rest.copy_(shift(plan, 1))
         floors.append(_floor(case))
-        for contestant, took, cost in zip(contestants, seconds, costs, strict=True):
+        for entry, took, cost in zip(entries, seconds, costs, strict=True):
             start = perf_counter()
-            actions = contestant.solve(turn)
+            actions = entry.solve(turn)
             _wait(case.device)
             took.append(perf_counter() - start)
-            cost.append(contestant.problem.cost(actions))
+            cost.append(entry.problem.cost(actions))
     floor = _quantile(floors[1:], 0.5)
-    for contestant, took, cost in zip(contestants, seconds, costs, strict=True):
+    for entry, took, cost in zip(entries, seconds, costs, strict=True):
         yield {
-            "planner": contestant.planner,
-            "source": contestant.source,
-            **asdict(contestant.case),
-            "start": contestant.start,
+            "planner": entry.planner,
+            "source": entry.source,
+            **asdict(entry.case),
+            "start": entry.start,
             "curve": bool(curve),
-            "p50_ms": round(1e3 * _quantile(took[1:], 0.5), 3),  # the first is to warm up
+            "p50_ms": round(1e3 * _quantile(took[1:], 0.5), 3),  # the first solve is a warm-up
             "p90_ms": round(1e3 * _quantile(took[1:], 0.9), 3),
             "p99_ms": round(1e3 * _quantile(took[1:], 0.99), 3),
             "cost": round(sum(cost[1:]) / repeats, 4),
-            "floor_ms": round(1e3 * floor * contestant.case.iterations, 3),
+            "floor_ms": round(1e3 * floor * entry.case.iterations, 3),
         }
 
 
-def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None) -> Contestant:
-    """Return one of our planners with the settings of a case."""
+def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None) -> Entry:
+    """Return a planner of latentplan with the settings of a case."""
     import torch
 
     from latentplan.planning.graph import Captured
@@ -224,15 +224,15 @@ def _ours(name: str, problem: Toy, case: Case, warm_start: Tensor | None = None)
         return actions
 
     start = "cold" if warm_start is None else "warm"
-    return Contestant(
+    return Entry(
         name, "latentplan", replace(case, candidates=given["candidates"]), problem, solve, start
     )
 
 
 def _peers(
     problem: Toy, case: Case, warm_start: Tensor | None = None, *, fast: bool = True
-) -> list[Contestant]:
-    """Return the peers that are installed here, on the problems and types that they know."""
+) -> list[Entry]:
+    """Return the installed peers that support the problems and dtype of a case."""
     import planner_peers as peers
 
     found = peers.installed() if case.dtype == "float32" else {}
@@ -248,15 +248,15 @@ def _peers(
             solve = peers.stable_worldmodel(
                 kind, problem, **setting, batch_size=size, fast=ours, warm_start=warm_start
             )
-            made.append(Contestant(name, "stable-worldmodel", case, problem, solve, start))
+            made.append(Entry(name, "stable-worldmodel", case, problem, solve, start))
     if "pytorch-mppi" in found:
         solve = peers.pytorch_mppi(problem, **setting, warm_start=warm_start)
-        made.append(Contestant("mppi", "pytorch-mppi", case, problem, solve, start))
+        made.append(Entry("mppi", "pytorch-mppi", case, problem, solve, start))
     return made
 
 
 def _floor(case: Case) -> float:
-    """Return the seconds that the matrix products alone take in one round, by torch.mm."""
+    """Return the seconds of one round's matrix products alone, by torch.mm."""
     import torch
     from planner_toy import ACTION, HIDDEN, LATENT
 
@@ -320,9 +320,9 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def race(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Say how soon ours reach the cost that stable-worldmodel's CEM has after all iterations.
+    """Return the time in which our planners reach the final cost of stable-worldmodel's CEM.
 
-    A line for a cold and one for a warm start, where curves were measured.
+    There is a line for a cold and one for a warm start, if their curves were measured.
     """
     lines = []
     for start in ("cold", "warm"):
@@ -338,7 +338,7 @@ def race(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         if not marks:
             continue
-        mark = min(marks, key=lambda row: row["p50_ms"])  # its best way of many problems
+        mark = min(marks, key=lambda row: row["p50_ms"])  # its fastest batch size
         ratios = {}
         for (source, name), curve in curves.items():
             reached = [row["p50_ms"] for row in curve if row["cost"] <= mark["cost"]]
@@ -354,7 +354,7 @@ def race(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _curves(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the rows of each planner in the cell where several iterations were timed."""
+    """Return the rows of each planner in the cell whose curve was measured."""
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["curve"]:
@@ -369,7 +369,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw cost against milliseconds, one curve a planner, for a cold and a warm start."""
+    """Draw the cost over time, one curve per planner, for a cold and a warm start."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -400,17 +400,17 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Return the numbers of a text like 64,512."""
+    """Return the integers of a text such as 64,512."""
     return [int(each) for each in text.split(",") if each]
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text with commas."""
+    """Return the words of a comma-separated text."""
     return [each for each in text.split(",") if each]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the arguments ask for."""
+    """Measure the cells of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

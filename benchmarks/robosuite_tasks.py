@@ -1,12 +1,12 @@
-"""What robosuite's tasks cost, and how often their experts succeed: robosuite.json.
+"""Measure robosuite's tasks: success of the experts, speed, and exact images.
 
     python benchmarks/robosuite_tasks.py success Lift --episodes 50 [KEY=VALUE ...]
     python benchmarks/robosuite_tasks.py speed Lift
-    python benchmarks/robosuite_tasks.py pictures Lift
+    python benchmarks/robosuite_tasks.py images Lift
 
-`success` counts episodes in which robosuite's test holds at the end; `speed` times steps, pictures
-and snapshots, and robosuite's own env beside them; `pictures` looks for pixels that differ after 50
-resets and beside other envs. Each writes its row, in place of the same row of before.
+`success` counts episodes that end with robosuite's success. `speed` times steps, images and
+snapshots, and compares them with robosuite's own env. `images` counts images that differ after 50
+resets and beside other envs. Each replaces its row of robosuite.json.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Row = dict[str, Any]
 
 
 def env_of(task: str, *settings: str) -> Any:
-    """Return the env of this task with these settings."""
+    """Return the env of a task, with settings."""
     env_class = registry.get("env", f"robosuite/{task}")
     return env_class(config.load({"env": env_class.Config}, overrides=settings)["env"])
 
 
 def success(task: str, settings: tuple[str, ...], episodes: int) -> Row:
-    """Return how often the expert succeeds, and in how many actions."""
+    """Return the success rate of the expert, and its numbers of actions."""
     env = env_of(task, "cameras=[]", *settings)
     actions, failed = [], []
     for seed in range(episodes):
@@ -65,7 +65,7 @@ def success(task: str, settings: tuple[str, ...], episodes: int) -> Row:
 
 
 def speed(task: str, settings: tuple[str, ...], episodes: int) -> Row:
-    """Return rates; each is the median of `episodes` turns, taken in turns."""
+    """Return rates, each the median of `episodes` interleaved measurements."""
     blind, seeing = env_of(task, "cameras=[]", *settings), env_of(task, *settings)
     theirs = _robosuite(task, use_camera_obs=False)
     for env in (blind, seeing):
@@ -77,7 +77,7 @@ def speed(task: str, settings: tuple[str, ...], episodes: int) -> Row:
     cases: dict[str, tuple[int, Callable[[], Any]]] = {
         "steps_per_s": (50, lambda: blind.step(action)),
         "steps_per_s_with_a_64_camera": (20, lambda: seeing.step(action)),
-        "pictures_64_per_s": (20, seeing.render),
+        "images_64_per_s": (20, seeing.render),
         "snapshots_per_s": (50, blind.snapshot),
         "restores_per_s": (50, lambda: blind.restore(state)),
         "robosuite_steps_per_s": (50, lambda: theirs.step(action)),
@@ -94,10 +94,11 @@ def speed(task: str, settings: tuple[str, ...], episodes: int) -> Row:
     return {"turns": episodes} | {name: round(median(found), 1) for name, found in rates.items()}
 
 
-def pictures(task: str, settings: tuple[str, ...], episodes: int) -> Row:
-    """Return how many pictures differ from the first of the same start, where none may.
+def images(task: str, settings: tuple[str, ...], episodes: int) -> Row:
+    """Return the number of images that differ from the first image of the same start (expected: 0).
 
-    After each reset to other starts, and while other envs, the rope's among them, come and go.
+    In between, the env is reset to other starts, and other envs, a rope's among them, are created
+    and freed.
     """
     env, rope = env_of(task, *settings), registry.get("env", "rope")()
     want, rope_want = env.reset(seed=0)[0]["rgb"], rope.reset(seed=0)[0]["rgb"].copy()
@@ -112,7 +113,7 @@ def pictures(task: str, settings: tuple[str, ...], episodes: int) -> Row:
             del other
         wrong += not np.array_equal(rope.reset(seed=0)[0]["rgb"], rope_want)
         wrong += not np.array_equal(env.reset(seed=0)[0]["rgb"], want)
-    return {"resets": 2 * episodes, "wrong_pictures": wrong}
+    return {"resets": 2 * episodes, "differing_images": wrong}
 
 
 def _robosuite(task: str, **settings: Any) -> Any:
@@ -130,23 +131,23 @@ def _robosuite(task: str, **settings: Any) -> Any:
     )
 
 
-MEASURES = {"success": success, "speed": speed, "pictures": pictures}
+MEASURES = {"success": success, "speed": speed, "images": images}
 
 
 def main() -> None:
-    """Measure what the command line says and write its row."""
+    """Run a measurement and write its row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("task")
     parser.add_argument("settings", nargs="*", help="of the env, as key=value")
-    parser.add_argument("--episodes", type=int, default=50, help="episodes, resets or turns")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes, resets or repeats")
     parser.add_argument("--json", type=Path, default=OUT)
     typed = parser.parse_args()
     settings = tuple(sorted(typed.settings))
     row: Row = {"measure": typed.measure, "task": typed.task, "settings": list(settings)}
-    load = os.getloadavg()[0]  # what else the machine does
+    load = os.getloadavg()[0]
     found = MEASURES[typed.measure](typed.task, settings, typed.episodes)
     made_with = {**provenance(), "load_average_before": load}
     rows: list[Row] = json.loads(typed.json.read_text()) if typed.json.exists() else []

@@ -1,10 +1,10 @@
-"""Count what goes wrong in random actions.
+"""Count failures of an env under random actions.
 
     python benchmarks/stress.py ENV ACTIONS [KEY=VALUE ...] [--json FILE]
 
-Actions are those of `latentplan collect` (policy `random`, or `box` where they do not point into
-a picture), in episodes of 20. With `--json FILE` its row in that file is written every 1,000
-actions; the same line typed again goes on from there.
+Actions are those of `latentplan collect` (policy `random`, or `box` if actions are not picks in an
+image), in episodes of 20. With `--json FILE`, a row of the file is written every 1,000 actions; the
+same command continues it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from latentplan.errors import UnstablePhysics
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 
-LENGTH = 20  # actions an episode
-EVERY = 1000  # actions between two writings
-TABLE = -1e-3  # m, height under which a point has slipped through the table
+LENGTH = 20  # actions per episode
+EVERY = 1000  # actions between writes
+TABLE = -1e-3  # height below which a point has passed through the table, m
 
 Row = dict[str, Any]
 
 
 class Stress:
-    """Random episodes of one env, counted in `row`."""
+    """Random episodes of one env, with counts in `row`."""
 
     def __init__(self, row: Row) -> None:
-        """Build the env that the row names; counting goes on with the row's numbers."""
+        """Build the env of the row, and continue its counts."""
         preset = config.resolve("env", row["env"])
         env_class = registry.get("env", preset.base)
         settings = config.load(
@@ -46,7 +46,7 @@ class Stress:
         row["engine"], row["policy"] = settings.engine, policy
 
     def episode(self) -> None:
-        """Make the next episode, which depends on its number alone; unstable physics ends it."""
+        """Run the next episode, which depends on its index alone; unstable physics ends it."""
         row, number = self.row, self.row["episodes"]
         rng = np.random.default_rng([row["seed"], number])
         row["episodes"] += 1
@@ -69,13 +69,13 @@ class Stress:
         row["not_finite"] += not finite
         farthest = float(np.abs(points[:, :2]).max())
         sunk = points.shape[1] > 2 and bool((points[:, 2] < TABLE).any())
-        row["out_of_view"] += not (farthest <= self.view and not sunk)  # a NaN is out, too
+        row["out_of_view"] += not (farthest <= self.view and not sunk)  # also true for NaN
         row["beyond_gripper"] += not farthest <= self.reach
         row["farthest_m"] = max(row["farthest_m"], farthest)
 
 
 def stress(row: Row, *, actions: int, file: Path | None) -> None:
-    """Make episodes until the row counts so many actions."""
+    """Run episodes until the row has `actions` of them."""
     made = Stress(row)
     before, start, written = row["seconds"], perf_counter(), row["actions"]
     while row["actions"] < actions:
@@ -88,13 +88,13 @@ def stress(row: Row, *, actions: int, file: Path | None) -> None:
 
 
 def rows_of(file: Path | None) -> list[Row]:
-    """Return the rows of the file, none where there is no file."""
+    """Return the rows of the file; none if there is no file."""
     rows: list[Row] = json.loads(file.read_text()) if file is not None and file.exists() else []
     return rows
 
 
 def save(file: Path, row: Row) -> None:
-    """Put the row into the file, in place of the one of the same env and settings."""
+    """Write the row into the file, replacing that of the same env and settings."""
     others = [r for r in rows_of(file) if not same(r, row)]
     rows = sorted([*others, row], key=lambda r: (r["env"], r["settings"]))
     with replacing(file) as partial:
@@ -102,12 +102,12 @@ def save(file: Path, row: Row) -> None:
 
 
 def same(a: Row, b: Row) -> bool:
-    """Return whether two rows are of the same random episodes."""
+    """Return whether two rows count the same random episodes."""
     return all(a[key] == b[key] for key in ("env", "settings", "seed"))
 
 
 def main() -> None:
-    """Read the line, run, print the row."""
+    """Run random actions and print the row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("env")
     parser.add_argument("actions", type=int)

@@ -1,13 +1,13 @@
-"""What the tabletop can do: docs/images/envs/tabletop.png and benchmarks/tabletop.json.
+"""Measure the tabletop, for docs/images/envs/tabletop.png and benchmarks/tabletop.json.
 
     python benchmarks/tabletop.py speed
-    python benchmarks/tabletop.py success --episodes 60 [--who expert|random] [KEY=VALUE ...]
+    python benchmarks/tabletop.py success --episodes 60 [--policy expert|random] [KEY=VALUE ...]
     python benchmarks/tabletop.py page
 
-`speed` steps random actions in one process, without cameras and with both, and times resets.
-`success` counts, for each task, episodes in which it is done within `episode_length` actions; a
-start that the env gave up drawing is counted, too. `page` draws the tasks. Figures go into
-benchmarks/tabletop.json, each row under what it was measured with.
+`speed` times random steps in one process, without cameras and with both, and resets. `success`
+counts, for each task, the episodes that succeed within `episode_length` actions, and the starts
+that had to be drawn again. `page` draws the tasks. Figures are written to benchmarks/tabletop.json,
+one row per policy and settings.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from latentplan.sim.tabletop.tasks import TASKS
 
 FILE = Path(__file__).parent / "tabletop.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "envs" / "tabletop.png"
-STEPS = 600  # random actions of a timing
+STEPS = 600  # random actions per timing
 RESETS = 15
-REPEATS = 5  # timings, of which the best counts: others use the machine, too
+REPEATS = 5  # timings, of which the fastest is reported
 SHOWN = ("open_drawer", "move_slider_right", "turn_on_light", "push_red_block_left")
 SHOWN += ("push_blue_block_right", "lift_pink_block")
 
@@ -40,13 +40,13 @@ Row = dict[str, Any]
 
 
 def env_of(settings: list[str], **values: Any) -> Tabletop:
-    """Return the env with these settings."""
+    """Return the env with settings."""
     loaded = config.load({"env": Tabletop.Config}, preset={"env": values}, overrides=settings)
     return Tabletop(loaded["env"])
 
 
 def speed(settings: list[str]) -> Row:
-    """Return steps and resets a second, of the wall and of the processor."""
+    """Return steps and resets per second of wall time and of CPU time."""
     row: Row = {}
     for name, cameras in (("without cameras", []), ("both cameras, 64x64", ["static", "gripper"])):
         env = env_of(settings, cameras=cameras)
@@ -62,26 +62,25 @@ def speed(settings: list[str]) -> Row:
             times.append((perf_counter() - wall, process_time() - cpu))
         row[name] = _rates(times, STEPS)
         env.close()
-        for shown in (True, False):
-            env, times = env_of(settings, cameras=cameras, goals=shown), []
+        for goals in (True, False):
+            env, times = env_of(settings, cameras=cameras, goals=goals), []
             for _ in range(REPEATS):
                 wall, cpu = perf_counter(), process_time()
                 for seed in range(RESETS):
                     env.reset(seed=seed)
                 times.append((perf_counter() - wall, process_time() - cpu))
-            what = "shown" if shown else "told"
-            row[f"{name}; resets, goals {what}"] = _rates(times, RESETS)
+            row[f"{name}; resets {'with' if goals else 'without'} goals"] = _rates(times, RESETS)
             env.close()
     return row
 
 
 def _rates(times: list[tuple[float, float]], count: int) -> Row:
     wall, cpu = (count / min(column) for column in zip(*times, strict=True))
-    return {"per second": round(wall, 1), "per second of processor": round(cpu, 1)}
+    return {"per_second": round(wall, 1), "per_cpu_second": round(cpu, 1)}
 
 
-def success(settings: list[str], *, who: str, episodes: int) -> Row:
-    """Return, for each task, how often it was done, with a 95 % interval, and in how many steps."""
+def success(settings: list[str], *, policy: str, episodes: int) -> Row:
+    """Return the success rate of each task with a 95 % interval, and its numbers of actions."""
     env, rows, total = env_of(settings, cameras=[]), {}, 0
     for task in TASKS:
         lengths, redrawn = [], 0
@@ -91,9 +90,9 @@ def success(settings: list[str], *, who: str, episodes: int) -> Row:
             rng = np.random.default_rng(seed)
             for count in range(1, env.episode_length + 1):
                 random = rng.uniform(-1, 1, 7).astype(np.float32)
-                action = random if who == "random" else env.expert(observation, rng)
-                observation, _, _, _, told = env.step(action)
-                if told["success"]:
+                action = random if policy == "random" else env.expert(observation, rng)
+                observation, _, _, _, info = env.step(action)
+                if info["success"]:
                     lengths.append(count)
                     break
         total += len(lengths)
@@ -101,7 +100,7 @@ def success(settings: list[str], *, who: str, episodes: int) -> Row:
         rows[task] = {
             "success": len(lengths) / episodes,
             "interval": [round(low, 4), round(high, 4)],
-            "starts given up": redrawn,
+            "redrawn_starts": redrawn,
             "actions": {
                 "median": float(np.median(lengths)) if lengths else None,
                 "longest": max(lengths, default=None),
@@ -109,11 +108,12 @@ def success(settings: list[str], *, who: str, episodes: int) -> Row:
         }
         print(f"{task:24s} {len(lengths)} of {episodes}", flush=True)
     env.close()
-    return {"episodes a task": episodes, "all tasks": total / episodes / len(TASKS), "tasks": rows}
+    share = total / episodes / len(TASKS)
+    return {"episodes_per_task": episodes, "all_tasks": share, "tasks": rows}
 
 
 def page() -> None:
-    """Draw how the expert does some tasks: what both cameras see, from left to right."""
+    """Draw the expert in some tasks: the images of both cameras, over time from left to right."""
     env = env_of([])
     figure = Figure(figsize=(9, 1.12 * 2 * len(SHOWN)), dpi=100)
     panels = figure.subplots(2 * len(SHOWN), 8)
@@ -138,12 +138,12 @@ def page() -> None:
 
 
 def main() -> None:
-    """Do what is asked for."""
+    """Run a measurement, or draw the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("speed", "success", "page"))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--episodes", type=int, default=60)
-    parser.add_argument("--who", choices=("expert", "random"), default="expert")
+    parser.add_argument("--policy", choices=("expert", "random"), default="expert")
     given = parser.parse_intermixed_args()
     if given.what == "page":
         page()
@@ -151,11 +151,11 @@ def main() -> None:
     if given.what == "speed":
         name, row = "speed", speed(given.settings)
     else:
-        name = given.who
-        row = success(given.settings, who=given.who, episodes=given.episodes)
+        name = given.policy
+        row = success(given.settings, policy=given.policy, episodes=given.episodes)
     rows = json.loads(FILE.read_text()) if FILE.is_file() else {}
     key = " ".join([name, *given.settings])
-    rows[key] = {**row, "made with": provenance()}
+    rows[key] = {**row, "provenance": provenance()}
     with replacing(FILE) as partial:
         partial.write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps({k: v for k, v in row.items() if k != "tasks"}, indent=1))

@@ -1,13 +1,14 @@
-"""VideoGPT on held-out videos: reconstructions, likelihoods, their controls, and the cache.
+"""Measure VideoGPT on held-out videos: reconstructions, likelihoods, controls, and the cache.
 
     python benchmarks/videogpt.py rope --data rope.zarr --run runs/rope --conditioned runs/actions
     python benchmarks/videogpt.py tabletop --data tabletop.zarr --run runs/tabletop \
       --conditioned runs/task
     python benchmarks/videogpt.py page
 
-The first two write their part of benchmarks/videogpt.json, `page` the tables of
-docs/results/videogpt.md. `--run` is not conditioned on actions or a task, `--conditioned` is;
-both have the same tokenizer. Intervals are 95 % (bootstrap over episodes, 2,000 draws, percentile).
+The first two write a section of benchmarks/videogpt.json; `page` writes the table of
+docs/results/videogpt.md. The run `--run` has no conditioning, the run `--conditioned` is
+conditioned on actions or a task, and both share a tokenizer. Intervals are 95 % (percentile
+bootstrap over episodes, 2,000 draws).
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ PAGE = Path(__file__).parents[1] / "docs" / "results" / "videogpt.md"
 HELD_OUT, DRAWS, SEED = 0.1, 2000, 0
 EVERY = 4  # frames between the starts of held-out clips
 SMOOTHING = 0.01  # counts added to each code
-CACHED = 4  # clips sampled with the cache and without
+CACHED = 4  # clips sampled with and without the cache
 
 
 def main() -> None:
-    """Run one of the parts."""
+    """Measure a data set or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", help="a name for the data, or `page`")
+    parser.add_argument("section", help="a name for the data, or `page`")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--conditioned", type=Path)
     chosen = parser.parse_args()
-    if chosen.part == "page":
+    if chosen.section == "page":
         write_page()
         return
     figures = measure(chosen.data, chosen.run, chosen.conditioned)
     written = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    written[chosen.part] = figures
+    written[chosen.section] = figures
     with replacing(FILE) as partial:
         partial.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1))
@@ -62,7 +63,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
-    """Return all figures of two runs on the held-out episodes of a store."""
+    """Return the figures of two runs on the held-out episodes of a store."""
     loaded = {name: checkpoint.load(checkpoint.find(each)) for name, each in
               (("plain", run), ("conditioned", conditioned))}  # fmt: skip
     plain, other = (loaded[name].model for name in ("plain", "conditioned"))
@@ -81,9 +82,9 @@ def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
     per_clip = ids[0].numel()
 
     def nats(model: Any, of: dict[str, Tensor]) -> Tensor:
-        """Return nats a token of each clip."""
-        known = {"actions": clips.actions, "task": clips.task}
-        every = of | known
+        """Return the nats per token (n,) of each clip."""
+        conditions = {"actions": clips.actions, "task": clips.task}
+        every = of | conditions
         return batched(lambda b: -model.log_prob(
             {key: b[key] for key in of}, actions=b["actions"], task=b["task"]
         ).sum(1) / per_clip, every)  # fmt: skip
@@ -91,7 +92,7 @@ def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(SEED)
     order = torch.stack([shuffled(truth.shape[1], draw) for _ in range(len(truth))])
     mixed = {key: each[torch.arange(len(each))[:, None], order] for key, each in frames.items()}
-    own, known, wrong = nats(plain, frames), nats(other, frames), nats(plain, mixed)
+    own, conditional, wrong = nats(plain, frames), nats(other, frames), nats(plain, mixed)
 
     counts = torch.stack([torch.bincount(row.flatten(), minlength=plain.tokenizer.vocabulary)
                           for row in ids]).numpy()  # fmt: skip
@@ -100,7 +101,7 @@ def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
         share = counts[rows].sum(0) / counts[rows].sum()
         return float(-(share * np.log(np.maximum(share, 1e-12))).sum())
 
-    place = by_place(ids.flatten(1), episode, plain.tokenizer.vocabulary)
+    position = by_position(ids.flatten(1), episode, plain.tokenizer.vocabulary)
 
     def over(value: Callable[[np.ndarray], float]) -> dict[str, Any]:
         return interval(value, episode)
@@ -115,29 +116,29 @@ def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
     return {
         "clips": len(truth),
         "episodes": len(set(episode.tolist())),
-        "frames a clip": truth.shape[1],
-        "pixels a side": truth.shape[2],
-        "tokens a clip": per_clip,
+        "frames_per_clip": truth.shape[1],
+        "image_side": truth.shape[2],
+        "tokens_per_clip": per_clip,
         "codes": codes,
         "psnr": mean_of(good),
-        "psnr of the mean frame": mean_of(control),
-        "psnr above the mean frame": mean_of(good - control),
+        "psnr_mean_frame": mean_of(control),
+        "psnr_minus_mean_frame": mean_of(good - control),
         "perplexity": over(lambda rows: math.exp(entropy(rows))),
-        "perplexity over codes": over(lambda rows: math.exp(entropy(rows)) / codes),
-        "codes in use": float(usage(ids, codes)["usage"]),
-        "nats a token": mean_of(own),
-        "unigram entropy": over(entropy),
-        "entropy by place": mean_of(place),
-        "entropy by place less nats": mean_of(place - own),
-        "log codes": math.log(codes),
-        "unigram entropy less nats": over(lambda rows: entropy(rows) - float(own[rows].mean())),
-        "bits a dimension": mean_of(own * per_clip * bits),
-        "nats a token, frames shuffled": mean_of(wrong),
-        "shuffled less true": mean_of(gap),
-        "share of clips worse shuffled": mean_of((gap > 0).double()),
-        "nats a token, conditioned": mean_of(known),
-        "conditioned less plain": mean_of(known - own),
-        "conditioned on": [
+        "perplexity_over_codes": over(lambda rows: math.exp(entropy(rows)) / codes),
+        "code_usage": float(usage(ids, codes)["usage"]),
+        "nats_per_token": mean_of(own),
+        "unigram_entropy": over(entropy),
+        "position_entropy": mean_of(position),
+        "position_entropy_minus_nats": mean_of(position - own),
+        "log_codes": math.log(codes),
+        "unigram_entropy_minus_nats": over(lambda rows: entropy(rows) - float(own[rows].mean())),
+        "bits_per_dimension": mean_of(own * per_clip * bits),
+        "nats_per_token_shuffled": mean_of(wrong),
+        "shuffled_minus_true": mean_of(gap),
+        "share_of_clips_worse_shuffled": mean_of((gap > 0).double()),
+        "nats_per_token_conditioned": mean_of(conditional),
+        "conditioned_minus_unconditioned": mean_of(conditional - own),
+        "conditioned_on": [
             name for name in ("actions", "tasks") if getattr(other.config.prior, name)
         ],
         "cache": cache(plain, frames, clips),
@@ -146,8 +147,8 @@ def measure(data: Path, run: Path, conditioned: Path) -> dict[str, Any]:
             for name, part in (("tokenizer", plain.tokenizer), ("prior", plain.prior))
         },
         "training": settings["training"],
-        "seeds": {"training": settings["seed"], "order of frames, intervals": SEED},
-        "made with": provenance(),
+        "seeds": {"training": settings["seed"], "shuffling_and_intervals": SEED},
+        "provenance": provenance(),
     }
 
 
@@ -155,7 +156,7 @@ class Clips:
     """Held-out clips of a store, with their actions, tasks and episodes."""
 
     def __init__(self, store: ZarrStore, model: Any) -> None:
-        """Read the clips that start at every few frames."""
+        """Read the clips, which start `EVERY` frames apart."""
         length = model.config.clip
         cameras = model.cameras
         self.camera = cameras[0]
@@ -185,11 +186,12 @@ class Clips:
         return torch.from_numpy(total / count).round().to(torch.uint8)
 
 
-def by_place(ids: Tensor, episode: np.ndarray, codes: int) -> Tensor:
-    """Return nats a token (n,) of clips (n, k) under the frequencies of each place of a clip.
+def by_position(ids: Tensor, episode: np.ndarray, codes: int) -> Tensor:
+    """Return the nats per token (n,) of clips (n, k) under the code frequencies at each position.
 
-    Those of the other half of the episodes, each code counted SMOOTHING times more. A stronger
-    control than the unigram entropy: the background has a code of its own at each place.
+    The frequencies are those of the other half of the episodes, with SMOOTHING added to each count.
+    This control is stronger than the unigram entropy, since the background is the same in all
+    episodes.
     """
     odd = torch.from_numpy(np.unique(episode, return_inverse=True)[1] % 2 == 1)
     found = torch.zeros(len(ids), dtype=torch.double)
@@ -201,7 +203,7 @@ def by_place(ids: Tensor, episode: np.ndarray, codes: int) -> Tensor:
 
 
 def cache(model: Any, frames: dict[str, Tensor], clips: Clips) -> dict[str, Any]:
-    """Return how much faster samples are with the key-value cache, and if they are the same."""
+    """Return the speedup of sampling by the key-value cache, and whether the samples are equal."""
     first = {key: each[:CACHED, :1] for key, each in frames.items()}
     steps = model.config.clip - 1
     drawn, seconds = {}, {}
@@ -216,15 +218,15 @@ def cache(model: Any, frames: dict[str, Tensor], clips: Clips) -> dict[str, Any]
     same = all(torch.equal(drawn[True][key], drawn[False][key]) for key in first)
     return {
         "clips": CACHED,
-        "same frames": same,
+        "same_frames": same,
         "seconds": round(seconds[True], 2),
-        "seconds without": round(seconds[False], 2),
-        "times faster": round(seconds[False] / seconds[True], 1),
+        "seconds_uncached": round(seconds[False], 2),
+        "speedup": round(seconds[False] / seconds[True], 1),
     }
 
 
 def shuffled(length: int, draw: torch.Generator) -> Tensor:
-    """Return an order (T,) of frames that is not the true one; the first stays, it is given."""
+    """Return a permutation (T,) of frames other than the identity; the first frame stays."""
     while True:
         after = 1 + torch.randperm(length - 1, generator=draw)
         order = torch.cat([torch.zeros(1, dtype=torch.long), after])
@@ -233,20 +235,20 @@ def shuffled(length: int, draw: torch.Generator) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over a clip's frames (n,) of the PSNR in dB of uint8 (n, t, h, w, 3)."""
+    """Return the PSNR (n,) of uint8 clips (n, t, h, w, 3) in dB, averaged over frames."""
     error = (a.float() - b.float()).square().flatten(2).mean(-1) / 255**2
     return (-10 * error.clamp(min=1e-8).log10()).mean(1)
 
 
 def batched(of: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor]) -> Tensor:
-    """Return `of` a few rows at a time."""
+    """Return the concatenated results of `of` on batches of 16 rows."""
     rows = len(next(iter(values.values())))
     parts = [of({k: v[i : i + 16] for k, v in values.items()}) for i in range(0, rows, 16)]
     return torch.cat(parts)
 
 
 def interval(value: Callable[[np.ndarray], float], episode: np.ndarray) -> dict[str, Any]:
-    """Return `value` of the rows of all clips, and its 95 % interval over episodes."""
+    """Return `value` of all clips, and its 95 % interval by a bootstrap over episodes."""
     names = np.unique(episode)
     rows_of = [np.flatnonzero(episode == name) for name in names]
 
@@ -263,22 +265,22 @@ def interval(value: Callable[[np.ndarray], float], episode: np.ndarray) -> dict[
 
 ROWS = (
     ("PSNR of reconstructions, dB", "psnr", 2),
-    ("PSNR of the mean frame, dB (control)", "psnr of the mean frame", 2),
-    ("perplexity of the codes / codes", "perplexity over codes", 2),
-    ("nats a token", "nats a token", 3),
-    ("unigram entropy (control)", "unigram entropy", 3),
-    ("entropy by place in the clip (control)", "entropy by place", 3),
-    ("log K (control)", "log codes", 3),
-    ("nats a token, frames shuffled (control)", "nats a token, frames shuffled", 3),
-    ("clips worse when shuffled", "share of clips worse shuffled", 3),
-    ("nats a token, conditioned", "nats a token, conditioned", 3),
-    ("conditioned less not", "conditioned less plain", 3),
-    ("bits a dimension, of the tokens alone", "bits a dimension", 4),
+    ("PSNR of the mean frame, dB (control)", "psnr_mean_frame", 2),
+    ("code perplexity / number of codes", "perplexity_over_codes", 2),
+    ("nats per token", "nats_per_token", 3),
+    ("unigram entropy (control)", "unigram_entropy", 3),
+    ("entropy by position in the clip (control)", "position_entropy", 3),
+    ("log K (control)", "log_codes", 3),
+    ("nats per token, frames shuffled (control)", "nats_per_token_shuffled", 3),
+    ("share of clips less likely when shuffled", "share_of_clips_worse_shuffled", 3),
+    ("nats per token, conditioned", "nats_per_token_conditioned", 3),
+    ("conditioned minus unconditioned", "conditioned_minus_unconditioned", 3),
+    ("bits per dimension, tokens only", "bits_per_dimension", 4),
 )
 
 
 def write_page() -> None:
-    """Write the table of results into the page, between its marks."""
+    """Write the table of results between the marks of the page."""
     written = json.loads(FILE.read_text(encoding="utf-8"))
     lines = ["| | " + " | ".join(written) + " |", "|---|" + "---|" * len(written)]
     for label, key, digits in ROWS:
@@ -291,7 +293,7 @@ def write_page() -> None:
             else:
                 text = f"{found:.{digits}f}"
             if "conditioned" in key:
-                text += f", on {' and '.join(figures['conditioned on'])}"
+                text += f", on {' and '.join(figures['conditioned_on'])}"
             cells.append(text)
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     begin, end = "<!-- table -->\n", "<!-- end -->"

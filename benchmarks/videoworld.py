@@ -1,4 +1,4 @@
-"""What VideoWorld reaches on the tabletop: figures for docs/results/videoworld.md.
+"""Measure VideoWorld on the tabletop, for docs/results/videoworld.md.
 
     python benchmarks/videoworld.py success noop random oracle cloned=FILE [NAME=]RUN ...
     python benchmarks/videoworld.py intervene RUN
@@ -6,12 +6,12 @@
     python benchmarks/videoworld.py timing RUN [--preset videoworld_gpu] [--device cuda]
     python benchmarks/videoworld.py page
 
-`success` counts, for each category of tasks of env `tabletop_short`, attempts in which the task is
-done within 64 actions; the starts are the same for all. `intervene` replaces generated codes by
-random ones before actions are read off. `probe` fits linear maps from codes to actions. `timing`
-with a preset is of its sizes, untrained, for the observations and tasks of the run. Figures go into
-benchmarks/videoworld.json, each row under its name; what is there is kept, unless `--again`. `page`
-writes them into the tables of docs/results/videoworld.md.
+`success` counts, for each task category of the env `tabletop_short`, the attempts that complete the
+task within 64 actions; all policies have the same starts. `intervene` replaces generated codes with
+random ones before actions are decoded. `probe` fits linear maps from codes to actions. `timing`
+with a preset times an untrained model of that size, for the observations and tasks of the run.
+Figures are written to benchmarks/videoworld.json, one row per name; existing rows are kept unless
+`--again` is set. `page` writes the tables of docs/results/videoworld.md.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ from latentplan.files import replacing
 from latentplan.training import checkpoint
 
 FILE = Path(__file__).with_suffix(".json")
-PROPOSALS = "videoworld_proposals_*.json"  # beside it: what videoworld_proposals.py measured
-CONTROLS = {"noop": rollouts.Noop, "random": rollouts.Random, "oracle": rollouts.Oracle}
+PROPOSALS = "videoworld_proposals_*.json"  # written by videoworld_proposals.py
+BASELINES = {"noop": rollouts.Noop, "random": rollouts.Random, "oracle": rollouts.Oracle}
 
 Row = dict[str, Any]
 
 
-def agent_of(what: str, *, chunk: int) -> tuple[rollouts.Policy, Row]:
-    """Return the policy of an argument of `success`, and what tells it from others."""
-    name, path = named(what)
-    if what in CONTROLS:
-        return CONTROLS[what](), {}
+def policy_of(argument: str, *, chunk: int) -> tuple[rollouts.Policy, Row]:
+    """Return the policy of an argument of `success`, and its identity."""
+    name, path = named(argument)
+    if argument in BASELINES:
+        return BASELINES[argument](), {}
     if name.startswith("cloned"):
         network = videoworld_cloning.load(path)
-        said = {"file": Path(path).name, "sha256": digest(Path(path))}
-        return rollouts.Cloning(network, videoworld_cloning.CAMERAS), said
+        identity = {"file": Path(path).name, "sha256": digest(Path(path))}
+        return rollouts.Cloning(network, videoworld_cloning.CAMERAS), identity
     return videoworld_agent.Agent(videoworld_agent.load(path), chunk=chunk), about(path, chunk)
 
 
-def named(what: str) -> tuple[str, str]:
-    """Return the row's name and the path of an argument: [NAME=]PATH; a path may have a =, too."""
-    name, given, path = what.partition("=")
-    if not given or Path(what).exists():
-        return Path(what).name, what
+def named(argument: str) -> tuple[str, str]:
+    """Return the name and the path of an argument [NAME=]PATH; a path may contain a =, too."""
+    name, given, path = argument.partition("=")
+    if not given or Path(argument).exists():
+        return Path(argument).name, argument
     return name, path
 
 
 def about(run: str, chunk: int) -> Row:
-    """Return what tells a run from others."""
+    """Return the identity of a run: digest, settings and held-out figures."""
     file = checkpoint.find(run)
     header = checkpoint.read_header(file, format=checkpoint.FORMAT)
-    said = {"run": Path(run).name, "sha256": digest(file), "chunk": chunk}
-    return said | {"model": header["config"], "held out": header["metrics"]}
+    identity = {"run": Path(run).name, "sha256": digest(file), "chunk": chunk}
+    return identity | {"model": header["config"], "held_out": header["metrics"]}
 
 
 def digest(file: Path) -> str:
@@ -77,7 +77,7 @@ def digest(file: Path) -> str:
 
 
 def success(policy: rollouts.Policy, *, episodes: int, category: str) -> Row:
-    """Return how often the tasks of a category are done, with a 95 % interval."""
+    """Return the success rate of a category of tasks, with a 95 % interval."""
     tasks = rollouts.CATEGORIES[category]
     made, milliseconds = rollouts.attempts(policy, tasks, episodes=episodes)
     done = [attempt for attempt in made if attempt.success]
@@ -89,13 +89,13 @@ def success(policy: rollouts.Policy, *, episodes: int, category: str) -> Row:
         "attempts": len(made),
         "done": {task: sum(a.task == task for a in done) for task in tasks},
         "seeds": [min(a.seed for a in made), max(a.seed for a in made)],
-        "mean actions of a success": round(sum(a.actions for a in done) / max(1, len(done)), 1),
-        "ms an action, batched": round(milliseconds, 2),
+        "mean_actions_of_successes": round(sum(a.actions for a in done) / max(1, len(done)), 1),
+        "ms_per_action": round(milliseconds, 2),
     }
 
 
 def intervened(run: str, *, chunk: int) -> dict[str, rollouts.Policy]:
-    """Return a run's policies with each of its codes replaced by random ones, all, and none."""
+    """Return policies of a run with no code, each single code, or all codes random."""
     model = videoworld_agent.load(run)
     horizon = model.transformer.config.horizon
     which: dict[str, tuple[int, ...]] = {"none": ()}
@@ -109,61 +109,61 @@ def intervened(run: str, *, chunk: int) -> dict[str, rollouts.Policy]:
 
 
 def count(
-    policy: rollouts.Policy, said: Row, *, where: Sequence[str], asked: argparse.Namespace
+    policy: rollouts.Policy, identity: Row, *, keys: Sequence[str], options: argparse.Namespace
 ) -> None:
-    """Count each category that is missing in a row, and write it down at once."""
-    row = find(where, file=asked.json)
-    if asked.again or row is None:
+    """Measure each category that a row lacks, and write the row after each."""
+    row = find(keys, file=options.json)
+    if options.again or row is None:
         row = {"categories": {}}
-    elif said.get("sha256") != row.get("sha256") or said.get("chunk") != row.get("chunk"):
-        raise SystemExit(f"{' '.join(where)}: is there, of other weights; --again, or NAME=RUN")
-    for category in asked.categories:
-        if row["categories"].get(category, {}).get("attempts", 0) >= asked.episodes:
-            print(f"  {category:12s} is there")
+    elif identity.get("sha256") != row.get("sha256") or identity.get("chunk") != row.get("chunk"):
+        raise SystemExit(f"{' '.join(keys)}: the row has other weights; --again, or NAME=RUN")
+    for category in options.categories:
+        if row["categories"].get(category, {}).get("attempts", 0) >= options.episodes:
+            print(f"  {category:12s} exists")
             continue
-        found = success(policy, episodes=asked.episodes, category=category)
-        row = said | {"categories": row["categories"] | {category: found}}
-        keep(where, row, file=asked.json)
+        found = success(policy, episodes=options.episodes, category=category)
+        row = identity | {"categories": row["categories"] | {category: found}}
+        write(keys, row, file=options.json)
 
 
-def timed(run: str, asked: argparse.Namespace) -> Row:
-    """Return the times of a run, or of an untrained one like it."""
+def timed(run: str, options: argparse.Namespace) -> Row:
+    """Return the timing of a run, or of an untrained one like it."""
     with TemporaryDirectory() as folder:
-        if asked.preset:
-            run = videoworld_timing.untrained(asked.preset, like=run, out=Path(folder))
-        row = videoworld_timing.timing(run, device=asked.device, chunk=asked.chunk)
-        said = about(run, asked.chunk)
-    return ({"preset": asked.preset} if asked.preset else said) | row
+        if options.preset:
+            run = videoworld_timing.untrained(options.preset, like=run, out=Path(folder))
+        row = videoworld_timing.timing(run, device=options.device, chunk=options.chunk)
+        identity = about(run, options.chunk)
+    return ({"preset": options.preset} if options.preset else identity) | row
 
 
-def find(where: Sequence[str], *, file: Path) -> Row | None:
-    """Return the row of the file at these keys, None where there is none."""
+def find(keys: Sequence[str], *, file: Path) -> Row | None:
+    """Return the row of the file at these keys; None if there is none."""
     found = json.loads(file.read_text()) if file.is_file() else {}
-    for key in where:
+    for key in keys:
         if key not in found:
             return None
         found = found[key]
     return dict(found)
 
 
-def keep(where: Sequence[str], row: Row, *, file: Path) -> None:
-    """Write a row into the file, beside the others."""
+def write(keys: Sequence[str], row: Row, *, file: Path) -> None:
+    """Write a row at these keys, and keep the other rows of the file."""
     whole = json.loads(file.read_text()) if file.is_file() else {}
-    place = whole
-    for key in where[:-1]:
-        place = place.setdefault(key, {})
-    place[where[-1]] = row | {"made with": provenance()}
+    parent = whole
+    for key in keys[:-1]:
+        parent = parent.setdefault(key, {})
+    parent[keys[-1]] = row | {"provenance": provenance()}
     with replacing(file) as partial:
         partial.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def main() -> None:
-    """Do what is asked for."""
+    """Measure the policies of the command line, or write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("success", "intervene", "probe", "timing", "page"))
-    parser.add_argument("agents", nargs="*", metavar="AGENT", help="a control, or [NAME=]RUN")
+    parser.add_argument("measure", choices=("success", "intervene", "probe", "timing", "page"))
+    parser.add_argument("policies", nargs="*", metavar="POLICY", help="a baseline, or [NAME=]RUN")
     parser.add_argument("--episodes", type=int, default=50, help="of a category")
     parser.add_argument(
         "--categories", nargs="+", choices=rollouts.CATEGORIES, default=rollouts.COUNTED
@@ -174,36 +174,34 @@ def main() -> None:
     parser.add_argument("--preset", help="of timing: networks of these sizes, untrained")
     parser.add_argument("--json", type=Path, default=FILE)
     parser.add_argument("--again", action="store_true", help="measure existing rows again")
-    asked = parser.parse_intermixed_args()
-    if asked.what == "page":
-        figures = json.loads(asked.json.read_text())
+    options = parser.parse_intermixed_args()
+    if options.measure == "page":
+        figures = json.loads(options.json.read_text())
         reports = sorted(FILE.parent.glob(PROPOSALS))
         figures["proposals"] = [json.loads(each.read_text()) for each in reports]
         videoworld_page.write(figures)
-    for what in asked.agents:
-        name, path = named(what)
-        if asked.what == "timing" and asked.preset:
-            name = f"{asked.preset}, untrained"
-        print(f"{asked.what} {name}", flush=True)
-        if asked.what == "success":
-            policy, said = agent_of(what, chunk=asked.chunk)
-            count(policy, said, where=("success", name), asked=asked)
-        elif asked.what == "intervene":
-            said = about(path, asked.chunk)
-            for which, policy in intervened(path, chunk=asked.chunk).items():
-                print(f" replaced: {which}", flush=True)
-                count(policy, said, where=("intervene", name, which), asked=asked)
-        elif find((asked.what, name), file=asked.json) and not asked.again:
-            print("  is there")
+    for argument in options.policies:
+        name, path = named(argument)
+        if options.measure == "timing" and options.preset:
+            name = f"{options.preset}, untrained"
+        print(f"{options.measure} {name}", flush=True)
+        if options.measure == "success":
+            policy, identity = policy_of(argument, chunk=options.chunk)
+            count(policy, identity, keys=("success", name), options=options)
+        elif options.measure == "intervene":
+            identity = about(path, options.chunk)
+            for which, policy in intervened(path, chunk=options.chunk).items():
+                print(f" random codes: {which}", flush=True)
+                count(policy, identity, keys=("intervene", name, which), options=options)
+        elif find((options.measure, name), file=options.json) and not options.again:
+            print("  exists")
+        elif options.measure == "probe":
+            if not options.data:
+                parser.error("probe needs --data")
+            row = videoworld_probe.probe(videoworld_agent.load(path), options.data)
+            write(("probe", name), about(path, options.chunk) | row, file=options.json)
         else:
-            if asked.what == "probe":
-                if not asked.data:
-                    parser.error("probe needs --data")
-                row = videoworld_probe.probe(videoworld_agent.load(path), asked.data)
-                keep((asked.what, name), about(path, asked.chunk) | row, file=asked.json)
-            else:
-                row = timed(path, asked)
-                keep((asked.what, name), row, file=asked.json)
+            write(("timing", name), timed(path, options), file=options.json)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""VideoWorld with more and fewer codes, and with larger and smaller books: trained, then counted.
+"""Train and measure VideoWorld with different numbers of codes and codebook sizes.
 
     python benchmarks/videoworld_ablations.py --data demos.zarr --folder runs/ablations
         [--model PRESET] [--only horizon labels book] [--episodes 50] [--prefix "fine, "]
         [training.transformer.steps=...]
 
-Each variant is a run of `latentplan train --resume` in a folder of its own; stages that agree are
-trained once, in FOLDER/stages. For the horizon one latent dynamics model of the longest horizon is
-trained, and the transformer is told its first H codes: code h looks at frames t to t + h alone, so
-they mean the same. H = 0 is the transformer on video alone. With `labels` the same horizons once
-more, the inverse dynamics told the actions of a tenth of the episodes. What was trained and counted
-already is left as it is.
+Each variant is a run of `latentplan train --resume` in its own folder; stages with equal settings
+are trained once, in FOLDER/stages. `horizon` trains one latent dynamics model of the longest
+horizon, and transformers on its first H codes; code h depends on frames t to t + h alone, so the
+codes are the same for all H. H = 0 is the transformer on video alone. `labels` trains the inverse
+dynamics of the same horizons on the actions of a tenth of the episodes. Existing runs and rows are
+kept.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import videoworld_agent
 import videoworld_rollouts as rollouts
 
 HORIZONS = (0, 1, 2, 4, 8)
-BOOKS = {9: "[3,3]", 64: "[4,4,4]", 1000: "[8,5,5,5]"}  # codes: levels, of 3 at least
+BOOKS = {9: "[3,3]", 64: "[4,4,4]", 1000: "[8,5,5,5]"}  # FSQ levels by number of codes
 
 
 def variants(only: list[str], horizons: list[int], books: list[int]) -> dict[str, list[str]]:
-    """Return the settings of each variant, by its name."""
+    """Return the settings of each variant by name."""
     found = {}
     longest = max(horizons)
     for horizon in horizons:
@@ -44,7 +44,7 @@ def variants(only: list[str], horizons: list[int], books: list[int]) -> dict[str
 
 
 def main() -> None:
-    """Train and count each variant."""
+    """Train and measure each variant."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,23 +63,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--again", action="store_true", help="measure existing rows again")
     parser.add_argument("--json", type=Path, default=videoworld.FILE)
-    given = parser.parse_intermixed_args()
-    for variant, settings in variants(given.only, given.horizons, given.books).items():
-        name = given.prefix + variant
-        run = given.folder / name.replace(", ", "-").replace(" ", "-")
-        there = videoworld.find(("ablations", name), file=given.json) or {"categories": {}}
-        if set(given.categories) <= set(there["categories"]) and not given.again:
-            print(f"{name}: is there")
+    options = parser.parse_intermixed_args()
+    for variant, settings in variants(options.only, options.horizons, options.books).items():
+        name = options.prefix + variant
+        run = options.folder / name.replace(", ", "-").replace(" ", "-")
+        row = videoworld.find(("ablations", name), file=options.json) or {"categories": {}}
+        if set(options.categories) <= set(row["categories"]) and not options.again:
+            print(f"{name}: exists")
             continue
-        train = [sys.executable, "-m", "latentplan.cli", "train", given.model, "--resume"]
-        train += ["--data", given.data, "--run", str(run), "--device", given.device]
-        train += ["--cache", str(given.folder / "stages"), *given.settings, *settings]
+        train = [sys.executable, "-m", "latentplan", "train", options.model, "--resume"]
+        train += ["--data", options.data, "--run", str(run), "--device", options.device]
+        train += ["--cache", str(options.folder / "stages"), *options.settings, *settings]
         print(f"{name}: {' '.join(train[2:])}", flush=True)
         subprocess.run(train, check=True)
-        policy = videoworld_agent.Agent(videoworld_agent.load(str(run)), chunk=given.chunk)
-        said = videoworld.about(str(run), given.chunk)
-        said["settings"] = [*given.settings, *settings]
-        videoworld.count(policy, said, where=("ablations", name), asked=given)
+        policy = videoworld_agent.Agent(videoworld_agent.load(str(run)), chunk=options.chunk)
+        identity = videoworld.about(str(run), options.chunk)
+        identity["settings"] = [*options.settings, *settings]
+        videoworld.count(policy, identity, keys=("ablations", name), options=options)
 
 
 if __name__ == "__main__":

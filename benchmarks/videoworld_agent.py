@@ -1,4 +1,4 @@
-"""A trained VideoWorld at work in several episodes at once; one alone acts as `latentplan plan`."""
+"""A trained VideoWorld that acts in several episodes at once, in each as in `latentplan plan`."""
 
 from __future__ import annotations
 
@@ -15,71 +15,71 @@ from latentplan.training import checkpoint
 
 
 def load(run: str) -> VideoWorld:
-    """Return the model of a run, to be used."""
+    """Return the model of a run in evaluation mode."""
     model = checkpoint.load(checkpoint.find(run), device="cpu").model
     assert isinstance(model, VideoWorld)
     return model.eval()
 
 
 class Agent:
-    """Codes generated after what was seen, and the actions that the inverse dynamics reads off.
+    """Policy that generates codes from the observed frames and decodes actions from them.
 
-    `intervene` names codes (from 0) that are replaced by random ones before actions are read off,
-    as VideoWorld's table 4c does.
+    The codes of the indices `intervene` are replaced with random ones before actions are decoded,
+    as in table 4c of VideoWorld.
     """
 
-    sees = True
+    needs_images = True
 
     def __init__(self, model: VideoWorld, *, chunk: int = 1, intervene: Sequence[int] = ()) -> None:
-        """Take the model and how many actions are sent before codes are generated again."""
+        """Take the model, and the number of actions sent before codes are generated again."""
         self.model, self.chunk, self.intervene = model, chunk, tuple(intervene)
 
     def begin(self, envs: Sequence[Any], task: str, seeds: Sequence[int]) -> None:
-        """Forget what was seen; ConfigError for a task that the model was not trained on."""
+        """Start episodes; ConfigError for a task that the model was not trained on."""
         self.task_id = self.model.transformer.task_id(task)
-        self.seen = [deque[Tensor](maxlen=self.model.context) for _ in seeds]  # of tokens (K,)
-        self.left = [deque[np.ndarray]() for _ in seeds]
+        self.frames = [deque[Tensor](maxlen=self.model.context) for _ in seeds]  # tokens (K,)
+        self.planned = [deque[np.ndarray]() for _ in seeds]
         self.drawn = torch.Generator().manual_seed(min(seeds))
 
     @torch.no_grad()
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return actions (n, A)."""
-        pictures = {
+        """Return the actions (n, A) of the episodes `lanes`."""
+        images = {
             key: torch.from_numpy(np.stack([seen[key] for seen in observations]))[:, None]
             for key in self.model.config.images
         }
-        tokens = self.model.tokenizer.encode(pictures).ids[:, 0]  # n K
+        tokens = self.model.tokenizer.encode(images).ids[:, 0]  # n K
         same_length: dict[int, list[int]] = {}
         for lane, frame in zip(lanes, tokens, strict=True):
-            self.seen[lane].append(frame)
-            if not self.left[lane]:
+            self.frames[lane].append(frame)
+            if not self.planned[lane]:
                 same_length.setdefault(len(self._context(lane)), []).append(lane)
         for group in same_length.values():
             context = torch.stack([self._context(lane) for lane in group])
             for lane, actions in zip(group, self._plans(context), strict=True):
-                self.left[lane].extend(actions[: self.chunk].numpy())
-        return np.stack([self.left[lane].popleft() for lane in lanes])
+                self.planned[lane].extend(actions[: self.chunk].numpy())
+        return np.stack([self.planned[lane].popleft() for lane in lanes])
 
     def _context(self, lane: int) -> Tensor:
-        """Return frames (t, K) without those at the start that the next one repeats.
+        """Return the frames (t, K) of an episode, without repeats of the first.
 
-        In training there are fewer frames at the start of an episode, too.
+        As in training, the context is shorter at the start of an episode.
         """
-        frames = torch.stack(list(self.seen[lane]))
+        frames = torch.stack(list(self.frames[lane]))
         changed = (frames[1:] != frames[:-1]).any(-1).nonzero()
         return frames[int(changed[0]) if len(changed) else len(frames) - 1 :]
 
     def _plans(self, context: Tensor) -> Tensor:
-        """Return actions (n, chunk, A) after frames (n, t, K)."""
+        """Return the planned actions (n, chunk, A) after frames (n, t, K)."""
         transformer, inverse = self.model.transformer, self.model.inverse
         task = torch.full((len(context),), self.task_id)
         made = transformer.generate(context, task)
         codes, hidden = made.codes[:, 0], made.hidden[:, 0]
-        for place in self.intervene:
+        for index in self.intervene:
             drawn = torch.randint(
                 transformer.config.codes, (len(codes),), generator=self.drawn, dtype=codes.dtype
             )
-            codes[:, place] = drawn
+            codes[:, index] = drawn
         if inverse.config.reads == "frames":
             after = transformer.imagine(context, codes, task)
             return inverse.actions(inverse(inverse.read_frames(context[:, -1], after, codes)))

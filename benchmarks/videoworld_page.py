@@ -17,12 +17,12 @@ MARK = r"<!-- table: {} -->\n.*?<!-- end -->"
 
 
 def write(found: Mapping[str, Any]) -> None:
-    """Put each table between its marks; what is written around them stays."""
+    """Write each table between its marks, and keep the text around them."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables(found).items():
         mark = re.compile(MARK.format(name), re.DOTALL)
         if not mark.search(text):
-            raise SystemExit(f"{PAGE}: has no place for the table {name!r}")
+            raise SystemExit(f"{PAGE}: has no marks for the table {name!r}")
         filled = f"<!-- table: {name} -->\n{table}\n<!-- end -->"
         text = mark.sub(lambda _, filled=filled: filled, text)
     with replacing(PAGE) as partial:
@@ -35,7 +35,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     made = {}
     if "success" in found:
         rows = found["success"]
-        made["success"] = table(["who", *rollouts.COUNTED], [
+        made["success"] = table(["policy", *rollouts.COUNTED], [
             [name, *(share(row["categories"].get(c)) for c in rollouts.COUNTED)]
             for name, row in rows.items()
         ])  # fmt: skip
@@ -46,7 +46,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             for name, row in rows.items()
         ])  # fmt: skip
     if "intervene" in found:
-        made["intervene"] = table(["run", "replaced", *rollouts.COUNTED], [
+        made["intervene"] = table(["run", "random codes", *rollouts.COUNTED], [
             [run, which, *(share(row["categories"].get(c)) for c in rollouts.COUNTED)]
             for run, each in found["intervene"].items()
             for which, row in each.items()
@@ -54,7 +54,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     if "probe" in found:
         probed = found["probe"]
         names = list(next(iter(probed.values()))["probes"])
-        head = ["linear probe to the action from"]
+        head = ["input of the linear probe"]
         head += [f"{run}, {what}" for run in probed for what in ("position", "all")]
         made["probe"] = table(head, [
             [name, *(r2(each) for row in probed.values()
@@ -68,7 +68,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             for run, row in probed.items()
         ])  # fmt: skip
     if "proposals" in found:
-        head = ["env", "candidates", "proposals", "success", "progress", "a plan, ms, p90"]
+        head = ["env", "candidates", "proposals", "success", "progress", "`act` p90, ms"]
         made["proposals"] = table(head, [
             [report["env"], str(row["candidates"]), "yes" if row["proposer"] else "no",
              interval(row, "success"), interval(row, "progress"), f"{row['act_ms_p90']:.0f}"]
@@ -76,7 +76,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         ])  # fmt: skip
     if "timing" in found:
         made["timing"] = table(
-            ["run", "batch", "codes, ms", "without cache", "a frame, ms", "without cache",
+            ["run", "batch", "codes, ms", "without cache", "frame, ms", "without cache",
              "tokens/s", "`act`, ms"],
             [timed(run, row, batch) for run, row in found["timing"].items()
              for batch in timing.BATCHES],
@@ -85,20 +85,20 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def timed(run: str, row: Mapping[str, Any], batch: int) -> list[str]:
-    """Return a row of the table of times."""
-    each = row[f"batch {batch}"]
-    cells = [f"{run}, {row['device']}, {row['torch threads']} threads", str(batch)]
-    for what in ("codes", "a frame"):
-        cells.append(f"{each[f'{what}, ms, with cache']:.1f}")
-        cells.append(f"{each[f'{what}, ms, without']:.1f} (x {each[f'{what}, times as fast']:.1f})")
-    acts = row["act"]
-    cells.append(f"{each['a frame, tokens/s']:.0f}")
-    cells.append(f"{acts['p50 ms']:.1f}, p90 {acts['p90 ms']:.1f}" if batch == 1 else "")
+    """Return a row of the table of timings."""
+    each = row[f"batch_{batch}"]
+    cells = [f"{run}, {row['device']}, {row['torch_threads']} threads", str(batch)]
+    for part in ("codes", "frame"):
+        cells.append(f"{each[f'{part}_ms_cached']:.1f}")
+        cells.append(f"{each[f'{part}_ms_uncached']:.1f} (x {each[f'{part}_speedup']:.1f})")
+    act = row["act"]
+    cells.append(f"{each['frame_tokens_per_s']:.0f}")
+    cells.append(f"{act['p50_ms']:.1f}, p90 {act['p90_ms']:.1f}" if batch == 1 else "")
     return cells
 
 
 def share(row: Mapping[str, Any] | None) -> str:
-    """Return a share with its interval, in per cent."""
+    """Return a success rate with its interval, in per cent."""
     if row is None:
         return "–"
     low, high = (100 * x for x in row["interval"])
@@ -106,7 +106,7 @@ def share(row: Mapping[str, Any] | None) -> str:
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
-    """Return a figure with its interval, as `latentplan plan` gives it."""
+    """Return a metric of `latentplan plan` with its interval."""
     low, high = (abs(x) if abs(x) < 5e-3 else x for x in row[f"{name}_ci95"])  # no minus zero
     return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
 
@@ -117,7 +117,7 @@ def r2(row: Mapping[str, Any]) -> str:
 
 
 def counted(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how much of a book is in use, and the perplexity."""
+    """Return the share of a codebook in use, and the perplexity."""
     return f"{row['usage']:.0%} of {row['size']}", f"{row['perplexity']:.1f}"
 
 

@@ -1,11 +1,11 @@
-"""What generated codes are worth as candidates of another planner.
+"""Measure the benefit of generated codes as candidates of CEM.
 
     python benchmarks/videoworld_proposals.py RUN PROPOSER [--env E] [--candidates 32 16]
         [--episodes 50] [KEY=VALUE ...]
 
-CEM plans with the model RUN, with so many candidates and with half of them; the half once more with
-what PROPOSER, a run of VideoWorld, generates among them. PROPOSER may be RUN itself. The overrides
-go to all rows alike (`task=open_drawer`, `horizon=4`).
+CEM plans with the model RUN: with the full number of candidates, with half of them, and with half
+of them including proposals from PROPOSER, a run of VideoWorld, which may be RUN itself. All rows
+have the same overrides (`task=open_drawer`, `horizon=4`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def row(
     seed: int,
     overrides: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the figures of one setting; the same seed has the same starts and goals."""
+    """Return the metrics of one setting; the same seed has the same starts and goals."""
     more = [f"planner.candidates={candidates}", f"planner.elites={max(2, candidates // 8)}"]
     if proposer:
         more.append("mpc.propose=true" if proposer == run else f"mpc.proposer.run={proposer}")
@@ -56,7 +56,7 @@ def row(
 
 
 def main() -> None:
-    """Print the rows, and write them where asked."""
+    """Print the rows, and write them as JSON if a file is named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("proposer")
@@ -66,30 +66,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     rows = []
-    settings = dict.fromkeys(  # half of one number may be another
+    settings = dict.fromkeys(  # half of one number may equal another
         each
-        for whole in asked.candidates
-        for each in ((whole, ""), (whole // 2, ""), (whole // 2, asked.proposer))
+        for whole in options.candidates
+        for each in ((whole, ""), (whole // 2, ""), (whole // 2, options.proposer))
     )
     for candidates, proposer in settings:
         rows.append(
             row(
-                asked.run,
+                options.run,
                 candidates=candidates,
                 proposer=proposer,
-                env=asked.env,
-                episodes=asked.episodes,
-                seed=asked.seed,
-                overrides=asked.overrides,
+                env=options.env,
+                episodes=options.episodes,
+                seed=options.seed,
+                overrides=options.overrides,
             )
         )
         print(json.dumps(rows[-1]), flush=True)
-    if asked.json:
-        report = {**provenance(), "run": asked.run, "episodes": asked.episodes, "rows": rows}
-        report |= {"env": asked.env, "seed": asked.seed, "overrides": asked.overrides}
-        with replacing(asked.json) as partial:
+    if options.json:
+        report = {**provenance(), "run": options.run, "episodes": options.episodes, "rows": rows}
+        report |= {"env": options.env, "seed": options.seed, "overrides": options.overrides}
+        with replacing(options.json) as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

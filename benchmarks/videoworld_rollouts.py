@@ -1,4 +1,4 @@
-"""Closed-loop attempts at the tabletop's tasks, many at a time, so that a model is asked once."""
+"""Closed-loop attempts at the tabletop's tasks, many at a time, so that a model runs in batches."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ CATEGORIES = {
     "lift": [name for name in NAMES if name.startswith("lift")],
 }
 COUNTED = ("push", "open/close", "turn on/off", "slider")
-FIRST_SEED = 1_000_000  # of a start; collection draws numbers of 63 bits instead
+FIRST_SEED = 1_000_000  # of the starts; collection draws seeds of 63 bits
 LANES = 25  # attempts at a time
 
 
 class Policy(Protocol):
     """A policy of several episodes of one task at once."""
 
-    sees: bool  # whether it needs pictures, which take longest
+    needs_images: bool  # without images, the env is faster
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
-        """Start one episode an env, which was reset."""
+        """Start one episode in each env, after its reset."""
 
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return actions (n, A) of the episodes `lanes`, those which go on."""
+        """Return the actions (n, A) of the unfinished episodes `lanes`."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One episode."""
+    """The result of one episode."""
 
     task: str
     seed: int  # of the start
-    success: bool  # the task was done at some time
-    actions: int  # until then, or until it was given up
+    success: bool
+    actions: int  # until the success or the end
 
 
 def attempts(
@@ -57,22 +57,22 @@ def attempts(
     lanes: int = LANES,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[Attempt], float]:
-    """Return `episodes` attempts, spread evenly over the tasks, and ms that an action took.
+    """Return `episodes` attempts, spread evenly over the tasks, and the mean ms per action.
 
     An attempt ends with its success, as in CALVIN, after `length` actions, or if the simulation
-    diverges, which is no success. An attempt's number gives its start, the same for every policy.
-    The time is that of `policy.act`, an action of one episode.
+    diverges, which counts as a failure. The index of an attempt determines its start, which is the
+    same for every policy. The time is that of `policy.act` per episode.
     """
     preset = config.resolve("env", "tabletop_short").values | {"goals": False}
-    if not policy.sees:
+    if not policy.needs_images:
         preset = preset | {"cameras": []}
     settings = config.load({"env": Tabletop.Config}, preset={"env": preset}, overrides=[])["env"]
     share, rest = divmod(episodes, len(tasks))
     envs: list[Tabletop] = []
     made, acted, taken = [], 0, 0.0
     try:
-        for place, task in enumerate(tasks):
-            count = share + (place < rest)
+        for index, task in enumerate(tasks):
+            count = share + (index < rest)
             for first in range(0, count, lanes):
                 seeds = [FIRST_SEED + n for n in range(first, min(first + lanes, count))]
                 envs += [Tabletop(settings) for _ in range(len(seeds) - len(envs))]
@@ -90,11 +90,11 @@ def attempts(
                     acted += len(going)
                     for lane, action in zip(going, actions, strict=True):
                         try:
-                            seen[lane], _, _, _, told = envs[lane].step(action)
-                        except UnstablePhysics:  # a block squeezed until it flew: not a success
+                            seen[lane], _, _, _, info = envs[lane].step(action)
+                        except UnstablePhysics:  # such as a block squeezed out of the gripper
                             failed.add(lane)
                             continue
-                        if told["success"]:
+                        if info["success"]:
                             ended[lane] = step
                     going = [lane for lane in going if lane not in ended and lane not in failed]
                     if not going:
@@ -111,25 +111,25 @@ def attempts(
 
 
 class Noop:
-    """Control: nobody acts; the gripper stays open."""
+    """Baseline: no motion, with an open gripper."""
 
-    sees = False
+    needs_images = False
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
         """Do nothing."""
 
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return no motion (n, 7)."""
+        """Return actions (n, 7) of no motion."""
         return np.tile(np.float32([0, 0, 0, 0, 0, 0, 1]), (len(lanes), 1))
 
 
 class Random:
-    """Control: any action."""
+    """Baseline: uniformly random actions."""
 
-    sees = False
+    needs_images = False
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
-        """Draw from the seeds of the starts."""
+        """Seed the random generators by the seeds of the starts."""
         self.rngs = [np.random.default_rng(seed) for seed in seeds]
 
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -138,14 +138,14 @@ class Random:
 
 
 class Oracle:
-    """Control: the expert, which sees the simulator's truth."""
+    """Baseline: the expert, which reads the simulator's state."""
 
-    sees = False
+    needs_images = False
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
-        """Take the envs."""
+        """Set the envs whose experts act."""
         self.envs = list(envs)
-        self.rng = np.random.default_rng(0)  # nothing is drawn from it
+        self.rng = np.random.default_rng(0)  # not used by the expert
 
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return the expert's actions (n, 7)."""
@@ -154,20 +154,20 @@ class Oracle:
 
 
 class Cloning:
-    """Control: a network that was trained on every action of the demonstrations."""
+    """Baseline: a network trained on all actions of the demonstrations."""
 
-    sees = True
+    needs_images = True
 
     def __init__(self, network: Any, cameras: Sequence[str]) -> None:
-        """Take a `videoworld_cloning.Cloned`, and the pictures that it sees."""
+        """Take a `videoworld_cloning.Cloned` and the keys of its images."""
         self.network, self.cameras = network, cameras
 
     def begin(self, envs: Sequence[Tabletop], task: str, seeds: Sequence[int]) -> None:
-        """Take the task."""
+        """Set the task."""
         self.task = NAMES.index(task)
 
     def act(self, lanes: Sequence[int], observations: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return the network's actions (n, 7)."""
-        pictures = np.stack([[seen[key] for key in self.cameras] for seen in observations])
+        images = np.stack([[seen[key] for key in self.cameras] for seen in observations])
         task = torch.full((len(lanes),), self.task)
-        return self.network.act(torch.from_numpy(pictures), task).numpy()
+        return self.network.act(torch.from_numpy(images), task).numpy()

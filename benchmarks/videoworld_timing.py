@@ -1,4 +1,4 @@
-"""How long VideoWorld takes to generate, with a cache and without, and to act in closed loop."""
+"""Latency of VideoWorld: generation with and without the cache, and `act` in closed loop."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from latentplan.models.videoworld.video_transformer import VideoTransformer
 from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.training import checkpoint
 
-SECONDS = 2.0  # that a thing is timed, about
-CALLS = 3  # of it, at least
-BATCHES = (1, 16)  # contexts at a time
+SECONDS = 2.0  # approximate duration of a measurement
+CALLS = 3  # least number of timed calls
+BATCHES = (1, 16)  # contexts per call
 
 
 def untrained(preset: str, *, like: str, out: Path) -> str:
-    """Write a run of a preset's sizes for the observations and tasks of another; return its path.
+    """Write an untrained run of a preset for the spec and tasks of another; return its path.
 
-    Its weights are random: how long it takes does not depend on them.
+    Latency does not depend on the weights, which are random.
     """
     other = videoworld_agent.load(like)
     chosen = config.resolve("model", preset).values
@@ -38,23 +38,23 @@ def untrained(preset: str, *, like: str, out: Path) -> str:
 
 
 def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
-    """Return median ms of generating codes and a frame, tokens a second, ms of `act`."""
+    """Return the median ms of generating codes and a frame, tokens per second, and ms of `act`."""
     model = videoworld_agent.load(run).to(device)
     transformer = model.transformer
     horizon, k = transformer.config.horizon, transformer.tokens
     drawn = torch.Generator().manual_seed(0)
-    row: dict[str, Any] = {"device": device, "torch threads": torch.get_num_threads()}
-    row |= {"context": model.context, "tokens a frame": k, "codes a frame": horizon}
+    row: dict[str, Any] = {"device": device, "torch_threads": torch.get_num_threads()}
+    row |= {"context": model.context, "tokens_per_frame": k, "codes_per_frame": horizon}
     for batch in BATCHES:
         shape = (batch, model.context, k)
         tokens = torch.randint(transformer.config.vocabulary, shape, generator=drawn).to(device)
-        row[f"batch {batch}"] = generating(transformer, tokens, device=device)
+        row[f"batch_{batch}"] = generating(transformer, tokens, device=device)
     row["act"] = acting(run, device=device, chunk=chunk)
     return row
 
 
 def generating(transformer: VideoTransformer, tokens: Tensor, *, device: str) -> dict[str, float]:
-    """Return median ms of generating codes, and a frame, after frames (B, T, K)."""
+    """Return the median ms of generating codes and a frame after frames (B, T, K)."""
     task = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     codes = transformer.generate(tokens, task).codes[:, 0]
     calls: dict[str, tuple[int, Callable[[], Any], Callable[[], Any]]] = {
@@ -63,25 +63,25 @@ def generating(transformer: VideoTransformer, tokens: Tensor, *, device: str) ->
             lambda: transformer.generate(tokens, task),
             lambda: transformer.generate(tokens, task, cached=False),
         ),
-        "a frame": (
+        "frame": (
             transformer.tokens,
             lambda: transformer.imagine(tokens, codes, task),
             lambda: transformer.imagine(tokens, codes, task, cached=False),
         ),
     }
     found: dict[str, float] = {}
-    for what, (count, with_cache, without) in calls.items():
-        fast, slow = median(with_cache, device), median(without, device)
-        found |= {f"{what}, ms, with cache": fast, f"{what}, ms, without": slow}
-        found[f"{what}, times as fast"] = round(slow / fast, 2)
-        found[f"{what}, tokens/s"] = round(1e3 * len(tokens) * count / fast, 1)
-    same = calls["a frame"][1]() == calls["a frame"][2]()
-    found["share of a frame's tokens that agree"] = round(float(same.float().mean()), 4)
+    for part, (count, cached, uncached) in calls.items():
+        fast, slow = median(cached, device), median(uncached, device)
+        found |= {f"{part}_ms_cached": fast, f"{part}_ms_uncached": slow}
+        found[f"{part}_speedup"] = round(slow / fast, 2)
+        found[f"{part}_tokens_per_s"] = round(1e3 * len(tokens) * count / fast, 1)
+    same = calls["frame"][1]() == calls["frame"][2]()
+    found["frame_token_agreement"] = round(float(same.float().mean()), 4)
     return found
 
 
 def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:
-    """Return ms of `act` of the policy `generative`: encoding, codes, actions."""
+    """Return the ms of `act` of the policy `generative`: encoding, codes and actions."""
     planner = latentplan.load(run, policy="generative", device=device, overrides=[f"chunk={chunk}"])
     spec, tasks = planner.model.spec, planner.model.config.transformer.tasks
     rng = np.random.default_rng(0)
@@ -99,12 +99,12 @@ def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:
     taken = taken[chunk:]
     p50, p90 = np.percentile(taken, (50, 90))
     mean = float(np.mean(taken))
-    return {"chunk": chunk, "p50 ms": round(float(p50), 2), "p90 ms": round(float(p90), 2),
-            "mean ms": round(mean, 2), "calls": len(taken)}  # fmt: skip
+    return {"chunk": chunk, "p50_ms": round(float(p50), 2), "p90_ms": round(float(p90), 2),
+            "mean_ms": round(mean, 2), "calls": len(taken)}  # fmt: skip
 
 
 def median(call: Callable[[], Any], device: str) -> float:
-    """Return the median ms of a call, after one to warm up."""
+    """Return the median ms of a call, after one warm-up call."""
     taken: list[float] = []
     call()
     began = perf_counter()

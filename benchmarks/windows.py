@@ -1,4 +1,4 @@
-"""How fast training windows come: `python benchmarks/windows.py DATA.zarr [OUT.json]`."""
+"""Measure the rate of training windows: `python benchmarks/windows.py DATA.zarr [OUT.json]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError
 from latentplan.evaluation.provenance import provenance
 
-SECONDS = 2.0  # of each of REPEATS measurements
+SECONDS = 2.0  # duration of each of REPEATS measurements
 REPEATS = 5
 CASES = ({"length": 9, "batch": 64}, {"length": 2, "batch": 512})
 
@@ -34,7 +34,7 @@ def rates(windows: Windows) -> list[float]:
 
 
 def main(data: str, out: str = "benchmarks/windows.json") -> None:
-    """Measure in-memory windows, and windows with a third of the pictures in memory."""
+    """Measure windows with all and with a third of the images in memory."""
     results = []
     with ZarrStore.open(data) as store:
         rows = int(store.ends[-1])
@@ -45,7 +45,7 @@ def main(data: str, out: str = "benchmarks/windows.json") -> None:
                 try:
                     windows = Windows(store, **case, budget=int(share * size))
                 except ConfigError:
-                    continue  # the store is so small that a batch needs more
+                    continue  # the store is smaller than a batch
                 loading = time.perf_counter() - start
                 found = rates(windows)
                 results.append(

@@ -1,7 +1,7 @@
-"""What a class or an object must offer for its kind, checked before it is used for the first time.
+"""Checks that a class or an object has the members of its kind's protocol, before the first use.
 
-The protocols say it in full; here a missing method is found in a line, and not in a traceback of
-whatever calls it first. That the methods do what they promise is tested by `conformance/`.
+A missing or incompatible method is thereby an error of one line instead of a traceback from the
+first call. The behaviour of methods is tested by `conformance/`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROTOCOLS: dict[str, type] = {
     "source": protocols.Source,
     "tokenizer": protocols.Tokenizer,
 }
-ARGUMENTS = {  # of the class, by kind: see protocols.Component
+ARGUMENTS = {  # positional arguments of the class by kind, see protocols.Component
     "env": ("config",),
     "model": ("spec", "config"),
     "objective": ("config",),
@@ -32,16 +32,16 @@ ARGUMENTS = {  # of the class, by kind: see protocols.Component
     "source": ("path", "config"),
     "tokenizer": ("spec", "config"),
 }
-BY_NAME = {"source": ("keys",)}  # arguments that follow by name
-SPECIAL = ("__call__", "__len__")  # methods that a protocol may state
-WITHOUT_CONFIG = ("env", "policy")  # kinds whose classes may have no settings
+BY_NAME = {"source": ("keys",)}  # keyword arguments of the class by kind
+SPECIAL = ("__call__", "__len__")  # special methods that a protocol may have
+WITHOUT_CONFIG = ("env", "policy")  # kinds whose classes may lack a Config
 
 
 def check_class(kind: str, name: str, made: Any) -> None:
-    """Raise ContractError that says what to add if `made` cannot be built or used as its kind.
+    """Raise a ContractError that names what to add if the class `made` does not fit its kind.
 
-    Methods of a class that forwards attributes (a wrapper, a `torch.nn.Module`) are not checked
-    before it is built, see `check_object`. A kind without a protocol is not checked.
+    Methods of a class that forwards attributes (a wrapper, a `torch.nn.Module`) are checked only on
+    objects, by `check_object`. A kind without a protocol is not checked.
     """
     if kind not in PROTOCOLS:
         return
@@ -75,15 +75,16 @@ def check_class(kind: str, name: str, made: Any) -> None:
 
 
 def check_object(kind: str, name: str, made: Any) -> None:
-    """Raise ContractError that says what to add if the object `made` cannot be used as its kind."""
+    """Raise a ContractError that names what to add if the object `made` does not fit its kind."""
     if kind in PROTOCOLS:
-        staged = kind == "model" and isinstance(made, protocols.Staged)  # its parts are Learners
+        # A staged model is not a Learner itself; its networks are.
+        staged = kind == "model" and isinstance(made, protocols.Staged)
         protocol = protocols.Staged if staged else PROTOCOLS[kind]
         check_protocol(f"{kind} {name!r}", protocol, made)
 
 
 def check_protocol(where: str, protocol: type, made: Any) -> None:
-    """Raise ContractError that says what to add if the object `made` does not keep `protocol`."""
+    """Raise a ContractError that names what the object `made` lacks of `protocol`."""
     _check_methods(where, protocol, made, bound=1)
     missing = [name for name in _attributes(protocol) if not hasattr(made, name)]
     if missing:
@@ -108,9 +109,9 @@ def _check_config(where: str, schema: Any) -> None:
 
 
 def _check_methods(where: str, protocol: type, made: Any, *, bound: int) -> None:
-    """Check methods of a class (`bound` 0) or of an object (1): that they exist and what they take.
+    """Check that the methods of a class (`bound` 0) or object (1) exist and accept the arguments.
 
-    A method of a class is called with `self`, which the protocol's methods have as well.
+    Methods of a class have the argument `self`, as those of the protocol have.
     """
     methods = dict(_methods(protocol))
     offered = {name: _method(made, name, bound=bound) for name in methods}
@@ -135,8 +136,8 @@ def _check_methods(where: str, protocol: type, made: Any, *, bound: int) -> None
 
 
 def _method(made: Any, name: str, *, bound: int) -> Any:
-    """Return a method of a class (`bound` 0) or of an object (1), None without one."""
-    if bound == 0 and name == "__call__":  # to call a class itself is to build it
+    """Return a method of a class (`bound` 0) or of an object (1); None if it does not exist."""
+    if bound == 0 and name == "__call__":  # getattr would return the constructor
         return next((vars(part)[name] for part in made.__mro__ if name in vars(part)), None)
     return getattr(made, name, None)
 
@@ -151,7 +152,7 @@ def _missing(where: str, protocol: type, names: list[str], *, kind: str = "metho
 
 
 def _members(protocol: type) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of what a protocol states; None for an attribute with a type alone."""
+    """Yield the name and value of each member of a protocol; None for an annotation alone."""
     for part in reversed(protocol.__mro__):
         if part in (object, Protocol) or part.__name__ == "Generic":
             continue
@@ -168,10 +169,10 @@ def _attributes(protocol: type) -> Iterator[str]:
 
 
 def _accepts(called: Any, count: int, by_name: Any) -> bool:
-    """Return whether `called` takes `count` positional arguments and these keywords."""
+    """Return whether `called` accepts `count` positional arguments and the keywords `by_name`."""
     try:
         signature = inspect.signature(called)
-    except (TypeError, ValueError):  # of C code, which does not say
+    except (TypeError, ValueError):  # C code has no signature
         return True
     try:
         signature.bind(*[None] * count, **dict.fromkeys(by_name))

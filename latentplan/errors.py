@@ -7,9 +7,22 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+LONGEST = 2000  # characters of a message
+
 
 class LatentplanError(Exception):
     """Base class; the command line prints its text as one line and exits with 2."""
+
+    def __str__(self) -> str:
+        """Return one line that a terminal prints as it is, also if it quotes a file of others."""
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-300:]}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class ConfigError(LatentplanError, ValueError):
@@ -38,6 +51,10 @@ class StoreError(LatentplanError):
 
 class SourceError(LatentplanError):
     """A data set in another format is missing, damaged, or of another format than declared."""
+
+
+class BudgetError(LatentplanError):
+    """A file of others needs more memory, values or time than the budget allows."""
 
 
 class CheckpointError(LatentplanError):

@@ -1,7 +1,7 @@
-"""Names that commands and configs use, each with the object it stands for.
+"""Registered names of components, and the objects that they refer to.
 
-To add a system: one file, one line here (or an entry point `latentplan.<kind>` in another
-package), and one preset. Objects are imported when first asked for.
+To add a component: one file, one line here (or an entry point `latentplan.<kind>` in another
+package), and a preset if useful. Objects are imported on first use.
 """
 
 from __future__ import annotations
@@ -97,16 +97,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 
 def names(kind: str) -> dict[str, str]:
-    """Return every known name of a kind (`env`, `model`, ...), plug-ins included."""
+    """Return the targets `MODULE:CLASS` of a kind by name, including those of plug-ins."""
     found = {e.name: e.value for e in entry_points(group=f"latentplan.{kind}")}
     return found | BUILT_IN[kind]
 
 
 def get(kind: str, name: str) -> Any:
-    """Import and return what `name` stands for.
+    """Import and return the object registered as `name`.
 
-    Raises UnknownName for a name of nothing, ContractError for a class that lacks what its kind
-    must offer.
+    Raises UnknownName if the name is not registered, and ContractError if the class does not fit
+    its kind.
     """
     known = names(kind)
     if name not in known:
@@ -115,10 +115,10 @@ def get(kind: str, name: str) -> Any:
 
 
 def load(kind: str, target: str) -> Any:
-    """Import and return the class of `MODULE:CLASS`, which no registry needs to hold.
+    """Import and return the class `MODULE:CLASS`, which need not be registered.
 
-    A module that is not installed is looked for in the current folder. Raises UnknownName where
-    there is no such module or class, ContractError as `get` does.
+    A module that is not installed is searched in the current folder. Raises UnknownName if there is
+    no such module or class, and ContractError as `get` does.
     """
     module, _, attribute = target.partition(":")
     if find(module) is None and Path(f"{module.replace('.', '/')}.py").is_file():
@@ -133,7 +133,7 @@ def load(kind: str, target: str) -> Any:
 
 
 def find(module: str) -> ModuleSpec | None:
-    """Return where a module is, without importing it (its packages are); None where nowhere."""
+    """Return the spec of a module without importing it (only its packages); None if not found."""
     if not all(module.split(".")):  # a relative name
         return None
     try:
@@ -155,5 +155,5 @@ def _load(kind: str, name: str, target: str) -> Any:
 
 
 def build(part: Part, spec: Spec) -> Any:
-    """Return a new network of a part's class for `spec`; UnknownName if nothing has its name."""
+    """Return a new network of a part's class for `spec`; UnknownName if it is not registered."""
     return get(part.kind, part.name)(spec, part.config)

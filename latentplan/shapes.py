@@ -1,4 +1,4 @@
-"""Shape and finiteness checks for the seams."""
+"""Checks of shapes and finiteness."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from latentplan.errors import ShapeError
 
 
 def check(where: str, x: Any, axes: str, **sizes: int) -> None:
-    """Raise ShapeError unless `x` has the named axes, with the given sizes.
+    """Raise ShapeError unless `x`, a numpy array or tensor, has the named axes and given sizes.
 
-    `check("Planner.context", z, "B T D", D=16)` accepts any B and T. `x` is a numpy array or a
-    tensor. An axis without a size may have any.
+    `check("Planner.context", z, "B T D", D=16)` accepts any B and T.
     """
     names, shape = _split(axes), tuple(x.shape)
     fits = len(shape) == len(names)
@@ -23,13 +22,13 @@ def check(where: str, x: Any, axes: str, **sizes: int) -> None:
         raise ShapeError(f"{where}: found shape {shape}, need ({want})")
 
 
-@cache  # of the few texts in the code: planners check every round
+@cache  # planners check in every round, with a few constant texts
 def _split(axes: str) -> list[str]:
     return axes.split()
 
 
 def check_finite(where: str, x: Any) -> None:
-    """Raise ShapeError if `x` (numpy array) holds a NaN or an infinity."""
+    """Raise ShapeError if `x` (a numpy array) has a NaN or an infinity."""
     import numpy as np
 
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():

@@ -1,4 +1,4 @@
-"""Numbered pieces of work, done in order by processes that are replaced if they die."""
+"""Parallel map over indices by worker processes, which are replaced if they die."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from typing import Any, Generic, TypeVar, cast
 from latentplan.errors import LatentplanError
 
 T = TypeVar("T")
-AHEAD = 4  # pieces of work in flight per worker: keeps it busy, and memory flat
-DEATHS = 3  # workers that one piece of work may end before it is given up
+AHEAD = 4  # indices in flight per worker, which keeps it busy and bounds memory
+DEATHS = 3  # workers that die at one index before it is an error
 
 
 class WorkerDied(LatentplanError):
-    """A piece of work ended every worker that did it."""
+    """Every worker died at the same index."""
 
     def __init__(self, index: int, deaths: int) -> None:
-        """Take the number of the piece of work and of the workers that it ended."""
+        """Take the index and the number of workers that died at it."""
         super().__init__(
             "a worker process died (killed, out of memory, or what it ran crashed), "
             f"{deaths} times at episode {index}"
@@ -42,9 +42,9 @@ def each(
 ) -> Generator[T]:
     """Yield `make()(index)` for every index in order, computed by `workers` processes.
 
-    `make` is called once in every worker, so it must be importable, or a partial of
-    something importable. At most `ahead` pieces per worker are in flight, so that memory stays
-    flat. Raises WorkerDied if a piece ends its process `DEATHS` times, and any error of the work.
+    `make` is called once in every worker; it must be importable or a partial of something
+    importable. At most `ahead` indices per worker are in flight, which bounds memory. Raises
+    WorkerDied if an index ends its process `DEATHS` times, and any error of the function.
     """
     crew = [_Worker(make) for _ in range(workers)]
     idle: SimpleQueue[_Worker[T]] = SimpleQueue()
@@ -63,7 +63,7 @@ def each(
         try:
             flying: deque[Future[T]] = deque()
             for index in indices:
-                with _interrupts_wait():  # the first starts the threads, which start the workers
+                with _interrupts_wait():  # submit may start a thread, which starts a worker
                     flying.append(threads.submit(do, index))
                 if len(flying) >= workers * ahead:
                     yield flying.popleft().result()
@@ -76,10 +76,10 @@ def each(
 
 
 class _Worker(Generic[T]):
-    """A process that does one piece of work at a time, and is replaced if it dies.
+    """A process that computes one index at a time and is replaced if it dies.
 
-    It has a pipe of its own, which closes if it is killed while it sends a result. A queue that
-    all workers share (concurrent.futures) would wait for the rest of that result for ever.
+    Each has its own pipe, which closes if the process is killed while it sends a result. A shared
+    queue (concurrent.futures) would wait for the rest of that result forever.
     """
 
     def __init__(self, make: Callable[[], Callable[[int], T]]) -> None:
@@ -93,7 +93,7 @@ class _Worker(Generic[T]):
             try:
                 self._pipe.send(index)
                 result, error, trace = self._pipe.recv()
-            except (EOFError, OSError):  # errors of the work arrive as `error`
+            except (EOFError, OSError):  # the process died; errors of the function are `error`
                 self.stop()
                 continue
             if error is not None:
@@ -105,11 +105,11 @@ class _Worker(Generic[T]):
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._close = weakref.finalize(self, self._pipe.close)  # otherwise the exit waits for it
+        self._close = weakref.finalize(self, self._pipe.close)  # lets the process end at exit
         process = context.Process(target=_serve, args=(theirs, self._make))
         process.start()
         self._process = process
-        theirs.close()  # the last copy here: the pipe ends when the process does
+        theirs.close()  # so that the pipe closes when the process ends
 
     def stop(self) -> None:
         """Stop the process, which is idle or dead."""
@@ -120,24 +120,24 @@ class _Worker(Generic[T]):
 
 
 def _serve(pipe: Connection, make: Callable[[], Callable[[int], Any]]) -> None:
-    """Send (result, error, its traceback) for each index received.
+    """Send (result, error, traceback) for each received index, until the parent ends.
 
-    Ctrl-C is handled by the parent; the process ends with it.
+    Ctrl-C is handled by the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    made = cache(make)  # with the first piece, whose errors are sent
-    with suppress(EOFError, ConnectionError):  # the parent has closed its end
+    made = cache(make)  # called with the first index, so that its errors are sent
+    with suppress(EOFError, ConnectionError):  # the parent closed the pipe
         while True:
             index = pipe.recv()
             try:
                 answer = ForkingPickler.dumps((made()(index), None, ""))
             except Exception as e:
-                answer = _told(e)
+                answer = _failure(e)
             pipe.send_bytes(answer)
 
 
-def _told(error: Exception) -> memoryview:
+def _failure(error: Exception) -> memoryview:
     trace = f"In a worker process:\n{traceback.format_exc()}"
     try:
         return ForkingPickler.dumps((None, error, trace))

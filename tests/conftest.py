@@ -21,6 +21,7 @@ from hypothesis.internal.conjecture import providers
 from toy import ToyEnv
 
 from latentplan import registry
+from latentplan.data import layout
 from latentplan.training import checkpoint
 
 # A shell that runs the tests in the background ignores Ctrl-C for all its children; the tests
@@ -59,6 +60,14 @@ def pytest_runtest_setup() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
     seed()
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 4 images and shards of 8, so that every few episodes of `stored` fill one."""
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(layout, "SHARD_CHUNKS", 2)
+    monkeypatch.setattr(layout, "EPISODE_CHUNK", 4)
 
 
 @pytest.fixture(scope="session")

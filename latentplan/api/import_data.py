@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from latentplan import config
 from latentplan.api import stores
 from latentplan.api.choice import Overrides, as_overrides, choose
+from latentplan.budget import Budget
 from latentplan.errors import Interrupted, SourceError, check_range
 from latentplan.protocols import Source
 from latentplan.types import OnProgress, Progress
@@ -47,6 +48,7 @@ def import_data(
     image_size: int | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
+    budget: Budget | str | None = None,
     overrides: Overrides = (),
     on_progress: OnProgress | None = None,
 ) -> Imported:
@@ -57,7 +59,8 @@ def import_data(
     the pixels a side of images (None: as they are); `workers` processes read (0 or 1: this one,
     which writes; None: one a core beside it). Section of `overrides`: source. Raises SourceError at
     the first episode that is damaged, unless `skip_bad`, and Interrupted on Ctrl-C; what is done is
-    kept.
+    kept. `budget` bounds what opening and each episode may claim, as a `Budget` or a text such as
+    `bytes=8e9` (None: that of the environment, see docs/security.md); BudgetError beyond it.
     """
     from latentplan.data import importing
 
@@ -77,6 +80,7 @@ def import_data(
         config=filled["source"],
         keys=None if keys is None else tuple(keys),
         image_size=image_size,
+        budget=Budget.parse(budget, where="import.budget") if isinstance(budget, str) else budget,
     )
     opened = opening.open()
     total = len(opened) if episodes is None else min(len(opened), episodes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from latentplan.api.connection import Connection
 from latentplan.api.load import assemble, check_names
 from latentplan.api.load import choose as choose_parts
 from latentplan.api.robot_tasks import Planned, Reaching, RobotTask, set_instruction
+from latentplan.data import image_files
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.evaluation.goals import image_key
 from latentplan.planning.mpc import MPC
@@ -127,16 +127,11 @@ def _env_config(spec: Spec) -> Any:
 
 def read_goal(file: str, spec: Spec) -> Observation:
     """Return the observation of an image file; ConfigError unless it has the model's size."""
-    from PIL import Image, UnidentifiedImageError
-
     key = image_key(spec)
     if key is None:
         raise ConfigError("robot.goal: found an image, but this model has no images")
-    try:
-        with Image.open(Path(file)) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as e:
-        raise ConfigError(f"robot.goal {file}: not an image that can be read ({e})") from None
+    with image_files.opened(file, where=f"robot.goal {file}", error=ConfigError) as image:
+        pixels = np.asarray(image.convert("RGB"))
     height, width, _ = spec.observation[key].shape
     if pixels.shape[:2] != (height, width):
         found = f"{pixels.shape[1]} x {pixels.shape[0]}"

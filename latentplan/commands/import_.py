@@ -36,6 +36,13 @@ def command(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out damaged episodes, and list them.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS",
+            help="What an episode may claim: bytes=8e9,items=1e7,seconds=600; see docs/security.md",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Import a data set of another format into a store."""
@@ -53,6 +60,7 @@ def command(
                 image_size=image_size,
                 workers=workers,
                 skip_bad=skip_bad,
+                budget=budget,
                 overrides=overrides or (),
                 on_progress=bars,
             )

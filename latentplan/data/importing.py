@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latentplan import budget
 from latentplan import workers as pool
+from latentplan.budget import Budget
 from latentplan.data.selection import Selection
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ShapeError, SourceError
+from latentplan.errors import BudgetError, ShapeError, SourceError
 from latentplan.protocols import Source
 from latentplan.types import Episode
 from latentplan.workers import WorkerDied
@@ -35,11 +37,16 @@ class Opening:
     config: Any
     keys: tuple[str, ...] | None = None  # observations to keep; None: all
     image_size: int | None = None  # pixels a side; None: as they are
+    budget: Budget | None = None  # of opening, and of each episode; None: the one in force
 
     def open(self) -> Selection:
-        """Return the source with the selected observations; SourceError if it cannot be read."""
-        source = self.source(self.path, self.config, keys=self.keys)
-        return Selection(source, keys=self.keys, size=self.image_size)
+        """Return the source with the selected observations; SourceError if it cannot be read.
+
+        Raises BudgetError if it needs more than the budget.
+        """
+        with budget.using(self.budget), budget.reading():
+            source = self.source(self.path, self.config, keys=self.keys)
+            return Selection(source, keys=self.keys, size=self.image_size)
 
 
 class Progress(NamedTuple):
@@ -121,8 +128,9 @@ def _reader(opening: Opening) -> Callable[[int], _Read]:
 
     def read(index: int) -> _Read:
         try:
-            episode = source.episode(index)
-        except SourceError as e:
+            with budget.using(opening.budget), budget.reading():
+                episode = source.episode(index)
+        except (SourceError, BudgetError) as e:
             return _Read(None, str(e))
         except ShapeError as e:
             return _Read(None, f"{opening.path}: episode {index}: {e}")

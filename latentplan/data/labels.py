@@ -16,7 +16,11 @@ def to_text(labels: tuple[Label, ...]) -> str:
 
 def from_text(text: str) -> tuple[Label, ...]:
     """Return the labels of a text; ValueError or TypeError if it is not one of `to_text`."""
-    return tuple(Label(**values) for values in json.loads(text)) if text else ()
+    found = tuple(Label(**values) for values in json.loads(text)) if text else ()
+    for label in found:
+        if [type(value) for value in asdict(label).values()] != [str, str, int, int]:
+            raise TypeError(f"{label} is no label")
+    return found
 
 
 def check(episode: Episode) -> None:

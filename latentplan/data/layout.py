@@ -11,11 +11,15 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from latentplan.data import commit, labels
 from latentplan.data.location import Location
-from latentplan.errors import StoreError
+from latentplan.errors import ShapeError, StoreError
+from latentplan.shapes import check_finite
 from latentplan.types import Array, Episode, Spec
+from latentplan.urls import public_text
 
-SCHEMA = 1
+SCHEMA = 2  # of new stores: those before commit.json had 1
+READABLE = (1, 2)
 CHUNK_BYTES = 1 << 19  # decoded together; neighbouring images compress well together
 SHARD_CHUNKS = 16  # chunks a file
 EPISODE_CHUNK = 4096  # entries a file of the arrays below episode/
@@ -36,7 +40,7 @@ def of_rows(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def create(location: Location, spec: Spec, settings: Mapping[str, Any]) -> None:
-    """Create the empty arrays at a location, and last the attributes, which make it a store."""
+    """Create an empty store at a location; the attributes, which make it one, come last."""
     group = zarr.open_group(location.zarr(read_only=False), mode="w")
     for name, (row, dtype) in of_rows(spec).items():
         fitting = max(1, CHUNK_BYTES // (prod(row) * dtype.itemsize))
@@ -45,6 +49,7 @@ def create(location: Location, spec: Spec, settings: Mapping[str, Any]) -> None:
     for name, kind in COLUMNS.items():
         _create(group, f"episode/{name}", (), np.dtype(kind), chunk=EPISODE_CHUNK)
     group.require_group(INFO)
+    commit.write(location, commit.Commit())
     attributes: dict[str, Any] = {
         "schema": SCHEMA,
         "spec": spec.to_json(),
@@ -70,6 +75,7 @@ def create_labels(group: zarr.Group) -> Any:
     """Return a new array of one text an episode."""
     return group.create_array(
         LABELS,
+        config={"write_empty_chunks": True},
         shape=(0,),
         dtype="string",
         chunks=(EPISODE_CHUNK,),
@@ -85,46 +91,92 @@ def has_labels(location: Location) -> bool:
 
 
 def read_attributes(location: Location) -> dict[str, Any]:
-    """Return `spec` and `settings`; StoreError if there is no store that can be read."""
+    """Return `schema`, `spec` and `settings`; StoreError if there is no store that can be read."""
     try:
-        text = location.read("zarr.json")
-    except OSError as e:
+        attributes = dict(_metadata(location)["attributes"]["latentplan"])
+        schema = attributes["schema"]
+    except FileNotFoundError as e:
         if not location.exists():
             raise StoreError(
                 f"{location}: no such episode store; collect one, or correct the path"
             ) from None
+        raise _foreign(location, e) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise _foreign(location, e) from None
+    if schema not in READABLE:
         raise StoreError(
-            f"{location}: is not an episode store of latentplan ({type(e).__name__}: {e})"
-        ) from None
-    try:
-        attributes = json.loads(text)["attributes"]["latentplan"]
-        schema = attributes["schema"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise StoreError(
-            f"{location}: is not an episode store of latentplan ({type(e).__name__}: {e})"
-        ) from None
-    if schema != SCHEMA:
-        raise StoreError(
-            f"{location}: has schema version {schema}, this version of latentplan reads {SCHEMA}; "
-            "collect it again, or use the version that made it"
+            f"{location}: has schema version {schema}, this version of latentplan reads "
+            f"{READABLE[0]} and {READABLE[1]}; collect it again, or use the version that made it"
         )
-    return dict(attributes)
+    return attributes
 
 
-def read_ends(column: Any) -> Array:
-    """Return the rows (episodes,) after each episode's last, of those that were written."""
-    ends = np.asarray(column[:])
-    unwritten = np.flatnonzero(ends <= 0)  # zeros: the array was resized, not written
-    ends = ends[: unwritten[0]] if len(unwritten) else ends
-    if (np.diff(ends) <= 0).any():
+def upgrade(location: Location) -> None:
+    """Say in the attributes that there is a record, so that older versions refuse the store."""
+    metadata = _metadata(location)
+    metadata["attributes"]["latentplan"]["schema"] = SCHEMA
+    location.replace("zarr.json", json.dumps(metadata, indent=2).encode())
+
+
+def _metadata(location: Location) -> Any:
+    return json.loads(location.read("zarr.json"))
+
+
+def _foreign(location: Location, error: Exception) -> StoreError:
+    reason = f"{type(error).__name__}: {public_text(str(error))}"
+    return StoreError(f"{location}: is not an episode store of latentplan ({reason})")
+
+
+def read_ends(column: Any, count: int | None = None) -> Array:
+    """Return the rows (episodes,) after the last of each of the first `count` episodes.
+
+    Without a count, it is of those that were written. Raises ValueError if they do not rise.
+    """
+    ends = np.asarray(column[:count])
+    if count is None:
+        unwritten = np.flatnonzero(ends <= 0)  # zeros: the array was resized, not written
+        ends = ends[: unwritten[0]] if len(unwritten) else ends
+    if (np.diff(ends, prepend=0) <= 0).any():
         raise ValueError("episode/end does not rise")
     return ends
+
+
+def check(episode: Episode, spec: Spec) -> None:
+    """Raise ShapeError if an episode does not fit the spec, or cannot be stored."""
+    if set(episode.observations) != set(spec.observation):
+        raise ShapeError(
+            f"Episode.observations: found {sorted(episode.observations)}, "
+            f"need {sorted(spec.observation)}"
+        )
+    for name, (row, dtype) in of_rows(spec).items():
+        value = unpadded(episode, name)
+        if value.shape[1:] != row or value.dtype != dtype:
+            raise ShapeError(
+                f"Episode {name}: found {value.dtype} rows of shape {value.shape[1:]}, "
+                f"need {dtype} {row}"
+            )
+        check_finite(f"Episode {name}", value)
+    labels.check(episode)
+    for name in episode.info:
+        if not name or "/" in name or name.startswith((".", "__")) or name == "zarr.json":
+            raise ShapeError(
+                f"Episode.info: found {name!r}, a name must not be '' or zarr.json, have a /, or "
+                "begin with . or __; use another name"
+            )
+    if not -(1 << 63) <= episode.seed < 1 << 63:
+        raise ShapeError(f"Episode.seed: found {episode.seed}, need 64 bits with a sign")
 
 
 def extend(array: Any, start: int, values: Array) -> None:
     """Write values after the first `start` of an array; what was not written is its fill value."""
     array.resize((start + len(values), *array.shape[1:]))
     array[start:] = values
+
+
+def cut(array: Any, length: int) -> None:
+    """Remove what is after the first `length` entries of an array."""
+    if array.shape[0] > length:
+        array.resize((length, *array.shape[1:]))
 
 
 def rows(episode: Episode, name: str) -> Array:
@@ -156,6 +208,7 @@ def _create(
 ) -> Any:
     return group.create_array(
         name,
+        config={"write_empty_chunks": True},  # absent means damage
         shape=(0, *row),
         dtype=dtype,
         chunks=(chunk, *row),

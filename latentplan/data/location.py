@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from latentplan import files
 from latentplan.errors import MissingDependency, StoreError
+from latentplan.urls import is_url, local, public, public_text
 
 
 class Location(Protocol):
@@ -31,6 +31,9 @@ class Location(Protocol):
 
     def write(self, name: str, content: bytes) -> None:
         """Write a new file atomically; it is on the disk before this returns."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file atomically in place of the one there; on the disk before this returns."""
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -55,12 +58,15 @@ def locate(path: Path | str) -> Location:
     """Return the location of a path or a URL (`s3://...`, `memory://...`; `file://` is a path).
 
     Raises MissingDependency if the URL's file system needs a package that is not there,
-    StoreError if no file system has that name.
+    StoreError if no file system has that name or it refuses, ConfigError for a file on a machine
+    other than this.
     """
-    scheme, separator, rest = str(path).partition("://")
-    if not separator:
-        return Folder(Path(path))
-    return Folder(Path(rest)) if scheme == "file" else Remote(str(path))
+    text = str(path)
+    if "\0" in text:
+        raise StoreError(f"{public(text)!r}: has a character that no path can have; correct it")
+    if is_url(text) and text.partition("://")[0].lower() != "file":
+        return Remote(text)
+    return Folder(local(path, where="store"))
 
 
 class Folder:
@@ -78,7 +84,7 @@ class Folder:
 
     def exists(self) -> bool:
         """Return whether anything is there."""
-        return self.path.exists()
+        return os.path.lexists(self.path)
 
     def read(self, name: str) -> bytes:
         """Return what a file holds."""
@@ -87,16 +93,12 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Write aside, sync, rename: one atomic step."""
         file = self.path / name
-        partial = file.with_suffix(".partial")
-        file.parent.mkdir(exist_ok=True)
-        try:
-            with partial.open("wb") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
-            partial.replace(file)
-        finally:  # a full disk, or Ctrl-C
-            partial.unlink(missing_ok=True)
+        file.parent.mkdir(exist_ok=True)  # not its parents: a deleted store is not made again
+        files.write(file, content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write aside, sync, rename: one atomic step."""
+        self.write(name, content)
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -107,7 +109,7 @@ class Folder:
         found = {}
         for file in sorted((self.path / folder).rglob("*")):
             try:
-                if file.is_file():
+                if file.is_file() and not files.is_clutter(file.name):
                     found[file.relative_to(self.path).as_posix()] = file.stat().st_size
             except FileNotFoundError:
                 continue  # a writer has just moved it
@@ -125,22 +127,22 @@ class Folder:
             raise StoreError(
                 f"{self}: another process is writing to it; wait for it, or use another path"
             ) from None
+        except OSError as e:
+            raise StoreError(f"{self}: cannot be written ({e.strerror or e})") from None
 
     def repair(self) -> None:
         """Remove files that were not renamed into place."""
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        files.remove_leftovers(self.path.parent)  # of a killed creation
+        for leftover in self.path.rglob("*.partial*"):
+            if leftover.suffix == ".partial" or files.PARTIAL.fullmatch(leftover.name):
+                if not leftover.is_dir():  # an array of such a name
+                    leftover.unlink()
 
     @contextmanager
     def creating(self) -> Iterator[Folder]:
         """Yield a folder beside this one, renamed at the end."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir(parents=True)
+        with files.making(self.path) as partial:
             yield Folder(partial)
-            partial.rename(self.path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 class Remote:
@@ -161,14 +163,18 @@ class Remote:
         except ImportError as e:
             scheme = self.url.partition("://")[0]
             package = "latentplan[s3]" if scheme == "s3" else f"fsspec[{scheme}]"
-            raise MissingDependency(f'{url}: {e}; pip install "{package}"') from None
+            raise MissingDependency(
+                f'{self}: {public_text(str(e))}; pip install "{package}"'
+            ) from None
         except ValueError as e:
-            raise StoreError(f"{url}: {e}") from None
+            raise StoreError(f"{self}: {public_text(str(e))}") from None
+        except Exception as e:  # some connect here, and each has errors of its own
+            raise self._unreached(e) from None
         self._root = self._root.rstrip("/")
 
     def __str__(self) -> str:
-        """Return the URL."""
-        return self.url
+        """Return the URL as it may be shown."""
+        return public(self.url)
 
     def exists(self) -> bool:
         """Return whether anything is there."""
@@ -188,6 +194,15 @@ class Remote:
             except FileExistsError:
                 raise StoreError(f"{self}: {name} is there: another process is writing") from None
 
+    def replace(self, name: str, content: bytes) -> None:
+        """Write an object in place of the one there."""
+        with self._reached():
+            try:
+                self._files.pipe_file(self._at(name), content)
+            except Exception:  # it may be there all the same, if the answer alone was lost
+                if self._files.cat_file(self._at(name)) != content:
+                    raise
+
     def remove(self, name: str) -> None:
         """Remove an object."""
         with self._reached():
@@ -198,7 +213,11 @@ class Remote:
         with self._reached():
             found = self._files.find(self._at(folder), detail=True)
         start = len(self._at("x")) - 1
-        return {name[start:]: int(about["size"]) for name, about in sorted(found.items())}
+        return {
+            name[start:]: int(about["size"])
+            for name, about in sorted(found.items())
+            if not files.is_clutter(name.rpartition("/")[2])
+        }
 
     def zarr(self, *, read_only: bool) -> Store:
         """Return the place as a zarr store."""
@@ -230,7 +249,11 @@ class Remote:
         except (StoreError, FileNotFoundError):
             raise
         except Exception as e:
-            raise StoreError(f"{self}: cannot be reached ({type(e).__name__}: {e})") from e
+            raise self._unreached(e) from None  # its text may hold the URL's password
+
+    def _unreached(self, error: Exception) -> StoreError:
+        text = f"{type(error).__name__}: {public_text(str(error))}"
+        return StoreError(f"{self}: cannot be reached ({text})")
 
 
 class _Unlocked:
@@ -253,8 +276,10 @@ def writing(location: Location) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason = "the disk is full; free some space and run the same again"
         else:
-            reason = f"cannot be written ({e.strerror or e})"
-        raise StoreError(f"{location}: {reason}; the episodes already stored are kept") from e
+            reason = f"cannot be written ({e.strerror or public_text(str(e))})"
+        raise StoreError(
+            f"{location}: {reason}; the episodes already stored are kept"
+        ) from (e if location.lockable else None)  # its text may hold a URL's password

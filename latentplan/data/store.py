@@ -5,38 +5,41 @@
       observation/<key>     (rows, ...)        an episode of L actions has L + 1 rows
       action                (rows, A) float32  action[t] leads from row t to t + 1; an episode's
       reward                (rows,)   float32  last row is zero padding
-      episode/end           (episodes,) int64  the row after the episode's last; written last
+      episode/end           (episodes,) int64  the row after the episode's last
       episode/seed, terminated, truncated
       episode/info/<name>   (episodes,) float64, NaN if an episode has none; may be absent
       episode/labels        (episodes,) JSON lists of {text, task, start, stop}; may be absent
       .pending/             episodes that wait until they fill a whole shard
+      commit.json           how much of all this is complete (`data/commit.py`)
 
 An episode is in the store from the moment its file in `.pending` is renamed into place (one atomic
-step). When the pending ones fill a shard, their rows are written first, `episode/end` after them,
-and their files are removed last. So a kill at any moment loses at most the episode being appended:
-the next open for append cuts off rows without an end, and removes files of episodes with an end.
-Any zarr reader sees the whole of a store that was closed. A store may lie at a URL
+step); commit.json counts it then. When the pending ones fill a shard, their rows are written first,
+`episode/end` after them, then commit.json; their files are removed last. So a kill at any moment
+loses at most the episode being appended: the next open for append cuts off what commit.json does
+not count, and removes files of episodes in the arrays. What it counts and is missing is damage, and
+refused. Any zarr reader sees the whole of a store that was closed. A store may lie at a URL
 (`data/location.py`).
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
 
-from latentplan.data import labels, layout, pending
+from latentplan.data import commit, labels, layout, pending
+from latentplan.data.arrays import Arrays
+from latentplan.data.commit import Commit
 from latentplan.data.location import locate, writing
-from latentplan.errors import ShapeError, StoreError
-from latentplan.shapes import check_finite
+from latentplan.errors import LatentplanError, StoreError
 from latentplan.types import Array, Episode, Label, Spec
+from latentplan.urls import is_url, public, public_text
 
 
 class ZarrStore:
@@ -48,42 +51,37 @@ class ZarrStore:
 
     def __init__(self, path: Path | str, mode: Literal["r", "a"]) -> None:
         """Read what is at `path`; use `open` or `create` instead."""
-        self.path = path
+        self.path = public(path) if is_url(path) else path  # as it may be shown
         self._location = locate(path)
         attributes = layout.read_attributes(self._location)
         self._lock = self._location.lock() if mode == "a" else None
         try:
-            self.spec = Spec.from_json(attributes["spec"])
-            self.settings: dict[str, Any] = attributes["settings"]  # what the data was made with
-            self._layout = layout.of_rows(self.spec)
             with self._damage("its arrays cannot be read"):
-                # In this order, because a writer may be active: pending files become ends, and
-                # arrays only grow.
-                waiting = pending.read(self._location)
-                self._group = zarr.open_group(
-                    self._location.zarr(read_only=mode == "r"), mode="r" if mode == "r" else "r+"
-                )
+                self.spec = Spec.from_json(attributes["spec"])
+                self.settings: dict[str, Any] = attributes["settings"]  # that made the data
+                self._layout = layout.of_rows(self.spec)
+                # In this order, because a writer may be active: what the first record counts is in
+                # a file or in the second, and arrays only grow.
+                before = commit.read(self._location)
+                start = before.episodes if before else 0
+                waiting = pending.read(self._location, self.spec, start=start)
+                self._commit = commit.read(self._location)
+                self._arrays = Arrays(self._location, self.spec, writable=mode == "a")
                 # (episodes,) int64, pending ones too
-                self.ends = layout.read_ends(self._group["episode/end"])
-                self._folded = int(self.ends[-1]) if len(self.ends) else 0  # rows in the arrays
-                with zarr.config.set({"array.write_empty_chunks": True}):  # absent means damage
-                    self._arrays: dict[str, Any] = {n: self._group[n] for n in self._layout}
-                    self._columns: dict[str, Any] = {
-                        k: self._group[f"episode/{k}"] for k in layout.COLUMNS
-                    }
-                self._info: dict[str, Any] = {
-                    name: self._group[f"{layout.INFO}/{name}"]
-                    for name in layout.info_names(self._location)
-                }
-                has_labels = layout.has_labels(self._location)
-                self._labels: Any = self._group[layout.LABELS] if has_labels else None
-                self._check_arrays()
-                self._shard_rows = min(array.shards[0] for array in self._arrays.values())
-            if mode == "a":
-                self._repair()
+                self.ends = self._arrays.complete(self._commit)
+            self._folded = int(self.ends[-1]) if len(self.ends) else 0  # rows in the arrays
             self._pending: list[Episode] = []  # committed, not yet in the arrays
             while len(self) in waiting:
                 self._push(waiting[len(self)])
+            counted = start + before.waiting if before else 0
+            alone = mode == "a" or self._commit is None  # else a writer may have gone on
+            if len(self) < counted or (alone and max(waiting, default=0) > len(self)):
+                raise pending.missing(self._location, len(self))
+            if alone:
+                with self._damage("its arrays cannot be read"):
+                    self._arrays.check_excess(self._commit, len(self.ends), len(self._pending))
+            if mode == "a":
+                self._repair(attributes["schema"])
         except BaseException:
             self._release()
             raise
@@ -99,7 +97,7 @@ class ZarrStore:
         """
         location = locate(path)
         if location.exists():
-            raise StoreError(f"{path}: is there already; choose another path, or delete it")
+            raise StoreError(f"{location}: is there already; choose another path, or delete it")
         with writing(location), location.creating() as empty:
             layout.create(empty, spec, settings or {})
         return cls(path, "a")
@@ -116,8 +114,9 @@ class ZarrStore:
         store = cls(path, mode)
         if spec is not None:
             try:
+                found, wanted = store.spec.to_json(), spec.to_json()
                 advice = "use data and model or env that belong together"
-                check_same(f"{path}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
+                check_same(f"{store.path}: spec", found, wanted, advice=advice)
             except StoreError:
                 store.close()
                 raise
@@ -143,20 +142,18 @@ class ZarrStore:
         """
         if self._lock is None:
             raise StoreError(f"{self.path}: is not open for append; open it with mode 'a'")
-        self._check(episode)
+        layout.check(episode, self.spec)
         rows = sum(len(e) + 1 for e in (*self._pending, episode))
         with writing(self._location):
-            if rows < self._shard_rows:
-                pending.write(self._location, len(self), episode)
-                self._push(episode)
+            if rows < self._arrays.shard_rows:
+                self._wait(episode)
                 return
             self._push(episode)
             try:
                 self._fold()
             except BaseException:
-                if self._pending:  # no end was written
-                    self._pending.pop()
-                    self.ends = self.ends[:-1]
+                if self._pending:  # nothing was committed
+                    self._pop()
                 raise
 
     def episode(self, index: int) -> Episode:
@@ -167,10 +164,10 @@ class ZarrStore:
             return self._pending[waiting]
         start, stop = int(self.ends[index - 1]) if index else 0, int(self.ends[index])
         with self._damage(f"episode {index} cannot be read"):
-            of = {name: column[index] for name, column in self._columns.items()}
+            of = {name: column[index] for name, column in self._arrays.columns.items()}
             info = {
                 name: float(column[index])
-                for name, column in self._info.items()
+                for name, column in self._arrays.info.items()
                 if index < column.shape[0] and not np.isnan(column[index])
             }
             texts = self._label_texts(slice(index, index + 1))
@@ -191,7 +188,7 @@ class ZarrStore:
     def info(self) -> dict[str, Array]:
         """Return the numbers (episodes,) float64 of the episodes' info by name; NaN for none."""
         with self._damage("the info of its episodes cannot be read"):
-            found = {name: np.asarray(column[:]) for name, column in self._info.items()}
+            found = {name: np.asarray(column[:]) for name, column in self._arrays.info.items()}
         done = len(self) - len(self._pending)
         for name in sorted({key for e in self._pending for key in e.info} | set(found)):
             values = np.full(len(self), np.nan)
@@ -211,7 +208,8 @@ class ZarrStore:
         return found + [(number, label) for number, e in waiting for label in e.labels]
 
     def _label_texts(self, which: slice) -> list[str]:
-        return [] if self._labels is None else [str(text) for text in self._labels[which]]
+        column = self._arrays.labels
+        return [] if column is None else [str(text) for text in column[which]]
 
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Return rows start to stop of an array (`observation/<key>`, `action`, `reward`)."""
@@ -219,7 +217,7 @@ class ZarrStore:
         parts = []
         if start < self._folded:
             with self._damage(f"rows {start} to {stop} of {name} cannot be read"):
-                parts.append(np.asarray(self._arrays[name][start : min(stop, self._folded)]))
+                parts.append(np.asarray(self._arrays.rows[name][start : min(stop, self._folded)]))
         if stop > self._folded:
             waiting = np.concatenate([layout.rows(e, name) for e in self._pending])
             parts.append(waiting[max(start - self._folded, 0) : stop - self._folded])
@@ -230,7 +228,7 @@ class ZarrStore:
 
     def chunk_rows(self, name: str) -> int:
         """Return how many rows of an array are decoded together."""
-        return int(self._arrays[name].chunks[0])
+        return int(self._arrays.rows[name].chunks[0])
 
     def row_bytes(self, name: str) -> int:
         """Return the bytes of a decoded row of an array."""
@@ -250,101 +248,97 @@ class ZarrStore:
         finally:
             self._release()
 
-    def _check(self, episode: Episode) -> None:
-        if set(episode.observations) != set(self.spec.observation):
-            raise ShapeError(
-                f"Episode.observations: found {sorted(episode.observations)}, "
-                f"need {sorted(self.spec.observation)}"
-            )
-        for name, (row, dtype) in self._layout.items():
-            value = layout.unpadded(episode, name)
-            if value.shape[1:] != row or value.dtype != dtype:
-                raise ShapeError(
-                    f"Episode {name}: found {value.dtype} rows of shape {value.shape[1:]}, "
-                    f"need {dtype} {row}"
-                )
-            check_finite(f"Episode {name}", value)
-        labels.check(episode)
-        for name in episode.info:
-            if not name or "/" in name:
-                raise ShapeError(f"Episode.info: found {name!r}, a name must not be '' or have a /")
-
     def _push(self, episode: Episode) -> None:
         self._pending.append(episode)
         last = int(self.ends[-1]) if len(self.ends) else 0
         self.ends = np.append(self.ends, last + len(episode) + 1)
 
+    def _pop(self) -> None:
+        self._pending.pop()
+        self.ends = self.ends[:-1]
+
+    def _wait(self, episode: Episode) -> None:
+        """Write an episode to a file of its own, and count it."""
+        assert self._commit is not None  # written on opening
+        pending.write(self._location, len(self), episode)
+        self._push(episode)  # it counts from here on, should Ctrl-C come
+        try:
+            self._check_alone()
+            self._count(replace(self._commit, waiting=len(self._pending)))
+        except Exception:
+            self._pop()
+            with suppress(OSError, LatentplanError):
+                self._location.remove(pending.file(len(self)))
+            raise
+
     def _fold(self) -> None:
-        """Move the pending episodes into the arrays: rows, then ends; then remove their files."""
-        episodes, done = self._pending, len(self) - len(self._pending)
-        self._check_alone(done)
-        for name, array in self._arrays.items():
-            rows = np.concatenate([layout.rows(e, name) for e in episodes])
-            layout.extend(array, self._folded, rows)
-        for name in sorted({key for e in episodes for key in e.info} - set(self._info)):
-            self._info[name] = layout.create_info(self._group, name)
-        for name, array in self._info.items():
-            layout.extend(array, done, np.array([e.info.get(name, np.nan) for e in episodes]))
-        if self._labels is None and any(e.labels for e in episodes):
-            self._labels = layout.create_labels(self._group)
-        if self._labels is not None:
-            texts = [labels.to_text(e.labels) for e in episodes]
-            layout.extend(self._labels, done, np.array(texts, np.dtypes.StringDType()))
-        columns = {
-            "seed": [e.seed for e in episodes],
-            "terminated": [e.terminated for e in episodes],
-            "truncated": [e.truncated for e in episodes],
-            "end": self.ends[done:],  # last: it commits the episodes
-        }
-        for name, column in columns.items():
-            layout.extend(self._columns[name], done, np.asarray(column, layout.COLUMNS[name]))
-        self._folded = int(self.ends[-1])
-        self._pending = []
-        pending.drop(self._location, len(self))
-
-    def _check_alone(self, done: int) -> None:
-        """Raise StoreError if another process wrote: a URL cannot be locked."""
-        if not self._location.lockable:
-            there = len(layout.read_ends(self._group["episode/end"]))
-            if there != done:
-                raise StoreError(
-                    f"{self.path}: another process is writing to it: {there} episodes are in its "
-                    f"arrays, expected {done}; wait for it, or use another path"
-                )
-
-    def _check_arrays(self) -> None:
-        for name, array in self._arrays.items():
-            if (array.shape[1:], array.dtype) != self._layout[name]:
-                raise ValueError(f"{name} is {array.dtype} {array.shape[1:]}, unlike the spec")
-            if array.shape[0] < self._folded:
-                raise ValueError(f"{name} has {array.shape[0]} of {self._folded} rows")
-            there, rest = self._location.sizes(f"{name}/c"), "/0" * (array.ndim - 1)
-            for shard in range(-(-self._folded // array.shards[0])):
-                if f"{name}/c/{shard}{rest}" not in there:  # zarr would give zeros
-                    raise FileNotFoundError(f"{name}/c/{shard}{rest} is missing")
-
-    def _repair(self) -> None:
-        """Remove the remains of an interrupted writer: rows without an end, files with one."""
-        arrays = [(array, self._folded) for array in self._arrays.values()]
-        columns = [*self._columns.values(), *self._info.values()]
-        columns += [] if self._labels is None else [self._labels]
-        arrays += [(column, len(self)) for column in columns]
-        with writing(self._location):
-            for array, length in arrays:
-                if array.shape[0] > length:
-                    array.resize((length, *array.shape[1:]))
-            self._location.repair()
+        """Move the pending episodes into the arrays, count them there, and remove their files."""
+        done = len(self) - len(self._pending)
+        self._check_alone()
+        with self._damage("episodes cannot be added to its arrays", disk=False):
+            self._arrays.extend(self._pending, self.ends[done:], done=done, rows=self._folded)
+        counted = self._arrays.commit(self._commit, self.ends, done=done)
+        try:
+            self._count(counted)
+        finally:
+            if self._commit == counted:  # even if Ctrl-C came just after
+                self._pending, self._folded = [], counted.rows
+        with suppress(OSError, LatentplanError):  # the next open removes them
             pending.drop(self._location, len(self))
 
+    def _count(self, counted: Commit) -> None:
+        """Write the record; what is on the disk decides whether an interrupted write was done."""
+        try:
+            commit.write(self._location, counted)
+        except BaseException:
+            with suppress(OSError, LatentplanError):
+                self._commit = commit.read(self._location)
+            raise
+        self._commit = counted
+
+    def _check_alone(self) -> None:
+        """Raise StoreError if another process wrote: a URL cannot be locked."""
+        if not self._location.lockable:
+            there = commit.read(self._location) or Commit()
+            if there != self._commit:
+                raise StoreError(
+                    f"{self.path}: another process is writing to it: it has "
+                    f"{there.episodes + there.waiting} episodes, expected {len(self)}; "
+                    "wait for it, or use another path"
+                )
+
+    def _repair(self, schema: int) -> None:
+        """Remove the remains of a killed writer: rows without an end, files with one."""
+        done, waiting = len(self) - len(self._pending), len(self._pending)
+        with self._damage("it cannot be repaired", disk=False), writing(self._location):
+            self._arrays.cut(self._folded, done)
+            self._location.repair()
+            pending.drop(self._location, done)
+            if schema != layout.SCHEMA:  # before the record, which older versions do not keep
+                layout.upgrade(self._location)
+            if self._commit is None:
+                counted = self._arrays.commit(None, self.ends[:done], done=done)
+                self._commit = replace(counted, waiting=waiting)
+                commit.write(self._location, self._commit)
+
     @contextmanager
-    def _damage(self, what: str) -> Iterator[None]:
+    def _damage(self, what: str, *, disk: bool = True) -> Iterator[None]:
+        """Raise StoreError for what zarr raises, which are all kinds of errors.
+
+        Without `disk`, an OSError passes: it is of the disk, not of the data.
+        """
         try:
             yield
-        except (KeyError, ValueError, TypeError, RuntimeError, OSError, zipfile.BadZipFile) as e:
+        except LatentplanError:
+            raise
+        except Exception as e:
+            if isinstance(e, OSError) and not disk:
+                raise
+            cause = e if self._location.lockable else None  # its text may hold a password
             raise StoreError(
-                f"{self.path}: {what} ({type(e).__name__}: {e}); the store is damaged: "
-                "take a copy of it, or collect it again"
-            ) from e
+                f"{self.path}: {what} ({type(e).__name__}: {public_text(str(e))}); the store is "
+                "damaged: restore it from a copy, or collect it again"
+            ) from cause
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -12,17 +12,31 @@ import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from latentplan import budget, foreign
+from latentplan.data import npy
 from latentplan.errors import SourceError
 from latentplan.types import Array
 
 LIMIT = 256 << 20  # bytes of a file
-PLACES = ("PUT", "LONG_BINPUT")  # opcodes that store at a numbered place of the unpickler's memo
+OTHER, TUPLE, MARK = range(3)  # values on the unpickler's stack, as far as they matter
+OPCODES = pickletools.opcodes
+PUSHES = {o.name: OTHER for o in OPCODES if not o.stack_before and len(o.stack_after) == 1}
+PUSHES |= {"MARK": MARK, "EMPTY_TUPLE": TUPLE}
+SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
+GETS, MEMOS = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT")
+TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+KEYED = ("SETITEM", "SETITEMS", "DICT")  # take keys and values by turns
+CHANGES = ("BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS")  # leave what they change
+for name in (*GETS, *SETS):
+    PUSHES.pop(name, None)
+LARGEST = 1 << 63  # a whole number
+BATCH = 1024  # opcodes that are claimed together
 DEPTH = 100  # of nested lists
 KINDS = re.compile(r"[?biufc]\d{0,2}|[SU]\d{1,6}|O8?")  # numbers, texts and objects; no records
 
@@ -41,9 +55,11 @@ def read_pickle(path: Path | str, *, known: Collection[str] = (), limit: int = L
 
     `known` are full names (`rlbench.demo.Demo`). Raises SourceError that names the file and what it
     refers to if that is any other name, a persistent id or an array of objects, if the file is
-    larger than `limit` bytes, or if it is no pickle.
+    larger than `limit` bytes, if a value holds itself, or if it is no pickle; BudgetError if it
+    has too many values, those that are shared counted at each place.
     """
-    return _load(Path(path), _content(Path(path), limit), known=known)
+    content = foreign.content(path, error=SourceError, limit=limit)
+    return _load(Path(path), content, known=known)
 
 
 def read_npy(path: Path | str, *, known: Collection[str] = (), limit: int = LIMIT) -> Any:
@@ -52,45 +68,27 @@ def read_npy(path: Path | str, *, known: Collection[str] = (), limit: int = LIMI
     Objects are read, and errors raised, as by `read_pickle`.
     """
     path = Path(path)
-    content = _content(path, limit)
-    file = io.BytesIO(content)
+    content = foreign.content(path, error=SourceError, limit=limit)
     try:
-        version = np.lib.format.read_magic(file)
-        read_header: Any = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read_header(file)
-        if not dtype.hasobject:
-            return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, KeyError, EOFError) as e:
+        header = npy.header(content)
+        if not header.dtype.hasobject:
+            return npy.values(str(path), content, header)
+    except ValueError as e:
         raise SourceError(f"{path}: not a .npy file that can be read ({_line(e)})") from None
-    if dtype != np.dtype("O"):
+    if header.dtype != np.dtype("O"):
         raise SourceError(f"{path}: holds records of objects, which are refused")
-    found = _load(path, content[file.tell() :], known=known, objects=True)
-    if not isinstance(found, np.ndarray) or found.shape != shape:
+    found = _load(path, content[header.start :], known=known, objects=True)
+    if not isinstance(found, np.ndarray) or found.shape != header.shape:
         raise SourceError(f"{path}: its header does not fit what it holds")
-    return found[()] if shape == () else found
-
-
-def _content(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as e:
-        raise SourceError(f"{path}: cannot be read ({e.strerror})") from None
-    if len(content) > limit:
-        raise SourceError(f"{path}: is larger than {limit} bytes, which is refused")
-    return content
+    return found[()] if header.shape == () else found
 
 
 def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool = False) -> Any:
     try:
-        # Checked before the unpickler reserves memory for a number in the file.
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in PLACES and int(cast(int, argument)) > len(content):
-                raise ValueError("a place in its memo that no such file needs")
-        return _plain(_Reader(content, known, objects=objects).load(), {}, DEPTH)
+        with budget.reading():
+            _check_program(path, content)
+            value, _ = _Plain(str(path)).of(_Reader(path, content, known, objects=objects).load())
+        return value
     except _Refused as e:
         raise SourceError(
             f"{path}: its pickle refers to {e}, which is refused: it could run any code; "
@@ -102,6 +100,66 @@ def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool =
         *(ArithmeticError, MemoryError, RecursionError),
     ) as e:
         raise SourceError(f"{path}: not a pickle that can be read ({_line(e)})") from None
+
+
+def _check_program(path: Path, content: bytes) -> None:
+    """Raise ValueError for what would exhaust the unpickler, BudgetError for too many opcodes.
+
+    It reserves memory for any numbered place of its memo, and computes the hash of a key: that of a
+    tuple recurses without a limit, and takes 2^n steps if each of n tuples holds the next twice. So
+    its stack is followed, as far as tuples go.
+    """
+    stack: list[int] = []
+    memo: dict[int, int] = {}
+    for count, (opcode, given, _) in enumerate(pickletools.genops(content)):
+        if count % BATCH == 0:
+            budget.claim(str(path), items=BATCH)
+        name = opcode.name
+        if name in PUSHES:
+            stack.append(PUSHES[name])
+        elif not opcode.stack_after:
+            if name in MEMOS:
+                memo[_place(given, content)] = stack[-1]
+            else:
+                _popped(stack, opcode)
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in GETS:
+            stack.append(memo.get(_place(given, content), OTHER))
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name in SETS:
+            raise _Refused("a set as a value")
+        else:
+            target, taken = _popped(stack, opcode)
+            if name in KEYED and TUPLE in taken[::2]:
+                raise _Refused("a tuple as a key")
+            stack.append(TUPLE if name in TUPLES else target)
+        if type(given) is int and not -LARGEST <= given < LARGEST:
+            raise ValueError("a whole number of more than 64 bits")
+
+
+def _place(given: Any, content: bytes) -> int:
+    if given > len(content):
+        raise ValueError("a place in its memo that no such file needs")
+    return int(given)
+
+
+def _popped(stack: list[int], opcode: pickletools.OpcodeInfo) -> tuple[int, list[int]]:
+    """Take what an opcode takes off the stack; return what it changes, if anything, and the rest.
+
+    BUILD, APPEND and their like leave the changed value on the stack.
+    """
+    before, taken = list(opcode.stack_before), list[int]()
+    if pickletools.markobject in before:
+        while (top := stack.pop()) != MARK:
+            taken.append(top)
+        taken.reverse()
+        before = before[: before.index(pickletools.markobject)]
+    taken = [stack.pop() for _ in before][::-1] + taken
+    if opcode.name in CHANGES:
+        return taken[0], taken[1:]
+    return OTHER, taken
 
 
 class _Refused(Exception):
@@ -125,8 +183,8 @@ class _Array:
 
     value: Array
 
-    def __init__(self, *, objects: bool) -> None:
-        self._objects = objects
+    def __init__(self, where: str, *, objects: bool) -> None:
+        self._where, self._objects = where, objects
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
@@ -136,7 +194,7 @@ class _Array:
         if not isinstance(dtype, _Dtype):
             raise TypeError("an array without a dtype")
         if not dtype.dtype.hasobject:
-            self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+            self.value = npy.shaped(self._where, data, dtype.dtype, shape=shape, order=order)
             return
         if not self._objects:
             raise _Refused("an array of objects")
@@ -150,9 +208,11 @@ class _Array:
 class _Reader(pickle.Unpickler):
     """An unpickler with own methods for numpy's names; what a pickle sets on them is lost."""
 
-    def __init__(self, content: bytes, known: Collection[str], *, objects: bool) -> None:
+    def __init__(
+        self, path: Path, content: bytes, known: Collection[str], *, objects: bool
+    ) -> None:
         super().__init__(io.BytesIO(content))
-        self._objects = objects
+        self._where, self._objects = str(path), objects
         self._unencoded = len(content)  # the same string a thousand times would fill the memory
         self._array_type = object()
         self._classes: dict[str, type] = {}  # new ones for every file
@@ -182,7 +242,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> Any:
         """Refuse: nothing outside the file is read."""
-        raise _Refused(f"the persistent id {pid!r}")
+        raise _Refused(f"the persistent id {pid!r}" if isinstance(pid, str) else "a persistent id")
 
     def _dtype(self, text: str, *_: Any) -> _Dtype:
         if not KINDS.fullmatch(text):
@@ -192,15 +252,15 @@ class _Reader(pickle.Unpickler):
     def _reconstruct(self, kind: Any, *_: Any) -> _Array:
         if kind is not self._array_type:
             raise _Refused("an array of another class")
-        return _Array(objects=self._objects)
+        return _Array(self._where, objects=self._objects)
 
     def _frombuffer(self, data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-        array = _Array(objects=False)
+        array = _Array(self._where, objects=False)
         array.fill(data, dtype, shape, order)
         return array
 
     def _scalar(self, dtype: _Dtype, data: bytes) -> Any:
-        array = _Array(objects=False)
+        array = _Array(self._where, objects=False)
         array.fill(data, dtype, (), "C")
         return array.value[()]
 
@@ -213,46 +273,63 @@ class _Reader(pickle.Unpickler):
         return text.encode("latin1")
 
 
-def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """Return `value` with arrays in place of placeholders; lists and namespaces are kept.
+class _Plain:
+    """Values with arrays in place of placeholders; lists and namespaces are kept."""
 
-    `done` has the result for each object, by id; all are alive until the end.
-    """
-    if id(value) in done:
-        return done[id(value)][1]
-    if depth == 0:
-        raise RecursionError("it is nested too deeply")
+    def __init__(self, where: str) -> None:
+        self._where = where
+        # By id, the result for each object and how many values it has, which is 0 while it is
+        # being made; all objects are alive until the end.
+        self._done: dict[int, tuple[Any, int]] = {}
 
-    def plain(inner: Any) -> Any:
-        return _plain(inner, done, depth - 1)
+    def of(self, value: Any, depth: int = DEPTH) -> tuple[Any, int]:
+        """Return the result, and how many values it has if written out without sharing."""
+        if value is None or type(value) in (str, bytes, int, float, bool):
+            return value, 1
+        if id(value) in self._done:
+            found = self._done[id(value)]
+            if not found[1]:
+                raise ValueError("a value holds itself")
+            return found
+        if depth == 0:
+            raise RecursionError("it is nested too deeply")
+        self._done[id(value)] = value, 0
+        found = self._made(value, depth - 1)
+        self._done[id(value)] = found
+        if found[1] > budget.allowed().items:
+            budget.claim(self._where, items=found[1])
+        return found
 
-    result = value
-    if isinstance(value, _Array):
-        result = value.value
-        if result.dtype == object:
-            for place, inner in enumerate(result.flat):
-                result.flat[place] = plain(inner)
-    elif isinstance(value, tuple):
-        result = tuple(map(plain, value))
-    elif isinstance(value, list | dict | Namespace):
-        done[id(value)] = value, value  # it may hold itself
-        _replace(value, plain)
-    elif not isinstance(value, str | bytes | bytearray | int | float | complex | np.generic):
-        if value is not None:
+    def _made(self, value: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(value, _Array):
+            found = value.value
+            return (found, 1) if found.dtype != object else self._objects(found, depth)
+        if isinstance(value, list | tuple):
+            pairs = [self.of(inner, depth) for inner in value]
+            size = 1 + sum(size for _, size in pairs)
+            if isinstance(value, tuple):
+                return tuple(inner for inner, _ in pairs), size
+            value[:] = [inner for inner, _ in pairs]
+            return value, size
+        if isinstance(value, dict | Namespace):
+            inside: dict[Any, Any] = vars(value) if isinstance(value, Namespace) else value
+            size = 1
+            for key in inside:
+                if not isinstance(key, str | int | float | bytes | type(None)):
+                    raise _Refused(f"a {type(key).__name__} as a key")
+                inside[key], inner = self.of(inside[key], depth)
+                size += inner
+            return value, size
+        if not isinstance(value, bytearray | complex | np.generic):
             raise _Refused(f"a {type(value).__name__} as a value")
-    done[id(value)] = value, result
-    return result
+        return value, 1
 
-
-def _replace(value: list[Any] | dict[Any, Any] | Namespace, plain: Callable[[Any], Any]) -> None:
-    if isinstance(value, list):
-        value[:] = map(plain, value)
-        return
-    inside: dict[Any, Any] = vars(value) if isinstance(value, Namespace) else value
-    for key in inside:
-        if not isinstance(key, str | int | float | bytes | tuple | type(None)):
-            raise _Refused(f"a {type(key).__name__} as a key")
-        inside[key] = plain(inside[key])
+    def _objects(self, array: Array, depth: int) -> tuple[Any, int]:
+        size = 1
+        for place, inner in enumerate(array.flat):
+            array.flat[place], one = self.of(inner, depth)
+            size += one
+        return array, size
 
 
 def _line(error: BaseException) -> str:

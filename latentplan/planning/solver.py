@@ -151,9 +151,8 @@ class Solver(ABC):
             took = (perf_counter() - start) * 1e3
             if done == 1 and took > deadline_ms:
                 raise PlanningError(
-                    f"deadline_ms: {deadline_ms:g} ms is less than one iteration takes "
-                    f"({took:.1f} ms); set it higher, or planner.candidates or planner.horizon "
-                    "lower"
+                    f"deadline_ms: one iteration takes {took:.1f} ms, only {deadline_ms:.1f} ms "
+                    "are left; set it higher, or planner.candidates or planner.horizon lower"
                 )
         return done, found, state.best.actions
 

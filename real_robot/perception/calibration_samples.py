@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from latentplan import budget, foreign
+from latentplan.data import image_files
 from latentplan.data.store import ZarrStore
 from latentplan.errors import RobotError, SourceError
 from latentplan.real_robot.robot import in_order
@@ -103,16 +104,20 @@ def _of_folder(path: Path, arm: Arm) -> Iterator[CalibrationSample]:
 
 
 def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    with file.open(newline="", encoding="utf-8") as f:
-        table = csv.DictReader(f, skipinitialspace=True)
+    lines = foreign.text(file, error=SourceError).splitlines()
+    budget.claim(str(file), items=len(lines))
+    table = csv.DictReader(lines, skipinitialspace=True)
+    try:
         if not table.fieldnames or "image" not in table.fieldnames:
             raise SourceError(f"{file}: no column `image` in line 1; need image, <joint>, ...")
-        return [(row.pop("image"), row) for row in table]
+        return [(row.pop("image") or "", row) for row in table]
+    except csv.Error as e:
+        raise SourceError(f"{file}: not a table ({e})") from None
 
 
 def _json(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    rows = foreign.read_json(file, error=SourceError)
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
         return [(str(row["image"]), dict(row["q"])) for row in rows]
     except (ValueError, TypeError, KeyError) as e:
         raise SourceError(
@@ -122,10 +127,5 @@ def _json(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _image(file: Path) -> Array:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as e:
-        raise SourceError(f"{file}: not an image ({type(e).__name__})") from None
+    with image_files.opened(file, where=str(file), error=SourceError) as image:
+        return np.asarray(image.convert("RGB"))

@@ -285,11 +285,12 @@ def test_a_store_is_read_where_the_arm_rests(tmp_path, arm, studio):
         ({"joints.csv": "image\n", "joints.json": "[]"}, "holds both of"),
         ({"joints.csv": "file,joint1\n"}, "no column `image`"),
         ({"joints.json": "[]"}, "names no image"),
-        ({"joints.json": "{"}, "need a list of"),
+        ({"joints.json": "{"}, "not JSON that can be read"),
+        ({"joints.json": "{}"}, "names no image"),
         ({"joints.json": json.dumps([{"image": "a.png", "q": {"joint1": 0}}])}, "joint2, joint3"),
         ({"joints.json": [float("nan")] * 7}, "need finite rad"),
         ({"joints.json": ["x"] * 7}, "could not convert"),
-        ({"joints.json": [0.0] * 7}, r"a\.png: not an image"),
+        ({"joints.json": [0.0] * 7}, r"a\.png: not a whole PNG or"),
     ],
 )
 def test_a_folder_that_is_none_is_one_line(tmp_path, arm, lists, message):

@@ -33,7 +33,7 @@ def test_rows_say_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixtur
         low, high = row["transitions_per_s_min_max"]
         assert 0 < low <= row["transitions_per_s"] <= high
         assert 0 <= row["overhead"] <= 1
-        assert row["pictures_per_s"] == 0  # it has no render of its own
+        assert row["images_per_s"] == 0  # it has no render of its own
         assert {"machine", "versions", "command"} <= set(row["made_with"])
     # The same episodes are made in both repeats: 8 to settle and 12, or 16 and 12.
     assert one["unstable"] > 0 and one["unstable"] % 2 == two["unstable"] % 2 == 0

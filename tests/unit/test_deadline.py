@@ -81,7 +81,7 @@ def test_with_time_enough_nothing_changes(name, clock):
 @every_planner
 def test_a_deadline_shorter_than_one_round_is_an_error(name, clock):
     for iterations in (1, 12):
-        with pytest.raises(PlanningError, match="deadline_ms: 5 ms is less than one iteration tak"):
+        with pytest.raises(PlanningError, match="deadline_ms: one iteration takes .* only 5.0 ms"):
             solve_slowly(name, clock, 5, iterations=iterations)
 
 
@@ -130,7 +130,7 @@ def test_in_a_control_loop_the_deadline_includes_encoding(clock):
 
 def test_in_a_control_loop_a_deadline_that_is_too_short_gives_no_action(clock):
     agent = controller(clock, deadline_ms=30, encode=0.025)
-    with pytest.raises(PlanningError, match="deadline_ms: 5 ms is less than one iteration"):
+    with pytest.raises(PlanningError, match="deadline_ms: one iteration takes .* only 5.0 ms"):
         agent.act({"state": np.zeros(4, np.float32)})
     assert agent.plan is None
 

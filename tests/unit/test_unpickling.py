@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from latentplan import budget
+from latentplan.budget import Budget
 from latentplan.data.unpickling import Namespace, read_npy, read_pickle
-from latentplan.errors import SourceError
+from latentplan.errors import BudgetError, SourceError
 
 DEMO, SEEN = "rlbench.demo.Demo", "rlbench.backend.observation.Observation"
 
@@ -101,7 +103,7 @@ def test_a_dtype_that_lies_about_its_pointers_is_refused(tmp_path: Path) -> None
 def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "a.pkl", list(range(1000)))
     assert len(read_pickle(file, limit=file.stat().st_size)) == 1000
-    with pytest.raises(SourceError, match=r"a\.pkl: is larger than 100 bytes"):
+    with pytest.raises(SourceError, match=r"a\.pkl: has 2760 bytes, allowed are 100"):
         read_pickle(file, limit=100)
     with pytest.raises(SourceError, match=r"none\.pkl: cannot be read"):
         read_pickle(tmp_path / "none.pkl")
@@ -235,12 +237,19 @@ def test_a_damaged_pickle_gives_values_or_a_clear_error(
             assert str(e).startswith(str(file)) and "\n" not in str(e)
 
 
-def test_a_value_that_holds_itself(tmp_path: Path) -> None:
+def test_a_value_that_holds_itself_is_refused(tmp_path: Path) -> None:
     ring: list[Any] = [np.arange(2)]
     ring.append(({"ring": ring},))
-    found = read_pickle(written(tmp_path / "a.pkl", ring))
-    assert found[1][0]["ring"] is found
-    assert type(found[0]) is np.ndarray
+    with pytest.raises(SourceError, match=r"a\.pkl: .*a value holds itself"):
+        read_pickle(written(tmp_path / "a.pkl", ring))
+
+
+def test_shared_values_are_counted_at_each_place(tmp_path: Path) -> None:
+    shared = [[1] * 10] * 20
+    assert read_pickle(written(tmp_path / "a.pkl", shared)) == shared
+    with budget.using(Budget(items=150)):  # of 95 opcodes and 221 values
+        with pytest.raises(BudgetError, match=r"a\.pkl: needs .* items, allowed are 150"):
+            read_pickle(written(tmp_path / "a.pkl", shared))
 
 
 def test_what_one_file_sets_does_not_reach_the_next(tmp_path: Path) -> None:

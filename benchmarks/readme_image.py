@@ -1,7 +1,7 @@
-"""Draw the README's figure of a run: `python benchmarks/picture.py RUN [PLANNER [OUT.png]]`.
+"""Draw the README's figure of a run: `python benchmarks/readme_image.py RUN [PLANNER [OUT.png]]`.
 
-The rows are the first SUCCESSES held-out trials of `latentplan plan --run RUN --planner PLANNER
---seed 0` that succeed, then the first FAILURES that do not.
+The rows are the first SUCCESSES successful and the first FAILURES failed held-out trials of
+`latentplan plan --run RUN --planner PLANNER --seed 0`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from latentplan.sim.deformable.rope import Rope
 from latentplan.types import Array
 
 SUCCESSES, FAILURES = 3, 1
-EPISODES = 40  # trials searched for them
-STEPS = (0, 2, 4, 8, 20)  # actions done
+EPISODES = 40  # most trials that are searched
+STEPS = (0, 2, 4, 8, 20)  # numbers of actions before each image
 INK, GOAL = "#57606a", "#ffd33d"  # INK is legible on light and on dark pages
 
 
 def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> None:
-    """Run the trials and draw them, with the goal as an outline and the distance to it in cm."""
+    """Run trials and draw them, with the outline of the goal and the distance to it in cm."""
     env = Rope()
     agent = latentplan.load(run, planner=planner)
     evaluation = Goals(Goals.Config(length=STEPS[-1], states=0))
@@ -52,7 +52,7 @@ def main(run: str, planner: str = "cem", out: str = "docs/images/rope.png") -> N
 
 
 def chosen(trials: Iterator[Trial]) -> list[tuple[int, Trial]]:
-    """Return the first trials that succeed and the first that fail, with their numbers."""
+    """Return the first trials that succeed and the first that fail, with their indices."""
     found: dict[bool, list[tuple[int, Trial]]] = {True: [], False: []}
     wanted = {True: SUCCESSES, False: FAILURES}
     for number, trial in enumerate(trials):
@@ -64,7 +64,7 @@ def chosen(trials: Iterator[Trial]) -> list[tuple[int, Trial]]:
 
 
 def draw(cell: Axes, attempt: Attempt, step: int, mask: Array) -> None:
-    """Show the image after `step` actions under the outline of the goal's mask (h, w)."""
+    """Draw the image after `step` actions, and the outline of the goal's mask (h, w) over it."""
     cell.imshow(attempt.images[step], interpolation="lanczos")
     cell.contour(np.asarray(mask, float), levels=[0.5], colors=GOAL, linewidths=0.7)
     cell.set_xlabel(f"{100 * attempt.distance[step]:.1f} cm")

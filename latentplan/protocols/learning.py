@@ -1,0 +1,217 @@
+"""Protocols of learning: models, tokenizers, and the training that they declare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from latentplan.protocols.data import EpisodeStore
+from latentplan.types import (
+    Batch,
+    Context,
+    Derived,
+    Label,
+    Loss,
+    Parts,
+    Spec,
+    Stage,
+    Tensors,
+    Tokens,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Generator, Tensor
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A `torch.nn.Module` that training fits, such as a model, a tokenizer or a reward.
+
+    Its class has a dataclass `Config` and is built as `Class(spec, config)`.
+    """
+
+    spec: Spec  # observations that it reads, none of them privileged
+    config: Any  # the Config that it was built from
+    window: int  # least number of observations in a training window
+    targets: tuple[str, ...]  # privileged observations that its loss reads
+    reads: tuple[str, ...]  # optional fields of Batch that its loss reads: rewards, task, segments
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the training loss of a batch of windows."""
+
+
+@runtime_checkable
+class FittedConfig(Protocol):
+    """A Config of a Learner with fields that are derived from the data."""
+
+    def fitted(self, spec: Spec) -> Any:
+        """Return the Config with these fields filled in, as the run stores it.
+
+        Raises ConfigError if the data do not fit; nothing is written before.
+        """
+
+
+@runtime_checkable
+class Upgradable(Protocol):
+    """A network class that reads checkpoints of earlier versions, with other names."""
+
+    @classmethod
+    def upgraded(
+        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Return the `config` and `spec` of a header, and the weights, with current names."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A model class of several networks that declares how each is trained.
+
+    Besides `Config` it has a dataclass `Training`, whose fields are the default `types.Training` of
+    each configurable stage. `training/stages.py` executes the declaration.
+    """
+
+    @classmethod
+    def stages(
+        cls, config: Any, *, training: Any, spec: Spec, labels: Sequence[Label]
+    ) -> Sequence[Stage | Derived]:
+        """Return the networks to train and the stores to make, in this order.
+
+        `spec` is that of the data with their tasks and without privileged keys; `labels` are the
+        distinct labels of the data. Raises ConfigError if the data do not fit.
+        """
+
+    @classmethod
+    def assemble(cls, config: Any, *, spec: Spec, labels: Sequence[Label], parts: Parts) -> Any:
+        """Return the model, an instance of this class, with its trained networks `parts`."""
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """A latent dynamics model (a `torch.nn.Module`): an encoder and a transition f(z, a) -> z'.
+
+    It computes no costs, which are Objectives. Its device is that of its weights.
+    """
+
+    spec: Spec
+    latent_dim: int  # D
+    context: int  # T, number of latents in a context
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return the latents (B, T, D) of observations, each (B, T, ...); images are uint8."""
+
+    def prepare(self, context: Context) -> Any:
+        """Return state that all rollouts of a solve share, such as a recurrent state or a cache.
+
+        A planner calls it once per solve and passes the result to every `rollout`, which must not
+        change it. If a solve is captured as a CUDA graph, `prepare` is part of the capture.
+        """
+
+    def rollout(self, prepared: Any, actions: Tensor) -> Tensor:
+        """Return the latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+
+
+@runtime_checkable
+class EnsembleDynamics(Protocol):
+    """A Dynamics of several members, whose latents are concatenated."""
+
+    members: Sequence[Dynamics]
+
+    def split(self, latents: Tensor) -> Sequence[Tensor]:
+        """Split latents (..., M d) into the latents (..., d) of each member."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A `torch.nn.Module` that encodes observations as discrete tokens and decodes them.
+
+    A trained tokenizer is a Learner, too. Its spec holds the observations to encode: a model that
+    uses tokens builds it for the cameras that the model observes.
+    """
+
+    spec: Spec
+    config: Any  # the Config that it was built from
+    stride: int  # observations per token frame
+    tokens: int  # K, tokens per token frame
+    vocabulary: int  # number of ids
+
+    def encode(self, observations: Tensors) -> Tokens:
+        """Return the ids (B, T / stride, K) of observations, each (B, T, ...); images are uint8.
+
+        Raises ShapeError unless T is a multiple of the stride.
+        """
+
+    def decode(self, tokens: Tokens) -> Tensors:
+        """Return the images (B, T, h, w, 3) uint8 of each camera, decoded from tokens."""
+
+
+@runtime_checkable
+class ScalarTokenizer(Tokenizer, Protocol):
+    """A tokenizer by finite scalar quantization (FSQ) of one square feature map per camera.
+
+    The ids of a frame are those of the first camera, row by row, then of the next.
+    """
+
+    levels: tuple[int, ...]  # FSQ levels per dimension; their product is the vocabulary
+
+
+@runtime_checkable
+class VideoModel(Protocol):
+    """A probability model of videos, which need not be a Dynamics.
+
+    Frames are images (B, T, h, w, 3) uint8 by camera, `actions` (B, T - 1, A) are the actions
+    between them, and `task` (B,) are int64 task ids. A model ignores what it is not conditioned on.
+    """
+
+    spec: Spec
+    stride: int  # frames with a joint probability; T of log_prob is a multiple of it
+
+    def log_prob(
+        self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-probability (B, T) in nats of each frame, given those before it.
+
+        With a stride above 1, the last frame of each group has that of the group, the others 0.
+        """
+
+    def sample(
+        self,
+        frames: Tensors,
+        steps: int,
+        *,
+        actions: Tensor | None = None,
+        task: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+    ) -> Tensors:
+        """Return the next `steps` frames (B, steps, h, w, 3) uint8 of each camera.
+
+        `actions`, if given, are T - 1 + steps. Temperature 0 selects the most likely tokens.
+        """
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A model with images or videos of its predictions, for `latentplan show RUN`."""
+
+    def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Write images or videos of held-out episodes of `store` into `folder`.
+
+        Yields each file with a description of one line. Raises StoreError if the store lacks
+        observations of the model.
+        """
+
+
+@runtime_checkable
+class DefaultPolicy(Protocol):
+    """A model whose default policy is not `mpc`."""
+
+    default_policy: str  # registry name
+
+
+@runtime_checkable
+class LanguageConfig(Protocol):
+    """A model's Config that selects whether its tasks are sentences or names."""
+
+    language: bool  # True for sentences
