@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -37,6 +38,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import kills_operations as operations  # noqa: E402
 from kills_operations import Operation  # noqa: E402
+
+from latentplan.files import replacing  # noqa: E402
 
 PAGE = ROOT / "docs/results/kills.md"
 JSON = ROOT / "benchmarks/kills.json"
@@ -268,6 +271,19 @@ def _number(name: str) -> int:
     return int.from_bytes(name.encode()[:32], "little")
 
 
+def merge(file: Path, row: Row, about: dict[str, Any]) -> None:
+    """Write a row to a file in place of an earlier one of the operation; others may write too."""
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = json.loads(file.read_text())["operations"] if file.exists() else []
+        rows = {each["operation"]: each for each in [*before, row]}
+        order = [o.name for o in operations.operations()]
+        listed = sorted(rows.values(), key=lambda each: order.index(each["operation"]))
+        with replacing(file) as partial:
+            partial.write_text(json.dumps({**about, "operations": listed}, indent=1) + "\n")
+    Path(lock.name).unlink(missing_ok=True)
+
+
 def page(results: dict[str, Any]) -> str:
     """Return the results page."""
     rows = results["operations"]
@@ -292,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", choices=("measure", "page"), default="measure")
     parser.add_argument("--kills", type=int, default=15, help="of each operation")
-    parser.add_argument("--only", default="", help="operations that begin so")
+    parser.add_argument("--only", default="", help="operations that begin so; several with ;")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="folder of the trials that failed")
@@ -302,7 +318,9 @@ def main() -> None:
         return
     from latentplan.evaluation.provenance import provenance
 
-    chosen = [o for o in operations.operations() if o.name.startswith(options.only)]
+    chosen = [
+        o for o in operations.operations() if o.name.startswith(tuple(options.only.split("; ")))
+    ]
     results: dict[str, Any] = {"seed": options.seed, "operations": []}
     broken: list[str] = []  # operations that fail without a kill
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="kills-"))
@@ -312,7 +330,7 @@ def main() -> None:
         for operation in chosen:
             begun = time.monotonic()
             try:
-                row = harness.measure(operation, options.kills)
+                row = harness.measure(operation, max(1, round(options.kills * operation.share)))
             except Broken as e:
                 print(e, flush=True)
                 broken.append(operation.name)
@@ -320,7 +338,7 @@ def main() -> None:
             results["operations"].append(row)
             print(f"{time.monotonic() - begun:6.1f} s", json.dumps(row), flush=True)
             if options.json:
-                options.json.write_text(json.dumps(results | provenance(), indent=1) + "\n")
+                merge(options.json, row, {"seed": options.seed, **provenance()})
     finally:
         if options.keep is None:
             shutil.rmtree(scratch, ignore_errors=True)

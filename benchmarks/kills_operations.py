@@ -29,6 +29,7 @@ class Operation:
     name: str
     lines: tuple[tuple[str, ...], ...]
     worker: bool = False  # whether a worker process is killed, and not the command itself
+    share: float = 1.0  # of the kills asked for: fewer of what takes long
 
 
 def operations() -> list[Operation]:
@@ -37,12 +38,17 @@ def operations() -> list[Operation]:
     made = [Operation("collect, 1 worker", ((*collect, "--workers", "1"),))]
     for name, line in (("collect", collect), ("import calvin", _import("calvin"))):
         both = (*line, "--workers", "2")
-        made.append(Operation(f"{name}, 2 workers, writer killed", (both,)))
-        made.append(Operation(f"{name}, 2 workers, worker killed", (both,), worker=True))
+        made.append(Operation(f"{name}, 2 workers, writer killed", (both,), share=0.35))
+        made.append(
+            Operation(f"{name}, 2 workers, worker killed", (both,), worker=True, share=0.35)
+        )
     made += [
         Operation(f"import {format}", ((*_import(format), "--workers", "1"),)) for format in SOURCES
     ]
-    made += [Operation(f"train {name}", lines) for name, lines in trainings().items()]
+    made += [
+        Operation(f"train {name}", lines, share=0.5 if name == "videoworld" else 1.0)
+        for name, lines in trainings().items()
+    ]
     export = ("export", "lerobot", "IN/squares.zarr", "out", "--fps", "10")
     made.append(Operation("export lerobot, videos", ((*export, "codec=libx264"),)))
     made.append(Operation("export lerobot, images", ((*export, "--images"),)))

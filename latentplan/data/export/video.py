@@ -58,6 +58,7 @@ class Videos:
                 self._mux(self._stream.encode(frame))
                 self._frames += 1
         except (av.FFmpegError, ValueError) as e:
+            self._stream = None  # to end the stream after a failure crashes FFmpeg
             _check_disk(e)
             raise ConfigError(
                 f"Export.codec: {self._codec} cannot encode images of {images.shape[1]} x "
@@ -73,7 +74,8 @@ class Videos:
 
         try:
             try:
-                self._mux(self._stream.encode())
+                if self._stream is not None:
+                    self._mux(self._stream.encode())
             finally:
                 container, self._container = self._container, None
                 container.close()
