@@ -6,12 +6,14 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from latentplan import budget
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 Observation: TypeAlias = Mapping[str, Array]  # what the sensors give at one instant, by name
 Tensors: TypeAlias = Mapping[str, "Tensor"]  # observations stacked to (B, T, ...)
+DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+DTYPES += ("float16", "float32", "float64")  # of observations
+AXES = 8  # of an observation, at most
 
 
 @dataclass(frozen=True)
@@ -135,34 +140,51 @@ class Spec:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Spec:
-        """Return the Spec that `to_json` described; StoreError where it is not one."""
-        try:
-            pick, convention = values["pick"], values["action"].get("convention")
-            planar = _implied_planar(values["env"], picks=pick is not None)
-            if "planar" in values:
-                planar = _planar(values["planar"], len(values["action"]["low"]))
-            return Spec(
-                observation={
-                    k: ArraySpec(tuple(a["shape"]), a["dtype"], a["meaning"])
-                    for k, a in values["observation"].items()
-                },
-                action=ActionSpec(
-                    tuple(values["action"]["low"]),
-                    tuple(values["action"]["high"]),
-                    values["action"]["meaning"],
-                    None if convention is None else Convention(**convention),
-                ),
-                env=values["env"],
-                privileged=tuple(values["privileged"]),
-                pick=None
-                if pick is None
-                else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
-                dt=values["dt"],
-                tasks=tuple(values.get("tasks", ())),
-                planar=planar,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None
+        """Return the Spec that `to_json` described; StoreError, which names the field, if none.
+
+        Raises BudgetError if a row of it is larger than the budget.
+        """
+        from latentplan import schema
+
+        found = schema.from_values(Spec, values, where="spec", error=StoreError)
+        for where, fault in _faults(found):
+            raise StoreError(f"spec.{where}: {fault}")
+        if "planar" in values:
+            return found
+        return replace(found, planar=_implied_planar(found.env, picks=found.pick is not None))
+
+
+def _faults(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Yield what a spec from a file says that cannot be: the field, and what is wrong with it."""
+    for key, array in spec.observation.items():
+        where = f"observation.{key}"
+        if array.dtype not in DTYPES:
+            yield f"{where}.dtype", f"found {array.dtype!r}, known: {', '.join(DTYPES)}"
+        if len(array.shape) > AXES or min(array.shape, default=0) < 0:
+            yield f"{where}.shape", f"found {array.shape}, need at most {AXES} sizes from 0 on"
+        size = prod(array.shape) * np.dtype(array.dtype).itemsize
+        budget.claim(f"spec.{where}.shape", bytes=size)
+    low, high = spec.action.low, spec.action.high
+    if not low or len(low) != len(high):
+        yield "action", f"found {len(low)} lower and {len(high)} upper bounds, need as many"
+    for i, (least, most) in enumerate(zip(low, high, strict=True)):
+        if least > most:
+            yield f"action.low.{i}", f"found {least} above the upper bound {most}"
+    arm = spec.action.convention
+    if arm is not None and min(arm.position_unit, arm.rotation_unit) <= 0:
+        found = f"{arm.position_unit} and {arm.rotation_unit}"
+        yield "action.convention", f"found units {found}, need some above 0"
+    if spec.dt is not None and spec.dt <= 0:
+        yield "dt", f"found {spec.dt}, need s above 0"
+    if spec.pick is not None and not all(0 <= c <= 255 for c in spec.pick.low + spec.pick.high):
+        yield "pick", f"found colours {spec.pick.low} to {spec.pick.high}, need 0 to 255"
+    pairs = () if spec.planar is None else spec.planar.pairs
+    indices = [index for pair in pairs for index in pair]
+    if len(set(indices)) != len(indices) or not set(indices) <= set(range(len(low))):
+        yield (
+            "planar.pairs",
+            f"found {pairs}, need different indices of the {len(low)} numbers of an action",
+        )
 
 
 def _implied_planar(env: str, *, picks: bool) -> PlanarSpec | None:
@@ -170,20 +192,6 @@ def _implied_planar(env: str, *, picks: bool) -> PlanarSpec | None:
     if env not in ("rope", "cloth"):
         return None
     return PlanarSpec("rgb", ((0, 1), (2, 3)) if picks else ((0, 1),))
-
-
-def _planar(values: Mapping[str, Any] | None, size: int) -> PlanarSpec | None:
-    if values is None:
-        return None
-    pairs = tuple((x, y) for x, y in values["pairs"])
-    indices = [index for pair in pairs for index in pair]
-    known = set(range(size))
-    if len(set(indices)) != len(indices) or not set(indices) <= known:
-        raise StoreError(
-            f"spec.planar.pairs: found {pairs}, need different indices of the {size} numbers of "
-            "an action"
-        )
-    return PlanarSpec(values["image"], pairs)
 
 
 class Step(NamedTuple):

@@ -11,10 +11,10 @@ from latentplan import config, registry
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import CheckpointError, ConfigError
 from latentplan.models.ensemble import Ensemble
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.objectives.subgoal import Subgoal
 from latentplan.planning.generative import GenerativePolicy
 from latentplan.planning.mpc import MPC
-from latentplan.planning.precision import own_torch_settings
 from latentplan.protocols import Constraint, DefaultPolicy, Dynamics, Proposal
 from latentplan.training import checkpoint
 from latentplan.types import Part

@@ -19,6 +19,7 @@ from latentplan.api.choice import Overrides, as_overrides
 from latentplan.api.connection import Connection
 from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.files import replacing
+from latentplan.urls import public_values
 
 if TYPE_CHECKING:
     from latentplan.api.robot_tasks import Record, RobotTask
@@ -55,6 +56,7 @@ def connect(
     arm that was stopped, an action lasts `period` seconds. Sections of `overrides`: backend,
     safety, supervisor, if there is a backend. Raises RobotError if the arm does not answer.
     """
+    check_range("robot.period", period, 1e-3, 10)
     found = links.connection(backend, robot=robot, address=address, python=python, reset=reset)
     preset = {}
     if found.backend is not None and not found.here:
@@ -198,6 +200,7 @@ def write(
         "config": {name: config.to_values(value) for name, value in task.settings.items()},
         **provenance(),
     }
+    values = public_values(values)
     files = {"metrics.json": folder / "metrics.json"}
     frames = [frame for record in records for frame in record.frames]
     if frames:

@@ -91,7 +91,7 @@ class Categorical(Solver):
         if choices is None or valid is None:
             return actions.new_ones(len(actions), problem.horizon, 1), mean, std
         width = choices.shape[-1]
-        unit = problem.half[:width].clamp_min(torch.finfo(actions.dtype).tiny)
+        unit = torch.where(problem.half > 0, problem.half, 1)[:width]  # 1 where it is constant
         made = actions[..., :width].transpose(1, 2)  # b h k c
         away = torch.cdist(made / unit, (choices / unit)[:, None])  # b h k m
         kernel = torch.exp(-0.5 * (away / max(c.reach, 1e-6)).square())

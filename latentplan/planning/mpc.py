@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from latentplan import registry, shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning import spaces
+from latentplan.planning.exclusive import exclusive
 from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
 from latentplan.planning.model_proposal import ModelProposal
-from latentplan.planning.precision import DTYPES, own_torch_settings
+from latentplan.planning.precision import DTYPES
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
     Constraint,
@@ -36,6 +39,8 @@ class MPC:
 
     It keeps the state that a planner does not: the goal, the recent observations and actions, and
     the rest of the last plan. Observations need only the keys that the model was trained on.
+    Threads may share it: each call waits for the one in progress, so a goal that is set during
+    `act` holds from the next `act` on.
     """
 
     @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class MPC:
                     "or use proposals of a model; leave these out, or cuda_graph"
                 )
 
+    @own_torch_settings()
     def __init__(
         self,
         model: Dynamics,
@@ -109,6 +115,7 @@ class MPC:
             )
         if c.propose and model not in proposers:
             proposers = [model, *proposers]
+        self.lock = threading.RLock()
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._histories = Histories([model, *proposers])
         self._history = self._histories[model]
@@ -130,6 +137,7 @@ class MPC:
         self._prediction: Prediction | None = None  # latents that the plan should lead to
         self._stopwatch = Stopwatch()
 
+    @exclusive
     @own_torch_settings()
     def goal(
         self,
@@ -160,6 +168,7 @@ class MPC:
         if first and self.config.deadline_ms is not None:
             self.warm_up()
 
+    @exclusive
     @own_torch_settings()
     def act(self, observation: Observation) -> Array:
         """Return the next action (A,) float32: finite, inside the bounds, within the rate limit.
@@ -203,6 +212,8 @@ class MPC:
         latent = self._history.context().latents[0, -1]
         return self._prediction.missed(latent, self._sent, threshold)
 
+    @own_torch_settings()
+    @exclusive
     def sent(self, action: Array) -> None:
         """Record the action (A,) that was executed, if it differs from the one `act` returned.
 
@@ -213,6 +224,7 @@ class MPC:
         self._histories.send(given[None])
         self._last = given.clamp(*spaces.bounds(self.model.spec, device=given.device))[None]
 
+    @exclusive
     @own_torch_settings()
     def evaluate(self, observation: Observation, actions: Array) -> Array:
         """Return the predicted cost (N,) of actions (N, A) or (N, H, A) from an observation.
@@ -228,6 +240,8 @@ class MPC:
         cost: Array = self._planner.evaluate(goal, context, observation, candidates).cpu().numpy()
         return cost
 
+    @own_torch_settings()
+    @exclusive
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, with the last goal unless one is given.
 
@@ -243,6 +257,7 @@ class MPC:
         if goal is not None:
             self.goal(goal)
 
+    @exclusive
     @own_torch_settings()
     def warm_up(self) -> None:
         """Plan twice and drop the plans, so that the first `act` is as fast as later ones.

@@ -13,6 +13,7 @@ from torch import nn
 
 from latentplan.errors import ConfigError
 from latentplan.nn.observations import device_of
+from latentplan.nn.torch_settings import TF32, float32_products
 from latentplan.protocols import Dynamics
 from latentplan.types import Context
 
@@ -49,21 +50,5 @@ class Precision:
         if self._name != "tf32":
             yield
             return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
+        with float32_products(TF32):
             yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def own_torch_settings() -> Iterator[None]:
-    """Return a context with torch's default dtype and without the caller's inference mode."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(before)

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from latentplan.errors import ConfigError, PlanningError, check_range
+from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning.problem import Problem, Scored
 from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
 from latentplan.types import Context, Plan
@@ -95,6 +96,7 @@ class Solver(ABC):
         first = problem.first(c.candidates, hold=c.hold, proposed=c.proposed, near=c.std_init)
         return problem.score(first)
 
+    @own_torch_settings()
     @torch.no_grad()
     def plan(
         self,

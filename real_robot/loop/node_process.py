@@ -103,6 +103,8 @@ class NodeProcess:
             found = LISTENS.search(line.rstrip())
             if found and not self._heard.is_set():
                 self.address = found[1], int(found[2])
+                for earlier in self._lines:  # warnings
+                    print(earlier, file=sys.stderr, flush=True)
                 self._heard.set()
             elif self._heard.is_set():
                 print(line.rstrip(), file=sys.stderr, flush=True)

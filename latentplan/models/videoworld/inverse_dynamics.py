@@ -110,7 +110,7 @@ class InverseDynamics(nn.Module):
 
     def actions(self, raw: Tensor) -> Tensor:
         """Return actions (n, chunk, A) within the bounds; signs are exactly -1 or 1."""
-        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        middle, half = self._scale()
         real = (middle + half * raw).clamp(self.low, self.high)
         return torch.where(self.signs, torch.where(raw > 0, self.high, self.low), real)
 
@@ -139,20 +139,28 @@ class InverseDynamics(nn.Module):
         else:
             codes = batch.observations[CODES][:, 0, : self.transformer.config.horizon].long()
             raw = self(self.read_frames(tokens[:, 0], tokens[:, 1], codes))
-        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        middle, half = self._scale()
         wanted = (actions - middle) / half  # -1 .. 1
         far = F.smooth_l1_loss(raw, wanted, reduction="none", beta=0.1)
         signs = F.binary_cross_entropy_with_logits(raw, (wanted > 0).float(), reduction="none")
         error = torch.where(self.signs, 0.2 * signs, far)  # b chunk A
-        first = (raw - wanted)[:, 0, ~self.signs].square().mean()
-        varies = wanted[:, 0, ~self.signs].var(0).mean().clamp(min=1e-6)
-        parts = {"r2": 1 - (first / varies).detach()}
+        parts = {}
+        varied = ~self.signs & (self.high > self.low)
+        if varied.any():
+            first = (raw - wanted)[:, 0, varied].square().mean()
+            spread = wanted[:, 0, varied].var(0, correction=min(1, len(wanted) - 1))
+            parts["r2"] = 1 - (first / spread.mean().clamp(min=1e-6)).detach()
         if self.signs.any():
             right = ((raw > 0) == (wanted > 0))[..., self.signs]
             parts["signs"] = right.float().mean()
         # The first action is the one that is sent; it weighs as much as all others together.
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Return middle and half of the range of each number (A,), 1 for one that is constant."""
+        half = (self.high - self.low) / 2
+        return (self.high + self.low) / 2, torch.where(half > 0, half, 1)
 
     def _make_reader(self, g: VideoTransformer.Config) -> int:
         """Make the layers before the head, and return the width of its input."""
