@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -217,7 +218,7 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
             nested = before if isinstance(before, inner) else inner()
             changed[key] = _replace(f"{where}.{key}", nested, value)
         else:
-            changed[key] = _typed(f"{where}.{key}", config, key, value, hints[key])
+            changed[key] = _typed(f"{where}.{key}", key, value, hints[key])
     return cast(T, replace(cast(Any, config), **changed))
 
 
@@ -263,13 +264,13 @@ def _part(where: str, before: Part, value: Any) -> Part:
     return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 
-def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
-    """Return `value` as what the field `key` of `config` holds: 2 as 2.0, a list as a tuple."""
+def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
+    """Return `value` converted to the type `hint` of a field: 2 to 2.0, a list to a tuple."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(config), {key: value})
+        merged: Any = OmegaConf.merge(OmegaConf.structured(_field(key, hint)), {key: value})
     except OmegaConfBaseException:
         needed = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
         found = f"found {value!r}, needs {needed.replace('typing.', '')}"
@@ -278,6 +279,12 @@ def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
     if isinstance(typed, list) and any(get_origin(o) is tuple for o in _options(hint)):
         return tuple(typed)
     return typed
+
+
+@cache
+def _field(key: str, hint: Any) -> type:
+    """Return a dataclass of one field; OmegaConf would convert all fields of a larger one."""
+    return make_dataclass("Field", [(key, hint)])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
