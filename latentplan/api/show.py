@@ -109,19 +109,18 @@ def _run(what: str, out: Path | None, data: str | Path | None) -> Iterator[str]:
     from latentplan.training import checkpoint, curves
 
     file = checkpoint.find(what)
-    weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
-    numbers = sum(w.numel() for w in weights.values())
-    yield f"{file}: {header['name']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
-    yield f"step         {header['step']}"
-    yield from _mapping("held out", header["metrics"])
-    yield from _mapping("config", header["config"])
-    yield from _spec(Spec.from_json(header["spec"]))
+    header, numbers = checkpoint.read_header(file), checkpoint.numbers(file)
+    yield f"{file}: {header.name}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
+    yield f"step         {header.step}"
+    yield from _mapping("held out", header.metrics)
+    yield from _mapping("config", header.config)
+    yield from _spec(header.spec)
     points = curves.read(file.parent / "log.jsonl")
     if points:
         yield _draw(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
-    kind = header["kind"]
-    if kind in registry.BUILT_IN and header["name"] in registry.names(kind):
-        if issubclass(registry.get(kind, header["name"]), Illustrated):
+    kind = header.kind
+    if kind in registry.BUILT_IN and header.name in registry.names(kind):
+        if issubclass(registry.get(kind, header.name), Illustrated):
             model = checkpoint.load(file, kind=kind).model
             yield from _illustrations(model, file, (out or file).parent, data)
 

@@ -12,7 +12,7 @@ from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
 from latentplan.protocols import Component, Configured, FittedConfig, Staged
-from latentplan.training import checkpoint, run_folder, stages, state
+from latentplan.training import checkpoint, header, run_folder, stages, state
 from latentplan.training.fit import Session, fit
 from latentplan.training.loop import writing
 from latentplan.types import Label, OnProgress, Progress, Stage, Training
@@ -204,8 +204,8 @@ def _train_one(job: _Job, *, resume: bool) -> tuple[int, Mapping[str, float]]:
     )
     fit(stage, {}, job.store, job.folder, session=job.session, settings=job.written, resume=resume)
     best = job.folder / "best.safetensors"
-    header = checkpoint.read_header(best, format=checkpoint.FORMAT)
-    return int(header["step"]), header["metrics"]
+    found = checkpoint.read_header(best)
+    return found.step, found.metrics
 
 
 def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping[str, float]]:
@@ -233,7 +233,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
             step=total,
             metrics=trained.figures,
             parts={
-                stage.name: checkpoint.part_header(
+                stage.name: header.of(
                     trained.parts[stage.name], kind=stage.kind, name=stage.registered or stage.name
                 )
                 for stage in own
