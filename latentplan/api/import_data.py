@@ -16,6 +16,7 @@ from latentplan.budget import Budget
 from latentplan.errors import Interrupted, SourceError, check_range
 from latentplan.protocols import Source
 from latentplan.types import OnProgress, Progress
+from latentplan.urls import local
 
 if TYPE_CHECKING:
     from latentplan.data.importing import Progress as Count
@@ -35,6 +36,7 @@ class Imported:
     skipped: int  # damaged episodes that were left out
     reasons: Mapping[str, int]  # how many for which reason, in the words of the first of its kind
     notes: tuple[str, ...]  # what the source says of itself
+    counts: Mapping[str, Mapping[str, int]]  # parts `kept` and left out by reason, see the source
     seconds: float
 
 
@@ -76,7 +78,7 @@ def import_data(
     )
     opening = importing.Opening(
         chosen.make,
-        Path(source),
+        local(source, where="import.source"),
         config=filled["source"],
         keys=None if keys is None else tuple(keys),
         image_size=image_size,
@@ -115,17 +117,21 @@ def import_data(
     notes = tuple(opened.notes)
     if episodes is not None and episodes > len(opened):
         notes += (f"episodes: {episodes} asked for, the data set has {len(opened)}",)
-    found = _summary(store, count, notes, time.monotonic() - begun)
+    found = _summary(store, count, notes, opened.counts, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
         most = next(iter(found.reasons))
-        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {most}")
+        raise SourceError(f"{opening.path}: all {found.skipped} episodes are damaged: {most}")
     return found
 
 
 def _summary(
-    store: ZarrStore, count: Count, notes: tuple[str, ...], seconds: float
+    store: ZarrStore,
+    count: Count,
+    notes: tuple[str, ...],
+    counts: Mapping[str, Mapping[str, int]],
+    seconds: float,
 ) -> Imported:
     held = stores.size(store)
     return Imported(
@@ -138,5 +144,6 @@ def _summary(
         skipped=count.skipped,
         reasons=count.reasons,
         notes=notes,
+        counts=counts,
         seconds=seconds,
     )
