@@ -90,8 +90,10 @@ def load(
             raise ConfigError(f"{override!r}: an override is key=value")
         try:
             layer = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError) as e:
-            raise ConfigError(f"{override!r}: not key=value in YAML ({_first_line(e)})") from None
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as e:
+            raise ConfigError(
+                f"{_short(override)}: not key=value in YAML ({_first_line(e)})"
+            ) from None
         layers.append(cast(dict[str, Any], layer))
 
     merged: dict[str, dict[str, Any]] = {section: {} for section in sections}
@@ -169,17 +171,18 @@ def _is_number(text: str) -> bool:
 
 
 def _parse(where: str, text: str) -> dict[str, Any]:
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
         parsed = OmegaConf.create(text)  # reads 1e-3 as a number, refuses a key given twice
-        if not isinstance(parsed, DictConfig):
-            raise ConfigError(f"{where}: not a mapping of keys to values")
-        return cast(dict[str, Any], OmegaConf.to_container(parsed))
-    except (OmegaConfBaseException, YAMLError, OSError) as e:
+        values: Any = OmegaConf.to_container(parsed)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as e:
         raise ConfigError(f"{where}: not valid YAML ({_first_line(e)})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{where}: not a mapping of keys to values")
+    return values
 
 
 def _section(key: str, sections: Mapping[str, type]) -> str:
@@ -203,8 +206,9 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
     known = _names(type(config))
     changed: dict[str, Any] = {}
     for key, value in values.items():
+        _check_plain(f"{where}.{key}", value)
         if key not in known:
-            near = _near(key, known)
+            near = _near(str(key), known)
             raise ConfigError(f"{where} has no key {key!r};{near} known: {', '.join(known)}")
         inner = next((o for o in _options(hints[key]) if is_dataclass(o)), None)
         if inner is Part:
@@ -216,6 +220,22 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
         else:
             changed[key] = _typed(f"{where}.{key}", key, value, hints[key])
     return cast(T, replace(cast(Any, config), **changed))
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Raise ConfigError if a value, or anything in it, would be looked up elsewhere.
+
+    OmegaConf would read the environment or other keys: presets and overrides hold values only.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_plain(where, key)
+            _check_plain(f"{where}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_plain(where, each)
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        raise ConfigError(f"{where}: found {value!r}; interpolation is not allowed; write a value")
 
 
 def _part(where: str, before: Part, value: Any) -> Part:
@@ -249,9 +269,6 @@ def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(value, str) and ("${" in value or value == "???"):
-        # OmegaConf would read the environment or other keys: presets hold values only.
-        raise ConfigError(f"{where}: found {value!r}; interpolation is not allowed")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(_field(key, hint)), {key: value})
     except OmegaConfBaseException:
@@ -297,6 +314,10 @@ def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None
             _update(target[key], value, inner)
         else:
             target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
 
 
 def _first_line(error: BaseException) -> str:

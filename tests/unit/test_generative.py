@@ -27,10 +27,10 @@ QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 class Knowing(ToyModel):
     """A toy model that proposes by itself: the task is the number that all of its actions are."""
 
-    def proposal(self, task=""):
-        if not task:
+    def proposal(self, goal):
+        if not goal.text:
             raise ConfigError("task '': was not trained on")
-        return Scripted(torch.full((1, 1, 4, 2), float(task)))
+        return Scripted(torch.full((1, 1, 4, 2), float(goal.text)))
 
 
 def test_the_plan_is_the_cheapest_of_what_is_proposed_inside_the_space():
@@ -148,8 +148,8 @@ def test_without_a_goal_or_a_model_that_imagines_there_is_nothing_to_reach():
 class Steering(ToyModel):
     """Proposes what it sees, which no other model sees, times the task's number."""
 
-    def proposal(self, task=""):
-        return Seen(float(task))
+    def proposal(self, goal):
+        return Seen(float(goal.text))
 
 
 class Seen:
