@@ -38,6 +38,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
     "model": {
+        "calibrated": "latentplan.models.calibrated:Calibrated",
         "cfm": "latentplan.models.cfm:CFM",
         "videogpt": "latentplan.models.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
@@ -47,6 +48,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },
     "planner": {
+        "beam": "latentplan.planning.beam:Beam",
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
         "gradient": "latentplan.planning.gradient:Gradient",
@@ -134,6 +136,8 @@ def load(kind: str, target: str) -> Any:
 
 def find(module: str) -> ModuleSpec | None:
     """Return the spec of a module without importing it (only its packages); None if not found."""
+    if not all(module.split(".")):  # a relative name
+        return None
     try:
         return find_spec(module)
     except (ModuleNotFoundError, ValueError):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan import registry
+from latentplan import mp4, registry
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 from latentplan.files import replacing
@@ -124,7 +124,12 @@ class Prior(nn.Module):
             self.task = nn.Embedding(len(spec.tasks) + 1, c.width)  # the first is no task
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, c.vocabulary)
-        for layer in (self.embed, self.head):
+        # All that is added to a token's embedding begins at its scale. At torch's own scales, 1 for
+        # an embedding of tasks, conditions would drown the tokens.
+        small: list[Any] = [self.embed, self.head, self.frames.out]
+        small += [self.task] if self.task is not None else []
+        small += [self.actions[-1]] if self.actions is not None else []
+        for layer in small:
             nn.init.normal_(layer.weight, std=0.02)
 
     def loss(self, batch: Batch) -> Loss:
@@ -427,7 +432,9 @@ class VideoGPT(nn.Module):
             image = rearrange(grid, "b p t h w c -> (b p h) (t w) c").numpy()
             yield _png(folder / f"samples_{key}.png", image), f"{about}, time to the right"
             video = rearrange(grid, "b p t h w c -> t (b h) (p w) c").numpy()
-            yield _mp4(folder / f"samples_{key}.mp4", video), f"{about}, side by side"
+            file = folder / f"samples_{key}.mp4"
+            mp4.encode(file, video, fps=4)
+            yield file, f"{about}, side by side"
 
     def _known(self, length: int) -> int:
         """Return how many of the last of `length` frames a continuation is given."""
@@ -479,21 +486,6 @@ def _png(path: Path, image: Array) -> Path:
 
     with replacing(path) as partial:
         imsave(partial, image, format="png")
-    return path
-
-
-def _mp4(path: Path, frames: Array) -> Path:
-    """Write frames (t, h, w, 3) uint8, of even size, at 4 a second."""
-    import imageio_ffmpeg
-
-    with replacing(path) as partial:
-        writer = imageio_ffmpeg.write_frames(
-            str(partial), frames.shape[2:0:-1], fps=4, macro_block_size=2
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
     return path
 
 

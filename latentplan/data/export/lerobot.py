@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,8 +285,10 @@ def writing(
         try:
             yield writer
             writer.finish()
-        finally:
-            writer.close()
+        except BaseException:
+            with suppress(Exception):  # closing a file on a full disk fails as writing did
+                writer.close()
+            raise
 
 
 def is_image(spec: ArraySpec) -> bool:
