@@ -76,27 +76,45 @@ class State:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "sum": {}}
         for name, value in tensors.items():
             part, _, key = name.partition("/")
-            parts[part][key] = value.to(device)
+            parts.setdefault(part, {})[key] = value.to(device)
+        weights = dict(self.model.named_parameters())
         try:
             self.model.load_state_dict(parts["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(parts["ema"])
-        except RuntimeError as e:
-            raise CheckpointError(f"{run / FILE}: does not fit the model: {e}") from e
-        weights = dict(self.model.named_parameters())
-        for name, value in parts["optimizer"].items():
-            weight, _, key = name.rpartition("/")
-            self.optimizer.state[weights[weight]][key] = _laid_out(value, weights[weight])
-        self._sums, self._count = parts["sum"], header["count"]
-        self.step, self.best, self.figures = header["step"], header["best"], header["figures"]
+            for name, value in parts["optimizer"].items():
+                weight, _, key = name.rpartition("/")
+                self.optimizer.state[weights[weight]][key] = _laid_out(value, weights[weight])
+            self.step, self._count = int(header["step"]), int(header["count"])
+            self.best, self.figures = float(header["best"]), dict(header["figures"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as e:
+            found = (str(e).splitlines() or [""])[0]
+            raise CheckpointError(
+                f"{run / FILE}: does not fit the model ({type(e).__name__}: {found}); put the "
+                "run's own back, or train into another folder"
+            ) from e
+        self._sums = parts["sum"]
 
 
 def steps_done(run: Path) -> int:
     """Return the step that a resume continues from; 0 if nothing is saved."""
-    if not (run / FILE).exists():
-        return 0
+    return int(_header(run)["step"]) if (run / FILE).exists() else 0
+
+
+def has_best(run: Path) -> bool:
+    """Return whether a run with a state has kept best weights so far."""
+    return math.isfinite(_header(run)["best"])
+
+
+def _header(run: Path) -> dict[str, Any]:
+    """Return the header of a state; CheckpointError unless it is one."""
     header = checkpoint.read_header(run / FILE, format=FORMAT)
-    return int(header["step"])
+    if not isinstance(header, dict) or not {"step", "best", "figures", "count"} <= header.keys():
+        raise CheckpointError(f"{run / FILE}: is no state of a training; put the run's own back")
+    for key in ("step", "count", "best"):
+        if isinstance(header[key], bool) or not isinstance(header[key], int | float):
+            raise CheckpointError(f"{run / FILE}: {key} is {header[key]!r}, need a number")
+    return header
 
 
 def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
