@@ -193,8 +193,8 @@ class Driver(Protocol):
 def in_order(wanted: Sequence[str], names: Sequence[str], values: Sequence[float]) -> Array:
     """Return the values (J,) of the joints `wanted`, from a message that names its own order.
 
-    Joints that are not wanted (a gripper's, another arm's) are left out. Raises RobotError if
-    one is missing, named twice, or without a value.
+    Joints that are not wanted (a gripper's, a wheel's, another arm's) are left out. Raises
+    RobotError if one is missing, named twice, or without a value.
     """
     missing = [name for name in wanted if name not in names]
     if missing:
@@ -202,7 +202,7 @@ def in_order(wanted: Sequence[str], names: Sequence[str], values: Sequence[float
             f"joint_states.name: {', '.join(missing)} missing, found {', '.join(names) or 'none'}; "
             "use the description of the arm that sends them"
         )
-    if len(set(names)) < len(names) or len(values) != len(names):
+    if any(list(names).count(name) > 1 for name in wanted) or len(values) != len(names):
         raise RobotError(
             f"joint_states: found {len(values)} values for the names {', '.join(names)}; "
             "each joint needs one name and one value"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,6 +16,7 @@ from latentplan import registry, shapes
 from latentplan.errors import ConfigError, PlanningError, check_range
 from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.planning import spaces
+from latentplan.planning.exclusive import exclusive
 from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
@@ -36,7 +38,9 @@ class MPC:
     """Policy that plans with a model, a planner and an objective.
 
     It keeps the state that a planner does not: the goal, the recent observations and actions, and
-    the rest of the last plan. Observations need only the keys that the model was trained on.
+    the rest of the last plan. Observations need only the keys that the model was trained on. It is
+    thread-safe: each call waits for the one in progress, so that a goal set during `act` applies
+    from the next `act` on.
     """
 
     @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class MPC:
             )
         if c.propose and model not in proposers:
             proposers = [model, *proposers]
+        self.lock = threading.RLock()
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._histories = Histories([model, *proposers])
         self._history = self._histories[model]
@@ -132,6 +137,7 @@ class MPC:
         self._prediction: Prediction | None = None  # latents that the plan should lead to
         self._stopwatch = Stopwatch()
 
+    @exclusive
     @own_torch_settings()
     def goal(
         self,
@@ -162,6 +168,7 @@ class MPC:
         if first and self.config.deadline_ms is not None:
             self.warm_up()
 
+    @exclusive
     @own_torch_settings()
     def act(self, observation: Observation) -> Array:
         """Return the next action (A,) float32: finite, inside the bounds, within the rate limit.
@@ -206,6 +213,7 @@ class MPC:
         return self._prediction.missed(latent, self._sent, threshold)
 
     @own_torch_settings()
+    @exclusive
     def sent(self, action: Array) -> None:
         """Record the action (A,) that was executed, if it differs from the one `act` returned.
 
@@ -216,6 +224,7 @@ class MPC:
         self._histories.send(given[None])
         self._last = given.clamp(*spaces.bounds(self.model.spec, device=given.device))[None]
 
+    @exclusive
     @own_torch_settings()
     def evaluate(self, observation: Observation, actions: Array) -> Array:
         """Return the predicted cost (N,) of actions (N, A) or (N, H, A) from an observation.
@@ -232,6 +241,7 @@ class MPC:
         return cost
 
     @own_torch_settings()
+    @exclusive
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, with the last goal unless one is given.
 
@@ -247,6 +257,7 @@ class MPC:
         if goal is not None:
             self.goal(goal)
 
+    @exclusive
     @own_torch_settings()
     def warm_up(self) -> None:
         """Plan twice and drop the plans, so that the first `act` is as fast as later ones.

@@ -58,6 +58,11 @@ class LerobotDriver:
                 raise ConfigError(f"LerobotDriver.unit: found {self.unit!r}, allowed are {known}")
             if not set(self.sign) <= {1, -1}:
                 raise ConfigError(f"LerobotDriver.sign: found {self.sign}, allowed are 1 and -1")
+            for name in ("zero", "low", "high"):
+                for value in getattr(self, name):
+                    check_range(f"LerobotDriver.{name}", value, -1e3, 1e3)
+            for name in ("gripper_closed", "gripper_open"):
+                check_range(f"LerobotDriver.{name}", getattr(self, name), -1e6, 1e6)
             check_range("LerobotDriver.rate", self.rate, 1, 1000)
             check_range("LerobotDriver.window", self.window, 1e-3, 1)
             if self.gripper and abs(self.gripper_open - self.gripper_closed) < 1e-9:

@@ -177,7 +177,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         def hear(values: Mapping[str, Any]) -> None:
             try:
                 take(values)
-            except (KeyError, TypeError, ValueError) as e:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
                 self._inbox.fail(f"{name}: no {kind} ({type(e).__name__}: {e})")
 
         topic = roslibpy.Topic(
@@ -258,14 +258,17 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
 
 
 def _joint_state(values: Mapping[str, Any]) -> SimpleNamespace:
-    """Return the JointState of JSON values; KeyError, TypeError or ValueError if invalid."""
-    numbers = {name: _numbers(values[name]) for name in ("position", "velocity")}
-    return SimpleNamespace(name=[str(name) for name in values["name"]], **numbers)
+    """Return the JointState of JSON values; KeyError, TypeError, ValueError... if invalid."""
+    names = [str(name) for name in values["name"]]
+    position, velocity = _numbers(values["position"]), _numbers(values.get("velocity") or ())
+    return SimpleNamespace(name=names, position=position, velocity=velocity)
 
 
 def _image(values: Mapping[str, Any]) -> SimpleNamespace:
     """Return the Image of JSON values; KeyError, TypeError or ValueError (base64) if invalid."""
     data = values["data"]
+    if not isinstance(data, str | list):
+        raise TypeError(f"data is a {type(data).__name__}")
     raw = base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
     shape = {name: int(values[name]) for name in ("height", "width", "step", "is_bigendian")}
     return SimpleNamespace(encoding=str(values["encoding"]), data=raw, **shape)

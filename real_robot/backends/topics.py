@@ -15,6 +15,7 @@ import numpy as np
 
 from latentplan.data import ros_images
 from latentplan.errors import ConfigError, RobotError, SourceError, check_range, unknown
+from latentplan.real_robot.backends.joint_readings import JointReadings
 from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View, in_order
 from latentplan.robots.chain import flange
 from latentplan.robots.description import Arm
@@ -27,7 +28,6 @@ MODES = {  # message of a setpoint, and its usual topic
 }
 END_VELOCITIES = ("none", "zero", "setpoint")
 SMALL = 1e-4  # s, of a finite difference
-PATIENCE = 1.0  # s in which messages of other joints alone are no error
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class Inbox:
         self.width = arm.gripper.width  # m, the gripper's, as measured, else as sent
         self._views = {view.name: view for view in views}
         self._lock = threading.Lock()
+        self._joints = JointReadings(self.names)
         self._reading: Reading | None = None
         self._images: dict[str, CameraImage] = {}
         self._wrong = ""
-        self._strangers: tuple[float, tuple[str, ...]] | None = None  # since when; names of joints
 
     def joints(self, message: Any, *, stamp: float) -> None:
         """Take a sensor_msgs/JointState that was measured at `stamp` s of the sensors' clock."""
@@ -127,13 +127,10 @@ class Inbox:
         with self._lock:
             try:
                 self._see_finger(names, message.position)
-                if not set(names).intersection(self.names):  # joints of a gripper, or another arm
-                    if self._strangers is None:
-                        self._strangers = received, tuple(names)
-                    return
-                q = in_order(self.names, names, message.position)
-                dq = in_order(self.names, names, message.velocity)
-                self._reading = Reading(stamp, received, q, dq, self.width)
+                self._joints.take(
+                    names, message.position, message.velocity, stamp=stamp, received=received
+                )
+                self._reading = None
             except RobotError as e:
                 self._wrong = self._wrong or str(e)
 
@@ -165,10 +162,8 @@ class Inbox:
             wrong, self._wrong = self._wrong, ""
             if wrong:
                 raise RobotError(wrong)
-            if self._reading is None and self._strangers is not None:
-                since, names = self._strangers
-                if time.monotonic() - since > PATIENCE:
-                    in_order(self.names, names, [0.0] * len(names))  # raises the missing names
+            if self._reading is None:
+                self._reading = self._joints.reading(self.width)
             return self._reading
 
     def images(self) -> Mapping[str, CameraImage]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import socket
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from latentplan.errors import RobotError
-from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.errors import RobotError, ShapeError, check_range
+from latentplan.real_robot.link.messages import Channel, Message, one_line
+from latentplan.real_robot.link.server import DATAGRAM, STOP, STOPPED
 from latentplan.real_robot.robot import Health, RobotSpec
 from latentplan.types import Array, Observation
 
+TRIES = 5  # datagrams of an emergency stop
+
 
 class Connection:
-    """A connection to a node: its spec, its observations and its health."""
+    """A connection to a node: its spec, its observations and its health.
+
+    Threads may share it: calls wait for each other; `health` does not wait for an `observe`.
+    """
 
     def __init__(self, address: tuple[str, int], *, patience: float = 5.0) -> None:
         """Take the node's address; each answer must come within `patience` s."""
+        check_range("robot.patience", patience, 1e-3, 3600)
+        self._lock = threading.RLock()
         self.address, self.patience = address, patience
         self._channel: Channel | None = None
         self._spec: RobotSpec | None = None
@@ -47,17 +57,22 @@ class Connection:
 
     def observe(self) -> Observation:
         """Return the newest observation; wait for one if the last call returned it."""
-        self._hear(time.monotonic())
-        self._wait_for(self._seen + 1)
-        self._seen = self._number
-        arrays = self._newest.arrays
-        return {name: array for name, array in arrays.items() if name != "sent"}
+        with self._lock:
+            self._hear(time.monotonic())
+            self._wait_for(self._seen + 1)
+            self._seen = self._number
+            arrays = self._newest.arrays
+            return {name: array for name, array in arrays.items() if name != "sent"}
 
     def health(self) -> Health:
         """Return the health of the arm."""
-        self._ask("health")
-        assert self._health is not None
-        return self._health
+        if not self._lock.acquire(blocking=False):  # another thread waits for an observation
+            return ask(self.address, "health", patience=self.patience)
+        try:
+            self._ask("health")
+            return self._known_health()
+        finally:
+            self._lock.release()
 
     def _connect(self, *requests: str) -> None:
         """Connect and make requests; if one is refused, disconnect and raise RobotError."""
@@ -68,6 +83,11 @@ class Connection:
         except BaseException:
             self._hang_up()
             raise
+
+    def _known_health(self) -> Health:
+        if self._health is None:
+            raise RobotError("node: it has not told the arm's health; is it of another version?")
+        return self._health
 
     def _hang_up(self) -> None:
         if self._channel is not None:
@@ -106,6 +126,7 @@ class Connection:
         channel = self._channel
         if channel is None:
             raise RobotError("robot: not connected; use it in a with block")
+        channel.flush()
         left = max(0.0, end - time.monotonic())
         if not select.select([channel.socket], [], [], left)[0]:
             return False
@@ -118,6 +139,14 @@ class Connection:
         return f"node {host}:{port}: no answer within {self.patience} s; check that it still runs"
 
     def _take(self, message: Message) -> None:
+        """Keep what a message says; RobotError if the node speaks another language."""
+        try:
+            self._keep(message)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            found = one_line(f"{message.kind}: {type(e).__name__}: {e}")
+            raise RobotError(f"node: found a {found}; start a node of this version") from None
+
+    def _keep(self, message: Message) -> None:
         values = message.values
         if message.kind == "spec":
             self._spec = RobotSpec.from_json(values)
@@ -126,19 +155,20 @@ class Connection:
             self._goal = values["text"] or message.arrays
             return
         known = values["health"]
-        ages = {k: math.inf if v is None else v for k, v in known["ages"].items()}
+        ages = {k: math.inf if v is None else float(v) for k, v in known["ages"].items()}
         self._health = Health(**(known | {"ages": ages}))
         if message.kind == "observation":
-            self._newest = message
+            self._newest = Message("observation", {"number": int(values["number"])}, message.arrays)
         elif message.kind == "reply" and values["to"] == self._pending:
-            self._pending, self._replied = None, values["error"]
+            self._pending, self._replied = None, str(values["error"])
 
 
 class RemoteRobot(Connection):
     """A `Robot` that a node controls; the node's clock goes on while a planner computes.
 
     `observe` waits for a new observation; `send` returns at the next observation, so a loop of both
-    runs once a period.
+    runs once a period. Threads may share it: calls wait for each other, but `stop` and `health` of
+    another thread reach the node at once, by a connection of their own.
     """
 
     def __init__(
@@ -173,36 +203,56 @@ class RemoteRobot(Connection):
     ) -> None:
         """Stop the arm, wait until it rests, and disconnect; the node goes on."""
         try:
-            if not isinstance(error, RobotError):  # else it has stopped or is gone
-                self.stop("the planner has left")
+            self.stop("the planner has left")
+        except RobotError:
+            if not isinstance(error, RobotError):  # else that says what went wrong first
+                raise
         finally:
-            self._hang_up()
+            self._hang_up()  # which stops an arm that moves
 
     def send(self, action: Array) -> Array:
         """Return the action that was sent in the period until the next observation."""
-        self._hear(time.monotonic())
-        self._refuse_unless_armed()
-        self._sequence += 1
-        values = {"sequence": self._sequence, "observation": self._seen}
-        self._tell(Message("command", values, {"action": np.asarray(action, np.float64)}))
-        self._wait_for(self._number + 1)
-        self._refuse_unless_armed()
-        return self._newest.arrays["sent"].astype(np.float32)
+        with self._lock:
+            self._hear(time.monotonic())
+            self._refuse_unless_armed()
+            self._sequence += 1
+            values = {"sequence": self._sequence, "observation": self._seen}
+            self._tell(Message("command", values, {"action": self._numbers(action)}))
+            self._wait_for(self._number + 1)
+            self._refuse_unless_armed()
+            return _sent(self._newest)
 
     def stop(self, reason: str) -> None:
         """Bring the arm to rest; call `reset` before the next `send`."""
-        self._ask("stop", reason=reason)
-        self._until_not("stopping")
+        if not self._lock.acquire(blocking=False):  # another thread waits for an observation
+            ask(self.address, "stop", reason=reason, patience=self.patience)
+            self._until_not("stopping")
+            return
+        try:
+            self._ask("stop", reason=reason)
+            self._until_not("stopping")
+        finally:
+            self._lock.release()
 
     def reset(self) -> None:
         """Clear the reason of the stop and arm at the measured joints; RobotError if refused."""
-        self._until_not("stopping")
-        self._ask("reset")
-        self._ask("arm")
+        with self._lock:
+            self._until_not("stopping")
+            self._ask("reset")
+            self._ask("arm")
 
     def preview(self, path: Array) -> None:
         """Send the planned path (H, 3), m in the world, for display; nothing moves by it."""
-        self._tell(Message("preview", {}, {"path": np.asarray(path, np.float64)}))
+        with self._lock:
+            self._tell(Message("preview", {}, {"path": np.asarray(path, np.float64)}))
+
+    def _numbers(self, action: Array) -> Array:
+        try:
+            return np.asarray(action, np.float64)
+        except (TypeError, ValueError):
+            self.stop("the action is no array of numbers")
+            size = self.spec.data.action.size
+            raise ShapeError(f"action: found {one_line(action)}, need {size} numbers") from None
 
     def _refuse_unless_armed(self) -> None:
         health = self._health
@@ -232,7 +282,7 @@ class Watcher(Connection):
     @property
     def sent(self) -> Array:
         """Return the action (A,) that was sent in the period before the last observation."""
-        return self._newest.arrays["sent"].astype(np.float32)
+        return _sent(self._newest)
 
     @property
     def number(self) -> int:
@@ -246,11 +296,21 @@ class Watcher(Connection):
 
 
 def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") -> None:
-    """Stop the arm of a node, whatever its planner does; it stays stopped until `reset`.
+    """Stop the arm of a node, whatever its clients do; it stays stopped until `reset`.
 
-    Software alone: it is no substitute for the arm's own emergency stop. RobotError if no node
-    answers within a second.
+    By UDP, which the node reads before all else, and by TCP if that is not answered, as through a
+    tunnel. Software alone: it is no substitute for the arm's own emergency stop. RobotError if no
+    node answers within some seconds.
     """
+    data = (STOP + reason.encode(errors="replace"))[:DATAGRAM]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way, contextlib.suppress(OSError):
+        way.connect(address)
+        way.settimeout(0.1)
+        for _ in range(TRIES):  # a datagram may be lost
+            with contextlib.suppress(TimeoutError):
+                way.send(data)
+                if way.recv(DATAGRAM) == STOPPED:
+                    return
     channel = _connect(address, 1.0)
     try:
         channel.tell(Message("fault", {"id": 0, "reason": reason}))
@@ -260,19 +320,31 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
         channel.close()
 
 
-def ask(address: tuple[str, int], kind: str, *, reason: str = "asked from outside") -> Health:
+def ask(
+    address: tuple[str, int],
+    kind: str,
+    *,
+    reason: str = "asked from outside",
+    patience: float = 1.0,
+) -> Health:
     """Send a node the request `fault`, `stop`, `reset` or `health`; return the arm's health.
 
-    RobotError if the request is refused, or no node answers within a second.
+    RobotError if the request is refused, or no node answers within `patience` s.
     """
-    guest = RemoteRobot(address, patience=1.0)
+    guest = Connection(address, patience=patience)
     guest._channel = _connect(address, guest.patience)
     try:
         guest._ask(kind, reason=reason)
     finally:
         guest._channel.close()
-    assert guest._health is not None
-    return guest._health
+    return guest._known_health()
+
+
+def _sent(observation: Message) -> Array:
+    """Return the action (A,) that was sent in the period before an observation."""
+    if "sent" not in observation.arrays:
+        raise RobotError("node: found an observation without the action that was sent")
+    return observation.arrays["sent"].astype(np.float32)
 
 
 def _connect(address: tuple[str, int], patience: float) -> Channel:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from latentplan.errors import ConfigError, RobotError, check_range
+from latentplan.real_robot.loop.guard import stopping_first
+from latentplan.real_robot.loop.realtime import next_tick
 from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.loop.supervisor import State, Supervisor
 from latentplan.real_robot.robot import Command, Driver, Health, RobotSpec
@@ -25,6 +29,9 @@ class LocalRobot:
 
     A slow planner therefore stops a real arm, because the ticks come too late: `Node` runs the
     loop of such an arm in a process of its own. A simulated clock waits for the planner.
+
+    Threads may share it: calls wait for each other, except that `stop` ends a `send` at its next
+    tick, and `health` answers at once. Whatever is raised, the arm is stopped first.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class LocalRobot:
         `__enter__` waits at most `patience` s for the sensors.
         """
         check_range("LocalRobot.patience", patience, 0, 3600)
+        check_range("LocalRobot.period", period, 1e-3, 10)
         self._dt = supervisor.safety.config.dt
         self._ticks = round(period / self._dt)
         if self._ticks < 1 or abs(self._ticks * self._dt - period) > 1e-9:
@@ -43,6 +51,8 @@ class LocalRobot:
         self.period, self.patience = period, patience
         self._sequence, self._due = 0, 0.0
         self._spec: RobotSpec | None = None
+        self._lock = threading.RLock()
+        self._stop = ""  # the reason of another thread's stop, which waits for the lock
 
     @property
     def spec(self) -> RobotSpec:
@@ -56,7 +66,8 @@ class LocalRobot:
         self.driver.open()
         try:
             self._due = self.driver.now()
-            for _ in range(int(self.patience / self._dt) + 1):
+            self._stop = ""
+            for _ in range(math.ceil(self.patience / self._dt) + 1):
                 self._tick(None)
                 if self.supervisor.state is not State.DISCONNECTED:
                     break
@@ -83,46 +94,52 @@ class LocalRobot:
 
     def observe(self) -> Observation:
         """Return the newest sensor data."""
-        self._hear()
-        reading = self.supervisor.reading
-        if reading is None:
-            raise RobotError("observe: no sensor data came; use the robot in a with block")
-        seen = {"q": reading.q, "dq": reading.dq, "gripper": [reading.gripper]}
-        observation = {name: np.asarray(value, np.float32) for name, value in seen.items()}
-        images = self.driver.images()
-        return observation | {name: images[name].pixels for name in self.driver.cameras}
+        with self._lock, stopping_first(self.driver, self.supervisor):
+            self._hear()
+            reading = self.supervisor.reading
+            if reading is None:
+                raise RobotError("observe: no sensor data came; use the robot in a with block")
+            seen = {"q": reading.q, "dq": reading.dq, "gripper": [reading.gripper]}
+            observation = {name: np.asarray(value, np.float32) for name, value in seen.items()}
+            images = self.driver.images()
+            return observation | {name: images[name].pixels for name in self.driver.cameras}
 
     def send(self, action: Array) -> Array:
         """Send `action` (A,) for `period` s; return the action that was sent."""
-        self._refuse_unless_armed()
-        safety = self.supervisor.safety
-        before = safety.q
-        self._sequence += 1
-        command = Command(action, self._sequence, self.driver.now())
-        for _ in range(self._ticks):
-            self._tick(command)
-            if self.supervisor.state is not State.ARMED:
-                self._come_to_rest()
-                self._refuse_unless_armed()
-        sent = {
-            "joint_velocity": (safety.q - before) / self.period,
-            "joint_position": safety.q,
-            "joint_delta": safety.q - before,
-        }[safety.config.control]
-        width = safety.gripper / safety.arm.gripper.width
-        return np.append(sent, width).astype(np.float32)
+        with self._lock, stopping_first(self.driver, self.supervisor):
+            self._refuse_unless_armed()
+            safety = self.supervisor.safety
+            before = safety.q
+            self._sequence += 1
+            command = Command(action, self._sequence, self.driver.now())
+            for _ in range(self._ticks):
+                self._tick(command)
+                if self.supervisor.state is not State.ARMED:
+                    self._come_to_rest()
+                    self._refuse_unless_armed()
+            sent = {
+                "joint_velocity": (safety.q - before) / self.period,
+                "joint_position": safety.q,
+                "joint_delta": safety.q - before,
+            }[safety.config.control]
+            width = safety.gripper / safety.arm.gripper.width
+            return np.append(sent, width).astype(np.float32)
 
     def stop(self, reason: str) -> None:
         """Bring the arm to rest; call `reset` before the next `send`."""
-        self.supervisor.stop(reason)
-        self._come_to_rest()
+        self._stop = reason or "stop"  # ends a `send` of another thread
+        with self._lock, stopping_first(self.driver, self.supervisor):
+            self._stop = ""
+            self.supervisor.stop(reason)
+            self._come_to_rest()
 
     def reset(self) -> None:
         """Clear the reason of the stop and arm at the measured joints; RobotError if refused."""
-        self._due = self.driver.now()
-        self._tick(None)
-        self.supervisor.reset(now=self.driver.now())
-        self.supervisor.arm(now=self.driver.now())
+        with self._lock, stopping_first(self.driver, self.supervisor):
+            self._due = self.driver.now()
+            self._tick(None)
+            self.supervisor.reset(now=self.driver.now())
+            self.supervisor.arm(now=self.driver.now())
 
     def health(self) -> Health:
         """Return the health of the arm."""
@@ -130,9 +147,12 @@ class LocalRobot:
 
     def _tick(self, command: Command | None) -> None:
         """Do one control tick and wait for the next."""
+        if self._stop:
+            self.supervisor.stop(self._stop)
         self._hear()
-        self.supervisor.steer(self.driver, command, now=self.driver.now())
-        self._due = max(self._due + self._dt, self.driver.now())
+        now = self.driver.now()
+        self.supervisor.steer(self.driver, command, now=now)
+        self._due = next_tick(self._due, now=now, dt=self._dt)
         self.driver.wait(self._due)
 
     def _hear(self) -> None:

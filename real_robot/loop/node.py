@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,16 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.errors import RobotError
-from latentplan.real_robot.link.messages import Channel, Message
+from latentplan.errors import RobotError, check_range
+from latentplan.real_robot.link.messages import Channel, Message, one_line
+from latentplan.real_robot.link.server import PATIENCE, Server
+from latentplan.real_robot.loop.guard import stopping_first
 from latentplan.real_robot.loop.local import describe
-from latentplan.real_robot.loop.realtime import real_time
+from latentplan.real_robot.loop.realtime import next_tick, real_time
 from latentplan.real_robot.loop.supervisor import State, Supervisor
 from latentplan.real_robot.robot import Command, Driver
 from latentplan.types import Array, Observation
 
 REMEMBERED = 256  # observations that a command may still answer
-GUESTS = 8  # connections beside the planner's
+WATCHERS = 6  # clients that get observations besides the planner
+MESSAGES = 8  # of a client that are handled in a tick
+SHARE = 0.25  # of a tick, for clients; the rest is the arm's
+REQUESTS = ("plan", "watch", "arm", "reset", "stop", "fault", "health")
 INTERVALS = 3000  # ticks whose times are kept: a minute
 
 
@@ -37,6 +41,9 @@ class Node:
     answers, so the node computes its age from its own clock alone. A planner that disconnects
     during motion is a fault. A second planner is refused. Any other client may watch, request the
     arm's health, stop it, cause a fault (`emergency_stop`) and reset it, whatever the planner does.
+    A client that sends nonsense, or does not read, is disconnected; clients together get a quarter
+    of a tick, and the emergency stop has a socket of its own. Whatever else ends the loop, the arm
+    is stopped first.
     """
 
     def __init__(
@@ -47,35 +54,28 @@ class Node:
         address: tuple[str, int] = ("127.0.0.1", 0),
         period: float = 0.1,
     ) -> None:
-        """Listen at `address`; with port 0, at a free port. RobotError if it is in use."""
+        """Listen at `address`; with port 0, at a free port. RobotError if it is in use.
+
+        An action holds for `period` s.
+        """
+        check_range("Node.period", period, 1e-3, 10)
         self.driver, self.supervisor, self.period = driver, supervisor, period
         self.dt = supervisor.safety.config.dt
         self.intervals: deque[float] = deque(maxlen=INTERVALS)  # s between ticks
         self._every = max(1, round(period / self.dt))  # ticks between observations
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._listener.bind(address)
-        except OSError as e:
-            self._listener.close()
-            raise RobotError(
-                f"node.address: {address[0]}:{address[1]} is not available ({e.strerror}); "
-                "does another node drive this arm?"
-            ) from None
-        self._listener.listen()
-        self._listener.setblocking(False)
-        self.address: tuple[str, int] = self._listener.getsockname()
+        self._server = Server(address)
+        self.address = self._server.address
         self.preview: Array | None = None  # (H, 3) m, the planned path of the end effector
         self._planner: Channel | None = None
-        self._guests: list[Channel] = []  # the other clients, the oldest first
-        self._watchers: list[Channel] = []  # the guests that get observations, too
+        self._watchers: list[Channel] = []  # other clients that get observations, too
         self._command: Command | None = None
         self._stamps: dict[int, float] = {}  # of the observations sent, by number
         self._number = 0
         self._before = supervisor.safety.q  # the reference when the last observation went out
         self._leaving = False
-        self._goal: Message | None = None  # the newest goal
-        self._goal_sent = False  # to the connected planner
+        self._alarms: deque[str] = deque(maxlen=1)  # reasons of emergency stops by other threads
+        self._goal: bytes = b""  # the message of the newest goal
+        self._goal_sent: bytes = b""  # the one that the connected planner has
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Run the loop until `leave`, SIGTERM or SIGINT; then stop the arm and disconnect.
@@ -88,20 +88,10 @@ class Node:
             try:
                 if ready is not None:
                     ready()
-                due = last = self.driver.now()
-                while not (self._leaving and self._at_rest()):
-                    now = self.driver.now()
-                    self.intervals.append(now - last)
-                    last = now
-                    self._tick(now)
-                    due += self.dt
-                    if due < now:  # too late to catch up: two setpoints at once would be a jerk
-                        due = now + self.dt
-                    self.driver.wait(due)
+                with stopping_first(self.driver, self.supervisor):
+                    self._loop()
             finally:
-                for channel in self._channels():
-                    channel.close()
-                self._listener.close()
+                self._server.leave()
                 self.driver.close()
 
     def leave(self) -> None:
@@ -111,19 +101,40 @@ class Node:
     def set_goal(self, goal: Observation | str) -> None:
         """Send the goal to this planner and to later ones; safe from another thread.
 
-        `goal` is a mapping of images (h, w, 3) uint8 by camera, or a text.
+        `goal` is a mapping of images (h, w, 3) uint8 by camera, or a text. RobotError if it is
+        larger than a message.
         """
         text = goal if isinstance(goal, str) else ""
-        arrays = {} if isinstance(goal, str) else {name: p.copy() for name, p in goal.items()}
-        self._goal, self._goal_sent = Message("goal", {"text": text}, arrays), False
+        arrays = {} if isinstance(goal, str) else goal
+        self._goal = Message("goal", {"text": text}, arrays).encode()
 
-    def _tick(self, now: float) -> None:
-        self._serve(now)
-        self._tell_goal()
+    def emergency_stop(self, reason: str = "emergency stop") -> None:
+        """Stop the arm at the next tick; it stays stopped until `reset`; safe from any thread."""
+        self._alarms.append(reason)
+
+    def _loop(self) -> None:
+        due = last = self.driver.now()
+        while not (self._leaving and self._at_rest()):
+            now = self.driver.now()
+            self.intervals.append(now - last)
+            last = now
+            self._tick()
+            due = next_tick(due, now=now, dt=self.dt)
+            self.driver.wait(due)
+
+    def _tick(self) -> None:
         supervisor = self.supervisor
+        alarm = self._server.emergency()
+        if self._alarms:
+            alarm = self._alarms.popleft()
+        if alarm:
+            supervisor.fault(alarm)
+        self._serve(self.driver.now())
+        self._tell_goal()
         if self._leaving:
             supervisor.stop("the node is leaving")
         supervisor.listen(self.driver)
+        now = self.driver.now()
         supervisor.steer(self.driver, self._command, now=now)
         if supervisor.ticks % self._every == 0:
             self._publish(now)
@@ -132,30 +143,24 @@ class Node:
         return self.supervisor.state not in (State.ARMED, State.STOPPING)
 
     def _serve(self, now: float) -> None:
-        """Accept connections, then handle messages: an emergency stop must not wait a tick."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                connection, _ = self._listener.accept()
-                self._guests.append(Channel(connection))
-                if len(self._guests) > GUESTS:
-                    self._guests.pop(0).close()
-        for channel in self._channels():
+        """Accept connections and handle messages, the planner's first, for a share of the tick."""
+        planner = self._planner
+        self._server.accept(keep=(*self._watchers, *([] if planner is None else [planner])))
+        for channel in self._server.turns(first=planner, seconds=SHARE * self.dt):
             try:
-                for message in channel.heard():
+                for message in channel.heard(MESSAGES):
                     self._obey(message, channel, now=now)
                 channel.flush()
+                quiet = channel is not self._planner and channel not in self._watchers
+                channel.refuse_delay(PATIENCE, silence=quiet)
             except RobotError as e:
                 self._lose(channel, str(e))
 
-    def _channels(self) -> list[Channel]:
-        return [*self._guests, *([] if self._planner is None else [self._planner])]
-
     def _lose(self, channel: Channel, why: str) -> None:
         """Close a connection; if it was the planner's, stop the arm if it moves."""
-        channel.close()
+        self._server.close(channel)
+        self._watchers = [watcher for watcher in self._watchers if watcher is not channel]
         if channel is not self._planner:
-            self._guests = [guest for guest in self._guests if guest is not channel]
-            self._watchers = [guest for guest in self._watchers if guest is not channel]
             return
         self._planner = self._command = None
         if self.supervisor.state is State.ARMED:
@@ -174,19 +179,22 @@ class Node:
             self._ask(message.kind, values, channel=channel, now=now)
         except RobotError as e:
             error = str(e)
-        reply = self._health(now) | {"to": values.get("id"), "error": error}
+        number = values.get("id")
+        to = number if type(number) in (int, str) else None
+        reply = self._health(now) | {"to": to, "error": error}
         channel.tell(Message("reply", reply))
 
     def _take(self, message: Message, channel: Channel) -> None:
         """Use the planner's command for the next ticks."""
         if channel is not self._planner:
             raise RobotError("connection: a command from a client that is not the planner")
+        known = self._command
         answers, sequence = message.values.get("observation"), message.values.get("sequence")
-        if not isinstance(answers, int) or not isinstance(sequence, int):
+        if type(answers) is not int or type(sequence) is not int:
             self.supervisor.fault("planner: a command without its observation or sequence number")
-        elif answers not in self._stamps:
-            self.supervisor.safety.interventions["late"] += 1
-        else:
+        elif answers not in self._stamps or (known is not None and sequence < known.sequence):
+            self.supervisor.safety.interventions["late"] += 1  # it never replaces a newer one
+        elif known is None or sequence > known.sequence:
             action = message.arrays.get("action", np.empty(0))
             self._command = Command(action, sequence, self._stamps[answers])
 
@@ -199,13 +207,18 @@ class Node:
 
     def _ask(self, kind: str, values: Any, *, channel: Channel, now: float) -> None:
         """Carry out a request; RobotError if it is refused."""
-        supervisor, reason = self.supervisor, str(values.get("reason", "asked from outside"))
+        supervisor = self.supervisor
+        reason = one_line(values.get("reason", "")) or "asked from outside"
         if kind == "plan":
             self._welcome(channel)
         elif kind == "watch":
-            self._watchers.append(channel)
-            channel.tell(self._description())
-        elif kind == "arm" and channel is self._planner:
+            self._admit(channel)
+        elif kind == "arm":
+            if channel is not self._planner:
+                raise RobotError(
+                    "node.arm: found another client than the planner, whose commands the arm would "
+                    "obey; request plan first"
+                )
             supervisor.arm(now=now)
             self._command, self._before = None, supervisor.safety.q
         elif kind == "reset":
@@ -215,16 +228,24 @@ class Node:
         elif kind == "fault":
             supervisor.fault(reason)
         elif kind != "health":
-            known = "plan, watch, arm, reset, stop, fault, health"
-            raise RobotError(f"node: {kind!r} is none of {known}")
+            raise RobotError(f"node: {one_line(kind)!r} is none of {', '.join(REQUESTS)}")
 
     def _welcome(self, channel: Channel) -> None:
         """Make a client the planner; RobotError if there is one."""
         if self._planner is not None:
             raise RobotError("node: another planner drives this arm")
-        self._guests = [guest for guest in self._guests if guest is not channel]
+        self._watchers = [watcher for watcher in self._watchers if watcher is not channel]
         self._planner, self._command, self._stamps = channel, None, {}
-        self._goal_sent = False
+        self._goal_sent = b""
+        channel.tell(self._description())
+
+    def _admit(self, channel: Channel) -> None:
+        """Make a client a watcher; RobotError if there are too many."""
+        if channel is self._planner or channel in self._watchers:
+            raise RobotError("node.watch: this client gets the observations already")
+        if len(self._watchers) >= WATCHERS:
+            raise RobotError(f"node.watch: {WATCHERS} clients watch already; end one of them")
+        self._watchers.append(channel)
         channel.tell(self._description())
 
     def _description(self) -> Message:
@@ -250,21 +271,24 @@ class Node:
             "gripper": np.array([reading.gripper], np.float32),
             "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
         } | {name: p.pixels for name, p in self.driver.images().items()}
-        message = Message("observation", self._health(now) | {"number": self._number}, arrays)
+        values = self._health(now) | {"number": self._number}
+        data = Message("observation", values, arrays).encode()
         for channel in clients:
             try:
-                channel.tell(message)
+                channel.send(data)
             except RobotError as e:
                 self._lose(channel, str(e))
 
     def _tell_goal(self) -> None:
         """Send the newest goal to the planner, once."""
         goal, planner = self._goal, self._planner
-        if goal is None or planner is None or self._goal_sent:
+        if planner is None or goal is self._goal_sent:
             return
-        self._goal_sent = True
+        self._goal_sent = goal
+        if not goal:
+            return
         try:
-            planner.tell(goal)
+            planner.send(goal)
         except RobotError as e:
             self._lose(planner, str(e))
 
@@ -277,7 +301,7 @@ class Node:
 
     def _health(self, now: float) -> dict[str, Any]:
         health = asdict(self.supervisor.health(now=now))
-        health["ages"] = {k: None if np.isinf(v) else v for k, v in health["ages"].items()}
+        health["ages"] = {k: v if np.isfinite(v) else None for k, v in health["ages"].items()}
         return {"health": health}
 
     @contextlib.contextmanager

@@ -28,3 +28,13 @@ def real_time() -> Iterator[bool]:
     finally:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, *before)
+
+
+def next_tick(due: float, *, now: float, dt: float) -> float:
+    """Return when the tick after the one that was due at `due` s begins.
+
+    A late one is not caught up with: two setpoints at once would be a jerk. Nor does a clock that
+    was set back delay the next tick.
+    """
+    after = due + dt
+    return after if now <= after <= now + 2 * dt else now + dt

@@ -5,6 +5,7 @@ Pure: numpy and ruckig, no clock, no transport, the same from the same input.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -141,8 +142,11 @@ class SafetyFilter:
         RobotError, and changes nothing, if it is farther out.
         """
         q = np.asarray(q, np.float64)
-        if q.shape != (self._joints,) or not np.isfinite(q).all() or not np.isfinite(gripper):
-            raise RobotError(f"joints: found {q.tolist()}, need {self._joints} finite numbers")
+        if q.shape != (self._joints,) or not np.isfinite([*q, gripper, now]).all():
+            raise RobotError(
+                f"joints: found {q.tolist()}, {gripper} m at {now} s; need {self._joints} joints, "
+                "and finite numbers"
+            )
         arm = self.arm
         for joint, at in zip(arm.joints, q.tolist(), strict=True):
             if not joint.low <= at <= joint.high:
@@ -210,6 +214,11 @@ class SafetyFilter:
             return f"action: found shape {action.shape}, need (J + 1={self._joints + 1},)"
         if not np.isfinite(action).all():
             return f"action: found {action.tolist()}, every number must be finite"
+        if not isinstance(command.sequence, int | np.integer) or not math.isfinite(command.stamp):
+            return (
+                f"command: found sequence {command.sequence!r}, time stamp {command.stamp} s; a "
+                "whole number and a finite one are allowed"
+            )
         last = self._command
         if command.stamp < self._stamp or (last is not None and command.sequence < last.sequence):
             interventions.append("late")

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
 from latentplan.errors import RobotError, check_range
 from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.robot import CameraImage, Command, Driver, Health, Reading, Setpoint
+
+DRIFT = 1e-3  # s that a sensor's clock may lose in a second, for ever
 
 
 class State(StrEnum):
@@ -63,6 +66,14 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 }
 
 
+class _Stamps(NamedTuple):
+    """The last time stamp of a source."""
+
+    stamp: float  # s on its clock
+    received: float  # s on the robot's clock
+    lead: float  # s of its clock against the robot's, when its data came soonest
+
+
 class Supervisor:
     """The decision at every tick whether a setpoint is sent, and which.
 
@@ -109,7 +120,7 @@ class Supervisor:
         self.reading: Reading | None = None  # the newest
         self.ticks = self.overruns = 0
         self._cameras = dict.fromkeys(cameras, -np.inf)  # s, arrival of the last image of each
-        self._stamps: dict[str, tuple[float, float]] = {}  # by source: s on its clock and ours
+        self._stamps: dict[str, _Stamps] = {}  # by source
         self._faulted = False  # a stop that ends in FAULT
         self._odd = ""  # the fault of the newest reading
         self._last_tick: float | None = None
@@ -117,10 +128,15 @@ class Supervisor:
         self._rests = 0  # setpoints at rest so far
 
     def hear(self, reading: Reading | None, images: Mapping[str, CameraImage]) -> None:
-        """Take the newest data of each sensor; data that is not newer is ignored."""
+        """Take the newest data of each sensor; data that is not newer is ignored.
+
+        Unsound data is a fault of the next tick, and is never kept.
+        """
         if reading is not None and self._is_news("joints", reading):
-            self.reading = reading
-            self._odd = self._odd or self._judge(reading)
+            wrong = self._judge(reading)
+            self._odd = self._odd or wrong
+            if not wrong:
+                self.reading = reading
         for name, image in images.items():
             if name in self._cameras and self._is_news(name, image):
                 self._cameras[name] = image.received
@@ -145,12 +161,14 @@ class Supervisor:
         """Return the setpoint of this tick; None to send nothing."""
         self.ticks += 1
         late = self._overrun(now)
+        ahead = self._ahead(now)
+        self._odd = self._odd or ahead
         silent = self._silent(now)
         if self.state in (State.DISCONNECTED, State.READY):
             self._follow_sensors(silent)
             return None
         if self.state is State.ARMED:
-            wrong = self._odd or late
+            wrong = late or self._odd
             if wrong:
                 self.fault(wrong)
             elif silent:
@@ -204,7 +222,7 @@ class Supervisor:
         if not self._faulted:
             self.reason = ""
         self._cameras = dict.fromkeys(self._cameras, -np.inf)
-        self._stamps, self.reading, self._last_tick = {}, None, None
+        self._stamps, self.reading, self._last_tick, self._odd = {}, None, None, ""
 
     def health(self, *, now: float) -> Health:
         """Return the health of the arm."""
@@ -251,28 +269,58 @@ class Supervisor:
     def _judge(self, reading: Reading) -> str:
         """Return the fault of a reading's numbers; empty if there is none."""
         joints = (len(self.safety.arm.joints),)
-        if reading.q.shape != joints or reading.dq.shape != joints:
-            return f"joints: found shape {reading.q.shape}, need (J={joints[0]},)"
-        if not np.isfinite([*reading.q, *reading.dq, reading.gripper]).all():
-            return f"joints: measured {reading.q.tolist()}, {reading.dq.tolist()}, not all finite"
+        try:
+            shapes = np.shape(reading.q), np.shape(reading.dq)
+            if shapes != (joints, joints):
+                return f"joints: found shapes {shapes[0]} and {shapes[1]}, need (J={joints[0]},)"
+            finite = bool(np.isfinite([*reading.q, *reading.dq, reading.gripper]).all())
+        except (TypeError, ValueError):  # no numbers at all
+            finite = False
+        if not finite:
+            return f"joints: measured {list(reading.q)}, {list(reading.dq)}, not all finite"
         return ""
 
     def _is_news(self, source: str, heard: Reading | CameraImage) -> bool:
         """Return whether data is newer than its source's last; a jump of the clock is a fault."""
-        before = self._stamps.get(source)
-        if before is not None:
-            gone, arrived = heard.stamp - before[0], heard.received - before[1]
-            if arrived <= 0 and gone == 0:
-                return False  # the same again
-            if abs(gone - arrived) > self.config.clock_jump:
-                self._odd = (
-                    f"{source}: its clock went {gone:.2f} s while {arrived:.2f} s passed, "
-                    f"{self.config.clock_jump} s apart is allowed; set the clocks alike"
-                )
-            elif gone <= 0:
-                return False  # out of order, or frozen: it counts as silent
-        self._stamps[source] = heard.stamp, heard.received
+        stamp, received = heard.stamp, heard.received
+        if not np.isfinite([stamp, received]).all():
+            self._odd = self._odd or (
+                f"{source}: its time stamp is {stamp}, received at {received}; both must be finite"
+            )
+            return False
+        before, allowed = self._stamps.get(source), self.config.clock_jump
+        if before is None:
+            self._stamps[source] = _Stamps(stamp, received, stamp - received)
+            return True
+        gone, arrived = stamp - before.stamp, received - before.received
+        if arrived <= 0 and gone == 0:
+            return False  # the same again
+        lead = max(before.lead - DRIFT * max(arrived, 0.0), stamp - received)
+        wrong = ""
+        if abs(gone - arrived) > allowed:
+            wrong, lead = f"went {gone:.2f} s while {arrived:.2f} s passed", stamp - received
+        elif gone <= 0:
+            return False  # out of order, or frozen: it counts as silent
+        elif lead - (stamp - received) > allowed:
+            wrong = f"has fallen {lead - (stamp - received):.2f} s behind; its data comes late"
+            lead = stamp - received
+        if wrong:
+            self._odd = self._odd or (
+                f"{source}: its clock {wrong}, {allowed} s apart is allowed; set the clocks alike"
+            )
+        self._stamps[source] = _Stamps(stamp, received, lead)
         return True
+
+    def _ahead(self, now: float) -> str:
+        """Return which source delivers data from the future; empty if none does."""
+        heard = {} if self.reading is None else {"joints": self.reading.received}
+        for name, at in (heard | self._cameras).items():
+            if at > now:
+                return (
+                    f"{name}: received at {at:.3f} s, but the robot's clock is at {now:.3f} s; its "
+                    "driver must use that clock"
+                )
+        return ""
 
     def _silent(self, now: float) -> str:
         """Return which source is silent; empty if none is."""
@@ -289,6 +337,9 @@ class Supervisor:
     def _overrun(self, now: float) -> str:
         """Return the fault of the tick times; empty if there is none."""
         before, self._last_tick = self._last_tick, now
+        if not np.isfinite(now) or (before is not None and now < before):
+            self._last_tick = None
+            return f"tick: the robot's clock went from {before} s to {now} s; it must go forward"
         dt = self.safety.config.dt
         late = before is not None and now - before > self.config.late * dt
         self.overruns += late
@@ -302,7 +353,7 @@ class Supervisor:
 
     def _steady(self, event: Event, now: float) -> Reading:
         """Return the newest reading of an arm that rests; RobotError if there is none."""
-        wrong = self._silent(now)
+        wrong = self._silent(now) or self._ahead(now)
         if not wrong and self.reading is not None:
             wrong = self._judge(self.reading)
         if wrong or self.reading is None:

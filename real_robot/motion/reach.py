@@ -144,6 +144,7 @@ class Reach:
             check_range("Reach.lag", self.lag, 0, 1)
             check_range("Reach.effort", self.effort, 0, 10)
             for axis, low, high in zip("xyz", self.low, self.high, strict=True):
+                check_range(f"Reach.low.{axis}", low, -10, 10)
                 check_range(f"Reach.high.{axis}", high, low + 0.01, 10)
 
     PLANNER = {"candidates": 256, "iterations": 4, "horizon": 8}  # settings that suit this task

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from latentplan import config
@@ -28,6 +28,7 @@ from latentplan.real_robot.loop.safety import SafetyFilter
 from latentplan.real_robot.loop.supervisor import Supervisor
 from latentplan.real_robot.robot import View
 from latentplan.robots import description
+from latentplan.types import Observation
 
 WATCH = 0.2  # s between checks of the state
 
@@ -71,25 +72,28 @@ def serve() -> None:
     _take_goals(rospy, node, cameras)
     _publish_state(rospy, node)
     rospy.loginfo(f"planners may connect to {node.address[0]}:{node.address[1]}")
-    node.run()
-    rospy.signal_shutdown("the arm rests")
+    try:
+        node.run()
+    finally:
+        rospy.signal_shutdown("the arm rests")
 
 
 def _offer(rospy: Any, node: Node) -> None:
     from std_srvs.srv import Trigger, TriggerResponse
 
-    def service(kind: str, reason: str) -> Callable[[Any], Any]:
-        def answer(_: Any) -> Any:
-            try:
-                health = ask(node.address, kind, reason=reason)
-            except RobotError as e:
-                return TriggerResponse(success=False, message=str(e))
-            return TriggerResponse(success=True, message=health.state)
+    def stop(_: Any) -> Any:
+        node.emergency_stop()
+        return TriggerResponse(success=True, message="the arm stops")
 
-        return answer
+    def reset(_: Any) -> Any:
+        try:
+            health = ask(node.address, "reset", reason="reset")
+        except RobotError as e:
+            return TriggerResponse(success=False, message=str(e))
+        return TriggerResponse(success=True, message=health.state)
 
-    rospy.Service("~estop", Trigger, service("fault", "emergency stop"))
-    rospy.Service("~reset", Trigger, service("reset", "reset"))
+    rospy.Service("~estop", Trigger, stop)
+    rospy.Service("~reset", Trigger, reset)
 
 
 def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
@@ -109,13 +113,17 @@ def _take_goals(rospy: Any, node: Node, cameras: tuple[View, ...]) -> None:
                 f"{view.width}x{view.height} as of {view.name}; the goal stays as it was"
             )
             return
-        node.set_goal({view.name: image})
+        give({view.name: image})
+
+    def give(goal: Observation | str) -> None:
+        try:
+            node.set_goal(goal)
+        except RobotError as e:
+            rospy.logerr(str(e))
 
     if cameras:
         rospy.Subscriber("~goal/image", Image, see, queue_size=1)
-    rospy.Subscriber(
-        "~goal/text", String, lambda message: node.set_goal(message.data), queue_size=1
-    )
+    rospy.Subscriber("~goal/text", String, lambda message: give(message.data), queue_size=1)
 
 
 def _publish_state(rospy: Any, node: Node) -> None:

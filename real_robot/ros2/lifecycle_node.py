@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,8 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         self.thread: threading.Thread | None = None
         self.shown: Any = None  # the plan that was published last
         self._declare()
-        self.create_service(Trigger, "~/estop", self._service("fault", "emergency stop"))
-        self.create_service(Trigger, "~/reset", self._service("reset", "reset"))
+        self.create_service(Trigger, "~/estop", self._stop)
+        self.create_service(Trigger, "~/reset", self._reset)
         self.create_subscription(Image, "~/goal/image", self._see_goal, 1)
         self.create_subscription(String, "~/goal/text", self._hear_goal, 1)
         self.plans = self.create_publisher(Path, "~/plan", 1)
@@ -139,14 +140,15 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
     def _connect(self) -> None:
         """Start the control loop; RobotError if the arm cannot be connected."""
         node, ready = self._prepare()(), threading.Event()
-        failure: list[LatentplanError] = []
+        failure: list[Exception] = []
 
         def run() -> None:
             try:
                 node.run(ready=ready.set)
-            except LatentplanError as e:
+            except Exception as e:  # the arm rests; a bug ends the loop, not this node
                 failure.append(e)
-                self.get_logger().error(str(e))
+                bug = "" if isinstance(e, LatentplanError) else f"\n{traceback.format_exc()}"
+                self.get_logger().error(f"{e}{bug}")
             ready.set()
 
         self.thread = threading.Thread(target=run)
@@ -167,18 +169,23 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
             self.thread.join()
         self.loop = self.thread = None
 
-    def _service(self, kind: str, reason: str) -> Callable[[Any, Any], Any]:
-        def answer(_: Any, response: Any) -> Any:
-            try:
-                if self.loop is None:
-                    raise RobotError("mpc: not active, nothing moves")
-                response.message = ask(self.loop.address, kind, reason=reason).state
-                response.success = True
-            except RobotError as e:
-                response.success, response.message = False, str(e)
-            return response
+    def _stop(self, _: Any, response: Any) -> Any:
+        """Stop the arm, whatever clients of the node do."""
+        response.success, response.message = False, "mpc: not active, nothing moves"
+        if self.loop is not None:
+            self.loop.emergency_stop()
+            response.success, response.message = True, "the arm stops"
+        return response
 
-        return answer
+    def _reset(self, _: Any, response: Any) -> Any:
+        try:
+            if self.loop is None:
+                raise RobotError("mpc: not active, nothing moves")
+            response.message = ask(self.loop.address, "reset", reason="reset").state
+            response.success = True
+        except RobotError as e:
+            response.success, response.message = False, str(e)
+        return response
 
     def _see_goal(self, message: Any) -> None:
         if self.loop is None or not self.views:
@@ -192,14 +199,17 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
                     f"goal: an image of {image.shape[1]}x{image.shape[0]} pixels, need "
                     f"{view.width}x{view.height} as of {view.name}; it stays as it was"
                 )
+            self.loop.set_goal({view.name: image})
         except RobotError as e:
             self.get_logger().error(str(e))
-            return
-        self.loop.set_goal({view.name: image})
 
     def _hear_goal(self, message: Any) -> None:
-        if self.loop is not None:
+        if self.loop is None:
+            return
+        try:
             self.loop.set_goal(message.data)
+        except RobotError as e:
+            self.get_logger().error(str(e))
 
     def _publish_health(self) -> None:
         """Publish the arm's health, and the plan if there is a new one."""

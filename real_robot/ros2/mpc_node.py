@@ -43,14 +43,16 @@ def serve() -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(mpc)
     started = True
-    if mpc.get_parameter("autostart").value:
-        succeeded = rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
-        started = mpc.trigger_configure() == succeeded and mpc.trigger_activate() == succeeded
-    while started and not leaving.is_set():
-        executor.spin_once(timeout_sec=0.1)
-    mpc.leave()
-    mpc.destroy_node()
-    rclpy.shutdown()
+    try:
+        if mpc.get_parameter("autostart").value:
+            succeeded = rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
+            started = mpc.trigger_configure() == succeeded and mpc.trigger_activate() == succeeded
+        while started and not leaving.is_set():
+            executor.spin_once(timeout_sec=0.1)
+    finally:  # the arm rests, whatever ends this
+        mpc.leave()
+        mpc.destroy_node()
+        rclpy.shutdown()
     return 0 if started else 2
 
 

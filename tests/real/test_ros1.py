@@ -197,7 +197,7 @@ def test_roslaunch_starts_a_node_that_obeys_services_and_takes_goals(
             assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().success
             until(lambda: robot.health().state == "fault")
             assert robot.health().reason == "emergency stop"
-            assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().message == "fault"
+            assert rospy.ServiceProxy("/left/mpc/estop", Trigger)().message == "the arm stops"
             reset = rospy.ServiceProxy("/left/mpc/reset", Trigger)
             until(lambda: reset().message == "ready")  # as soon as it rests
             until(lambda: state().data == "ready")  # it is looked at five times a second

@@ -201,6 +201,125 @@ def test_a_clock_that_jumps_trips(jump: float) -> None:
     assert "its clock went" in bench.supervisor.reason
 
 
+NOT_FINITE = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("field", ["stamp", "received"])
+@pytest.mark.parametrize("source", ["joints", "front"])
+def test_a_time_that_is_not_finite_trips_at_once(source: str, field: str, value: float) -> None:
+    bench = Bench().moving()
+    bench.muted = {source}
+    now = bench.now + 0.001
+    if source == "joints":
+        reading = Reading(now, now, bench.q, bench.dq, 0.04)
+        bench.supervisor.hear(reading._replace(**{field: value}), {})
+    else:
+        image = CameraImage(now, now, PIXELS)
+        bench.supervisor.hear(None, {"front": image._replace(**{field: value})})
+    faults(bench, f"{source}: its time stamp is", within=DT)
+
+
+@pytest.mark.parametrize("value", [*NOT_FINITE, -100.0, 9.9])
+def test_a_clock_of_the_robot_that_does_not_go_on_trips(value: float) -> None:
+    bench = Bench().moving()
+    setpoint = bench.supervisor.tick(Command(np.zeros(8), 99, bench.now), now=value)
+    assert bench.supervisor.state is State.STOPPING
+    assert "the robot's clock went from" in bench.supervisor.reason
+    assert setpoint is not None and np.isfinite(setpoint.q).all()
+    with pytest.raises(RobotError):
+        bench.until_silent()
+        bench.supervisor.reset(now=value)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_nothing_is_armed_or_reset_at_a_time_that_is_none(value: float) -> None:
+    bench = in_state(State.READY)
+    with pytest.raises(RobotError, match="arm: refused"):
+        bench.supervisor.arm(now=value)
+    bench = in_state(State.FAULT)
+    bench.tick()
+    with pytest.raises(RobotError, match="reset: refused"):
+        bench.supervisor.reset(now=value)
+
+
+@pytest.mark.parametrize("source", ["joints", "front"])
+def test_data_from_the_future_is_no_fresh_data(source: str) -> None:
+    """A driver that takes the time from another clock than the robot's."""
+    bench = Bench().moving()
+    bench.muted = {source}
+    later = bench.now + 0.3
+    if source == "joints":
+        bench.supervisor.hear(Reading(later, later, bench.q, bench.dq, 0.04), {})
+    else:
+        bench.supervisor.hear(None, {"front": CameraImage(later, later, PIXELS)})
+    bench.tick(np.append(np.full(7, 0.3), 0))
+    assert bench.supervisor.state is State.STOPPING
+    assert f"{source}: received at" in bench.supervisor.reason
+
+
+@pytest.mark.parametrize("jump", [-0.4, 0.4])
+def test_a_small_jump_of_a_sensor_s_clock_in_motion(jump: float) -> None:
+    """Forward is no harm; back, the data counts as silent until the clock has caught up."""
+    bench = Bench().moving()
+    action = np.append(np.full(7, 0.3), 0)
+    bench.muted = {"joints"}
+    for _ in range(30):
+        stamp = bench.now + DT + jump
+        bench.supervisor.hear(Reading(stamp, bench.now + DT, bench.q, bench.dq, 0.04), {})
+        bench.tick(action)
+        if bench.supervisor.state is not State.ARMED:
+            break
+    assert (bench.supervisor.state is State.ARMED) == (jump > 0)
+    assert jump > 0 or "joints: silent" in bench.supervisor.reason
+
+
+def test_data_that_comes_later_and_later_trips() -> None:
+    """A queue that fills up: every message arrives, each a little later after it was measured."""
+    bench = Bench(clock_jump=0.5).moving()
+    action = np.append(np.full(7, 0.3), 0)
+    bench.muted = {"front"}
+    begin = bench.now
+    while bench.supervisor.state is State.ARMED:
+        bench.tick(action)
+        stamp = begin + 0.5 * (bench.now - begin)
+        image = CameraImage(stamp, bench.now, PIXELS)
+        bench.supervisor.hear(None, {"front": image})
+        assert bench.now - begin < 1.2
+    assert "front: its clock has fallen 0.5" in bench.supervisor.reason
+
+
+def test_a_clock_that_drifts_by_its_crystal_does_not_trip() -> None:
+    bench = Bench().moving()
+    bench.muted = {"joints"}
+    still = np.append(STILL, 0)
+    for _ in range(100):
+        bench.q, bench.dq = bench.supervisor.safety.q, STILL
+        for _ in range(8):
+            bench.now += 1.0  # hours, as far as the sensor goes
+            bench.supervisor.hear(
+                Reading(0.9995 * bench.now, bench.now, bench.q, bench.dq, 0.04), {}
+            )
+        assert not bench.supervisor._odd
+        bench.tick(still)
+    assert "clock" not in bench.supervisor.reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"q": None}, {"q": ["a"] * 7}, {"dq": "fast"}, {"gripper": None}, {"q": [[0.0] * 7] * 2}],
+)
+def test_a_reading_of_other_things_than_numbers_trips(change: dict[str, Any]) -> None:
+    bench = Bench().moving()
+    reading = Reading(bench.now + 0.001, bench.now + 0.001, bench.q, bench.dq, 0.04)
+    bench.supervisor.hear(reading._replace(**change), {})
+    bench.tick(np.append(STILL, 0))
+    assert bench.supervisor.state is State.STOPPING
+    assert bench.supervisor.reason.startswith("joints: ")
+    assert isinstance(bench.supervisor.reading, Reading)
+    assert np.isfinite(bench.supervisor.reading.q).all()  # the last sound one
+
+
 @pytest.mark.parametrize(
     "change", [{"q": HOME * np.nan}, {"dq": STILL + np.inf}, {"q": HOME[:5]}, {"gripper": np.nan}]
 )

@@ -11,8 +11,8 @@ import pytest
 
 from latentplan.data.ros_images import ENCODINGS
 from latentplan.errors import ConfigError, LatentplanError, RobotError
-from latentplan.real_robot.backends import topics
-from latentplan.real_robot.backends.topics import Inbox, Topics, pixels, twist_of
+from latentplan.real_robot.backends import joint_readings
+from latentplan.real_robot.backends.topics import END_VELOCITIES, Inbox, Topics, pixels, twist_of
 from latentplan.real_robot.robot import Setpoint
 from latentplan.robots.chain import Chain
 from latentplan.robots.description import load
@@ -96,12 +96,13 @@ def test_joints_come_in_any_order_and_with_others() -> None:
 def test_a_bad_message_is_told_once_even_if_good_ones_follow() -> None:
     inbox = Inbox(PANDA, [VIEW], Topics())
     good = states(NAMES, [0] * 7, [0] * 7)
-    inbox.joints(states(NAMES[1:], [0] * 6, [0] * 6), stamp=1)
-    inbox.joints(good, stamp=2)
+    inbox.joints(good, stamp=1)
+    inbox.joints(states(NAMES[1:], [0] * 6, [0] * 6), stamp=2)
+    inbox.joints(good, stamp=3)
     with pytest.raises(RobotError, match=r"joint_states\.name: joint1 missing"):
         inbox.reading()
     reading = inbox.reading()
-    assert reading is not None and reading.stamp == 2
+    assert reading is not None and reading.stamp == 3
     inbox.image("front", image("rgb8", np.zeros((8, 8, 3), np.uint8)), stamp=1)
     with pytest.raises(RobotError, match="front: an image of 8x8 pixels, need 20x16"):
         inbox.reading()
@@ -113,7 +114,7 @@ def test_a_bad_message_is_told_once_even_if_good_ones_follow() -> None:
 def test_another_device_on_the_topic_is_no_fault_but_it_alone_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(topics, "PATIENCE", 0.02)
+    monkeypatch.setattr(joint_readings, "PATIENCE", 0.02)
     inbox = Inbox(PANDA, [], Topics())
     inbox.joints(states(["left_finger"], [0.1], [0]), stamp=1)
     assert inbox.reading() is None
@@ -158,7 +159,7 @@ def test_each_camera_has_a_topic() -> None:
         Topics(images=("x",)).image_topics(["a", "b"])
     ends = {
         kind: Topics(end_velocity=kind).end_velocities(Setpoint(*[np.full(2, 0.5)] * 3, 0.0))
-        for kind in topics.END_VELOCITIES
+        for kind in END_VELOCITIES
     }
     assert ends == {"none": [], "zero": [0, 0], "setpoint": [0.5, 0.5]}
 

@@ -1,0 +1,31 @@
+"""Decorator of methods that only one thread at a time may execute."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Lockable(Protocol):
+    """An object with a reentrant lock."""
+
+    lock: threading.RLock
+
+
+S = TypeVar("S", bound=Lockable)
+
+
+def exclusive(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Return the method, which waits for other exclusive methods of the same object to end."""
+
+    @wraps(method)
+    def locked(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return cast(Callable[Concatenate[S, P], R], locked)
