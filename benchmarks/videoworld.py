@@ -66,9 +66,9 @@ def named(argument: str) -> tuple[str, str]:
 def about(run: str, chunk: int) -> Row:
     """Return the identity of a run: digest, settings and held-out figures."""
     file = checkpoint.find(run)
-    header = checkpoint.read_header(file, format=checkpoint.FORMAT)
+    header = checkpoint.read_header(file)
     identity = {"run": Path(run).name, "sha256": digest(file), "chunk": chunk}
-    return identity | {"model": header["config"], "held_out": header["metrics"]}
+    return identity | {"model": dict(header.config), "held_out": dict(header.metrics)}
 
 
 def digest(file: Path) -> str:

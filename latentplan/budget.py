@@ -1,6 +1,6 @@
 """The budget of reading: how much a file of others may make this process allocate and do.
 
-A file's own claims (a shape, a count, a compressed size) cost its author nothing. Whoever reads one
+A file's own claims (a shape, a count, a compressed size) cost its author nothing. A reader
 opens an account with `reading`, and `claim`s what it is about to allocate or visit; the claim that
 exceeds the budget is a BudgetError, before anything is allocated.
 """

@@ -6,9 +6,12 @@ Nothing heavy is imported here or at the top of `commands/`, so that `--help` co
 from __future__ import annotations
 
 import errno
+import io
+import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,8 +36,13 @@ from latentplan.commands import list as list_
 from latentplan.errors import LatentplanError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
-# A disk that is full (or as good as) or closed to us is the user's matter.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What else a disk or a path of the user's can be the reason of; the rest (EBADF, ...) is a bug.
+OF_THE_DISK = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EIO, errno.EBUSY, errno.ENXIO),
+    *(errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ESTALE),
+)
 # Functions of the library whose parameters are options of a command, by the command.
 FUNCTIONS = {"plan": "evaluate", "record": "record|robot", "replay": "replay|robot"}
 
@@ -90,16 +98,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     An error of our own keeps its traceback.
     """
     arguments = _filled(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        for argument in arguments:
+            _check(argument)
         code = app(arguments, prog_name="latentplan", standalone_mode=False)
     except typer.TyperException as e:
         return _refuse(e.format_message())
     except LatentplanError as e:
         return _refuse(as_options(str(e), command=arguments[0]))
     except OSError as e:
-        if e.errno not in NO_SPACE:
+        if (reason := of_the_disk(e, arguments)) is None:
             raise
-        return _refuse(f"{e.filename or 'disk'}: {e.strerror}")
+        return _refuse(reason)
     if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
         print("latentplan: interrupted; what was done is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
@@ -113,6 +125,36 @@ def as_options(message: str, *, command: str) -> str:
     functions = FUNCTIONS.get(command, re.escape(command))
     named = re.match(rf"(?:{functions})\.(\w+)(?=[: ])", message)
     return f"--{named[1].replace('_', '-')}{message[named.end() :]}" if named else message
+
+
+def of_the_disk(error: OSError, arguments: Sequence[str]) -> str | None:
+    """Return the line for an error that the user's disk or path is the reason of, else None.
+
+    A file that is missing is so only if an argument names it or a folder above it; one that this
+    package or the interpreter brings never is.
+    """
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    path = re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]+\.partial", r"\1\2", path)  # what it was to become
+    if error.errno in FULL:
+        return f"{path or 'disk'}: the disk is full; free some space and run the same again"
+    own = (Path(__file__).parent, Path(sys.prefix), Path(sys.base_prefix))
+    if any(path.startswith(f"{each}{os.sep}") for each in own):
+        return None
+    named = [a.rpartition("=")[2] for a in arguments]
+    missing = error.errno == errno.ENOENT and any(a and path.startswith(a) for a in named)
+    if missing or error.errno in OF_THE_DISK:
+        return f"{path or 'disk'}: {error.strerror}; give another path, or mend this one"
+    return None
+
+
+def _check(argument: str) -> None:
+    """Raise LatentplanError for what is neither text nor the name of a file."""
+    try:
+        os.fsencode(argument)
+    except UnicodeEncodeError:
+        raise LatentplanError(f"{argument!r}: is not text; write it again") from None
+    if "\0" in argument:
+        raise LatentplanError(f"{argument!r}: has a zero character; no name or path can")
 
 
 def _filled(arguments: Sequence[str]) -> list[str]:

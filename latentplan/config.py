@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -89,8 +90,10 @@ def load(
             raise ConfigError(f"{override!r}: an override is key=value")
         try:
             layer = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError) as e:
-            raise ConfigError(f"{override!r}: not key=value in YAML ({_first_line(e)})") from None
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as e:
+            raise ConfigError(
+                f"{_short(override)}: not key=value in YAML ({_first_line(e)})"
+            ) from None
         layers.append(cast(dict[str, Any], layer))
 
     merged: dict[str, dict[str, Any]] = {section: {} for section in sections}
@@ -168,17 +171,18 @@ def _is_number(text: str) -> bool:
 
 
 def _parse(where: str, text: str) -> dict[str, Any]:
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
         parsed = OmegaConf.create(text)  # reads 1e-3 as a number, refuses a key given twice
-        if not isinstance(parsed, DictConfig):
-            raise ConfigError(f"{where}: not a mapping of keys to values")
-        return cast(dict[str, Any], OmegaConf.to_container(parsed))
-    except (OmegaConfBaseException, YAMLError, OSError) as e:
+        values: Any = OmegaConf.to_container(parsed)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as e:
         raise ConfigError(f"{where}: not valid YAML ({_first_line(e)})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{where}: not a mapping of keys to values")
+    return values
 
 
 def _section(key: str, sections: Mapping[str, type]) -> str:
@@ -202,8 +206,9 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
     known = _names(type(config))
     changed: dict[str, Any] = {}
     for key, value in values.items():
+        _check_plain(f"{where}.{key}", value)
         if key not in known:
-            near = _near(key, known)
+            near = _near(str(key), known)
             raise ConfigError(f"{where} has no key {key!r};{near} known: {', '.join(known)}")
         inner = next((o for o in _options(hints[key]) if is_dataclass(o)), None)
         if inner is Part:
@@ -213,8 +218,24 @@ def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
             nested = before if isinstance(before, inner) else inner()
             changed[key] = _replace(f"{where}.{key}", nested, value)
         else:
-            changed[key] = _typed(f"{where}.{key}", config, key, value, hints[key])
+            changed[key] = _typed(f"{where}.{key}", key, value, hints[key])
     return cast(T, replace(cast(Any, config), **changed))
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Raise ConfigError if a value, or anything in it, would be looked up elsewhere.
+
+    OmegaConf would read the environment or other keys: presets and overrides hold values only.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_plain(where, key)
+            _check_plain(f"{where}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_plain(where, each)
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        raise ConfigError(f"{where}: found {value!r}; interpolation is not allowed; write a value")
 
 
 def _part(where: str, before: Part, value: Any) -> Part:
@@ -243,16 +264,13 @@ def _part(where: str, before: Part, value: Any) -> Part:
     return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 
-def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
-    """Return `value` as what the field `key` of `config` holds: 2 as 2.0, a list as a tuple."""
+def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
+    """Return `value` converted to the type `hint` of a field: 2 to 2.0, a list to a tuple."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(value, str) and ("${" in value or value == "???"):
-        # OmegaConf would read the environment or other keys: presets hold values only.
-        raise ConfigError(f"{where}: found {value!r}; interpolation is not allowed")
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(config), {key: value})
+        merged: Any = OmegaConf.merge(OmegaConf.structured(_field(key, hint)), {key: value})
     except OmegaConfBaseException:
         needed = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
         found = f"found {value!r}, needs {needed.replace('typing.', '')}"
@@ -261,6 +279,12 @@ def _typed(where: str, config: Any, key: str, value: Any, hint: Any) -> Any:
     if isinstance(typed, list) and any(get_origin(o) is tuple for o in _options(hint)):
         return tuple(typed)
     return typed
+
+
+@cache
+def _field(key: str, hint: Any) -> type:
+    """Return a dataclass of one field; OmegaConf would convert all fields of a larger one."""
+    return make_dataclass("Field", [(key, hint)])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -290,6 +314,10 @@ def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None
             _update(target[key], value, inner)
         else:
             target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
 
 
 def _first_line(error: BaseException) -> str:

@@ -134,6 +134,8 @@ def load(kind: str, target: str) -> Any:
 
 def find(module: str) -> ModuleSpec | None:
     """Return the spec of a module without importing it (only its packages); None if not found."""
+    if not all(module.split(".")):  # a relative name
+        return None
     try:
         return find_spec(module)
     except (ModuleNotFoundError, ValueError):

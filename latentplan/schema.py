@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
+
+from pydantic import AllowInfNan, ConfigDict, ValidationError, create_model
 
 from latentplan.errors import LatentplanError
 
 T = TypeVar("T")
+AnyFloat: TypeAlias = Annotated[float, AllowInfNan()]  # may be NaN or infinite
 SHOWN = 60  # characters of a wrong value in an error
 
 
@@ -22,23 +25,31 @@ def from_values(kind: type[T], values: Any, *, where: str, error: type[Latentpla
     Raises `error`, which names the first field that does not fit, what was found and what is
     needed.
     """
-    from pydantic import ValidationError
-
     try:
-        model = _model(cast(Any, kind)).model_validate_json(json.dumps({"value": values}))
+        text = json.dumps({"value": values})
+    except (RecursionError, TypeError, ValueError) as e:
+        raise error(f"{where}: not plain JSON values ({type(e).__name__})") from None
+    try:
+        model = _model(cast(Any, kind)).model_validate_json(text)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         field = "".join(f".{part}" for part in first["loc"][1:])
-        found = repr(first.get("input"))
-        shown = found if len(found) <= SHOWN else f"{found[:SHOWN]}..."
-        needed = first["msg"].removeprefix("Input should be ")
-        raise error(f"{where}{field}: found {shown}, need {needed}") from None
+        raise error(f"{where}{field}: {_fault(first)}") from None
     return cast(T, model.value)
+
+
+def _fault(found: Any) -> str:
+    if found["type"] == "missing":
+        return "is missing"
+    if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return "is no key that is known here"
+    value = found["input"]
+    shown = repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+    needed = found["msg"].removeprefix("Input should be ")
+    return f"found {shown[:SHOWN]}, need {needed}"
 
 
 @cache
 def _model(kind: Any) -> Any:
-    from pydantic import ConfigDict, create_model
-
     settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     return create_model("Strict", __config__=settings, value=(kind, ...))

@@ -1,4 +1,4 @@
-"""The values that cross seams: frozen dataclasses, no behaviour beyond checks and JSON.
+"""The values that components exchange: frozen dataclasses with checks and JSON, nothing else.
 
 Axes, here and everywhere: B batch, T past, H horizon, N candidates, D latent, A action,
 C h w image. torch is imported for type checkers only, so that commands start fast.
@@ -6,25 +6,30 @@ C h w image. torch is imported for type checkers only, so that commands start fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from latentplan import budget
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Observation: TypeAlias = Mapping[str, Array]  # what the sensors give at one instant, by name
-Tensors: TypeAlias = Mapping[str, "Tensor"]  # observations stacked to (B, T, ...)
+Observation: TypeAlias = Mapping[str, Array]  # sensor readings at one time, by name
+Tensors: TypeAlias = Mapping[str, "Tensor"]  # observations (B, T, ...) by name
+DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+DTYPES += ("float16", "float32", "float64")  # allowed dtypes of observations
+AXES = 8  # most axes of an observation
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape, dtype name and meaning (with the unit) of one observation array, without B and T."""
+    """Shape without B and T, dtype name, and meaning with the unit of one observation."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -33,72 +38,72 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Convention:
-    """How an action moves an arm: what must agree before data, models and envs are mixed.
+    """The convention of an arm's action, which must agree before data, models and envs are mixed.
 
-    An action is the arm's numbers, then the gripper's. `data/conventions.py` converts.
+    An action has the numbers of the arm, followed by that of the gripper. `data/conventions.py`
+    converts between conventions.
     """
 
     control: str  # ee_pose, ee_delta, joint_position, joint_delta, joint_velocity, joint_torque
     rotation: str = ""  # euler_xyz, rotvec, quaternion_xyzw, quaternion_wxyz, rotation_6d; ee_*
-    frame: str = ""  # that ee_* refers to: world, base, tool
-    position_unit: float = 1.0  # metres (ee_*) or rad (joint_*) that a 1 stands for
-    rotation_unit: float = 1.0  # rad that a 1 stands for; euler_xyz and rotvec alone
+    frame: str = ""  # reference frame of ee_*: world, base, tool
+    position_unit: float = 1.0  # metres (ee_*) or rad (joint_*) per 1
+    rotation_unit: float = 1.0  # rad per 1; euler_xyz and rotvec only
     gripper: str = ""  # close_is_-1, close_is_+1 (the other sign opens), open_is_1 (0 closes)
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """Bounds of an action and what its numbers mean."""
+    """The bounds and the meaning of an action."""
 
     low: tuple[float, ...]  # (A,)
     high: tuple[float, ...]  # (A,)
     meaning: str = ""  # for instance "pick x, y (1 = 0.3 m), drag x, y (1 = 0.1 m)"
-    convention: Convention | None = None  # of an arm's action
+    convention: Convention | None = None  # if the action moves an arm
 
     @property
     def size(self) -> int:
-        """A, the number of action dimensions."""
+        """The number of action dimensions, A."""
         return len(self.low)
 
 
 @dataclass(frozen=True)
 class PickSpec:
-    """How an action's first two numbers point into a picture.
+    """Actions whose first two numbers are a pick, a position in an image.
 
-    The action's (x, y) in [-1, 1] are picture coordinates: x to the right, y up, +-1 at the
-    outer edges of the picture. The object is what lies within the colour range, as a camera
-    would segment it (CFM does the same; cfm/sample_trajectories in the paper's terms).
+    The numbers (x, y) in [-1, 1] are image coordinates: x to the right, y up, +-1 at the outer
+    edges. The object to pick is segmented by a colour range, as in CFM.
     """
 
-    image: str  # observation key of a (h, w, 3) uint8 picture
+    image: str  # observation key of a (h, w, 3) uint8 image
     low: tuple[int, int, int]  # smallest red, green, blue of the object
-    high: tuple[int, int, int] = (255, 255, 255)  # largest
+    high: tuple[int, int, int] = (255, 255, 255)  # largest red, green, blue of the object
 
 
 @dataclass(frozen=True)
 class PlanarSpec:
-    """Which numbers of an action are vectors in the plane that a camera looks straight down on.
+    """Numbers of an action that are vectors in the image plane of a camera straight above.
 
-    If the image and these vectors turn or flip together, so does what follows; the other numbers
-    of the action, such as heights, stay as they are.
+    The task is equivariant: if the image and these vectors are rotated or flipped together, the
+    outcome is, too. Other numbers of the action, such as heights, do not change.
     """
 
-    image: str  # observation key of a (h, w, 3) uint8 picture
-    pairs: tuple[tuple[int, int], ...]  # indices of (x to the right, y up) in the picture
+    image: str  # observation key of a (h, w, 3) uint8 image
+    pairs: tuple[tuple[int, int], ...]  # indices of (x to the right, y up) in the image
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a data set, an env or a model was made with: learnt at run time, never a config key."""
+    """Observations and actions of a data set, an env or a model, known only at run time."""
 
     observation: Mapping[str, ArraySpec]
     action: ActionSpec
-    env: str = ""  # registry name of the env that made it
-    privileged: tuple[str, ...] = ()  # simulator truth, for metrics and oracles alone
-    pick: PickSpec | None = None  # where actions point into a picture, if they do
-    dt: float | None = None  # s between observations; None where an action takes its time
-    tasks: tuple[str, ...] = ()  # of the labels, sorted; a task id is the index + 1, 0 is none
-    planar: PlanarSpec | None = None  # vectors in the plane of a camera above, if there are any
+    env: str = ""  # registry name of the env
+    privileged: tuple[str, ...] = ()  # keys of simulator state, for metrics and oracles only
+    pick: PickSpec | None = None  # if actions are picks in an image
+    dt: float | None = None  # s between observations; None if actions differ in duration
+    tasks: tuple[str, ...] = ()  # names in the labels, sorted; task id = index + 1, 0 for none
+    planar: PlanarSpec | None = None  # if actions have vectors in the plane of a camera above
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` is the inverse."""
@@ -135,34 +140,51 @@ class Spec:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Spec:
-        """Return the Spec that `to_json` described; StoreError where it is not one."""
-        try:
-            pick, convention = values["pick"], values["action"].get("convention")
-            planar = _implied_planar(values["env"], picks=pick is not None)
-            if "planar" in values:
-                planar = _planar(values["planar"], len(values["action"]["low"]))
-            return Spec(
-                observation={
-                    k: ArraySpec(tuple(a["shape"]), a["dtype"], a["meaning"])
-                    for k, a in values["observation"].items()
-                },
-                action=ActionSpec(
-                    tuple(values["action"]["low"]),
-                    tuple(values["action"]["high"]),
-                    values["action"]["meaning"],
-                    None if convention is None else Convention(**convention),
-                ),
-                env=values["env"],
-                privileged=tuple(values["privileged"]),
-                pick=None
-                if pick is None
-                else PickSpec(pick["image"], tuple(pick["low"]), tuple(pick["high"])),
-                dt=values["dt"],
-                tasks=tuple(values.get("tasks", ())),
-                planar=planar,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise StoreError(f"spec: not a latentplan spec ({type(e).__name__}: {e})") from None
+        """Return the Spec that `to_json` described; StoreError, which names the field, if none.
+
+        Raises BudgetError if a row of it is larger than the budget.
+        """
+        from latentplan import schema
+
+        found = schema.from_values(Spec, values, where="spec", error=StoreError)
+        for where, fault in _faults(found):
+            raise StoreError(f"spec.{where}: {fault}")
+        if "planar" in values:
+            return found
+        return replace(found, planar=_implied_planar(found.env, picks=found.pick is not None))
+
+
+def _faults(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Yield what a spec from a file says that cannot be: the field, and what is wrong with it."""
+    for key, array in spec.observation.items():
+        where = f"observation.{key}"
+        if array.dtype not in DTYPES:
+            yield f"{where}.dtype", f"found {array.dtype!r}, known: {', '.join(DTYPES)}"
+        if len(array.shape) > AXES or min(array.shape, default=0) < 0:
+            yield f"{where}.shape", f"found {array.shape}, need at most {AXES} sizes from 0 on"
+        size = prod(array.shape) * np.dtype(array.dtype).itemsize
+        budget.claim(f"spec.{where}.shape", bytes=size)
+    low, high = spec.action.low, spec.action.high
+    if not low or len(low) != len(high):
+        yield "action", f"found {len(low)} lower and {len(high)} upper bounds, need as many"
+    for i, (least, most) in enumerate(zip(low, high, strict=True)):
+        if least > most:
+            yield f"action.low.{i}", f"found {least} above the upper bound {most}"
+    arm = spec.action.convention
+    if arm is not None and min(arm.position_unit, arm.rotation_unit) <= 0:
+        found = f"{arm.position_unit} and {arm.rotation_unit}"
+        yield "action.convention", f"found units {found}, need some above 0"
+    if spec.dt is not None and spec.dt <= 0:
+        yield "dt", f"found {spec.dt}, need s above 0"
+    if spec.pick is not None and not all(0 <= c <= 255 for c in spec.pick.low + spec.pick.high):
+        yield "pick", f"found colours {spec.pick.low} to {spec.pick.high}, need 0 to 255"
+    pairs = () if spec.planar is None else spec.planar.pairs
+    indices = [index for pair in pairs for index in pair]
+    if len(set(indices)) != len(indices) or not set(indices) <= set(range(len(low))):
+        yield (
+            "planar.pairs",
+            f"found {pairs}, need different indices of the {len(low)} numbers of an action",
+        )
 
 
 def _implied_planar(env: str, *, picks: bool) -> PlanarSpec | None:
@@ -172,22 +194,8 @@ def _implied_planar(env: str, *, picks: bool) -> PlanarSpec | None:
     return PlanarSpec("rgb", ((0, 1), (2, 3)) if picks else ((0, 1),))
 
 
-def _planar(values: Mapping[str, Any] | None, size: int) -> PlanarSpec | None:
-    if values is None:
-        return None
-    pairs = tuple((x, y) for x, y in values["pairs"])
-    indices = [index for pair in pairs for index in pair]
-    known = set(range(size))
-    if len(set(indices)) != len(indices) or not set(indices) <= known:
-        raise StoreError(
-            f"spec.planar.pairs: found {pairs}, need different indices of the {size} numbers of "
-            "an action"
-        )
-    return PlanarSpec(values["image"], pairs)
-
-
 class Step(NamedTuple):
-    """What `Env.step` returns: gymnasium's five values, named."""
+    """The result of `Env.step`: the five values of gymnasium, named."""
 
     observation: Observation
     reward: float
@@ -198,10 +206,10 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Label:
-    """What happens in a part of an episode, in words; parts may overlap."""
+    """A language annotation of a part of an episode; parts may overlap."""
 
-    text: str  # as one would say it: "open the drawer"
-    task: str = ""  # its name: "open_drawer"
+    text: str  # an instruction such as "open the drawer"
+    task: str = ""  # the name of the task, such as "open_drawer"
     start: int = 0  # first observation of the part
     stop: int = -1  # its last observation, included; -1: the episode's last
 
@@ -215,12 +223,12 @@ class Episode:
     rewards: Array  # (L,) float32
     terminated: bool = False
     truncated: bool = False
-    seed: int = -1  # what the episode was made from; -1 unknown
-    info: Mapping[str, float] = field(default_factory=dict)  # by name: what was drawn for it, ...
-    labels: tuple[Label, ...] = ()  # what happens in it
+    seed: int = -1  # seed of the reset; -1 unknown
+    info: Mapping[str, float] = field(default_factory=dict)  # numbers by name, such as randomised
+    labels: tuple[Label, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ShapeError where the lengths do not fit together."""
+        """Raise ShapeError if the lengths do not match."""
         steps = len(self.actions)
         if self.actions.ndim != 2 or steps < 1:
             raise ShapeError(f"Episode.actions: got shape {self.actions.shape}, need (L >= 1, A)")
@@ -234,7 +242,7 @@ class Episode:
                 )
 
     def __len__(self) -> int:
-        """Return L, the number of actions."""
+        """Return the number of actions, L."""
         return len(self.actions)
 
 
@@ -244,10 +252,10 @@ class Batch:
 
     observations: Tensors  # each (B, T, ...); images stay uint8 (B, T, h, w, 3)
     actions: Tensor  # (B, T - 1, A) float32
-    # The rest is filled for a learner that reads it, else None.
+    # The fields below are filled only for a learner that reads them.
     rewards: Tensor | None = None  # (B, T - 1) float32
     task: Tensor | None = None  # (B, T) int64 task ids: index in Spec.tasks plus 1, 0 for none
-    segments: Tensor | None = None  # (B, T) int64; rows of one number are of one episode
+    segments: Tensor | None = None  # (B, T) int64, equal for rows of the same episode
     targets: Tensors = field(default_factory=dict)  # privileged, (B, T, ...): Learner.targets
 
 
@@ -261,27 +269,27 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Context:
-    """What a model plans from."""
+    """The past that a model plans from."""
 
     latents: Tensor  # (B, T, D)
-    actions: Tensor  # (B, T - 1, A), sent between them
+    actions: Tensor  # (B, T - 1, A) between the latents
     task: Tensor | None = None  # (B,) int64 task ids, 0 for none
-    memory: Tensor | None = None  # (B, M, ...), retrieved
+    memory: Tensor | None = None  # (B, M, ...) retrieved items
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What to reach, in the form that the user has; an objective says which forms it takes."""
+    """A goal, as an observation, a text, a mask or keypoints; an objective defines what it uses."""
 
     observation: Observation | None = None  # with the model's keys
-    text: str = ""  # an instruction, or a task's name
-    mask: Array | None = None  # (h, w) bool: where the object should be in the image
-    keypoints: Array | None = None  # (K, 2 or 3), where its keypoints should be
+    text: str = ""  # an instruction, or the name of a task
+    mask: Array | None = None  # (h, w) bool, target region of the object in the image
+    keypoints: Array | None = None  # (K, 2 or 3), target positions of keypoints
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a training step minimises, and its parts for the curves (detached scalars)."""
+    """The loss of a training step, and its parts for the curves (detached scalars)."""
 
     total: Tensor  # ()
     parts: Mapping[str, Tensor]  # each ()
@@ -289,13 +297,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Part:
-    """A config field that another class fills: `{name: REGISTERED, ...}` or `{run: RUN}`.
+    """A config field that selects a component: `{name: REGISTERED, ...}` or `{run: RUN}`.
 
-    With `name`, a registry name or a preset of `kind`, the other keys are fields of that class's
-    Config. With `run` the part is that of a trained run and stays as it is (frozen).
+    With `name`, a registered name or a preset of `kind`, the other keys are fields of that class's
+    Config. With `run`, the component is that of a trained run, with frozen weights.
     """
 
-    kind: str  # registry kind: tokenizer, model, ...; no key
+    kind: str  # registry kind such as tokenizer or model; not a key
     name: str = ""  # registry name
     config: Any = None  # filled Config of the class; None for its defaults
     run: str = ""  # run folder, checkpoint file or shipped name
@@ -303,23 +311,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained."""
+    """The settings of a network's training."""
 
-    steps: int = 10_000  # of the optimizer
-    batch: int = 128  # windows a step
-    window: int = 0  # observations a window; 0: the fewest that the learner needs
-    learning_rate: float = 1e-3  # highest, reached after the warm-up
-    final_rate: float = 0.01  # share of learning_rate left at the last step
-    warmup: int = 200  # steps over which the rate rises from 0
-    weight_decay: float = 1e-6  # AdamW's: a share of each weight per step and rate
+    steps: int = 10_000  # optimizer steps
+    batch: int = 128  # windows per step
+    window: int = 0  # observations per window; 0 for the least that the learner needs
+    learning_rate: float = 1e-3  # largest, reached after the warm-up
+    final_rate: float = 0.01  # learning rate of the last step, as a share of learning_rate
+    warmup: int = 200  # steps over which the learning rate rises from 0
+    weight_decay: float = 1e-6  # of AdamW
     clip: float = 20.0  # largest norm of the gradient
-    ema: float = 0.0  # decay a step of averaged weights, which are then evaluated and kept; 0 off
+    ema: float = 0.0  # decay per step of averaged weights, which are evaluated and saved; 0 for off
     precision: str = "float32"  # or "bfloat16": forward pass under autocast, weights stay float32
     compile: bool = False  # torch.compile of the loss
-    held_out: float = 0.1  # share of the episodes that are never trained on
+    held_out: float = 0.1  # share of the episodes that are not trained on
     log_every: int = 50  # steps between points of the training curve
     eval_every: int = 500  # steps between held-out figures
-    save_every: int = 500  # steps between saves, each of which a resume can continue from
+    save_every: int = 500  # steps between saves, from which a run can resume
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a value is out of range."""
@@ -345,68 +353,68 @@ Parts: TypeAlias = Mapping[str, Any]  # trained networks by the names of their s
 
 @dataclass(frozen=True)
 class Stage:
-    """A network to train, as a model declares it; `training/stages.py` executes it.
+    """The declaration of a network to train, which `training/stages.py` executes.
 
-    It has a folder of its own, named by a digest of all that it depends on: a stage that is done
-    is not repeated, and one with other settings is made beside it.
+    A stage has its own folder, named by a digest of everything that it depends on. A finished stage
+    is reused, and one with other settings is trained beside it.
     """
 
     name: str  # unique in the model
-    build: Callable[[Spec, Parts], Any]  # public spec of its store, `parts` -> protocols.Learner
+    build: Callable[[Spec, Parts], Any]  # (public spec of its store, parts) -> protocols.Learner
     config: Any = None  # dataclass or JSON values that `build` depends on
     training: Training = Training()
     data: str = ""  # the Derived that it is trained on; "": the run's store
     parts: tuple[str, ...] = ()  # earlier stages that `build` or the loss needs, frozen
-    share: float = 1.0  # of the training episodes
-    window: int = 0  # observations of the run's data that its windows need, checked at the start
-    window_from: str = ""  # the config key that decides `window`, for the error
+    share: float = 1.0  # share of the training episodes that is used
+    window: int = 0  # least number of observations of an episode in the run's data
+    window_from: str = ""  # config key that determines `window`, for the error
     kind: str = "part"  # registry kind of the network, if it has one
     registered: str = ""  # registry name of the network, if it has one
-    run: str = ""  # trained run whose network of this name or kind is used as it is
+    run: str = ""  # trained run whose network of this name or kind is used, frozen
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A store made of another, episode by episode, as a model declares it.
+    """The declaration of a store that is computed from another, episode by episode.
 
-    `make` gets a few episodes at a time, since networks are fast on many frames, and returns one
+    `make` maps several episodes at a time, since networks are fast on many frames, and returns one
     for each. The store is made once and continues after a kill.
     """
 
     name: str  # unique in the model
-    spec: Callable[[Spec, Parts], Spec]  # spec of the store that it is made of, parts -> its own
+    spec: Callable[[Spec, Parts], Spec]  # (spec of the input store, parts) -> spec of this store
     make: Callable[[Sequence[Episode], Parts], Iterable[Episode]]
     config: Any = None  # dataclass or JSON values that `make` depends on
     data: str = ""  # the Derived that it is made of; "": the run's store
     parts: tuple[str, ...] = ()  # stages whose networks `spec` and `make` need
-    rows: int = 1  # observations given to `make` at a time, in whole episodes
-    # Observation key -> the part whose `vocabulary` its ids are below: training stops if few are
-    # in use (a collapsed code book).
+    rows: int = 1  # observations per call of `make`, in whole episodes
+    # Observation key of ids -> the part with their `vocabulary`. Training stops if few are in use
+    # (codebook collapse).
     codebooks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a planner returns, and what was reached."""
+    """The result of a planner."""
 
     actions: Tensor  # (B, H, A), allowed by the space
-    cost: Tensor  # (B,), of these actions; low is good
-    violation: Tensor | None = None  # (B,), 0 where the constraints hold; None without any
-    elites: Tensor | None = None  # (B, K, H, A), good ones: the next solve may start there too
-    iterations: int = 1  # rounds done
-    complete: bool = True  # False where the deadline came before the last round
-    milliseconds: float = float("nan")  # that it took
+    cost: Tensor  # (B,) predicted cost of the actions; lower is better
+    violation: Tensor | None = None  # (B,), 0 if the constraints hold; None without any
+    elites: Tensor | None = None  # (B, K, H, A) best candidates, for the next warm start
+    iterations: int = 1  # number of rounds done
+    complete: bool = True  # False if the deadline came before the last round
+    milliseconds: float = float("nan")  # duration of the solve
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long call has come; `on_progress` receives one after every unit of work."""
+    """The progress of a long call; `on_progress` receives one after every unit of work."""
 
-    task: str  # what is being done: "collect rope", "train tokenizer"; a new name is a new task
-    unit: str  # what is counted: "episodes", "steps", "trials"
-    done: int  # units, those of an earlier call that this one continues included
-    total: int  # units
-    figures: Mapping[str, float | str] = field(default_factory=dict)  # such as the loss, by name
+    task: str  # name such as "collect rope" or "train tokenizer"; a new name is a new task
+    unit: str  # unit such as "episodes", "steps" or "trials"
+    done: int  # number of units done, including those of an earlier, resumed call
+    total: int  # number of units
+    figures: Mapping[str, float | str] = field(default_factory=dict)  # by name, such as the loss
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]

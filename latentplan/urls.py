@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from latentplan.errors import ConfigError
@@ -29,9 +31,23 @@ def public(path: str | Path) -> str:
     return _hidden(str(path), end=r"\n") if is_url(path) else str(path)
 
 
+def place(path: str | Path) -> str:
+    """Return a path as it is, a URL as `public` shows it, but without its query and fragment."""
+    return re.split("[?#]", public(path))[0] if is_url(path) else str(path)
+
+
 def public_text(text: str) -> str:
     """Return a text, such as an error of another library, with its URLs as `public` shows them."""
     return _hidden(text, end=r"\s'\"")
+
+
+def public_values(values: Any) -> Any:
+    """Return JSON values, such as settings, with their URLs as `public` shows them."""
+    if isinstance(values, Mapping):
+        return {key: public_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [public_values(value) for value in values]
+    return public(values) if isinstance(values, str) else values
 
 
 def local(path: str | Path, *, where: str) -> Path:

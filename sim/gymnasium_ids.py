@@ -39,19 +39,21 @@ def register() -> None:
         register(name, where, max_episode_steps=LENGTHS[env], kwargs={"env": env})
 
 
-def make(env: str, render_mode: str = "rgb_array", **settings: Any) -> Any:
+def make(env: str, render_mode: str | None = "rgb_array", **settings: Any) -> Any:
     """Return the env of this name with these settings.
 
     Raises ConfigError if a setting is not in the env's Config or out of its range, and for a
-    `render_mode` other than `rgb_array`.
+    `render_mode` other than `rgb_array` or None.
     """
     from latentplan import config, registry
     from latentplan.errors import ConfigError
 
     task = registry.get("env", env)
-    if render_mode not in task.metadata["render_modes"]:
-        raise ConfigError(f"render_mode: found {render_mode!r}, only 'rgb_array' is allowed")
-    return task(config.from_values(task.Config, settings))
+    if render_mode not in (None, *task.metadata["render_modes"]):
+        raise ConfigError(f"render_mode: found {render_mode!r}, allowed are 'rgb_array' and None")
+    made = task(config.from_values(task.Config, settings))
+    made.render_mode = render_mode
+    return made
 
 
 class _WhenImported:

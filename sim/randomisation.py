@@ -44,7 +44,7 @@ class Randomisation:
     keep `object_colour` times the light, dimmer if it is tilted, within the env's `PickSpec`.
     """
 
-    per: str = "episode"  # draw the others once an episode, or before every `step`
+    per: str = "episode"  # whether the others are drawn per "episode" or per "step"
     friction: Range = ()  # as the env's setting of the same name
     mass: Range = ()  # kg, as the env's setting
     stiffness: Range = ()  # in the unit of the env's setting
@@ -66,7 +66,7 @@ class Randomisation:
     latency: Range = ()  # delay of an action, in actions; control=velocity
 
     def __post_init__(self) -> None:
-        """Raise ConfigError, with its name, for an invalid, inverted or too wide range."""
+        """Raise a ConfigError that names the range if one is invalid, inverted or too wide."""
         if self.per not in ("episode", "step"):
             raise ConfigError(f"randomise.per: {self.per!r} is not one of episode, step")
         for name, span in self.ranges().items():
@@ -133,7 +133,7 @@ class Conditions:
         self._each_step = ranges.per == "step"
         self._quantities = {f.name: i for i, f in enumerate(fields(ranges))}
         self.state = State(0, noise=0, step=0)
-        self.values: dict[str, float] = {}  # present values, by name
+        self.values: dict[str, float] = {}  # current values, by name
         self.begin(0)
 
     def begin(self, key: int) -> None:

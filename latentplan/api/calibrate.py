@@ -12,6 +12,7 @@ import numpy as np
 from latentplan import config
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.errors import ConfigError, RobotError, SourceError
+from latentplan.urls import local, public
 
 if TYPE_CHECKING:
     from latentplan.real_robot.perception.calibration import Result
@@ -53,7 +54,7 @@ def draw_target(
 
     given = [f"kind={kind}", *as_overrides(overrides)]
     target: CalibrationTarget = config.load({"board": CalibrationTarget}, overrides=given)["board"]
-    target.save(Path(out))
+    target.save(local(out, where="calibrate.out"))
     return target
 
 
@@ -84,16 +85,17 @@ def calibrate(
     given = [f"board.kind={kind}", *as_overrides(overrides)]
     settings = config.load(sections, overrides=given)
     board: CalibrationTarget = settings["board"]
-    if Path(out).suffix not in (".yaml", ".yml"):
+    out = local(out, where="calibrate.out")
+    if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"calibrate.out: {str(out)!r} must end with .yaml")
     arm = description.load(robot)
     known = None if lens is None else replace(load(str(lens)), name=camera)
     found = _images(source, arm, board, camera=camera, known=known)
     if not any(found.seen):
         raise RobotError(
-            f"{source}: no image of {len(found.seen)} shows a {board.kind} target, {board.columns} "
-            f"x {board.rows}, {board.dictionary or 'default dictionary'}; check columns, rows, "
-            "dictionary"
+            f"{public(source)}: no image of {len(found.seen)} shows a {board.kind} target, "
+            f"{board.columns} x {board.rows}, {board.dictionary or 'default dictionary'}; check "
+            "columns, rows, dictionary"
         )
     result = calibration.calibrate(
         found.seen,
@@ -105,8 +107,8 @@ def calibrate(
         config=settings["calibration"],
     )
     about: dict[str, object] = {"robot": robot, "board": config.to_values(board)}
-    save(Path(out), result, found.names, about=about)
-    return Calibrated(Path(out), result, tuple(found.names))
+    save(out, result, found.names, about=about)
+    return Calibrated(out, result, tuple(found.names))
 
 
 @dataclass
@@ -140,15 +142,17 @@ def _images(
             found.size = width, height
         if (width, height) != found.size:
             raise SourceError(
-                f"{source}: {shot.name} has {width} x {height} pixels, need {found.size[0]} x "
-                f"{found.size[1]} of {'the given lens' if known else 'the first one'}"
+                f"{public(source)}: {shot.name} has {width} x {height} pixels, need "
+                f"{found.size[0]} x {found.size[1]} of "
+                f"{'the given lens' if known else 'the first one'}"
             )
         found.names.append(shot.name)
         found.positions.append(shot.q)
         found.seen.append(finder.find(shot.image))
     if not found.names:
         raise SourceError(
-            f"{source}: holds no image at which the arm rests; move it, wait a second, move on"
+            f"{public(source)}: holds no image at which the arm rests; move it, wait a second, "
+            "move on"
         )
     return found
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Collected:
     """An episode store after `collect`, and what the call added to it."""
 
-    store: str  # path or URL
+    store: str  # path or URL, without a password
     episodes: int  # that the store holds
     transitions: int
     new_episodes: int  # that this call added
@@ -36,12 +36,13 @@ class Collected:
     refused: float | None  # actions that the env did not do; None if it does not say
     seconds: float
     image_bytes: Mapping[str, float]  # on the disk, per image, by observation key
+    address: str | Path = field(repr=False)  # path or URL as it was given, to open it
 
     def open(self) -> ZarrStore:
         """Return the store, open for reading."""
         from latentplan.data.store import ZarrStore
 
-        return ZarrStore.open(self.store)
+        return ZarrStore.open(self.address)
 
 
 def collect(
@@ -95,7 +96,7 @@ def collect(
                 record(store, recipe, episodes=episodes, workers=workers, ray=ray, report=report)
             except KeyboardInterrupt:
                 interrupted = True
-        found = _summary(store, count, time.monotonic() - begun)
+        found = _summary(store, out, count, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     return found
@@ -164,7 +165,7 @@ def _workers(asked: int | None, ray: str | None, *choices: Choice) -> int:
     return 0
 
 
-def _summary(store: ZarrStore, count: Count, seconds: float) -> Collected:
+def _summary(store: ZarrStore, out: str | Path, count: Count, seconds: float) -> Collected:
     held = stores.size(store)
     rows = held.episodes + held.transitions
     images = [key for key, array in store.spec.observation.items() if len(array.shape) == 3]
@@ -180,4 +181,5 @@ def _summary(store: ZarrStore, count: Count, seconds: float) -> Collected:
         image_bytes={
             key: store.disk_bytes(f"observation/{key}") / rows for key in images if rows
         },
+        address=out,
     )

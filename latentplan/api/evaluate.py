@@ -27,6 +27,7 @@ from latentplan.protocols import (
     Policy,
 )
 from latentplan.types import OnProgress, Progress
+from latentplan.urls import public_values
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _finish(
     from latentplan.evaluation.provenance import provenance
 
     metrics = evaluator.metrics(trials, seed=seed)
-    made_with = {**made_with, **provenance(), "device": device}
+    made_with = public_values({**made_with, **provenance(), "device": device})
     files: dict[str, Path] = {}
     if folder is not None:
         files = _write(folder, evaluator, trials, metrics, name=name, made_with=made_with)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from latentplan import config
 from latentplan.api.choice import Overrides, as_overrides
-from latentplan.errors import ConfigError, StoreError, unknown
+from latentplan.errors import StoreError, unknown
 from latentplan.types import OnProgress, Progress
+from latentplan.urls import local
 
 FORMATS = ("lerobot",)
 
@@ -46,8 +47,7 @@ def export_data(
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if "://" in str(out):
-        raise ConfigError(f"{out}: export writes into a folder of this machine, not to a URL")
+    out = local(out, where="export.out")
     filled = config.load(
         {"export": lerobot.Config},
         preset={"export": {"video": not images}},
@@ -55,10 +55,10 @@ def export_data(
     )
     with ZarrStore.open(data) as store:
         if not len(store):
-            raise StoreError(f"{data}: is empty; there is nothing to export")
+            raise StoreError(f"{store.path}: is empty; there is nothing to export")
         rate, begun = lerobot.whole_fps(store.spec, fps), time.monotonic()
         total, frames = len(store), 0
-        with lerobot.writing(Path(out), store.spec, fps=rate, config=filled["export"]) as writer:
+        with lerobot.writing(out, store.spec, fps=rate, config=filled["export"]) as writer:
             for index in range(total):
                 episode = store.episode(index)
                 writer.append(episode)
@@ -69,10 +69,10 @@ def export_data(
                         Progress(f"export {format}", "episodes", index + 1, total, figures)
                     )
     return Exported(
-        folder=Path(out),
+        folder=out,
         episodes=total,
         frames=frames,
         fps=rate,
-        bytes=sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file()),
+        bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         seconds=time.monotonic() - begun,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from latentplan.budget import Budget
 from latentplan.errors import Interrupted, SourceError, check_range
 from latentplan.protocols import Source
 from latentplan.types import OnProgress, Progress
+from latentplan.urls import local
 
 if TYPE_CHECKING:
     from latentplan.data.importing import Progress as Count
@@ -33,8 +34,9 @@ class Imported:
     new_episodes: int  # that this call added
     new_transitions: int
     skipped: int  # damaged episodes that were left out
-    reasons: tuple[str, ...]  # of the first of them
+    reasons: Mapping[str, int]  # how many for which reason, in the words of the first of its kind
     notes: tuple[str, ...]  # what the source says of itself
+    counts: Mapping[str, Mapping[str, int]]  # parts `kept` and left out by reason, see the source
     seconds: float
 
 
@@ -76,7 +78,7 @@ def import_data(
     )
     opening = importing.Opening(
         chosen.make,
-        Path(source),
+        local(source, where="import.source"),
         config=filled["source"],
         keys=None if keys is None else tuple(keys),
         image_size=image_size,
@@ -112,16 +114,24 @@ def import_data(
             )
         except KeyboardInterrupt:
             interrupted = True
-    found = _summary(store, count, tuple(opened.notes), time.monotonic() - begun)
+    notes = tuple(opened.notes)
+    if episodes is not None and episodes > len(opened):
+        notes += (f"episodes: {episodes} asked for, the data set has {len(opened)}",)
+    found = _summary(store, count, notes, opened.counts, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
-        raise SourceError(f"{source}: all {found.skipped} episodes are damaged: {found.reasons[0]}")
+        most = next(iter(found.reasons))
+        raise SourceError(f"{opening.path}: all {found.skipped} episodes are damaged: {most}")
     return found
 
 
 def _summary(
-    store: ZarrStore, count: Count, notes: tuple[str, ...], seconds: float
+    store: ZarrStore,
+    count: Count,
+    notes: tuple[str, ...],
+    counts: Mapping[str, Mapping[str, int]],
+    seconds: float,
 ) -> Imported:
     held = stores.size(store)
     return Imported(
@@ -134,5 +144,6 @@ def _summary(
         skipped=count.skipped,
         reasons=count.reasons,
         notes=notes,
+        counts=counts,
         seconds=seconds,
     )

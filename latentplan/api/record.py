@@ -13,6 +13,7 @@ from latentplan.api import stores
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.api.robot import check_planner
 from latentplan.errors import ConfigError, Interrupted, RobotError, check_range
+from latentplan.urls import public
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
@@ -93,7 +94,7 @@ def record(
         if store is not None:
             store.close()
     held = 0 if store is None else len(store)
-    result = Recorded(str(out), held, done, actions)
+    result = Recorded(public(out), held, done, actions)
     if interrupted:
         raise Interrupted(result)
     return result

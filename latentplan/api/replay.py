@@ -45,14 +45,14 @@ def replay(
     with ZarrStore.open(data) as store:
         if episode >= len(store):
             raise StoreError(
-                f"replay.episode: {episode} is not there, {data} has {len(store)} episodes"
+                f"replay.episode: {episode} is not there, {store.path} has {len(store)} episodes"
             )
         spec, recorded = store.spec, store.episode(episode)
     convention = spec.action.convention
     if convention is None or "q" not in spec.observation or spec.dt is None:
         raise StoreError(
-            f"{data}: no recording of an arm's joints: it needs joint positions q, actions of the "
-            "joints and their period; make one with `latentplan record`"
+            f"{store.path}: no recording of an arm's joints: it needs joint positions q, actions "
+            "of the joints and their period; make one with `latentplan record`"
         )
     preset: dict[str, dict[str, object]] = {"safety": {"control": convention.control}}
     if connection.backend is not None and not connection.here:

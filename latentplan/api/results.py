@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from latentplan.errors import LatentplanError
+from latentplan.urls import local
 
 
 def new_folder(name: str) -> Path:
@@ -21,7 +22,7 @@ def folder(path: str | Path) -> Iterator[Path]:
 
     Raises LatentplanError if it cannot be made.
     """
-    found = Path(path)
+    found = local(path, where="out")
     made = [each for each in (found, *found.parents) if not each.exists()]
     try:
         found.mkdir(parents=True, exist_ok=True)

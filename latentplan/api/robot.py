@@ -19,6 +19,7 @@ from latentplan.api.choice import Overrides, as_overrides
 from latentplan.api.connection import Connection
 from latentplan.errors import ConfigError, RobotError, check_range, unknown
 from latentplan.files import replacing
+from latentplan.urls import public_values
 
 if TYPE_CHECKING:
     from latentplan.api.robot_tasks import Record, RobotTask
@@ -178,7 +179,7 @@ def write(
     folder: Path, records: list[Record], task: RobotTask, *, made_with: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Write metrics.json, and video.mp4 if there are images; return the files by name."""
-    from latentplan.evaluation import video
+    from latentplan import mp4
     from latentplan.evaluation.provenance import provenance
 
     judged = [record.success for record in records if record.success is not None]
@@ -199,11 +200,12 @@ def write(
         "config": {name: config.to_values(value) for name, value in task.settings.items()},
         **provenance(),
     }
+    values = public_values(values)
     files = {"metrics.json": folder / "metrics.json"}
     frames = [frame for record in records for frame in record.frames]
     if frames:
         files["video.mp4"] = folder / "video.mp4"
-        video.encode(files["video.mp4"], iter(frames), fps=task.fps)
+        mp4.encode(files["video.mp4"], iter(frames), fps=task.fps)
     with replacing(files["metrics.json"]) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return files

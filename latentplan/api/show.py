@@ -15,6 +15,7 @@ from latentplan.errors import ConfigError
 from latentplan.files import replacing
 from latentplan.protocols import Illustrated
 from latentplan.types import Spec
+from latentplan.urls import HIDDEN, is_url, local, place
 
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
@@ -39,17 +40,18 @@ def describe(
     `what` is neither, ConfigError for an `out` or `episode` that does not fit.
     """
     what, path = str(what), Path(what)
-    is_store = "://" in what or path.suffix == ".zarr" or (path / "zarr.json").exists()
+    is_store = is_url(what) or path.suffix == ".zarr" or (path / "zarr.json").exists()
     suffixes = (".png", ".mp4") if is_store else (".png",)
-    if out is not None and Path(out).suffix not in suffixes:
+    out = None if out is None else local(out, where="show.out")
+    if out is not None and out.suffix not in suffixes:
         raise ConfigError(f"show.out: {str(out)!r} must end with {' or '.join(suffixes)}")
     if is_store:
-        beside = Path(path.name) if "://" in what else path
-        yield from _store(what, Path(out) if out else beside.with_suffix(".png"), episode)
+        beside = Path(Path(place(what)).name) if is_url(what) else path
+        yield from _store(what, out or beside.with_suffix(".png"), episode)
     elif episode is not None:
         raise ConfigError(f"show.episode: {what} is a run; only stores have episodes")
     else:
-        yield from _run(what, Path(out) if out else None, data)
+        yield from _run(what, out, data)
 
 
 def _store(what: str, out: Path, episode: int | None) -> Iterator[str]:
@@ -59,7 +61,7 @@ def _store(what: str, out: Path, episode: int | None) -> Iterator[str]:
     with ZarrStore.open(what) as store:
         transitions = int(store.ends[-1]) - len(store) if len(store) else 0
         size = store.disk_bytes() / 1e6
-        yield f"{what}: {len(store)} episodes, {transitions} transitions, {size:.1f} MB"
+        yield f"{store.path}: {len(store)} episodes, {transitions} transitions, {size:.1f} MB"
         yield from _spec(store.spec)
         yield from _mapping("settings", store.settings)
         if not len(store):
@@ -107,19 +109,18 @@ def _run(what: str, out: Path | None, data: str | Path | None) -> Iterator[str]:
     from latentplan.training import checkpoint, curves
 
     file = checkpoint.find(what)
-    weights, header = checkpoint.read(file, format=checkpoint.FORMAT)
-    numbers = sum(w.numel() for w in weights.values())
-    yield f"{file}: {header['name']}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
-    yield f"step         {header['step']}"
-    yield from _mapping("held out", header["metrics"])
-    yield from _mapping("config", header["config"])
-    yield from _spec(Spec.from_json(header["spec"]))
+    header, numbers = checkpoint.read_header(file), checkpoint.numbers(file)
+    yield f"{file}: {header.name}, {numbers} weights, {file.stat().st_size / 1e6:.1f} MB"
+    yield f"step         {header.step}"
+    yield from _mapping("held out", header.metrics)
+    yield from _mapping("config", header.config)
+    yield from _spec(header.spec)
     points = curves.read(file.parent / "log.jsonl")
     if points:
         yield _draw(out or file.parent / "curves.png", lambda draft: _draw_curves(points, draft))
-    kind = header["kind"]
-    if kind in registry.BUILT_IN and header["name"] in registry.names(kind):
-        if issubclass(registry.get(kind, header["name"]), Illustrated):
+    kind = header.kind
+    if kind in registry.BUILT_IN and header.name in registry.names(kind):
+        if issubclass(registry.get(kind, header.name), Illustrated):
             model = checkpoint.load(file, kind=kind).model
             yield from _illustrations(model, file, (out or file).parent, data)
 
@@ -133,7 +134,10 @@ def _illustrations(
     settings = file.parent / "config.yaml"
     if data is None and settings.is_file():
         data = str(config.read_yaml(settings)["data"]["path"])
-        if "://" not in data and not Path(data).exists():
+        if HIDDEN in data:
+            yield f"images       none: a run keeps no password of its data {data}; name other data"
+            return
+        if not is_url(data) and not Path(data).exists():
             yield f"images       none: its data {data} do not exist any more; name other data"
             return
     if data is None:

@@ -51,7 +51,7 @@ def video(store: ZarrStore, file: Path, *, episode: int) -> int:
 
     Raises StoreError if the store has no images.
     """
-    from latentplan.evaluation.video import encode
+    from latentplan.mp4 import encode
 
     keys = cameras(store)
     if not keys:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentplan.urls import public_values
+
 if TYPE_CHECKING:
     from latentplan.data.store import ZarrStore
     from latentplan.types import Spec
@@ -33,12 +35,13 @@ def open_or_create(
     from latentplan.data.location import locate
     from latentplan.data.store import ZarrStore, check_same
 
+    settings = public_values(settings)
     if not locate(out).exists():
-        return ZarrStore.create(out, spec, settings=dict(settings))
+        return ZarrStore.create(out, spec, settings=settings)
     store = ZarrStore.open(out, "a")
     try:
-        check_same(f"{out}: settings", store.settings, settings, advice=advice)
-        check_same(f"{out}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
+        check_same(f"{store.path}: settings", store.settings, settings, advice=advice)
+        check_same(f"{store.path}: spec", store.spec.to_json(), spec.to_json(), advice=advice)
     except BaseException:
         store.close()
         raise

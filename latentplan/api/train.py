@@ -12,10 +12,11 @@ from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
 from latentplan.protocols import Component, Configured, FittedConfig, Staged
-from latentplan.training import checkpoint, run_folder, stages, state
+from latentplan.training import checkpoint, header, run_folder, stages, state
 from latentplan.training.fit import Session, fit
 from latentplan.training.loop import writing
 from latentplan.types import Label, OnProgress, Progress, Stage, Training
+from latentplan.urls import local
 
 KINDS = ("model", "tokenizer", "objective", "policy")  # registry kinds that can be trained
 
@@ -64,7 +65,8 @@ def train(
     device_of = checkpoint.find_device(device)
     settings = config.load(chosen.sections, preset=chosen.preset, overrides=as_overrides(overrides))
     own = chosen.config or checkpoint.with_parts_of_runs(settings[chosen.kind])
-    count, folder = _Count(on_progress), Path(run)
+    count, folder = _Count(on_progress), local(run, where="train.run")
+    stages = folder / "stages" if cache is None else local(cache, where="train.cache")
     with ZarrStore.open(data) as store:
         identity = run_folder.identity(store)
         if isinstance(own, FittedConfig) and not chosen.staged:
@@ -80,12 +82,12 @@ def train(
                 chosen.kind: {"name": chosen.name, **config.to_values(own)},
                 "training": config.to_values(settings["training"]),
                 "seed": seed,
-                "data": {"path": str(data), **identity},
+                "data": {"path": str(store.path), **identity},
             },
         )
         try:
             if chosen.staged:
-                step, figures = _train_stages(job, Path(cache or folder / "stages"), resume=resume)
+                step, figures = _train_stages(job, stages, resume=resume)
             else:
                 step, figures = _train_one(job, resume=resume)
         except KeyboardInterrupt as e:
@@ -202,8 +204,8 @@ def _train_one(job: _Job, *, resume: bool) -> tuple[int, Mapping[str, float]]:
     )
     fit(stage, {}, job.store, job.folder, session=job.session, settings=job.written, resume=resume)
     best = job.folder / "best.safetensors"
-    header = checkpoint.read_header(best, format=checkpoint.FORMAT)
-    return int(header["step"]), header["metrics"]
+    found = checkpoint.read_header(best)
+    return found.step, found.metrics
 
 
 def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping[str, float]]:
@@ -231,7 +233,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
             step=total,
             metrics=trained.figures,
             parts={
-                stage.name: checkpoint.part_header(
+                stage.name: header.of(
                     trained.parts[stage.name], kind=stage.kind, name=stage.registered or stage.name
                 )
                 for stage in own

@@ -80,6 +80,6 @@ def summary(found: Imported) -> str:
         f"{found.new_transitions} transitions at {rate:.1f}/s",
     ]
     if found.skipped:
-        lines.append(f"{found.skipped} episodes skipped, for instance:")
-        lines += [f"  {reason}" for reason in found.reasons]
+        lines.append(f"{found.skipped} episodes skipped:")
+        lines += [f"  {count}: {reason}" for reason, count in found.reasons.items()]
     return "\n".join(lines)

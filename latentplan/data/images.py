@@ -17,6 +17,7 @@ from latentplan.types import Array, ArraySpec, PickSpec
 
 SMALLEST = 16  # pixels a side; smaller arrays, such as a map of 7 x 7 cells, are not images
 CHANNELS = 8  # of an image at most
+LIFT = (0.0, 0.15)  # height of the middle of a drag, m, at -1 and 1 of a pick's fifth number
 # Arrays with these words in their name or meaning have the shape of images but no colours.
 NO_COLOURS = re.compile(
     r"depth|mask|segment|cloud|\bpoint|points|normals|flow|label|disparity|heatmap|xyz|x, y, z"

@@ -6,11 +6,14 @@ stopped continues after the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from latentplan import budget
@@ -25,7 +28,9 @@ from latentplan.workers import WorkerDied
 
 SOURCE_INDEX = "source_index"  # name in an episode's info: its number in the source
 AHEAD = 2  # episodes in flight per worker; with large images they are large
-REASONS = 3  # reasons for skipping that are kept
+REASONS = 20  # kinds of reasons for skipping that are counted, the rest together
+OTHERS = "other reasons"
+NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,19 @@ class Opening:
 
         Raises BudgetError if it needs more than the budget.
         """
-        with budget.using(self.budget), budget.reading():
+        with self.reading():
             source = self.source(self.path, self.config, keys=self.keys)
             return Selection(source, keys=self.keys, size=self.image_size)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold a block to the budget, and raise SourceError for files that may not be read."""
+        try:
+            with budget.using(self.budget), budget.reading():
+                yield
+        except OSError as e:  # of a folder, say: sources report on their files themselves
+            where = self.path if e.filename is None else e.filename
+            raise SourceError(f"{where}: cannot be read ({e.strerror or e})") from None
 
 
 class Progress(NamedTuple):
@@ -54,8 +69,12 @@ class Progress(NamedTuple):
 
     episodes: int = 0
     transitions: int = 0
-    skipped: int = 0  # damaged episodes that were left out
-    reasons: tuple[str, ...] = ()  # why the first ones were skipped
+    reasons: Mapping[str, int] = MappingProxyType({})  # skipped episodes, by the first of a kind
+
+    @property
+    def skipped(self) -> int:
+        """How many damaged episodes were left out."""
+        return sum(self.reasons.values())
 
 
 def add(
@@ -77,7 +96,7 @@ def add(
     wanted = (count if episodes is None else episodes) - len(store)
     first = int(store.info()[SOURCE_INDEX][-1]) + 1 if len(store) else 0
     stop = count if skip_bad else min(count, first + wanted)
-    progress = Progress()
+    progress, reasons = Progress(), Reasons()
     if wanted <= 0:
         return progress
     with closing(_read(opening, range(first, stop), workers=workers)) as found:
@@ -90,8 +109,8 @@ def add(
             if episode is None:
                 if not skip_bad:
                     raise SourceError(f"{reason}; skip_bad leaves such episodes out")
-                kept = (*progress.reasons, reason)[:REASONS]
-                progress = progress._replace(skipped=progress.skipped + 1, reasons=kept)
+                reasons.add(reason)
+                progress = progress._replace(reasons=reasons.counts())
             else:
                 progress = progress._replace(
                     episodes=progress.episodes + 1,
@@ -101,6 +120,26 @@ def add(
             if progress.episodes == wanted:
                 break
     return progress
+
+
+class Reasons:
+    """Counts of the reasons for skipping, of which those that differ in numbers alone are one."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._first: dict[str, str] = {}  # the first text of a kind
+        self._counts: Counter[str] = Counter()
+
+    def add(self, reason: str) -> None:
+        """Count one."""
+        kind = NUMBER.sub("#", reason)
+        if kind not in self._first and len(self._first) >= REASONS:
+            reason = kind = OTHERS
+        self._counts[self._first.setdefault(kind, reason)] += 1
+
+    def counts(self) -> Mapping[str, int]:
+        """Return the counts by the first text of each kind, the most frequent first."""
+        return dict(self._counts.most_common())
 
 
 class _Read(NamedTuple):
@@ -128,7 +167,7 @@ def _reader(opening: Opening) -> Callable[[int], _Read]:
 
     def read(index: int) -> _Read:
         try:
-            with budget.using(opening.budget), budget.reading():
+            with opening.reading():
                 episode = source.episode(index)
         except (SourceError, BudgetError) as e:
             return _Read(None, str(e))

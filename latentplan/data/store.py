@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latentplan.data import commit, labels, layout, pending
+from latentplan.data import array_limits, commit, labels, layout, pending
 from latentplan.data.arrays import Arrays
 from latentplan.data.commit import Commit
 from latentplan.data.location import locate, writing
@@ -93,8 +93,9 @@ class ZarrStore:
         """Return a new empty store at `path`, open for append.
 
         `settings` (JSON values) are those that the data is made with. Raises StoreError if
-        something is there already.
+        something is there already, ShapeError for a spec with observations that it cannot hold.
         """
+        array_limits.check(spec)
         location = locate(path)
         if location.exists():
             raise StoreError(f"{location}: is there already; choose another path, or delete it")

@@ -31,7 +31,7 @@ PUSHES |= {"MARK": MARK, "EMPTY_TUPLE": TUPLE}
 SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
 GETS, MEMOS = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT")
 TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-KEYED = ("SETITEM", "SETITEMS", "DICT")  # take keys and values by turns
+KEYED = ("SETITEM", "SETITEMS", "DICT")  # take alternating keys and values
 CHANGES = ("BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS")  # leave what they change
 for name in (*GETS, *SETS):
     PUSHES.pop(name, None)

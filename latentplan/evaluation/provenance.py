@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from latentplan.urls import public
+
 PACKAGES = ("latentplan", "torch", "numpy", "mujoco", "pybullet", "gymnasium", "zarr")
 
 
@@ -20,7 +22,7 @@ def provenance() -> dict[str, Any]:
 
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(public, sys.argv[1:])]),
         "versions": {"python": platform.python_version()}
         | {name: found for name in PACKAGES if (found := _version(name))},
         "machine": {

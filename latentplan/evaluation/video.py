@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from latentplan.evaluation.goals import Trial
-from latentplan.files import replacing
+from latentplan.mp4 import encode
 from latentplan.types import Array
 
 PANEL = 320  # pixels, approximate side of one image
@@ -24,37 +24,6 @@ def write(path: Path, trials: Sequence[Trial], *, fps: int = 4) -> int:
     if writing fails, and keeps an earlier file.
     """
     return encode(path, _frames(trials, hold=fps), fps=fps)
-
-
-def encode(path: Path, frames: Iterator[Array], *, fps: int) -> int:
-    """Write an mp4 (H.264, yuv420p) of frames (h, w, 3) uint8 and return their number.
-
-    Height and width must be even. Raises OSError if writing fails, and keeps an earlier file.
-    """
-    import imageio_ffmpeg
-
-    first = next(frames)
-    height, width, _ = first.shape
-    count = 1
-    with replacing(path) as partial:
-        writer = imageio_ffmpeg.write_frames(
-            str(partial),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            pix_fmt_out="yuv420p",
-            macro_block_size=2,
-            output_params=["-crf", "20", "-movflags", "+faststart"],
-        )
-        writer.send(None)
-        try:
-            writer.send(first)
-            for frame in frames:
-                writer.send(frame)
-                count += 1
-        finally:
-            writer.close()
-    return count
 
 
 def _frames(trials: Sequence[Trial], *, hold: int) -> Iterator[Array]:

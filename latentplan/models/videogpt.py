@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan import registry
+from latentplan import mp4, registry
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
 from latentplan.files import replacing
@@ -427,7 +427,9 @@ class VideoGPT(nn.Module):
             image = rearrange(grid, "b p t h w c -> (b p h) (t w) c").numpy()
             yield _png(folder / f"samples_{key}.png", image), f"{about}, time to the right"
             video = rearrange(grid, "b p t h w c -> t (b h) (p w) c").numpy()
-            yield _mp4(folder / f"samples_{key}.mp4", video), f"{about}, side by side"
+            file = folder / f"samples_{key}.mp4"
+            mp4.encode(file, video, fps=4)
+            yield file, f"{about}, side by side"
 
     def _known(self, length: int) -> int:
         """Return how many of the last of `length` frames a continuation is given."""
@@ -479,21 +481,6 @@ def _png(path: Path, image: Array) -> Path:
 
     with replacing(path) as partial:
         imsave(partial, image, format="png")
-    return path
-
-
-def _mp4(path: Path, frames: Array) -> Path:
-    """Write frames (t, h, w, 3) uint8, of even size, at 4 a second."""
-    import imageio_ffmpeg
-
-    with replacing(path) as partial:
-        writer = imageio_ffmpeg.write_frames(
-            str(partial), frames.shape[2:0:-1], fps=4, macro_block_size=2
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
     return path
 
 

@@ -1,1 +1,1 @@
-"""Planners: they choose actions by imagining latents, and know no concrete model."""
+"""Planners, and the policies that plan with a latent dynamics model."""

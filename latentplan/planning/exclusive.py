@@ -1,4 +1,4 @@
-"""Methods that threads may call at any time, one after the other."""
+"""Decorator of methods that only one thread at a time may execute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class Lockable(Protocol):
-    """An object with a lock of its own."""
+    """An object with a reentrant lock."""
 
     lock: threading.RLock
 
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Lockable)
 
 
 def exclusive(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Return the method, to wait for other threads inside exclusive methods of the same object."""
+    """Return the method, which waits for other exclusive methods of the same object to end."""
 
     @wraps(method)
     def locked(self: S, *args: P.args, **kwargs: P.kwargs) -> R:

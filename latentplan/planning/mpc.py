@@ -38,9 +38,9 @@ class MPC:
     """Policy that plans with a model, a planner and an objective.
 
     It keeps the state that a planner does not: the goal, the recent observations and actions, and
-    the rest of the last plan. Observations need only the keys that the model was trained on.
-    Threads may share it: each call waits for the one in progress, so a goal that is set during
-    `act` holds from the next `act` on.
+    the rest of the last plan. Observations need only the keys that the model was trained on. It is
+    thread-safe: each call waits for the one in progress, so that a goal set during `act` applies
+    from the next `act` on.
     """
 
     @dataclass(frozen=True)

@@ -21,7 +21,13 @@ from latentplan.protocols.acting import (
     RenderedEnv,
 )
 from latentplan.protocols.component import Component, Configured
-from latentplan.protocols.data import AnnotatedSource, EpisodeStore, Source, Windows
+from latentplan.protocols.data import (
+    AnnotatedSource,
+    CountingSource,
+    EpisodeStore,
+    Source,
+    Windows,
+)
 from latentplan.protocols.learning import (
     DefaultPolicy,
     Dynamics,
@@ -53,6 +59,7 @@ __all__ = [
     "ActionSpace",
     "AdaptableEnv",
     "AnnotatedSource",
+    "CountingSource",
     "Component",
     "Configured",
     "Constraint",

@@ -7,6 +7,7 @@ figures as JSON, so that a file is loaded by itself, and nothing in it is ever e
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,18 +18,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor
 
-from latentplan import config, registry
+from latentplan import budget, config, foreign, registry
 from latentplan.errors import (
+    BudgetError,
     CheckpointError,
     ConfigError,
     LatentplanError,
     MissingDependency,
-    StoreError,
 )
 from latentplan.files import replacing
-from latentplan.protocols import Upgradable
+from latentplan.training import header as headers
+from latentplan.training import weights
+from latentplan.training.allocations import Allocations
+from latentplan.training.header import Header
 from latentplan.types import Part, Spec
 
 FORMAT = "latentplan-checkpoint-2"
@@ -57,36 +61,25 @@ def save(
     step: int,
     metrics: Mapping[str, float],
     kind: str = "model",
-    parts: Mapping[str, Mapping[str, Any]] | None = None,
+    parts: Mapping[str, headers.Part] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` to one file, whole or not at all; a file already there is replaced.
 
-    `parts` describes networks inside it by the prefix of their weights (see `part_header`), so
+    `parts` describes networks inside it by the prefix of their weights (see `header.of`), so
     that they can be loaded by themselves. `dtype` (torch.float16 or torch.bfloat16) stores
     floating-point weights in half the bytes; `load` gives them back in the model's own dtype.
     Raises CheckpointError if the disk is full or a weight does not fit the dtype.
     """
-    weights = model.state_dict()
+    own = model.state_dict()
     if dtype is not None:
-        weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
-        for key, value in weights.items():
+        own = {k: v.to(dtype) if v.is_floating_point() else v for k, v in own.items()}
+        for key, value in own.items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{path}: weight {key!r} is not finite in {dtype}")
-    header = part_header(model, kind=kind, name=name) | {"step": step, "metrics": dict(metrics)}
-    if parts:
-        header["parts"] = {prefix: dict(part) for prefix, part in parts.items()}
-    write(Path(path), weights, format=FORMAT, header=header)
-
-
-def part_header(model: Any, *, kind: str, name: str) -> dict[str, Any]:
-    """Return what rebuilds a network, as JSON values."""
-    return {
-        "kind": kind,
-        "name": name,
-        "config": config.to_values(model.config),
-        "spec": model.spec.to_json(),
-    }
+    whole = headers.of(model, kind=kind, name=name)
+    header = Header(**vars(whole), step=step, metrics=metrics, parts=dict(parts or {}))
+    write(Path(path), own, format=FORMAT, header=header.to_json())
 
 
 def load(
@@ -103,53 +96,72 @@ def load(
     `name`. `build` is the class of a network that is not registered: a file names it, but it is
     not imported for that, since nothing in a file is executed.
 
-    Raises CheckpointError for a file that is missing, corrupt, of another format or kind, of a
-    class that is not known here, or whose weights do not fit; MissingDependency for a device that
-    is absent.
+    The header is checked whole, and every weight's shape and dtype is compared with the network's
+    before any is read. Raises CheckpointError for a file that is missing, corrupt, of another
+    format or kind, of a class that is not known here, or whose weights do not fit or are not
+    finite; BudgetError for a network that is far larger than its file and the budget;
+    MissingDependency for a device that is absent.
     """
-    where = find_device(device)
-    weights, header = read(Path(path), format=FORMAT)
-    try:
+    device_of = find_device(device)
+    path = Path(path)
+    with _opened(path, FORMAT) as (file, values):
+        header = headers.parse(values, path)
         prefix, part = select(header, path, kind=kind, name=name)
-        own: Mapping[str, Tensor] = {
-            k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
-        }
         build = build or _class_of(part, path)
-        if isinstance(build, Upgradable):
-            part, own = build.upgraded(part, own)
-        spec = Spec.from_json(part["spec"])
-        settings = config.from_values(build.Config, part["config"])
-        step, metrics = header["step"], header["metrics"]
-    except (KeyError, TypeError, AttributeError, StoreError, ConfigError) as e:
-        raise CheckpointError(f"{path}: header does not fit this version of latentplan: {e}") from e
-    model = build(spec, settings)
-    fill(model, own, path)
-    model = model.to(where).eval()
-    return Checkpoint(model, part["name"], model.spec, settings, step, metrics, part["kind"])
+        model, settings = _built(build, part, path)
+        names = [key for key in file.keys() if key.startswith(prefix)]
+        slices = {key.removeprefix(prefix): file.get_slice(key) for key in names}
+        weights.check_fit(model, slices, path)
+        weights.fill(model, {k.removeprefix(prefix): file.get_tensor(k) for k in names}, path)
+    model = model.to(device_of).eval()
+    return Checkpoint(
+        model, part.name, part.spec, settings, header.step, header.metrics, part.kind
+    )
+
+
+def _built(build: Any, part: headers.Part, path: Path) -> tuple[Any, Any]:
+    """Return the untrained network that a header describes, and its config.
+
+    Values within the types and ranges of its class may still not fit together, or a class may not
+    check them: whatever building raises then is the file's fault.
+    """
+    largest = max(budget.allowed().bytes, 2 * 512 * path.stat().st_blocks)  # of what it really has
+    try:
+        settings = config.from_values(build.Config, part.config)
+        with budget.using(replace(budget.allowed(), bytes=largest)), budget.reading(apart=True):
+            with Allocations(f"{path}: {part.kind} {part.name!r}"):
+                return build(part.spec, settings), settings
+    except BudgetError:
+        raise
+    except Exception as e:
+        said = str(e) if isinstance(e, LatentplanError) else f"{type(e).__name__}: {e}"
+        raise CheckpointError(
+            f"{path}: header does not fit this version of latentplan: {said}"
+        ) from e
 
 
 def select(
-    header: Mapping[str, Any], path: Path | str, *, kind: str, name: str = ""
-) -> tuple[str, Mapping[str, Any]]:
+    header: Header, path: Path | str, *, kind: str, name: str = ""
+) -> tuple[str, headers.Part]:
     """Return the prefix of the weights and the header of a network of `kind` in a file.
 
     It is the whole file's, or that of a part: the one called `name`, else the only one of `kind`.
     CheckpointError if there is none.
     """
-    if header["kind"] == kind and kind != "part":
+    if header.kind == kind and kind != "part":
         return "", header
-    parts: Mapping[str, Mapping[str, Any]] = header.get("parts", {})
-    if name in parts and parts[name]["kind"] == kind:
+    parts = header.parts
+    if name in parts and parts[name].kind == kind:
         return f"{name}.", parts[name]
-    found = [prefix for prefix, part in parts.items() if part["kind"] == kind]
+    found = [prefix for prefix, part in parts.items() if part.kind == kind]
     if len(found) == 1 and kind != "part":
         return f"{found[0]}.", parts[found[0]]
-    if header["kind"] == kind and (not name or header["name"] == name):
+    if header.kind == kind and (not name or header.name == name):
         return "", header
     wanted = f"{kind} {name!r}" if name and kind == "part" else kind
-    inside = ", ".join(f"{prefix} ({part['kind']})" for prefix, part in parts.items())
+    inside = ", ".join(f"{prefix} ({part.kind})" for prefix, part in parts.items())
     raise CheckpointError(
-        f"{path}: holds the {header['kind']} {header['name']!r}"
+        f"{path}: holds the {header.kind} {header.name!r}"
         f"{f' with the parts {inside}' if inside else ''}, need a {wanted}"
     )
 
@@ -165,15 +177,15 @@ def with_parts_of_runs(settings: Any) -> Any:
         if not isinstance(part, Part) or not part.run or part.name:
             continue
         file = find(part.run)
-        _, found = select(read_header(file, format=FORMAT), file, kind=part.kind)
+        _, found = select(read_header(file), file, kind=part.kind)
         schema = _class_of(found, file).Config
-        filled = config.from_values(schema, found["config"])
-        changed[each.name] = replace(part, name=found["name"], config=filled)
+        filled = config.from_values(schema, found.config)
+        changed[each.name] = replace(part, name=found.name, config=filled)
     return replace(settings, **changed)
 
 
-def _class_of(part: Mapping[str, Any], path: Path | str) -> Any:
-    kind, name = part["kind"], part["name"]
+def _class_of(part: headers.Part, path: Path | str) -> Any:
+    kind, name = part.kind, part.name
     known = registry.names(kind) if kind in registry.BUILT_IN else {}
     if name not in known:
         advice = "pass its class to load it" if ":" in name else "it is not installed here"
@@ -249,63 +261,62 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
         ) from e
 
 
-def read(path: Path, *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, *, format: str) -> tuple[dict[str, Tensor], Any]:
     """Return tensors (on the CPU) and header of a file that `write` wrote with this `format`.
 
     Raises CheckpointError if it is missing, corrupt or of another format.
     """
-    with _opened(path, format) as (f, header):
-        return {k: f.get_tensor(k) for k in f.keys()}, header
+    with _opened(path, format) as (file, values):
+        return {key: file.get_tensor(key) for key in file.keys()}, values
 
 
-def read_header(path: Path, *, format: str) -> dict[str, Any]:
-    """Return the header alone of a file that `write` wrote; raises as `read` does."""
-    with _opened(path, format) as (_, header):
-        return header
+def read_values(path: Path, *, format: str) -> Any:
+    """Return the header alone of a file that `write` wrote, as JSON values; raises as `read`."""
+    with _opened(path, format) as (_, values):
+        return values
+
+
+def read_header(path: Path | str) -> Header:
+    """Return the header of a checkpoint, checked; raises as `read` does."""
+    return headers.parse(read_values(Path(path), format=FORMAT), path)
+
+
+def numbers(path: Path) -> int:
+    """Return how many weights a checkpoint has, without reading them; raises as `read` does."""
+    with _opened(path, FORMAT) as (file, _):
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
 
 
 @contextmanager
-def _opened(path: Path, format: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    if not path.is_file():
+def _opened(path: Path, format: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the file of tensors and its header's JSON values; CheckpointError also in the block."""
+    if not path.exists():
         raise CheckpointError(f"{path}: no such file")
+    foreign.check_regular(path, error=CheckpointError)
     try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
             found = meta.get("format", "none")
             before = (found, format) == (BEFORE, FORMAT)
             if found != format and not before:
                 raise CheckpointError(
                     f"{path}: format is {found!r}, this version of latentplan reads {format!r}"
                 )
-            header = json.loads(meta["header"])
-            yield f, _of_before(header, path) if before else header
-    except (OSError, SafetensorError, ValueError, KeyError) as e:
-        if isinstance(e, LatentplanError):
-            raise
+            values = foreign.from_json(
+                meta.get("header", ""), where=f"{path}: header", error=CheckpointError
+            )
+            yield file, _of_before(values, path) if before else values
+    except (OSError, SafetensorError) as e:
         raise CheckpointError(
             f"{path}: corrupt or not a safetensors file ({e}); train it again or copy it again"
         ) from e
 
 
-def _of_before(header: dict[str, Any], path: Path) -> dict[str, Any]:
+def _of_before(values: Any, path: Path) -> Any:
     """Return the header of a file of the format before as one of this."""
-    name = header.pop("model")
+    name = values.pop("model", None) if isinstance(values, dict) else None
     if name == "videoworld":
         raise CheckpointError(
             f"{path}: a VideoWorld with the names of {BEFORE}; train it again with this version"
         )
-    return {"kind": "model", "name": name, **header}
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
-    """Put `weights` into `model`; CheckpointError names the first that does not fit."""
-    own = model.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        need = tuple(own[key].shape) if key in own else "no such weight"
-        found = tuple(weights[key].shape) if key in weights else "nothing"
-        if need != found:
-            raise CheckpointError(
-                f"{path}: weights do not fit the model: {key!r}: found {found}, need {need}; "
-                "it was made by another version of the model, train it again"
-            )
-    model.load_state_dict(dict(weights))
+    return {"kind": "model", "name": name, **values} if name is not None else values

@@ -16,7 +16,7 @@ from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
 from latentplan.files import replacing
 from latentplan.protocols import Dynamics, Learner
-from latentplan.training import checkpoint, run_folder, state
+from latentplan.training import checkpoint, header, run_folder, state, weights
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import train, writing
 from latentplan.types import Batch, OnProgress, Parts, Progress, Stage, Training
@@ -106,19 +106,17 @@ def fit(
 def _best(stage: Stage, learner: Any, folder: Path) -> tuple[Any, dict[str, float]]:
     """Return the learner with the weights of its best step, frozen, and its held-out figures."""
     best = folder / "best.safetensors"
-    weights, header = checkpoint.read(best, format=checkpoint.FORMAT)
-    own = checkpoint.part_header(
-        learner, kind=stage.kind, name=stage.registered or stage.name
-    )
+    tensors, values = checkpoint.read(best, format=checkpoint.FORMAT)
+    found = header.parse(values, best)
+    own = header.of(learner, kind=stage.kind, name=stage.registered or stage.name)
     for key in ("kind", "name", "config"):
-        if header[key] != own[key]:
+        if getattr(found, key) != getattr(own, key):
             raise CheckpointError(
                 f"{best}: its {key} is not that of {stage.name} here; delete {folder}, it is made "
                 "again"
             )
-    checkpoint.fill(learner, weights, best)
-    figures = {key: float(value) for key, value in header["metrics"].items()}
-    return learner.eval().requires_grad_(False), figures
+    weights.fill(learner, tensors, best)
+    return learner.eval().requires_grad_(False), dict(found.metrics)
 
 
 def _windows(

@@ -12,7 +12,7 @@ from typing import IO, Any
 from latentplan import config
 from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError, StoreError
-from latentplan.files import lock
+from latentplan.files import PARTIAL, is_clutter, lock
 from latentplan.training import state
 from latentplan.types import Spec
 
@@ -65,8 +65,11 @@ def check_resume(folder: Path, *, resume: bool) -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Return whether there is more than a lock in a folder."""
-    return folder.exists() and any(file.name != LOCK for file in folder.iterdir())
+    """Return whether there is more in a folder than a lock and what others and kills left."""
+    return folder.exists() and any(
+        file.name != LOCK and not is_clutter(file.name) and not PARTIAL.fullmatch(file.name)
+        for file in folder.iterdir()
+    )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from latentplan import schema
 from latentplan.errors import CheckpointError
-from latentplan.training import checkpoint
+from latentplan.schema import AnyFloat
+from latentplan.training import checkpoint, weights
 
 FORMAT = "latentplan-training-1"
 FILE = "state.safetensors"  # in the run folder
@@ -71,32 +74,62 @@ class State:
 
     def restore(self, run: Path) -> None:
         """Load what `save` wrote; CheckpointError if it does not fit the model."""
-        tensors, header = checkpoint.read(run / FILE, format=FORMAT)
-        device = next(self.model.parameters()).device
+        tensors, values = checkpoint.read(run / FILE, format=FORMAT)
+        header = _header(values, run / FILE)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "sum": {}}
         for name, value in tensors.items():
             part, _, key = name.partition("/")
-            parts[part][key] = value.to(device)
-        try:
-            self.model.load_state_dict(parts["model"])
-            if self.ema is not None:
-                self.ema.load_state_dict(parts["ema"])
-        except RuntimeError as e:
-            raise CheckpointError(f"{run / FILE}: does not fit the model: {e}") from e
-        weights = dict(self.model.named_parameters())
-        for name, value in parts["optimizer"].items():
-            weight, _, key = name.rpartition("/")
-            self.optimizer.state[weights[weight]][key] = _laid_out(value, weights[weight])
-        self._sums, self._count = parts["sum"], header["count"]
-        self.step, self.best, self.figures = header["step"], header["best"], header["figures"]
+            if part not in parts:
+                raise CheckpointError(f"{run / FILE}: found a tensor {name!r}, need model/...")
+            parts[part][key] = value
+        weights.fill(self.model, parts["model"], run / FILE)
+        if self.ema is not None:
+            weights.fill(self.ema, parts["ema"], run / FILE)
+        elif parts["ema"]:
+            raise CheckpointError(f"{run / FILE}: holds averaged weights, this training has none")
+        self._restore_moments(parts["optimizer"], run / FILE)
+        device = next(self.model.parameters()).device
+        self._sums = {key: value.to(device) for key, value in parts["sum"].items()}
+        self._count = header.count
+        self.step, self.best, self.figures = header.step, header.best, dict(header.figures)
+
+    def _restore_moments(self, found: Mapping[str, Tensor], file: Path) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, value in found.items():
+            of, _, key = name.rpartition("/")
+            weight = parameters.get(of)
+            if weight is None or value.shape not in (weight.shape, ()) or value.isnan().any():
+                raise CheckpointError(
+                    f"{file}: optimizer/{name}: found {tuple(value.shape)} {value.dtype}, need "
+                    f"{'no such tensor' if weight is None else f'{tuple(weight.shape)} or ()'} "
+                    "without NaN; give another run folder"
+                )
+            value = value.to(weight.device) if value.shape else value
+            self.optimizer.state[weight][key] = _laid_out(value, weight)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the file holds beside its tensors."""
+
+    step: int
+    best: AnyFloat  # infinite before the first held-out figures
+    figures: dict[str, AnyFloat]
+    count: int
+
+
+def _header(values: Any, file: Path) -> _Header:
+    found = schema.from_values(_Header, values, where=f"{file}: header", error=CheckpointError)
+    if min(found.step, found.count) < 0:
+        raise CheckpointError(f"{file}: header: found step {found.step} and count {found.count}")
+    return found
 
 
 def steps_done(run: Path) -> int:
     """Return the step that a resume continues from; 0 if nothing is saved."""
     if not (run / FILE).exists():
         return 0
-    header = checkpoint.read_header(run / FILE, format=FORMAT)
-    return int(header["step"])
+    return _header(checkpoint.read_values(run / FILE, format=FORMAT), run / FILE).step
 
 
 def _laid_out(value: Tensor, weight: Tensor) -> Tensor:

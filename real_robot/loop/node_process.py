@@ -41,7 +41,11 @@ def announcement(arm: str, backend: str, address: tuple[str, int]) -> str:
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT; ConfigError if it is invalid."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit():
+    try:
+        host.encode("idna")  # as the network's names are
+    except UnicodeError:
+        host = ""
+    if not colon or not host or not re.fullmatch("[0-9]{1,9}", port):
         raise ConfigError(f"robot.address: found {text!r}, need HOST:PORT such as 127.0.0.1:5757")
     check_range("robot.address.port", int(port), 0, 65535)
     return host, int(port)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentplan.data.images import action_to_pixel
+from latentplan.data.images import LIFT, action_to_pixel
 from latentplan.errors import ShapeError, check_range
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.motion.hold_position import hold_position_while
@@ -20,7 +20,6 @@ from latentplan.robots.trajectory import Limits
 from latentplan.shapes import check, check_finite
 from latentplan.types import Array
 
-LIFT = (0.0, 0.15)  # m, height of a drag's middle for a fifth number of -1 and of 1
 SHOWN = 50  # points of a motion's preview
 
 

@@ -76,13 +76,14 @@ def calibrate(
     c = config or Config()
     if mount not in MOUNTS:
         raise ConfigError(f"calibration.mount: {unknown('mount', mount, MOUNTS)}")
-    enough = [i for i, found in enumerate(seen) if found and len(found.pixels) >= c.corners]
+    shown = {i: each for i, each in enumerate(seen) if each and _is_enough(each, c.corners)}
+    enough, corners = list(shown), list(shown.values())
     if len(enough) < c.images:
         raise RobotError(
             f"calibration.images: {len(enough)} of {len(seen)} show {c.corners} corners of the "
-            f"board, needed are {c.images}; take more, or check that the board is the given one"
+            f"board, not all in one row, needed are {c.images}; take more, or check that the board "
+            "is the given one"
         )
-    corners = [found for found in seen if found and len(found.pixels) >= c.corners]
     q = np.asarray(q, np.float64)[enough]
     between = _between(arm, q, mount)
     _check_turns(between, c.turn)
@@ -107,6 +108,17 @@ def calibrate(
     errors[enough] = fit.gaps()
     figures = _figures(fit, corners, boards, std)
     return Result(camera.mounted(mount, fit.x), fit.y, figures, errors)
+
+
+def _is_enough(found: Corners, least: int) -> bool:
+    """Return whether an image shows so many corners, and not in one line, which fixes no pose."""
+    if len(found.pixels) < least:
+        return False
+    metres, pixels = (
+        np.linalg.svd(each - each.mean(0), compute_uv=False)[1]
+        for each in (found.points, found.pixels)
+    )  # across the line that fits best
+    return bool(metres > 1e-4 and pixels > 1.0)
 
 
 def _between(arm: Arm, q: Array, mount: str) -> Array:
@@ -141,7 +153,10 @@ def _lens(corners: Sequence[Corners], camera: CalibratedCamera, count: int) -> C
     points = [each.points.astype(np.float32) for each in corners]
     pixels = [each.pixels.astype(np.float32) for each in corners]
     size = (camera.width, camera.height)
-    _, k, lens, _, _ = cv2.calibrateCamera(points, pixels, size, None, None, flags=flags)
+    try:
+        _, k, lens, _, _ = cv2.calibrateCamera(points, pixels, size, None, None, flags=flags)
+    except cv2.error as e:
+        raise _undetermined(e.err) from None
     numbers = [k[0, 0], k[1, 1], k[0, 2], k[1, 2], *lens.ravel()[:count]]
     return _with(camera, np.array(numbers))
 
@@ -152,10 +167,14 @@ def _with(camera: CalibratedCamera, lens: Array) -> CalibratedCamera:
     try:
         return replace(camera, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(distortion))
     except ConfigError as e:
-        raise RobotError(
-            f"calibration.lens: the images do not determine it ({e}); take more, tilted by 20 to "
-            "40 degrees and up to the image's edges, or give a known lens"
-        ) from None
+        raise _undetermined(str(e)) from None
+
+
+def _undetermined(reason: str) -> RobotError:
+    return RobotError(
+        f"calibration.lens: the images do not determine it ({reason}); take more, tilted by 20 to "
+        "40 degrees and up to the image's edges, or give a known lens"
+    )
 
 
 def _numbers(camera: CalibratedCamera) -> Array:
@@ -168,8 +187,11 @@ def _pose(corners: Corners, camera: CalibratedCamera) -> Array:
     flat = np.ascontiguousarray(camera.rays(corners.pixels)[:, :2])
     eye, points = np.eye(3), np.ascontiguousarray(corners.points)
     # Of the two poses in which a flat board looks nearly the same, the one that fits better.
-    _, turn, shift = cv2.solvePnP(points, flat, eye, None, flags=cv2.SOLVEPNP_IPPE)
-    turn, shift = cv2.solvePnPRefineLM(points, flat, eye, None, turn, shift)
+    try:
+        _, turn, shift = cv2.solvePnP(points, flat, eye, None, flags=cv2.SOLVEPNP_IPPE)
+        turn, shift = cv2.solvePnPRefineLM(points, flat, eye, None, turn, shift)
+    except cv2.error as e:
+        raise _undetermined(e.err) from None
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift.ravel()
     return pose

@@ -51,15 +51,15 @@ def _of_store(source: str, arm: Arm, camera: str) -> Iterator[CalibrationSample]
         images = [key for key, each in there.items() if len(each.shape) == 3]
         if camera not in images:
             raise SourceError(
-                f"{source}: no images of a camera {camera!r}; name one of: "
+                f"{store.path}: no images of a camera {camera!r}; name one of: "
                 f"{', '.join(images) or 'it has none'}"
             )
         for key in ("q", "dq"):
             if key not in there or there[key].shape != (joints,):
                 found = f"of shape {there[key].shape}" if key in there else "missing"
                 raise SourceError(
-                    f"{source}: observation {key} is {found}, need ({joints},) for the {arm.name}; "
-                    "record it on the arm, or name another robot"
+                    f"{store.path}: observation {key} is {found}, need ({joints},) for the "
+                    f"{arm.name}; record it on the arm, or name another robot"
                 )
         starts = [0, *(int(end) for end in store.ends)]
         taken: list[Array] = []
@@ -128,4 +128,4 @@ def _json(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _image(file: Path) -> Array:
     with image_files.opened(file, where=str(file), error=SourceError) as image:
-        return np.asarray(image.convert("RGB"))
+        return image_files.rgb(image, where=str(file), error=SourceError)

@@ -144,7 +144,7 @@ def _adapt(module: ModuleType, robot: Any) -> None:
             robot.p = bullet
 
     def connect(connection_mode: int) -> Client:
-        # pybullet_utils' client prints, and if freed late disconnects the next owner of its number.
+        # When freed, pybullet_utils' client prints, and disconnects the client that now has its id.
         return Client(bullet, bullet.connect(connection_mode))
 
     def close(self: Any) -> None:

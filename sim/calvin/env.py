@@ -23,8 +23,8 @@ from latentplan.shapes import check, check_finite
 from latentplan.sim.calvin import checkout
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Observation, Spec, Step
 
-RATE = 30  # actions a second
-TIMESTEP = 240.0  # physics steps a second
+RATE = 30  # actions per second
+TIMESTEP = 240.0  # physics steps per second
 ACTION = 7
 ROBOT = "ee x y z m, euler xyz rad, gripper width m, 7 joints rad, gripper action"
 SCENE = (
@@ -42,7 +42,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
 
     An action (7,) in [-1, 1] moves a target pose of the end effector, which the arm follows:
     x, y, z (1 = 0.02 m) and euler angles x, y, z (1 = 0.05 rad) in the world, then the gripper,
-    which opens if the number is not negative and closes otherwise. 30 actions a second.
+    which opens if the number is not negative and closes otherwise. 30 actions per second.
 
     Observation: `robot_obs` (15,) and the privileged `scene_obs` (24,) float64, as in the data set,
     and per camera `rgb_<camera>` (h, w, 3) uint8 and, with `depth`, `depth_<camera>` (h, w) float32
@@ -70,7 +70,7 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         split: str = ""  # folder of a data set (.../training) with scene and cameras to use instead
         cameras: tuple[str, ...] = ("static", "gripper")  # cameras in use; none: fast
         depth: bool = False  # whether cameras give depth, too
-        image: int = 0  # pixels a side of every image; 0: as the data set, 200 static, 84 gripper
+        image: int = 0  # side of every image, pixels; 0: as the data set, 200 static, 84 gripper
         clip: bool = False  # clip numbers of an action beyond 1 instead of refusing it
 
         def __post_init__(self) -> None:
@@ -194,9 +194,9 @@ class Calvin(gymnasium.Env[dict[str, Array], Array]):
         return self._observe()
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the mean distance of blocks, slider and drawer from their places in the goal, m.
+        """Return the mean distance of blocks, slider and drawer to their goal positions, m.
 
-        Lights and turns of the blocks are not lengths and do not count.
+        Lights and rotations of the blocks are not lengths and are ignored.
         """
         here, there = observation["scene_obs"], goal["scene_obs"]
         check("goal.scene_obs", there, "S", S=_SIZES["scene_obs"])

@@ -27,7 +27,7 @@ class ArmPaths:
         self._arm = SimulatedArm(arm)
 
     def path(self, start: Array, end: Array, *, lift: float) -> Array:
-        """Return the gripper's path (S, 3), a point a timestep, from `start` (3,) to `end` (2,).
+        """Return the gripper's path (S, 3) from `start` (3,) to `end` (2,), one point per timestep.
 
         Raises Unreachable if the arm cannot execute it; nothing moves then.
         """

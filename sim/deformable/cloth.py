@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
+from latentplan.data.images import LIFT
 from latentplan.errors import ConfigError, check_range
 from latentplan.shapes import check
 from latentplan.sim.deformable import distances, folds, lookahead
 from latentplan.sim.deformable.config import DeformableConfig, check_choice
 from latentplan.sim.deformable.engines import engine
-from latentplan.sim.deformable.env import LIFT, Deformable
+from latentplan.sim.deformable.env import Deformable
 from latentplan.types import Array, ArraySpec, Observation, PickSpec
 
 
@@ -26,9 +27,9 @@ class Cloth(Deformable):
     Tasks: `flatten`, from crumpled, at any pose; `fold`, from flat, at any pose: in `half`,
     `diagonal`, or all `corners` to the middle; `place`, from crumpled, flat at a pose; `goal`, from
     one crumpled state to another, at its pose. `keypoints` (rows * columns, 3) float32 are the
-    points of the grid, row by row. The distance is the mean distance of the points to their target
-    places in metres, in the best of the grid's eight orders (four if it is not square); for
-    `flatten` and `fold` in the plane, after the best turn and shift.
+    points of the grid, row by row. The distance is the mean distance of the points to their targets
+    in metres, for the best of the grid's eight orders (four if it is not square); for `flatten` and
+    `fold` in the plane, after the best rotation and translation.
     Success: `flatten`, at least 90 % of the cloth's area covered; `fold` a distance of at most
     0.009 m (corners: 0.01 m), `place` 0.015 m, `goal` 0.03 m.
     """
@@ -39,18 +40,18 @@ class Cloth(Deformable):
 
         task: str = "flatten"  # or fold, place, goal
         fold: str = "half"  # or diagonal, corners; task=fold
-        crumple: int = 2  # random drags of a crumpled start, at least
+        crumple: int = 2  # least number of random drags of a crumpled start
         rows: int = 9  # points along x
         columns: int = 9  # points along y
         size: float = 0.24  # of the longer side
         mass: float = 0.1  # of the whole cloth
         friction: float = 1.0  # sliding, cloth on table
         damping: float = 2.0  # 1/s, of every point
-        iterations: int = 12  # iterations of the solver a timestep
+        iterations: int = 12  # solver iterations per timestep
         drag: float = 0.25  # length of a drag of 1 along one axis
         timestep: float = 0.0125  # s
         move_steps: int = 26  # physics steps of a drag
-        rest_steps: int = 20  # physics steps after a release, at most
+        rest_steps: int = 20  # most physics steps after a release
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -82,10 +83,10 @@ class Cloth(Deformable):
             return 0.4 * self.spacing
 
     name = "cloth"
-    CRUMPLED = 0.7  # share of its area that a crumpled cloth covers, at most
-    FLAT = 0.9  # share of its area that a flattened cloth covers, at least
+    CRUMPLED = 0.7  # largest share of its area that a crumpled cloth covers
+    FLAT = 0.9  # least share of its area that a flattened cloth covers
     POINTS = 6  # points that the oracle considers
-    # Distance beyond its place (m) and height (share of the way) of the oracle's drags.
+    # Of the oracle's drags: distance beyond the target (m), and height (share of the length).
     CANDIDATES = ((0.0, 0.5), (0.06, 0.1), (0.1, 0.3))
     THRESHOLD = {  # m, distance to the goal
         "flatten": 0.02,
@@ -115,7 +116,7 @@ class Cloth(Deformable):
         return distances.coverage(points, rows=c.rows, columns=c.columns, area=self._area)
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the mean distance of the points to their places in metres; see the class."""
+        """Return the mean distance of the points to their targets in metres; see the class."""
         points, target = observation["keypoints"], goal["keypoints"]
         check("goal.keypoints", target, "points xyz", points=len(points), xyz=3)
         if self.config.task in ("flatten", "fold"):
@@ -129,16 +130,16 @@ class Cloth(Deformable):
         return super().success(observation, goal)
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the best of some drags of points that are far from their places.
+        """Return the best of several drags of points that are far from their targets.
 
-        Each drag is simulated, so `observation` must be the present one; this takes as long as 18
+        Each drag is simulated, so `observation` must be the current one; this takes as long as 18
         steps, or 72 if no single drag helps. The episode continues unchanged.
         """
         drags, cost = partial(self._drags, goal=goal), partial(self._cost, goal=goal)
         return lookahead.best(self, observation, propose=drags, cost=cost)
 
     def _drags(self, observation: Observation, *, goal: Observation) -> Iterator[Array]:
-        """Yield drags of the points that are farthest from their places."""
+        """Yield drags of the points that are farthest from their targets."""
         points = observation["keypoints"]
         missing = self._places(observation, goal) - points[:, :2]
         for grip in self._worst(points, missing):
@@ -149,14 +150,14 @@ class Cloth(Deformable):
                 yield self._drag(points[grip], way, lift=lift)
 
     def _places(self, observation: Observation, goal: Observation) -> Array:
-        """Return the points' target places (P, 2) in the plane, in the nearest order and pose."""
+        """Return the points' targets (P, 2) in the plane, for the nearest order and pose."""
         points, target = observation["keypoints"], goal["keypoints"]
         if self.config.task in ("flatten", "fold"):
             return distances.best_pose(points, target, orders=self._orders)
         return distances.best_order(points, target, orders=self._orders)[:, :2]
 
     def _worst(self, points: Array, missing: Array) -> list[int]:
-        """Return the uppermost points farthest from their places, apart from each other."""
+        """Return uppermost points that are far from their targets and from each other."""
         c = self.config
         worst: list[int] = []
         for grip in np.argsort(-np.linalg.norm(missing, axis=1)):
@@ -177,7 +178,7 @@ class Cloth(Deformable):
     def _cost(self, observation: Observation, goal: Observation) -> float:
         """Return the oracle's cost, m."""
         cost = self.distance(observation, goal)
-        if self.config.task == "flatten":  # a fifth of the area counts as much as 4 cm
+        if self.config.task == "flatten":  # a fifth of the area costs as much as 4 cm
             cost += (1 - self.coverage(observation)) / 5
         return cost
 

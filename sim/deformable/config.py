@@ -26,21 +26,21 @@ class DeformableConfig:
     control: str = "pick"  # meaning of an action: a whole pick-and-drag, or a gripper's `velocity`
     actuator: str = "gripper"  # a gripper alone, or one on a simulated `arm`
     arm: str = "panda"  # name or YAML file of the arm; actuator=arm
-    image: int = 64  # pixels a side of every image
+    image: int = 64  # side of every image, pixels
     cameras: tuple[str, ...] = ("top",)  # any of top, front, side, angled, custom
     observe: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth, segmentation; and cloud
     custom: Pose = Pose()  # pose of the camera `custom`
     cloud: Cloud = Cloud()  # processing of the cameras' points; observe=[cloud]
     randomise: Randomisation = Randomisation()  # changes between episodes or steps
     view: float = 0.3  # half the side of the table in the image
-    workspace: float = 0.25  # |x|, |y| of the gripper, at most
+    workspace: float = 0.25  # largest |x| and |y| of the gripper
     drag: float = 0.1  # length of a drag of 1 along one axis
     pick_radius: float = 0.03  # a pick farther from the object grasps nothing
     speed: float = 0.3  # m/s, of a velocity of 1 along one axis; control=velocity
-    rate: float = 12.5  # actions a second; control=velocity
+    rate: float = 12.5  # actions per second; control=velocity
     timestep: float = 0.008  # s
     move_steps: int = 40  # physics steps of a drag
-    rest_steps: int = 16  # physics steps after a release, at most
+    rest_steps: int = 16  # most physics steps after a release
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""

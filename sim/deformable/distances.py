@@ -18,7 +18,7 @@ def rope_orders(points: int) -> Array:
 
 
 def grid_orders(rows: int, columns: int) -> Array:
-    """Return the turns and flips (8, rows * columns) of a square grid; (4, ...) of another."""
+    """Return rotations and flips (8, rows * columns) of a square grid, or (4, ...) of others."""
     grid = np.arange(rows * columns).reshape(rows, columns)
     turns = range(4) if rows == columns else (0, 2)
     return np.stack([np.rot90(g, k).ravel() for g in (grid, grid[:, ::-1]) for k in turns])
@@ -33,15 +33,15 @@ def best_order(points: Array, target: Array, *, orders: Array) -> Array:
 
 
 def matched(points: Array, target: Array, *, orders: Array) -> float:
-    """Return the mean distance of points to their places, in the best order."""
+    """Return the mean distance of points to their targets, for the best order."""
     return float(np.linalg.norm(best_order(points, target, orders=orders) - points, axis=-1).mean())
 
 
 def best_pose(points: Array, target: Array, *, orders: Array) -> Array:
-    """Return the target in the order, turn and shift in the plane (no flip) nearest to `points`.
+    """Return the target (P, 2) at the order and planar rigid transform nearest to `points`.
 
-    Only x and y count; the result is (P, 2). Turn and shift are the least squares solution
-    (Umeyama, IEEE TPAMI 13, 1991, without scale); among the orders the mean distance decides.
+    Only x and y are used. Rotation and translation are the least squares solution (Umeyama, IEEE
+    TPAMI 13, 1991, without scale); the order is the one of the least mean distance.
     """
     here, there = points[:, :2], target[:, :2]
     renumbered = there[orders]  # S P 2
@@ -60,7 +60,7 @@ def best_pose(points: Array, target: Array, *, orders: Array) -> Array:
 
 
 def aligned(points: Array, target: Array, *, orders: Array) -> float:
-    """Return the mean distance in the plane of points to their places, at the best pose."""
+    """Return the mean distance in the plane of points to their targets, at the best pose."""
     best = best_pose(points, target, orders=orders)
     return float(np.linalg.norm(best - points[:, :2], axis=-1).mean())
 
@@ -68,7 +68,7 @@ def aligned(points: Array, target: Array, *, orders: Array) -> float:
 def chamfer(a: Array, b: Array) -> float:
     """Return the mean distance from each point to the nearest of the other set, both ways.
 
-    (The Chamfer distance of Fan et al., CVPR 2017, with distances that are not squared, halved.)
+    This is half the Chamfer distance of Fan et al., CVPR 2017, with distances not squared.
     """
     gap = np.linalg.norm(a[:, None] - b[None], axis=-1)
     return float((gap.min(1).mean() + gap.min(0).mean()) / 2)
@@ -77,7 +77,7 @@ def chamfer(a: Array, b: Array) -> float:
 def coverage(points: Array, *, rows: int, columns: int, area: float) -> float:
     """Return the share of `area` (m^2) that a grid of points (rows * columns, 2 or 3) covers.
 
-    The grid is rasterised in the plane at a millimetre a pixel, which is about 1 % too much.
+    The grid is rasterised in the plane at a millimetre per pixel, which overestimates by about 1 %.
     """
     from PIL import Image, ImageDraw
 
@@ -87,7 +87,7 @@ def coverage(points: Array, *, rows: int, columns: int, area: float) -> float:
     draw = ImageDraw.Draw(canvas)
     grid = millimetres.reshape(rows, columns, 2)
     a, b, c, d = grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
-    for half in ((a, b, c), (a, c, d)):  # triangles: a cell of four corners may cross itself
+    for half in ((a, b, c), (a, c, d)):  # triangles, since a quadrilateral may cross itself
         for triangle in np.stack(half, 2).reshape(-1, 6).tolist():
             draw.polygon(triangle, fill=1)
     return float(np.asarray(canvas).sum() * 1e-6 / area)

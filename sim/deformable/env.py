@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils.seeding import np_random
 
+from latentplan.data.images import LIFT
 from latentplan.errors import ShapeError
 from latentplan.robots.kinematics import Unreachable
 from latentplan.shapes import check, check_finite
@@ -35,8 +36,6 @@ from latentplan.types import (
 
 if TYPE_CHECKING:
     from latentplan.sim.deformable.arm_paths import ArmPaths
-
-LIFT = (0.0, 0.15)  # m, height of the middle of a drag with a lift of -1 and of 1
 
 
 class Deformable(gymnasium.Env[dict[str, Array], Array]):
@@ -78,7 +77,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     REACH = 0.03  # m, height over a grip at which the gripper still grasps it
 
     name: str  # registry name
-    success_threshold: float  # m, distance to the goal, at most
+    success_threshold: float  # m, largest distance to the goal
 
     def __init__(self, config: Any, *, lift: bool, keypoints: ArraySpec, pick: PickSpec) -> None:
         """Build the engine; with `lift` a drag has a third number, the height of its middle."""
@@ -166,7 +165,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self.rewind(state)
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras in use, by name, at their present poses."""
+        """Return the cameras in use, by name, at their current poses."""
         if self._conditions is not None:
             return self._conditions.cameras()
         return dict(self._cameras)
@@ -181,7 +180,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return self._engine
 
     def observe(self) -> dict[str, Array]:
-        """Return the present observation."""
+        """Return the current observation."""
         return self._observe()
 
     def grasp(self, point: Array) -> int:
@@ -336,7 +335,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         return held
 
     def _period(self) -> float:
-        """Return the seconds of one action with control=velocity: whole timesteps."""
+        """Return the duration of an action with control=velocity in s, a multiple of timestep."""
         step = self.config.timestep
         return float(step * round(1 / self.config.rate / step))
 
@@ -352,7 +351,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
         self._engine = engine.make(self.name, config.engine, config=config)
 
     def _draw_goal(self, rng: np.random.Generator, *, noise: int) -> dict[str, Array]:
-        """Return a goal under the present conditions, but with its own sensor noise."""
+        """Return a goal under the current conditions, but with its own sensor noise."""
         state = self.snapshot()
         try:
             if self._conditions is not None:

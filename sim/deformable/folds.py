@@ -41,7 +41,7 @@ def fold(points: Array, how: str, *, thickness: float, spacing: float) -> Array:
 
 
 def placed(points: Array, *, angle: float, centre: Array) -> Array:
-    """Return points (P, 3) turned about the vertical by `angle` rad, then shifted by (2,)."""
+    """Return points (P, 3) rotated about the vertical by `angle` rad, then translated by (2,)."""
     c, s = np.cos(angle), np.sin(angle)
     moved = points.copy()
     moved[:, :2] = points[:, :2] @ np.array([[c, s], [-s, c]]) + centre

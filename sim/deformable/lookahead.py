@@ -43,10 +43,10 @@ def best(
     propose: Callable[[Observation], Iterable[Array]],
     cost: Callable[[Observation], float],
 ) -> Array:
-    """Return the proposed action with the least cost, or the first of two that cost least.
+    """Return the proposed action of the least cost, or the first of the best pair of actions.
 
     Pairs, which extend the WIDTH best single actions, are simulated only if no single one reduces
-    the cost by the share BETTER. `seen` are the present keypoints; the simulator is left in this
+    the cost by the share BETTER. `seen` are the current keypoints; the simulator is left in this
     state. Raises UnstablePhysics if every action diverges.
     """
 

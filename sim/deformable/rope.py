@@ -27,9 +27,9 @@ class Rope(Deformable):
     """A rope on a table, brought into the shape of a goal; see `Deformable` for actions and info.
 
     Tasks: `goal`, a shape from the distribution of starts; `straighten`, a line at any pose;
-    `shape`, a letter or a circle at a place. `keypoints` (links + 1, 2) float32 are the links'
-    ends in metres. The distance is the mean distance of the points to their target places, in the
-    better of the rope's two orders; for `straighten` after the best turn and shift in the plane.
+    `shape`, a letter or a circle at a pose. `keypoints` (links + 1, 2) float32 are the links' ends
+    in metres. The distance is the mean distance of the points to their targets, for the better of
+    the rope's two orders; for `straighten` after the best rotation and translation in the plane.
     Success: a distance of at most 0.03 m, `straighten` 0.008 m, `shape` 0.015 m. The gripper holds
     a link at its centre; invisible walls keep the rope in view.
     """
@@ -37,8 +37,8 @@ class Rope(Deformable):
     THRESHOLD = {"goal": 0.03, "straighten": 0.008, "shape": 0.015}  # m, distance to the goal
     LIFT = 0.03  # m, height of the middle of a drag
     PARTS = 10  # parts of the rope; the expert of `shape` drags one link of each
-    BEYOND = (0.0, 0.03)  # m, distances of its drags beyond a link's place
-    BENT = 0.04  # m, distance of a start of `straighten` from a straight line, at least
+    BEYOND = (0.0, 0.03)  # m, distances of its drags beyond the target of a link
+    BENT = 0.04  # m, least distance of a start of `straighten` from a straight line
 
     @dataclass(frozen=True)
     class Config(DeformableConfig):
@@ -83,15 +83,15 @@ class Rope(Deformable):
         )
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the mean distance of the points to their places in metres; see the class."""
+        """Return the mean distance of the points to their targets in metres; see the class."""
         missing = self._target(observation, goal) - observation["keypoints"]
         return float(np.linalg.norm(missing, axis=1).mean())
 
     def oracle(self, observation: Observation, goal: Observation) -> Array:
-        """Return the action that drags the link farthest from its place to it.
+        """Return the action that drags the link that is farthest from its target there.
 
         For `shape`, which such drags seldom reach, the action is the best of some drags that are
-        simulated: `observation` must be the present one. The episode continues unchanged.
+        simulated: `observation` must be the current one. The episode continues unchanged.
         """
         if self.config.task == "shape":
             drags, cost = partial(self._drags, goal=goal), partial(self.distance, goal=goal)
@@ -99,7 +99,7 @@ class Rope(Deformable):
         return next(self._drags(observation, goal=goal))
 
     def _drags(self, observation: Observation, *, goal: Observation) -> Iterator[Array]:
-        """Yield drags of links to their places and beyond, the farthest from its place first."""
+        """Yield drags of links to their targets and beyond, starting with the farthest link."""
         c, points = self.config, observation["keypoints"]
         error = self._target(observation, goal) - points
         missing = (error[1:] + error[:-1]) / 2  # error of the links' centres

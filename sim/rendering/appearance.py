@@ -9,7 +9,7 @@ import numpy as np
 from latentplan.types import Array
 
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
-TILE = 64  # pixels a side of the table's pattern
+TILE = 64  # side of the table's pattern, pixels
 
 
 @dataclass(frozen=True)

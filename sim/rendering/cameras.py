@@ -143,7 +143,7 @@ class CameraConfig(Protocol):
 
     @property
     def image(self) -> int:
-        """Pixels a side."""
+        """The side of an image, pixels."""
 
     @property
     def custom(self) -> Pose:

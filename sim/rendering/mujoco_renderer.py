@@ -39,7 +39,7 @@ OFF = (
     mujoco.mjtRndFlag.mjRND_SKYBOX,
 )
 SEGMENT = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
-LARGEST = 512  # pixels a side of the offscreen buffer
+LARGEST = 512  # side of the offscreen buffer, pixels
 _ANYWHERE = mujoco.MjvCamera()  # mjv_updateScene needs one; `_aim` sets the pose afterwards
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from latentplan.errors import ConfigError, unknown
-from latentplan.sim.deformable.engines.engine import Engine
 from latentplan.sim.randomisation import Conditions
 from latentplan.sim.rendering import cameras, clouds
 from latentplan.sim.rendering.cameras import Camera
@@ -22,6 +21,13 @@ def check(where: str, config: Any) -> None:
         if kind not in KINDS:
             raise ConfigError(f"{where}.observe: {unknown('kind', kind, KINDS)}")
     cameras.of(config)  # raises for an invalid custom one
+
+
+class Renderer(Protocol):
+    """A simulator that renders named cameras."""
+
+    def image(self, camera: str, kind: Any) -> Array:
+        """Return the image of a camera: `rgb`, `depth` or `segmentation`."""
 
 
 class Sensors:
@@ -69,17 +75,17 @@ class Sensors:
         return {key: camera for key, (camera, kind) in self._images.items() if kind == "rgb"}
 
     def read(
-        self, engine: Engine[Any], placed: Mapping[str, Camera], conditions: Conditions | None
+        self, renderer: Renderer, placed: Mapping[str, Camera], conditions: Conditions | None
     ) -> dict[str, Array]:
         """Return the observations of cameras at the poses of `placed`."""
         seen = {}
         for key, (camera, kind) in self._images.items():
-            seen[key] = self._take(engine, camera, kind, conditions)
+            seen[key] = self._take(renderer, camera, kind, conditions)
         if self._from:
             depths = [
                 seen[f"depth_{camera}"]
                 if f"depth_{camera}" in seen
-                else self._take(engine, camera, "depth", conditions)
+                else self._take(renderer, camera, "depth", conditions)
                 for camera in self._from
             ]
             seen["cloud"] = clouds.fuse(
@@ -88,9 +94,9 @@ class Sensors:
         return seen
 
     def _take(
-        self, engine: Engine[Any], camera: str, kind: Any, conditions: Conditions | None
+        self, renderer: Renderer, camera: str, kind: Any, conditions: Conditions | None
     ) -> Array:
-        image = engine.image(camera, kind)
+        image = renderer.image(camera, kind)
         if conditions is None or kind == "segmentation":
             return image
         number = 2 * self._numbers[camera] + (kind == "depth")

@@ -78,7 +78,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         action: str = "next_joint"  # or next_pose, keyframe, joint_velocity
         cameras: tuple[str, ...] = CAMERAS  # cameras in use; none: fast
         images: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth, mask
-        image: int = 128  # pixels a side
+        image: int = 128  # side of every image, pixels
         clouds: bool = False  # whether to add points in the world, from depth
         stride: int = 1  # pixels between the points of a cloud
         matrices: bool = True  # whether to add the cameras' extrinsics and intrinsics
@@ -230,7 +230,7 @@ class RLBench(gymnasium.Env[dict[str, Array], Array]):
         raise AssertionError("unreachable")
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the gripper's tip from its place in the goal, m.
+        """Return the distance of the gripper's tip from its position in the goal, m.
 
         Only the simulator decides whether the task is done: `info["success"]`.
         """

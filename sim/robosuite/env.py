@@ -48,8 +48,8 @@ class RobosuiteConfig:
 
     robot: str = "Panda"  # Panda, UR5e, Sawyer
     controller: str = "osc_pose"  # osc_pose, osc_position, ik_pose, joint_position, joint_velocity
-    rate: float = 20.0  # actions a second
-    image: int = 64  # pixels a side of every image
+    rate: float = 20.0  # actions per second
+    image: int = 64  # side of every image, pixels
     cameras: tuple[str, ...] = ("agentview",)  # cameras in use; [] renders nothing, which is faster
     observe: tuple[str, ...] = ("rgb",)  # images of each: rgb, depth
     shaped: bool = False  # robosuite's shaped reward in place of its sparse one
@@ -241,7 +241,7 @@ class Robosuite(gymnasium.Env[dict[str, Array], Array]):
         return self._images.image(self._data, self.config.cameras[0])
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras in use, by name, at their present poses."""
+        """Return the cameras in use, by name, at their current poses."""
         if self._images is None:
             return {}
         return {name: self._images.camera(self._data, name) for name in self.config.cameras}

@@ -29,7 +29,7 @@ class ImageRenderer:
     """
 
     def __init__(self, model: Any, *, cameras: dict[str, str], size: int) -> None:
-        """Take cameras by name, each with the model's name for it; images are `size` a side."""
+        """Take cameras by name, each with the model's name for it; images have the side `size`."""
         mujoco_renderer.self_test()
         mujoco = mujoco_renderer.mujoco
         model.vis.quality.shadowsize = 0

@@ -52,7 +52,7 @@ class Lift(Held):
     episode_length = 100
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the cube from its place in the goal, m."""
+        """Return the distance of the cube from its position in the goal, m."""
         return _apart(observation, goal, "cube")
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
@@ -91,7 +91,7 @@ class Door(Held):
     episode_length = 200
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the handle's axis from its place in the goal, m."""
+        """Return the distance of the handle's axis from its position in the goal, m."""
         return _apart(observation, goal, "latch")
 
     def expert(self, observation: Observation, rng: np.random.Generator) -> Array:
@@ -126,7 +126,7 @@ class NutAssemblySquare(Held):
     number = 0  # index among robosuite's nuts
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the nut from its place in the goal, m."""
+        """Return the distance of the nut from its position in the goal, m."""
         return _apart(observation, goal, "nut")
 
     def _things(self) -> Sequence[Any]:
@@ -156,7 +156,7 @@ class NutAssembly(Held):
     episode_length = 500
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the mean distance of the nuts from their places in the goal, m."""
+        """Return the mean distance of the nuts from their positions in the goal, m."""
         return _apart(observation, goal, "square_nut", "round_nut")
 
     def _things(self) -> Sequence[Any]:
@@ -171,7 +171,7 @@ class PickPlaceCan(Held):
     objects = {"can": "Can_main", "target": "VisualCan_main"}
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the can from its place in the goal, m."""
+        """Return the distance of the can from its position in the goal, m."""
         return _apart(observation, goal, "can")
 
     def _things(self) -> Sequence[Any]:
@@ -191,7 +191,7 @@ class PickPlace(Held):
     episode_length = 1000
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the mean distance of the objects from their places in the goal, m."""
+        """Return the mean distance of the objects from their positions in the goal, m."""
         return _apart(observation, goal, *self.objects)
 
     def _things(self) -> Sequence[Any]:
@@ -228,6 +228,6 @@ class Wipe(Robosuite):
 
 
 def _apart(observation: Observation, goal: Observation, *keys: str) -> float:
-    """Return the mean distance of objects from their places in the goal, m."""
+    """Return the mean distance of objects from their positions in the goal, m."""
     gaps = [np.linalg.norm(observation[key][:3] - goal[key][:3]) for key in keys]
     return float(np.mean(gaps))

@@ -18,8 +18,8 @@ from latentplan.sim.tabletop.tasks import SIZE, TASKS, Task, draw_start, encode,
 from latentplan.sim.tabletop.world import TIMESTEP, Kept, World
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Observation, Spec, Step
 
-HOME = (0.0, -0.05, 0.15, 0.0, 0.0, 0.0)  # m, rad: the gripper's pose at a start, about
-AROUND = (0.06, 0.06, 0.03, 0.0, 0.0, 0.0)  # m, rad: largest distance from it
+HOME = (0.0, -0.05, 0.15, 0.0, 0.0, 0.0)  # m, rad: mean pose of the gripper at a start
+AROUND = (0.06, 0.06, 0.03, 0.0, 0.0, 0.0)  # m, rad: largest deviation from it
 # m, rad: bounds of the servo's target
 LOWEST = (-0.40, -0.55, -0.08, -0.6, -0.6, -1.6)
 HIGHEST = (0.40, 0.19, 0.30, 0.6, 0.6, 1.6)
@@ -43,11 +43,11 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
     CALVIN's order (slider, drawer, button, switch in m, bulb, led, three blocks' poses; button and
     led do not exist here and are 0), and `task` (1,) int64, its index in `NAMES`.
 
-    `reset` draws a task (config `task`, or `options["task"]`) and a start in which it is not done.
-    info: `task`, its name; `text`, an instruction; `goal`, an observation after the expert has done
-    it, without `goals` only its `scene_obs` and `task`; `redrawn`, starts dropped because the
-    expert failed. With `options["goal"]`, an observation of this env, the start is that scene with
-    the goal's task undone. The same seed gives the same start.
+    `reset` draws a task (config `task`, or `options["task"]`) and a start in which it is undone.
+    info: `task`, its name; `text`, an instruction; `goal`, an observation after the expert
+    completed the task, without `goals` only its `scene_obs` and `task`; `redrawn`, the number of
+    starts dropped because the expert failed. With `options["goal"]`, an observation of this env,
+    the start is that scene with the goal's task undone. The same seed gives the same start.
 
     Reward: minus `distance` to the goal. After a step info holds `distance` (m), `success` (see
     `tasks.Task.done`: since the start the object moved as far as CALVIN requires) and `task`.
@@ -55,21 +55,21 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
     name = "tabletop"
-    episode_length = 64  # actions of a task, at most
+    episode_length = 64  # most actions of a task
 
     @dataclass(frozen=True)
     class Config:
         """The task, the meaning of actions, and the observations."""
 
         task: str = "any"  # one of tasks.TASKS, or any: a reset draws one
-        rate: float = 30.0  # actions a second, rounded so that each takes whole 1/120 s
-        position_unit: float = 0.02  # m, of an action of 1
-        rotation_unit: float = 0.05  # rad, of an action of 1
+        rate: float = 30.0  # actions per second; an action takes a multiple of 1/120 s
+        position_unit: float = 0.02  # displacement of an action of 1, m
+        rotation_unit: float = 0.05  # rotation of an action of 1, rad
         cameras: tuple[str, ...] = ("static", "gripper")  # cameras in use
         depth: bool = False  # whether cameras give depth, too
-        static: int = 64  # pixels a side of the camera before the desk
-        gripper: int = 64  # pixels a side of the camera on the wrist
-        goals: bool = True  # whether goals have images, of the expert's end; without, faster
+        static: int = 64  # side of the images of the camera in front of the desk, pixels
+        gripper: int = 64  # side of the images of the camera on the wrist, pixels
+        goals: bool = True  # whether goals of a reset have images, which makes resets slower
         stop: bool = False  # whether success ends the episode, `after` actions later
         after: int = 2  # actions after success; stop=true
 
@@ -197,7 +197,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return Step(observation, -distance, ended, False, info)
 
     def goal(self, *, seed: int) -> dict[str, Array]:
-        """Return an observation after the expert has done a task, from a start of its own.
+        """Return an observation after the expert completed a task, from a separate start.
 
         The same seed gives the same goal, independent of earlier calls; the episode continues
         unchanged.
@@ -213,7 +213,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
                 self._restore(state)
 
     def distance(self, observation: Observation, goal: Observation) -> float:
-        """Return the distance of the task's object from its place in the goal, m.
+        """Return the distance of the task's object from its position in the goal, m.
 
         It is measured along the task's direction: an object beyond the goal has distance 0.
         """
@@ -229,7 +229,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self.oracle(observation, self._episode.goal)
 
     def snapshot(self) -> Any:
-        """Return the whole state: physics, target, task, start and goal."""
+        """Return the full state: physics, target, task, start and goal."""
         return self._world.snapshot(), self._episode
 
     def restore(self, state: Any) -> dict[str, Array]:
@@ -238,7 +238,7 @@ class Tabletop(gymnasium.Env[dict[str, Array], Array]):
         return self._observe()
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras in use, by name, at their present poses."""
+        """Return the cameras in use, by name, at their current poses."""
         return {name: self._world.camera(name) for name in self.config.cameras}
 
     def render(self) -> Array:

@@ -1,4 +1,4 @@
-"""The scripted expert: the next action, from the present gripper and scene.
+"""The scripted expert: the next action, from the current gripper and scene.
 
 It has no state, so that it continues from any state that noise, a planner or a snapshot leads to.
 """
@@ -16,8 +16,8 @@ NEAR = 0.015  # m, largest horizontal error of a descent
 BESIDE, AHEAD = 0.02, 0.045  # m from the line of a push, and along it, that keep contact
 SLOW = 0.5  # share of the largest action during a push, so that the object does not slide on
 GRASP = 0.009  # m from a block's middle at which the fingers close
-HELD = BLOCK + 0.008  # m between fingers that hold a block, at most
-MISSED = BLOCK - 0.008  # m between fingers that hold nothing, at most
+HELD = BLOCK + 0.008  # m, largest distance of fingers that hold a block
+MISSED = BLOCK - 0.008  # m, largest distance of fingers that hold nothing
 OPENED, CLOSED = 1.0, -1.0
 
 

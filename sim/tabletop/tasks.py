@@ -15,7 +15,7 @@ import numpy as np
 from latentplan.sim.tabletop.world import BLOCK, COLOURS, RANGES, Scene
 from latentplan.types import Array
 
-SLIDER, DRAWER, SWITCH, BULB, BLOCKS = 0, 1, 3, 4, 6  # places in scene_obs
+SLIDER, DRAWER, SWITCH, BULB, BLOCKS = 0, 1, 3, 4, 6  # indices in scene_obs
 SIZE = 24
 NEAR_END = 0.02  # m, largest distance from its end at which a drawer, door or lever starts
 LOW, HIGH = (-0.25, -0.15), (0.17, 0.08)  # m, bounds of x and y of blocks at a start

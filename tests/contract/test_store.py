@@ -32,7 +32,7 @@ from latentplan.data import location, pending
 from latentplan.data.location import Folder
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ShapeError, StoreError
-from latentplan.types import ActionSpec, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
 
 pytestmark = pytest.mark.usefixtures("small_shards")
 
@@ -382,3 +382,26 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
         for number in (1, 2, 3):
             store.append(episode(number))
     assert_equal_arrays(path, whole)
+
+
+@pytest.mark.parametrize(
+    ("key", "array", "says"),
+    [
+        ("x", ArraySpec((0,)), r"'x' has rows of shape \(0,\), which hold no numbers; leave it"),
+        ("x", ArraySpec((2, 0, 3), "uint8"), "which hold no numbers"),
+        ("x", ArraySpec((2,), "float128"), "'x' holds float128, not numbers of at most 64 bits"),
+        ("x", ArraySpec((2,), "<U5"), "not numbers"),
+        ("x", ArraySpec((2,), ">f4"), "'x' holds '>f4', need the dtype's name, 'float32'"),
+        ("x", ArraySpec((2,), "floaty"), "'floaty', which is not the name of a dtype"),
+        *(
+            (name, ArraySpec((2,)), "has a name that cannot be one of a folder")
+            for name in ("", "..", "a/../b", "/a", "a/", "a\\b", "a\0b", "a\nb", "\ud800")
+        ),
+        ("é" * 101, ArraySpec((2,)), "has a name of more than 200 bytes"),
+    ],
+)
+def test_an_observation_that_no_store_can_hold_is_named(tmp_path, key, array, says):
+    spec = Spec({"fine": ArraySpec((2,)), key: array}, ActionSpec((-1.0,), (1.0,)))
+    with pytest.raises(ShapeError, match=f"^Spec.observation: .*{says}"):
+        ZarrStore.create(tmp_path / "a.zarr", spec)
+    assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,7 @@ TRAIN = [
     *("train", "cfm", "--data", "rope.zarr", "steps=30", "batch=16", "window=3", "warmup=5"),
     *("log_every=5", "eval_every=10", "save_every=5"),
 ]
+SHORT = ["evaluation.length=12", "evaluation.states=2"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "16 episodes, 320 transitions" in told(started(folder, *COLLECT, "--out", "rope.zarr"))
     assert "held out: loss" in told(started(folder, *TRAIN, "--run", "run"))
     assert "progress" in told(
-        started(folder, "plan", "--run", "run", "--episodes", "2", "--out", "report")
+        started(folder, "plan", "--run", "run", "--episodes", "2", "--out", "report", *SHORT)
     )
     return folder
 
@@ -62,7 +63,7 @@ def test_report_and_video_show_the_trials(loop: Path) -> None:
     page = (loop / "report/report.html").read_text()
     assert page.count("<img") == page.count('src="data:image/png;base64,') == 2 * (7 + 1)
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(loop / "report/video.mp4"))
-    assert frames == 2 * (20 + 1 + 4) and seconds == pytest.approx(frames / 4, abs=0.5)
+    assert frames == 2 * (12 + 1 + 4) and seconds == pytest.approx(frames / 4, abs=0.5)
 
 
 def test_show_tells_and_draws(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         ([*rope, "--goal", str(small)], "found 80 x 100 pixels, the model needs 64 x 64"),
         ([*rope, "--goal-text", "open"], "found the words 'open'; goal.observation: found none"),
         ([*rope, "--goal-text", "open", "--goal", str(small)], "--goal-text: found together with"),
-        ([*rope, "--goal", str(limits)], "not an image that can be read"),
+        ([*rope, "--goal", str(limits)], "not a whole PNG"),
         ([*rope, "backend.scene=rope_straighten", "speed=3"], "no key 'speed'"),
         ([*rope, "backend.scene=tabletop"], "no rope or cloth"),
     ):

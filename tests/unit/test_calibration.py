@@ -143,6 +143,16 @@ def test_what_does_not_determine_the_camera_is_refused(arm, studio):
     with pytest.raises(RobotError, match=r"images: 5 of 10 show 8 corners .* needed are 6"):
         few = [*seen[:5], *[None] * 5]
         calibration.calibrate(few, positions, arm=arm, camera=TRUE, mount="table")
+    row = [Corners(points[:7], pixels[:7]) for points, pixels in seen]
+    with pytest.raises(RobotError, match="images: 0 of 10 show 6 corners of the board, not all in"):
+        config = calibration.Config(corners=6)
+        calibration.calibrate(row, positions, arm=arm, camera=TRUE, mount="table", config=config)
+    nearly = [Corners(points[:8], pixels[:8]) for points, pixels in seen]
+    with pytest.raises(RobotError, match="lens: the images do not determine it"):
+        calibration.calibrate(nearly, positions, arm=arm, camera=TRUE, mount="table")
+    some = [*row[:2], *seen[2:]]
+    result = calibration.calibrate(some, positions, arm=arm, camera=TRUE, mount="table")
+    assert np.isnan(result.errors[:2]).all() and not np.isnan(result.errors[2:]).any()
     straight = positions[:1] + np.linspace(-0.3, 0.3, 8)[:, None] * np.eye(7)[6]
     with pytest.raises(RobotError, match=r"turn: the hand turns by 1\d\.\d degrees about one axis"):
         calibration.calibrate(

@@ -223,10 +223,11 @@ def test_command_collects_and_tells(
 def test_any_policy_collects(
     toy: None, tmp_path: Path, policy: str, overrides: list[str] | dict[str, Any]
 ) -> None:
-    for workers in (0, 2):
+    counts = (0, 2) if policy == "mixture" else (0,)  # it consists of the others
+    for workers in counts:
         out = tmp_path / f"{workers}.zarr"
         run("toy", episodes=4, out=out, workers=workers, policy=policy, overrides=overrides)
-    assert_equal_arrays(tmp_path / "2.zarr", tmp_path / "0.zarr")
+        assert_equal_arrays(out, tmp_path / "0.zarr")
     with ZarrStore.open(tmp_path / "0.zarr") as store:
         assert store.settings["policy"]["name"] == policy
         assert len(np.unique(arrays(store.path)["action"], axis=0)) > 10

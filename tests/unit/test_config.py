@@ -98,6 +98,12 @@ def test_an_override_sets_its_field(override: str, field_name: str, value: objec
         ("name=[a", "'name=[a': not key=value in YAML"),
         ("name=${oc.env:HOME}", "interpolation is not allowed"),
         ("name=???", "interpolation is not allowed"),
+        ('name=["${oc.env:HOME}"]', "interpolation is not allowed"),
+        ("weights={a: ['???',1]}", "interpolation is not allowed"),
+        ('sampler={name: "a${b}"}', "interpolation is not allowed"),
+        (f"elites={'9' * 5000}", "'... (5007 characters): not key=value in YAML"),
+        ("name=\ud800", "not key=value in YAML"),
+        (f"name={'[' * 3000}", "not key=value in YAML"),
     ],
 )
 def test_a_wrong_override_is_told_in_one_line(override: str, message: str) -> None:
@@ -112,6 +118,18 @@ def test_a_preset_is_checked_as_an_override_is() -> None:
         load(preset={"elite": 3})
     with pytest.raises(ConfigError, match="Sampler.elites: found 'x', needs int"):
         load(preset={"sampler": {"elites": "x"}})
+    for value in ("${b}", ["${b}"], {"a": ["${b}"]}, ("???",), {"${b}": 1}):
+        with pytest.raises(ConfigError, match="interpolation is not allowed"):
+            load(preset={"sampler": {"name": value}})
+
+
+@pytest.mark.parametrize(
+    "text", ["- 1", "1: 2", "a: 1\na: 2", "a: " + "9" * 5000, "a: " + "[" * 3000, "a: [", "\0"]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="config.yaml: not "):
+        config.read_yaml(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["0E0", "1e3", "1_0e3", ".5", "nan", "yes", "0x1f", "12:30:00"])

@@ -97,10 +97,10 @@ def test_no_start_or_goal_was_collected():
             super().append(episode.seed)
 
     collected = Seeds()
-    collect(collected, recipe, episodes=200, workers=0)
-    held_out = [s for t in evaluate(episodes=50, length=1) for s in (t.start_seed, t.goal_seed)]
-    assert len(set(held_out)) == 100
-    assert len(set(collected)) == 200
+    collect(collected, recipe, episodes=60, workers=0)
+    held_out = [s for t in evaluate(episodes=20, length=1) for s in (t.start_seed, t.goal_seed)]
+    assert len(set(held_out)) == 40
+    assert len(set(collected)) == 60
     assert not set(held_out) & set(collected)
 
 

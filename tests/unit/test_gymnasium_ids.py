@@ -48,6 +48,17 @@ def test_settings_reach_the_task():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_render_modes_of_gymnasium(name):
+    for mode in ("rgb_array", None):
+        env = gymnasium.make(name, render_mode=mode)
+        assert env.render_mode == env.unwrapped.render_mode == mode
+        env.reset(seed=0)
+        env.close()
+    with pytest.raises(ConfigError, match="render_mode: found 'human', allowed are 'rgb_array'"):
+        gymnasium.make(name, render_mode="human")
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_vector_envs_step_as_single_ones_do(name, mode):
     extra = {"context": "spawn"} if mode == "async" else {}  # OpenGL does not survive a fork

@@ -156,7 +156,10 @@ def test_what_is_damaged_is_skipped_and_nothing_shifts(tmp_path: Path, workers: 
     good = [1, 2, 3, 6, 8, 9, 10]
     assert imported(tmp_path / "a.zarr", report=told.append, **bad) == good
     assert told[-1].skipped == 5 and told[-1].episodes == 7
-    assert told[-1].reasons == tuple(f"/data/{i}: is damaged" for i in (0, 4, 5))
+    assert told[-1].reasons == {
+        "/data/0: is damaged": 4,  # those that differ in numbers alone are counted together
+        "/data: episode 7: Episode action: 2 of 8 numbers are NaN or infinite": 1,
+    }
     for episodes in (2, 4, 5, None):  # 4: stops behind a damaged one
         kept = imported(tmp_path / "b.zarr", episodes=episodes, **bad)
         assert kept == good[:episodes]
@@ -167,6 +170,16 @@ def test_an_episode_that_ends_its_process_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"worker process died .*at episode 5; stored episodes"):
         imported(tmp_path / "a.zarr", deadly=5, workers=2)
     assert imported(tmp_path / "a.zarr", workers=2) == list(range(12))
+
+
+def test_kinds_of_reasons_are_bounded() -> None:
+    reasons = importing.Reasons()
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        for number in range(2):
+            reasons.add(f"{letter}{number} is bad")
+    found = reasons.counts()
+    assert found["a0 is bad"] == 2 and found["other reasons"] == 12
+    assert len(found) == importing.REASONS + 1 and sum(found.values()) == 52
 
 
 # --- what is kept, and how large -------------------------------------------------------------
@@ -270,7 +283,7 @@ def test_the_command_tells_what_it_skipped(
     argv = ["import", "calvin", str(calvin), "--out", str(tmp_path / "a.zarr"), "--skip-bad"]
     assert main([*argv, "--workers", "0", "--keys", "rgb_static", "--image-size", "16"]) == 0
     told = capsys.readouterr().out
-    assert f"1 episodes skipped, for instance:\n  {file}: " in told
+    assert f"1 episodes skipped:\n  1: {file}: " in told
     with ZarrStore.open(tmp_path / "a.zarr") as store:
         assert len(store) == 1 and list(store.spec.observation) == ["rgb_static"]
         assert store.labels()[0][1].task == "turn_on_led"
@@ -278,6 +291,12 @@ def test_the_command_tells_what_it_skipped(
     with pytest.raises(SourceError, match="all 2 episodes are damaged: /x/0: is damaged"):
         out, overrides = tmp_path / "c.zarr", ["count=2", "bad=[0,1]"]
         run("numbered", "/x", out=out, workers=0, skip_bad=True, overrides=overrides)
+
+
+def test_more_episodes_than_there_are_is_noted(calvin: Path, tmp_path: Path) -> None:
+    found = run("calvin", calvin, out=tmp_path / "a.zarr", workers=0, episodes=9)
+    assert found.episodes == 2
+    assert found.notes == ("episodes: 9 asked for, the data set has 2",)
 
 
 def test_what_cannot_be_asked_for_is_told(calvin: Path, tmp_path: Path) -> None:

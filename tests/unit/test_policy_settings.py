@@ -103,8 +103,8 @@ def plain(policies) -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("name", PLANNERS)
 def test_every_planner_is_independent_of_it(name, setting, untrained_run, policies, plain):
     with SETTINGS[setting]():
-        before, anew = state(), name == "cem" or setting == "all"
-        found = planned(name, loaded(name, untrained_run) if anew else policies[name])
+        before, built = state(), name == "cem" or setting == "all"
+        found = planned(name, loaded(name, untrained_run) if built else policies[name])
         assert state() == before
     for one, other in zip(found, plain[name], strict=True):
         assert one.dtype == other.dtype and np.array_equal(one, other)

@@ -222,9 +222,9 @@ def test_damage_is_one_error_that_names_the_file(copy):
     image = copy / "front_rgb" / "4.png"
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])
-    refused(r"front_rgb/4\.png: cannot be read as PNG")
+    refused(r"front_rgb/4\.png: not a whole PNG image")
     image.write_bytes(b"GIF89a, no PNG")
-    refused(r"front_rgb/4\.png: cannot be read as PNG")
+    refused(r"front_rgb/4\.png: not a whole PNG image")
     image.unlink()
     refused(r"front_rgb: holds 5 images, low_dim_obs.pkl has 6 .*; 4.png is missing")
     image.write_bytes(content)
@@ -408,6 +408,42 @@ def test_folders_without_demos_say_what_is_needed(tmp_path):
 def test_settings_are_checked(values, match):
     with pytest.raises(ConfigError, match=match):
         Rlbench.Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cameras": ("front", "wrist")}, "has no images of wrist; there are: front: rgb, depth"),
+        ({"images": ("mask",)}, "has no front_mask; images there are: front: rgb, depth"),
+        ({"images": ("depth",), "cameras": ("wrist",)}, "has no wrist_depth; images there are"),
+    ],
+)
+def test_cameras_and_images_that_no_demo_has_are_listed(copy, values, says):
+    for folder in copy.iterdir():
+        if folder.is_dir() and folder.name not in ("front_rgb", "front_depth"):
+            shutil.rmtree(folder)
+    with pytest.raises(SourceError, match=says):
+        rlbench(copy, **values)
+    assert "front_depth" in rlbench(copy).episode(0).observations
+    shutil.rmtree(copy / "front_depth")
+    with pytest.raises(SourceError, match="has no front_depth; images there are: front: rgb"):
+        rlbench(copy, clouds=True)
+
+
+def test_state_without_numbers_is_left_out(tmp_path):
+    odd = {"task_low_dim_state": lambda v, t: v[:0], "joint_forces": lambda v, t: "strong"}
+    writer.write_demo(tmp_path / "episode0", length=3, size=16, **odd)
+    keys = ["front_rgb", "gripper_pose", "task_low_dim_state"]
+    assert len(Rlbench(tmp_path, keys=keys[:2]).episode(0)) == 2  # joint_forces are not read
+    with pytest.raises(ConfigError, match="'task_low_dim_state' cannot be read: it has rows"):
+        Rlbench(tmp_path, keys=keys)
+    with pytest.raises(SourceError, match="joint_forces is not an array of numbers"):
+        Rlbench(tmp_path)
+    del odd["joint_forces"]
+    writer.write_demo(tmp_path / "episode0", length=3, size=16, **odd)
+    source = Rlbench(tmp_path)
+    assert "'task_low_dim_state' is left out: it has rows of shape (0,)" in source.notes[0]
+    assert "joint_forces" in source.episode(0).observations
 
 
 @pytest.mark.parametrize("name", ["rlbench_synth", "rlbench_synth_peract"])

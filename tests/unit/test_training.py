@@ -418,7 +418,7 @@ def test_divergence_stops_and_keeps_the_last_good(tmp_path: Path, what: str) -> 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     taught(ToyModel(toy_spec()), tmp_path, steps=2)
-    with pytest.raises(CheckpointError, match="does not fit the model"):
+    with pytest.raises(CheckpointError, match="do not fit the model"):
         train(
             ToyModel(toy_spec(states=5)),
             Points(),

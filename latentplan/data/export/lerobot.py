@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from latentplan.data.export.statistics import Statistics
 from latentplan.data.export.video import Videos
 from latentplan.data.sources.lerobot_files import EPISODES, INFO, OURS, TASKS, needed
 from latentplan.errors import ConfigError, StoreError, check_range
+from latentplan.files import making
 from latentplan.types import Array, ArraySpec, Episode, Spec
 
 MIB = 1 << 20
@@ -281,18 +280,15 @@ def writing(
     needed(f"export to {out}")
     if out.exists():
         raise StoreError(f"{out}: is there already; choose another folder, or delete it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with making(out) as partial:
         writer = LerobotWriter(partial, spec, fps=fps, config=config)
         try:
             yield writer
             writer.finish()
-        finally:
-            writer.close()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except BaseException:
+            with suppress(Exception):  # closing a file on a full disk fails as writing did
+                writer.close()
+            raise
 
 
 def is_image(spec: ArraySpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,6 +58,8 @@ class Videos:
                 self._mux(self._stream.encode(frame))
                 self._frames += 1
         except (av.FFmpegError, ValueError) as e:
+            self._stream = None  # to end the stream after a failure crashes FFmpeg
+            _check_disk(e)
             raise ConfigError(
                 f"Export.codec: {self._codec} cannot encode images of {images.shape[1]} x "
                 f"{images.shape[2]} ({e}); export images instead"
@@ -65,12 +68,20 @@ class Videos:
 
     def close(self) -> None:
         """Finish the open file."""
-        if self._container is not None:
+        if self._container is None:
+            return
+        import av
+
+        try:
             try:
-                self._mux(self._stream.encode())
+                if self._stream is not None:
+                    self._mux(self._stream.encode())
             finally:
-                self._container.close()
-                self._container = None
+                container, self._container = self._container, None
+                container.close()
+        except av.FFmpegError as e:
+            _check_disk(e)
+            raise
 
     def _next(self, height: int, width: int) -> None:
         import av
@@ -93,3 +104,10 @@ class Videos:
         for packet in packets:
             self._bytes += packet.size
             self._container.mux(packet)
+
+
+def _check_disk(error: Exception) -> None:
+    """Raise OSError for an error of FFmpeg that the disk is the reason of, and not the images."""
+    number = getattr(error, "errno", 0) or 0
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES):
+        raise OSError(number, os.strerror(number), getattr(error, "filename", None)) from None

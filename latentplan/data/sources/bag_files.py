@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentplan.errors import MissingDependency, SourceError
+from latentplan.files import is_clutter
 
 SUFFIXES = (".bag", ".mcap", ".db3")
 METADATA = "metadata.yaml"  # in the folder of a ROS 2 bag
@@ -34,7 +35,8 @@ def find(path: Path) -> list[Path]:
         return [path]
     if path.is_file():
         raise SourceError(f"{path}: is not a bag, need a {', '.join(SUFFIXES)} or a folder")
-    found = sorted((inner for inner in path.iterdir() if _is_bag(inner)), key=_natural)
+    inside = (inner for inner in path.iterdir() if not is_clutter(inner.name))
+    found = sorted((inner for inner in inside if _is_bag(inner)), key=_natural)
     if not found:
         raise SourceError(f"{path}: holds no bag ({', '.join(SUFFIXES)}, or a ROS 2 bag's folder)")
     return found

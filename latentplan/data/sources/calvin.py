@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.config import read_yaml, to_values
-from latentplan.data import npz
+from latentplan.data import array_limits, npz
 from latentplan.data.sources import observation_keys
 from latentplan.data.unpickling import read_npy
 from latentplan.errors import ConfigError, SourceError, check_range
@@ -204,7 +204,7 @@ class Calvin:
             if keys is not None and key not in keys:
                 continue
             found |= npz.read(file, [key])
-            reasons[key] = observation_keys.unfit(found[key].shape, found[key].dtype)
+            reasons[key] = array_limits.unfit(found[key].shape, found[key].dtype)
         left_out = observation_keys.left_out(reasons)
         chosen = observation_keys.chosen(there, keys, left_out=left_out)
         if not chosen:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.data.sources import observation_keys
+from latentplan.data import array_limits
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.types import Array, ArraySpec
 
@@ -61,9 +61,9 @@ class Group:
         self.where = f"{path}: {self.name}"
 
     def names(self) -> list[str]:
-        """Return the names of the members, in the file's order."""
+        """Return the names of the members, in the file's order, without those that are not text."""
         with _damage(self.where):
-            return list(self._group)
+            return [name for name in self._group if isinstance(name, str)]
 
     def find(self, name: str) -> Group | Data | None:
         """Return what lies at `name`, a path; None if nothing does.
@@ -173,7 +173,7 @@ class Data:
             return "holds texts or objects, not numbers"
         if not self._shape:
             return "is a single value, not one a step"
-        return observation_keys.unfit(self._shape[1:], self._dtype)
+        return array_limits.unfit(self._shape[1:], self._dtype)
 
     def check(self) -> None:
         """Raise SourceError if it lies outside the file, or is no array of numbers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,15 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import (
-    image_files,
-    lerobot_files,
-    lerobot_tasks,
-    observation_keys,
-    video,
-)
+from latentplan.data import array_limits, image_files
+from latentplan.data.sources import lerobot_files, lerobot_tasks, observation_keys, video
 from latentplan.data.sources.lerobot_files import INFO, TASKS
 from latentplan.errors import SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
 OBSERVATION, IMAGES = "observation.", "observation.images."
 ENDS = ("next.reward", "next.done", "next.truncated")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of images in tables
+DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
 CHANNELS = (1, 3, 4)  # of an image that is read as rgb
 
 
@@ -253,7 +247,7 @@ def _unfit(feature: Mapping[str, Any]) -> str:
         return "" if _size(feature) else f"is no image of shape (h, w, c), but {tuple(shape)}"
     if not isinstance(dtype, str) or dtype not in np.sctypeDict:
         return f"holds {dtype!r}, not numbers"
-    return observation_keys.unfit(shape, np.dtype(dtype))
+    return array_limits.unfit(shape, np.dtype(dtype))
 
 
 def _size(feature: Mapping[str, Any]) -> tuple[int, ...]:
@@ -306,8 +300,8 @@ def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
         if not isinstance(content, bytes) or not content:
             raise SourceError(f"{where}: frame {row} holds no image")
         at = f"{where}: frame {row}"
-        with image_files.opened(io.BytesIO(content), where=at, formats=FORMATS) as image:
-            if image.mode.startswith(image_files.DEEP):
+        with image_files.opened(content, where=at, error=SourceError) as image:
+            if image.mode.startswith(DEEP):
                 raise SourceError(f"{at} has mode {image.mode}, need 8 bits a channel")
             if (image.height, image.width) != spec.shape[:2]:
                 raise SourceError(

@@ -23,6 +23,7 @@ import numpy as np
 
 from latentplan.data.sources import lerobot_tasks
 from latentplan.errors import MissingDependency, SourceError
+from latentplan.files import is_clutter
 from latentplan.types import Array
 
 INFO, TASKS, EPISODES, OURS = (
@@ -202,7 +203,9 @@ def _episodes(root: Path) -> list[dict[str, Any]]:
 
     Tables of other episodes may be missing, as in a data set of which a part was downloaded.
     """
-    tables = sorted((root / EPISODES).rglob("*.parquet"))
+    tables = sorted(
+        file for file in (root / EPISODES).rglob("*.parquet") if not is_clutter(file.name)
+    )
     rows = [row for table in tables for row in _table(table, skip="stats/")]
     for row in rows:
         for name in ("episode_index", "length"):

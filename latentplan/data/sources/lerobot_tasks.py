@@ -28,7 +28,7 @@ def sentences(where: object, rows: Iterable[Mapping[str, Any]]) -> dict[int, str
         )
     try:
         return {int(row["task_index"]): str(row[found[0]] or "") for row in rows}
-    except (KeyError, TypeError, ValueError) as e:
+    except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise SourceError(f"{where}: not LeRobot's tasks ({type(e).__name__}: {e})") from None
 
 

@@ -1,19 +1,13 @@
-"""The choice of observations that every source implements, and what a store cannot hold."""
+"""The choice of observations, which every source implements."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
+from latentplan.data import array_limits
 from latentplan.errors import ConfigError
 from latentplan.types import Spec
-
-NUMBERS = "biuf"  # kinds of dtypes that a store holds
-WIDEST = 8  # bytes of a number
-LONGEST = 200  # bytes of a name, which is the name of a folder
 
 
 def chosen(
@@ -44,24 +38,8 @@ def chosen(
 
 def left_out(reasons: Mapping[str, str]) -> dict[str, str]:
     """Return the observations with a reason, or with a name that a store cannot have."""
-    named = {key: why or unfit_name(key) for key, why in reasons.items()}
+    named = {key: why or array_limits.unfit_name(key) for key, why in reasons.items()}
     return {key: why for key, why in named.items() if why}
-
-
-def unfit(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
-    """Return why a store cannot hold rows of this kind; empty if it can."""
-    if dtype.kind not in NUMBERS or dtype.itemsize > WIDEST:
-        return f"holds {dtype}, not numbers of at most {8 * WIDEST} bits"
-    return f"has rows of shape {tuple(shape)}, which hold no numbers" if 0 in shape else ""
-
-
-def unfit_name(key: str) -> str:
-    """Return why an observation cannot have this name; empty if it can."""
-    if not key.isprintable() or "\\" in key or {"", ".", ".."} & set(key.split("/")):
-        return "has a name that cannot be one of a folder"
-    if len(key.encode()) > LONGEST:
-        return f"has a name of more than {LONGEST} bytes"
-    return ""
 
 
 def notes(keys: Sequence[str] | None, left_out: Mapping[str, str]) -> list[str]:

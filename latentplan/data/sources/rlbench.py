@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentplan import config as settings
+from latentplan.data import array_limits
 from latentplan.data.sources import observation_keys, rlbench_images, rlbench_spec
 from latentplan.data.sources.rlbench_demos import (
     Demo,
@@ -138,7 +139,7 @@ class Rlbench:
         for name in state:
             if keys is None or name in keys or name in NEEDED[c.action]:
                 lengths[name] = self._length(demo, observations, name)
-                reasons[name] = observation_keys.unfit((lengths[name],), np.dtype(np.float64))
+                reasons[name] = array_limits.unfit((lengths[name],), np.dtype(np.float64))
         left_out = observation_keys.left_out(reasons)
         chosen = observation_keys.chosen(there, keys, left_out=left_out)
         self.notes = observation_keys.notes(keys, left_out)

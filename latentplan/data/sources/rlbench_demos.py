@@ -22,6 +22,7 @@ import numpy as np
 from latentplan.data.sources.rlbench_spec import CAMERAS, IMAGES
 from latentplan.data.unpickling import Namespace, read_pickle
 from latentplan.errors import SourceError
+from latentplan.files import is_clutter
 from latentplan.types import Array, Label
 
 LOW_DIM = "low_dim_obs.pkl"
@@ -102,7 +103,8 @@ class Demo:
         """
         folder = self.folder / name
         try:
-            there = {file.name for file in folder.iterdir() if file.suffix == ".png"}
+            images = (file.name for file in folder.iterdir() if file.suffix == ".png")
+            there = {name for name in images if not is_clutter(name)}
         except OSError:
             raise SourceError(
                 f"{folder}: no such folder; choose cameras=[...] and images=[...] that all "

@@ -8,20 +8,25 @@ wherever the higher bytes change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentplan.data.sources import image_files
+from latentplan.data import image_files
 from latentplan.errors import SourceError
 from latentplan.types import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEPTH_STEPS = 2**24 - 1
 
 
 def size(file: Path) -> tuple[int, int]:
     """Return (height, width) of a PNG, from its header; SourceError if it is not one."""
-    with image_files.opened(file, where=file, formats=("PNG",)) as image:
+    with _opened(file) as image:
         return image.height, image.width
 
 
@@ -40,7 +45,7 @@ def read(folder: Path, frames: Sequence[int], *, size: tuple[int, int]) -> Array
     images = np.empty((len(frames), *size, 3), np.uint8)
     for pixels, frame in zip(images, frames, strict=True):
         file = folder / f"{frame}.png"
-        with image_files.opened(file, where=file, formats=("PNG",)) as image:
+        with _opened(file) as image:
             found = image.height, image.width
             if found != size:
                 raise _other_size(file, found, size, "the set's first demo has")
@@ -85,6 +90,10 @@ def cloud(depth: Array, *, extrinsics: Array, intrinsics: Array, stride: int) ->
     here = here * thin.reshape(len(thin), -1, 1)
     world = here @ extrinsics[:, :3, :3].transpose(0, 2, 1) + extrinsics[:, None, :3, 3]
     return np.asarray(world.reshape(*thin.shape, 3), np.float32)
+
+
+def _opened(file: Path) -> AbstractContextManager[Image]:
+    return image_files.opened(file, where=str(file), error=SourceError, formats=("PNG",))
 
 
 def _other_size(

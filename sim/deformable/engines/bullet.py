@@ -20,18 +20,18 @@ NEAR, FAR = 0.05, 50.0  # m, clipping planes of the camera
 ERP = 0.8  # share of a joint's error that is corrected in a timestep
 NO_TIME = 1e-15  # s; Bullet skips a step that takes less than its epsilon
 TEXEL = 0.5 / TILE  # m, of the table's pattern
-FARTHEST = 10.0  # m from the middle of the table; a farther body has diverged
+FARTHEST = 10.0  # m from the centre of the table, beyond which a body has diverged
 TABLE, OBJECT = 1, 2  # collision groups
 TABLE_RGB = (0.18, 0.45, 0.34)
 STATE = 13  # numbers of a body: position, quaternion, velocity, angular velocity
 
 
 class BulletEngine(ABC):
-    """An object of rigid bodies that joints hold together, in a PyBullet world of its own.
+    """An object of rigid bodies with joints, in its own PyBullet world.
 
-    All bodies are single ones (`useMaximalCoordinates`), joined by ball joints. The gripper can
-    hold the first of them, the grips. It is a body without shape or mass that a ball joint ties to
-    the held one.
+    All bodies are single ones (`useMaximalCoordinates`), connected by ball joints. The first of
+    them are the grips, which the gripper can hold. The gripper is a body without shape and mass; a
+    ball joint connects it to the held body.
 
     Bullet keeps contacts and their order from one step to the next, and `saveState` does not
     restore all of them. Therefore a state is a vector of numbers, and `snapshot` also restores it:
@@ -81,11 +81,11 @@ class BulletEngine(ABC):
         return self._poses()[:, :3]
 
     def grasp(self, grip: int) -> None:
-        """Tie a body to the gripper, which moves to it."""
+        """Move the gripper to a body and connect them."""
         self._hold(grip, self.grips()[grip])
 
     def release(self) -> None:
-        """Remove the tie."""
+        """Remove the joint between gripper and body."""
         if self.held >= 0:
             self._p.removeConstraint(self._tie, physicsClientId=self._client)
         self.held = -1
@@ -98,7 +98,7 @@ class BulletEngine(ABC):
         )
 
     def follow(self, path: Array) -> None:
-        """Move the gripper along a path (S, 3), one timestep a point."""
+        """Move the gripper along a path (S, 3), one point per timestep."""
         self._as_put = None
         for point in path:
             self.place_gripper(point)
@@ -289,7 +289,7 @@ class BulletEngine(ABC):
         return joint
 
     def _hold(self, grip: int, position: Array) -> None:
-        """Tie a body to the gripper at `position`."""
+        """Connect a body to the gripper at `position`."""
         self.release()
         self.place_gripper(position)
         origin = np.zeros(3)

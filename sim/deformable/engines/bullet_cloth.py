@@ -23,16 +23,16 @@ INERTIA = 0.1  # moment of a cross, in units of its mass times the spacing squar
 
 
 class BulletCloth(BulletEngine):
-    """A cloth whose keypoints and grips are the crosses' middles (rows * columns, 3), row by row.
+    """A cloth with the crosses' centres (rows * columns, 3) as keypoints and grips, row by row.
 
-    Each cross is rigid, and its four tips are joined to its neighbours' by ball joints: the net
-    bends and folds, also diagonally, and hardly stretches or shears (a discrete orthogonal geodesic
-    net, Rabinovich et al. 2018, https://doi.org/10.1145/3180494, with slightly soft joints). A ball
-    at each middle collides with the table and the other balls.
+    Each cross is rigid, and ball joints connect its four tips to those of its neighbours. The net
+    bends and folds, also diagonally, and hardly stretches or shears: it is a discrete orthogonal
+    geodesic net (Rabinovich et al. 2018, https://doi.org/10.1145/3180494) with slightly soft
+    joints. A ball at each centre collides with the table and the other balls.
 
-    PyBullet's soft bodies do not serve: in the deformable world a step takes ten times as long and
-    diverges at 10 ms; in the other one bending cannot be set, and the sheet springs flat by itself.
-    Neither gives velocities, without which no state can be restored.
+    PyBullet's soft bodies are not used. In the deformable world a step takes ten times as long and
+    diverges at 10 ms; in the other world bending cannot be set, and the sheet flattens by itself.
+    Neither exposes velocities, which are needed to restore a state.
     """
 
     _touches = TABLE | OBJECT

@@ -1,4 +1,4 @@
-"""The seam between a task and a physics engine: an object on a table, and one gripper point.
+"""The interface of a task and a physics engine: an object on a table, and one gripper point.
 
 A task (`rope.py`, `cloth.py`) defines the object, the meaning of an action, and success. An engine
 (`engines/mujoco.py`, ...) simulates the object and renders it. A new engine for a task is one class
@@ -46,7 +46,7 @@ class Engine(Protocol[Pose]):
     held: int  # grip that the gripper holds, -1 for none
 
     def lay(self, pose: Pose) -> None:
-        """Put the object down in this pose, at rest; the gripper holds nothing."""
+        """Lay the object down in a pose, at rest; the gripper holds nothing."""
 
     def points(self) -> Array:
         """Return the keypoints (P, 3)."""
@@ -64,7 +64,7 @@ class Engine(Protocol[Pose]):
         """Put the empty gripper at `position` (3,)."""
 
     def follow(self, path: Array) -> None:
-        """Move the gripper and the held grip along a path (S, 3), one timestep a point."""
+        """Move the gripper and the held grip along a path (S, 3), one point per timestep."""
 
     def wait(self, steps: int) -> None:
         """Step the physics for `steps` timesteps, or until the object rests."""
@@ -93,7 +93,7 @@ class Engine(Protocol[Pose]):
         """Set the appearance of the scene, until the next call."""
 
     def snapshot(self) -> Any:
-        """Return the whole state, the gripper's hold included."""
+        """Return the full state, including the held grip."""
 
     def restore(self, state: Any) -> None:
         """Restore a `snapshot` of this engine."""
@@ -133,9 +133,9 @@ class Curve:
 
 
 def arc(start: Array, end: Array, *, lift: float, steps: int) -> Array:
-    """Return a path (steps, 3) of a carrying gripper: up from `start` (3,), down at `end` (2,).
+    """Return the path (steps, 3) of a carry: up from `start` (3,), and down at `end` (2,).
 
-    It starts and ends slowly; in the last quarter of the time the gripper stays at the end.
+    Speed is 0 at both ends; in the last quarter of the time the gripper stays at the end.
     """
     way = np.minimum(np.arange(1, steps + 1) / (0.75 * steps), 1.0)
     way = way * way * (3 - 2 * way)

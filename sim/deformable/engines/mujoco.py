@@ -58,7 +58,7 @@ class MujocoEngine:
         return grips
 
     def grasp(self, grip: int) -> None:
-        """Pin the centre of a body to the gripper, which moves to it."""
+        """Move the gripper to the centre of a body and pin them together."""
         body = self._bodies[grip]
         self._data.mocap_pos[0] = self._data.xipos[body]
         self._model.eq_obj2id[0] = body
@@ -76,7 +76,7 @@ class MujocoEngine:
         self._pose()
 
     def follow(self, path: Array) -> None:
-        """Move the gripper along a path (S, 3), one timestep a point."""
+        """Move the gripper along a path (S, 3), one point per timestep."""
         for point in path:
             self._data.mocap_pos[0] = point
             mujoco.mj_step(self._model, self._data)
@@ -144,7 +144,7 @@ class MujocoEngine:
                 renderer.upload(0)
 
     def snapshot(self) -> Array:
-        """Return the simulator's state and the grip that is held, as a vector."""
+        """Return the simulator's state and the held grip as a vector."""
         mujoco.mj_getState(self._model, self._data, self._state, STATE)
         return np.append(self._state, self.held)
 
@@ -177,7 +177,7 @@ class MujocoEngine:
         return np.where(kind == mujoco.mjtObj.mjOBJ_FLEX.value, 1, label).astype(np.uint8)
 
     def _clear(self) -> None:
-        """Reset the simulator, the gripper's hold included."""
+        """Reset the simulator and release the gripper."""
         mujoco.mj_resetData(self._model, self._data)
         self.held = -1
 

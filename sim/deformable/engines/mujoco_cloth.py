@@ -1,4 +1,4 @@
-"""A cloth in MuJoCo: a grid of point masses that threads hold together."""
+"""A cloth in MuJoCo: a grid of point masses connected by threads."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ DIAGONAL_SLACK = 1.1  # the same for a diagonal thread: cloth shears more easily
 
 
 class MujocoCloth(MujocoEngine):
-    """A cloth whose keypoints and grips are the grid's points (rows * columns, 3), row by row.
+    """A cloth with the grid's points (rows * columns, 3) as keypoints and grips, row by row.
 
-    Threads (tendons with a limit, no stiffness) join neighbours: they bend and shorten, but do not
-    lengthen, and cost nothing while slack. A ball at each point collides with the table, with
-    Coulomb's friction, and with the other balls, without: layers lie on each other, and slide. (The
-    solver would need more iterations for friction among layers: at 0.3 the cloth diverged.) Limits
-    of the joints keep the cloth in the image. The flex is only visual. Timesteps are 12.5 ms.
-    MuJoCo's own `flexcomp` does not serve: with rigid edges a step took twice as long, elastic ones
-    were rubbery and stable to 5 ms only.
+    Threads (tendons with a limit and no stiffness) connect neighbours: they bend and shorten but do
+    not lengthen, and need no computation while slack. A ball at each point collides with the table,
+    with Coulomb friction, and with the other balls, without friction, so that layers slide. (With
+    friction of 0.3 between layers the cloth diverged; the solver would need more iterations.) Joint
+    limits keep the cloth in the image. The flex is only visual. Timesteps are 12.5 ms. MuJoCo's own
+    `flexcomp` is not used: a step with rigid edges took twice as long, and elastic edges were
+    rubbery and stable up to 5 ms only.
     """
 
     def __init__(self, config: Cloth.Config) -> None:
