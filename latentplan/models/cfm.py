@@ -130,6 +130,28 @@ class CFM(nn.Module):
         latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=image.shape[1])
         return latents
 
+    @property
+    def views(self) -> int:
+        """The number of turns and flips whose latents `encode` concatenates."""
+        return self.config.views
+
+    @property
+    def elements(self) -> int:
+        """The number of turns and flips that the model is trained under."""
+        return symmetry.ELEMENTS if self.config.symmetric else 1
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, G, d) of images (B, T, h, w, 3) under all turns and flips."""
+        image = observations[self.config.image]
+        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
+        z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
+        return rearrange(torch.stack(z, 1), "(b t) g d -> b t g d", b=len(image))
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`."""
+        shape = (len(elements), *[1] * (actions.ndim - 2), 2, 2)
+        return self._turned(actions, self.matrices[elements].view(shape))
+
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""
         check("CFM.prepare.context", context.latents, "B T D", D=self.latent_dim)

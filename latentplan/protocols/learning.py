@@ -211,6 +211,27 @@ class DefaultPolicy(Protocol):
 
 
 @runtime_checkable
+class DefaultPlanner(Protocol):
+    """A model whose default planner is not `cem`."""
+
+    default_planner: str  # registry name or preset
+
+
+@runtime_checkable
+class EquivariantEncoder(Protocol):
+    """A Dynamics whose latents under turned images and turned actions describe one transition."""
+
+    views: int  # turns whose latents `encode` concatenates
+    elements: int  # G, all turns
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, G, d) of observations (B, T, ...) under every turn."""
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`, (B,) int64."""
+
+
+@runtime_checkable
 class LanguageConfig(Protocol):
     """A model's Config that selects whether its tasks are sentences or names."""
 
