@@ -201,7 +201,7 @@ def check_nesting(where: str, text: str) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH or count > VALUES:
             raise ConfigError(
-                f"{where}: more than {VALUES} values, or nested more than {DEPTH} deep"
+                f"{where}: not read: more than {VALUES} values, or nested more than {DEPTH} deep"
             )
 
 
