@@ -29,9 +29,11 @@ from latentplan.protocols.data import (
     Windows,
 )
 from latentplan.protocols.learning import (
+    DefaultPlanner,
     DefaultPolicy,
     Dynamics,
     EnsembleDynamics,
+    EquivariantEncoder,
     FittedConfig,
     Illustrated,
     LanguageConfig,
@@ -51,6 +53,7 @@ from latentplan.protocols.planning import (
     ObjectiveFactory,
     Planner,
     Proposal,
+    StepProposal,
     SubgoalModel,
 )
 
@@ -64,12 +67,14 @@ __all__ = [
     "Configured",
     "Constraint",
     "CostPredictor",
+    "DefaultPlanner",
     "DefaultPolicy",
     "Dynamics",
     "EnsembleDynamics",
     "Env",
     "EnvPolicy",
     "EpisodeStore",
+    "EquivariantEncoder",
     "Evaluation",
     "ExpertEnv",
     "FittedConfig",
@@ -91,6 +96,7 @@ __all__ = [
     "ScalarTokenizer",
     "Source",
     "Staged",
+    "StepProposal",
     "SubgoalModel",
     "Tokenizer",
     "Upgradable",

@@ -257,6 +257,13 @@ def test_a_bag_that_was_cut_off_is_one_line_and_others_are_read(
     assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
 
 
+def test_files_of_macos_are_no_bags(tmp_path: Path) -> None:
+    save(tmp_path / "run.mcap", recording(0.5))
+    for name in ("._run.mcap", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert len(Bag(tmp_path)) == 1
+
+
 def test_states_alone_need_no_pictures(tmp_path: Path) -> None:
     bag, out = save(tmp_path / "run.mcap", recording(0.5)), tmp_path / "a.zarr"
     argv = ["import", "bag", str(bag), "--out", str(out), "--keys", "q", "--workers", "0"]
