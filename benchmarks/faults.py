@@ -46,7 +46,7 @@ def measure(backend: str, names: list[str], trials: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with Rig(stations.of(backend), Path(folder)) as rig:
             for name in names:
-                if name in ENDS or name in LAST:
+                if name in ENDS or name in LAST or backend not in FAULTS[name].backends:
                     continue
                 if name == "camera killed" and rig.stations.camera is None:
                     continue
@@ -113,7 +113,10 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         "trials": len(trials),
         "reason": trials[0].reason,
     }
-    in_time = limit is None or (reaction is not None and reaction <= limit)
+    if limit is None and trials[0].fault not in ENDS:
+        in_time = all(not row.reason for row in trials)  # it is harmless: the arm goes on
+    else:
+        in_time = limit is None or (reaction is not None and reaction <= limit)
     rests = after is None or after <= REST
     kept = max(row["velocity"] or 0, row["acceleration"] or 0) <= MOST and not row["non_finite"]
     return row | {"ok": bool(in_time and rests and kept)}
@@ -162,15 +165,19 @@ def _cell(row: dict[str, Any]) -> str:
     """Return the reaction time and the time to rest of a fault behind a backend, in ms."""
     if row["rest_ms"] is None:
         return "continues"
+    if row["limit_ms"] is None and row["fault"] not in ENDS:
+        return "stops **missed**"
     reaction = "-" if row["reaction_ms"] is None else f"{row['reaction_ms']:.0f}"
     missed = "" if row["ok"] else " **missed**"
     return f"{reaction} / {row['rest_ms']:.0f}{missed}"
 
 
 def _finding(rows: list[dict[str, Any]]) -> list[str]:
-    stops = [row for row in rows if row["rest_ms"] is not None]
-    missed = sum(not row["ok"] for row in rows)
+    stops = [row for row in rows if row["limit_ms"] is not None or row["fault"] in ENDS]
+    missed = sum(not row["ok"] for row in stops)
+    needless = sum(not row["ok"] for row in rows) - missed
     in_time = "within the allowed time" if not missed else f"late in {missed} of them"
+    goes_on = "continues" if not needless else f"continues but in {needless} of them"
     held = "in every one" if all(row["held"] for row in stops) else "not in every one"
     velocity = max(row["velocity"] for row in rows)
     acceleration = max(row["acceleration"] for row in rows)
@@ -179,7 +186,7 @@ def _finding(rows: list[dict[str, Any]]) -> list[str]:
         "Cells are the reaction time, until the first command that slows the arm down, and the "
         f"time until the arm is at rest, in ms. The arm stops after {len(stops)} of {len(rows)} "
         f"faults, {in_time}, and {held} stays at rest until somebody resets it; the other "
-        f"{len(rows) - len(stops)} are harmless, and it continues. No command exceeds "
+        f"{len(rows) - len(stops)} are harmless, and it {goes_on}. No command exceeds "
         f"{velocity:.3f} of a velocity limit or {acceleration:.3f} of an acceleration limit, and "
         f"{broken} commands are not finite."
     )
@@ -192,11 +199,17 @@ def _method(known: dict[str, Any]) -> list[str]:
         "simulated Panda turns at 0.5 rad/s when a fault is injected at a random moment; the "
         "planner keeps sending. Times are the worst of the trials, measured in the recorded "
         "topics; the arm is at rest when no joint moves faster than 0.005 rad/s. A tick is 20 ms. "
+        f"There are {_trials(known['rows'])} trials of a fault. "
         f"`python benchmarks/faults.py BACKEND` measures a backend, here on "
         f"{known['machine']['cores']} cores. All figures, with medians and the reason of each "
         "stop, are in [faults.json](faults.json). [Safety](../safety.md) describes the checks."
     )
     return ["## Method", *textwrap.wrap(text, 100)]
+
+
+def _trials(rows: list[dict[str, Any]]) -> str:
+    counts = sorted({row["trials"] for row in rows if row["fault"] not in (*ENDS, *LAST)})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "tabletop": "latentplan.sim.tabletop.env:Tabletop",
     },
     "model": {
+        "calibrated": "latentplan.models.calibrated:Calibrated",
         "cfm": "latentplan.models.cfm:CFM",
         "videogpt": "latentplan.models.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
@@ -47,6 +48,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },
     "planner": {
+        "beam": "latentplan.planning.beam:Beam",
         "categorical": "latentplan.planning.categorical:Categorical",
         "cem": "latentplan.planning.cem:CEM",
         "gradient": "latentplan.planning.gradient:Gradient",

@@ -98,6 +98,7 @@ class Gripper:
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
+        check_range("Gripper.yaw", self.yaw, -2 * np.pi, 2 * np.pi)
         check_range("Gripper.length", self.length, self.finger, 1)
         check_range("Gripper.tip", self.tip, 0, 0.1)
         for name in ("width", "speed", "force", "mass", "finger"):

@@ -36,6 +36,7 @@ class Imported:
     skipped: int  # damaged episodes that were left out
     reasons: Mapping[str, int]  # how many for which reason, in the words of the first of its kind
     notes: tuple[str, ...]  # what the source says of itself
+    counts: Mapping[str, Mapping[str, int]]  # parts `kept` and left out by reason, see the source
     seconds: float
 
 
@@ -116,7 +117,7 @@ def import_data(
     notes = tuple(opened.notes)
     if episodes is not None and episodes > len(opened):
         notes += (f"episodes: {episodes} asked for, the data set has {len(opened)}",)
-    found = _summary(store, count, notes, time.monotonic() - begun)
+    found = _summary(store, count, notes, opened.counts, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
@@ -126,7 +127,11 @@ def import_data(
 
 
 def _summary(
-    store: ZarrStore, count: Count, notes: tuple[str, ...], seconds: float
+    store: ZarrStore,
+    count: Count,
+    notes: tuple[str, ...],
+    counts: Mapping[str, Mapping[str, int]],
+    seconds: float,
 ) -> Imported:
     held = stores.size(store)
     return Imported(
@@ -139,5 +144,6 @@ def _summary(
         skipped=count.skipped,
         reasons=count.reasons,
         notes=notes,
+        counts=counts,
         seconds=seconds,
     )

@@ -15,7 +15,7 @@ from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.objectives.subgoal import Subgoal
 from latentplan.planning.generative import GenerativePolicy
 from latentplan.planning.mpc import MPC
-from latentplan.protocols import Constraint, DefaultPolicy, Dynamics, Proposal
+from latentplan.protocols import Constraint, DefaultPlanner, DefaultPolicy, Dynamics, Proposal
 from latentplan.training import checkpoint
 from latentplan.types import Part
 
@@ -42,9 +42,10 @@ def load(
     them: an ensemble. `model` is the class of a model that is not registered, such as one of a
     notebook; a checkpoint names it, but loading never imports it. `policy` is `mpc` or
     `generative`, by default the model's own (`mpc` for most, and whenever a planner is named).
-    `planner` (of mpc, by default cem) and `objective` (by default goal, for an ensemble
-    pessimistic) are registry names or presets. `overrides` are `key=value` of the sections
-    `planner`, `objective` and the policy's, such as `chunk=2` or `planner.candidates=1024`.
+    `planner` (of mpc, by default the model's own, cem for most) and `objective` (by default goal,
+    for an ensemble pessimistic) are registry names or presets. `overrides` are `key=value` of the
+    sections `planner`, `objective` and the policy's, such as `chunk=2` or
+    `planner.candidates=1024`.
     Proposals compete in every plan, constraints go before its cost (see `protocols`). The device is
     never replaced by another. Raises CheckpointError, UnknownName, ConfigError or
     MissingDependency.
@@ -109,7 +110,8 @@ def choose(
     searches = preset.base == "mpc"
     if planner is not None and not searches:
         raise ConfigError(f"load.planner: policy {policy!r} has none; leave it out, or the policy")
-    planner = (planner or "cem") if searches else ""
+    own = model.default_planner if isinstance(model, DefaultPlanner) else "cem"
+    planner = (planner or own) if searches else ""
     names = {"planner": planner, "objective": objective} if planner else {"objective": objective}
     chosen = {kind: config.resolve(kind, name) for kind, name in names.items()}
     classes = {kind: registry.get(kind, each.base) for kind, each in chosen.items()}

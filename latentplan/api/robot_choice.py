@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from latentplan import config, registry
 from latentplan.api import connection as links
 from latentplan.api.connection import Connection
@@ -131,7 +129,7 @@ def read_goal(file: str, spec: Spec) -> Observation:
     if key is None:
         raise ConfigError("robot.goal: found an image, but this model has no images")
     with image_files.opened(file, where=f"robot.goal {file}", error=ConfigError) as image:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = image_files.rgb(image, where=f"robot.goal {file}", error=ConfigError)
     height, width, _ = spec.observation[key].shape
     if pixels.shape[:2] != (height, width):
         found = f"{pixels.shape[1]} x {pixels.shape[0]}"

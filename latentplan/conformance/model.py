@@ -15,7 +15,7 @@ from latentplan.conformance import data
 from latentplan.conformance.suite import NotApplicable, Subject, refuses, require
 from latentplan.errors import ShapeError
 from latentplan.protocols import ActionProposer, Dynamics, Learner, SubgoalModel, VideoModel
-from latentplan.types import Batch, Context, Tensors
+from latentplan.types import Batch, Context, Goal, Tensors
 
 NOISE = 0.1  # on weights: nothing is almost zero, so that what leaks is seen
 UPDATES, RATE = 10, 1e-3  # of AdamW, after which a loss has fallen once
@@ -188,7 +188,8 @@ def check_proposal(subject: Subject) -> None:
     model: Any = noisy(subject)
     _is(model, ActionProposer, "proposes no actions")
     context = _context(model, model.encode(seen(model, 1, model.context)))
-    found = model.proposal().sample(context, 3, horizon=6, generator=data.seeded())
+    goal = Goal(observation={k: v[0, 0].numpy() for k, v in seen(model, 1, 1).items()})
+    found = model.proposal(goal).sample(context, 3, horizon=6, generator=data.seeded())
     size = model.spec.action.size
     require(found.ndim == 4 and len(found) == 1, f"their shape is {tuple(found.shape)}")
     _shape("proposal", found[:, 0], (1, 6, size))

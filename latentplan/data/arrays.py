@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from latentplan.data import labels, layout
 from latentplan.data.commit import Commit
 from latentplan.data.location import Location
 from latentplan.types import Array, Episode, Spec
+
+RETRIES = 4  # of a read that a writer disturbs
 
 
 class Arrays:
@@ -81,6 +84,17 @@ class Arrays:
             raise ValueError(
                 f"episode/end has {episodes + more} entries, but only {episodes} can be read"
             )
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        """Return rows of an array, whatever a writer does meanwhile; zarr's error if damaged.
+
+        zarr reads the index of a shard and then its chunks. If a writer replaces the file between
+        the two, they do not fit together, and the checksum of a chunk fails.
+        """
+        for _ in range(RETRIES):
+            with suppress(Exception):
+                return np.asarray(self.rows[name][start:stop])
+        return np.asarray(self.rows[name][start:stop])
 
     def cut(self, rows: int, episodes: int) -> None:
         """Remove all after the first `rows` rows and `episodes` episodes."""

@@ -15,10 +15,13 @@ from latentplan.errors import LatentplanError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from latentplan.types import Array
+
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 DAMAGE = (  # what Pillow raises for it
     *(ArithmeticError, LookupError, MemoryError, OSError, SyntaxError, TypeError, ValueError),
 )
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 PIXEL = 8  # bytes that decoding needs at most: four channels, twice
 
 
@@ -54,3 +57,21 @@ def opened(
         kinds = " or ".join(formats)
         line = (str(e).splitlines() or [""])[0] or type(e).__name__
         raise error(f"{where}: not a whole {kinds} image ({line})") from None
+
+
+def rgb(image: Image, *, where: str, error: type[LatentplanError]) -> Array:
+    """Return the pixels (h, w, 3) uint8, red green blue, of an image, upright as its EXIF says.
+
+    Palettes become colours, grey three equal channels, 16 bits are cut to 8, and transparency is
+    dropped. Raises `error` for floats or 32 bits.
+    """
+    import numpy as np
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in EIGHT_BITS:
+        return np.array(upright.convert("RGB"))
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(upright).astype(np.uint16) >> 8  # Pillow's own conversion clips at 255
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    raise error(f"{where}: found an image of mode {upright.mode}, need 8 or 16 bits a channel")

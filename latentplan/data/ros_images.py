@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from latentplan.data import image_files
 from latentplan.errors import SourceError
 from latentplan.types import Array
 
@@ -23,7 +23,11 @@ ENCODINGS: Mapping[str, tuple[str, int, tuple[int, int, int]]] = {
     "rgb16": ("u2", 3, RGB),
     "bgr16": ("u2", 3, BGR),
     "mono16": ("u2", 1, GREY),
+    "rgba16": ("u2", 4, RGB),
+    "bgra16": ("u2", 4, BGR),
 }
+GREY_MODES = ("L", "I", "I;16", "I;16B")  # of Pillow
+NOT_GREY = ("bayer", "16UC", "16SC", "32FC", "32SC", "yuv")  # encodings of one or two channels
 
 
 def pixels(where: str, message: Any) -> Array:
@@ -34,8 +38,8 @@ def pixels(where: str, message: Any) -> Array:
     """
     if message.encoding not in ENCODINGS:
         raise SourceError(
-            f"{where}: encoding {message.encoding!r}, known: {', '.join(ENCODINGS)}; "
-            "set one of them"
+            f"{where}: encoding {message.encoding!r}, known: {', '.join(ENCODINGS)}; set its "
+            "driver to one of them"
         )
     kind, channels, colours = ENCODINGS[message.encoding]
     big = message.is_bigendian and kind == "u2"
@@ -63,19 +67,16 @@ def pixels(where: str, message: Any) -> Array:
 def decompressed(where: str, message: Any) -> Array:
     """Return the image (h, w, 3) uint8, red green blue, of a sensor_msgs/CompressedImage.
 
-    JPEG and PNG of 8 bits. Raises SourceError if it is neither (compressed depth, H.264), or is
-    damaged.
+    JPEG or PNG, see `image_files.rgb`. Raises SourceError if it is neither (compressed depth,
+    H.264), is damaged, or is a Bayer mosaic or a depth image, which look grey.
     """
-    from PIL import Image
-
-    data = io.BytesIO(bytes(message.data))
-    try:
-        with Image.open(data, formats=("JPEG", "PNG")) as image:
-            if image.mode not in ("RGB", "RGBA", "L", "P"):
-                raise SourceError(f"{where}: an image of mode {image.mode}, not 8 bits a colour")
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as e:
-        raise SourceError(
-            f"{where}: {len(data.getbuffer())} bytes of format {message.format!r} are no whole "
-            f"JPEG or PNG ({type(e).__name__})"
-        ) from None
+    encoding = message.format.split(";")[0].strip()  # before compression, as image_transport has it
+    with image_files.opened(
+        bytes(message.data), where=where, error=SourceError, formats=("PNG", "JPEG")
+    ) as image:
+        if image.mode in GREY_MODES and encoding.startswith(NOT_GREY):
+            raise SourceError(
+                f"{where}: format {message.format!r} is a compressed {encoding}, no colour "
+                f"image; known: {', '.join(ENCODINGS)}; record the topic after its conversion"
+            )
+        return image_files.rgb(image, where=where, error=SourceError)

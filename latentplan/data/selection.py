@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentplan.data import images
 from latentplan.errors import ConfigError, ShapeError, SourceError, check_range
-from latentplan.protocols import AnnotatedSource, Source
+from latentplan.protocols import AnnotatedSource, CountingSource, Source
 from latentplan.types import Array, ArraySpec, Episode
 
 BLEND = Image.Resampling.BILINEAR  # Pillow's, which widens the kernel when it shrinks an image
@@ -54,6 +54,7 @@ class Selection:
             f"{key}: {before[key].dtype} {before[key].shape} becomes uint8 {array.shape}"
             for key, array in self._converted.items()
         ]
+        self.counts = source.counts if isinstance(source, CountingSource) else {}
         self.notes = (*(source.notes if isinstance(source, AnnotatedSource) else ()), *told)
         self.spec = replace(
             spec,

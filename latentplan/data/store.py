@@ -218,7 +218,7 @@ class ZarrStore:
         parts = []
         if start < self._folded:
             with self._damage(f"rows {start} to {stop} of {name} cannot be read"):
-                parts.append(np.asarray(self._arrays.rows[name][start : min(stop, self._folded)]))
+                parts.append(self._arrays.read(name, start, min(stop, self._folded)))
         if stop > self._folded:
             waiting = np.concatenate([layout.rows(e, name) for e in self._pending])
             parts.append(waiting[max(start - self._folded, 0) : stop - self._folded])

@@ -27,7 +27,7 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.nn import images, symmetry
 from latentplan.nn.mlp import LatentMLP, mlp
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, Spec, Tensors
+from latentplan.types import Batch, Context, Loss, PlanarSpec, Spec, Tensors
 
 COLOURS = (1, 3, 4)  # numbers a pixel
 
@@ -130,6 +130,28 @@ class CFM(nn.Module):
         latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=image.shape[1])
         return latents
 
+    @property
+    def views(self) -> int:
+        """The number of turns and flips whose latents `encode` concatenates."""
+        return self.config.views
+
+    @property
+    def elements(self) -> int:
+        """The number of turns and flips that the model is trained under."""
+        return symmetry.ELEMENTS if self.config.symmetric else 1
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, G, d) of images (B, T, h, w, 3) under all turns and flips."""
+        image = observations[self.config.image]
+        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
+        z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
+        return rearrange(torch.stack(z, 1), "(b t) g d -> b t g d", b=len(image))
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`."""
+        shape = (len(elements), *[1] * (actions.ndim - 2), 2, 2)
+        return self._turned(actions, self.matrices[elements].view(shape))
+
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""
         check("CFM.prepare.context", context.latents, "B T D", D=self.latent_dim)
@@ -171,20 +193,16 @@ class CFM(nn.Module):
         return Loss(total, {"infonce": losses[0].detach(), "top1": hits[0]})
 
     @classmethod
-    def upgraded(
-        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    def upgraded(cls, config: Mapping[str, Any], spec: Spec) -> tuple[Mapping[str, Any], Spec]:
         """Return what a checkpoint states in today's words: see `protocols.Upgradable`.
 
         Before `Spec.planar`, a symmetric model turned all numbers of its actions in pairs.
         """
-        config, spec = header["config"], header["spec"]
-        if config.get("symmetric") is True and Spec.from_json(spec).planar is None:
-            size = len(spec["action"]["low"])
-            pairs = [[first, first + 1] for first in range(0, size - 1, 2)]
-            planar = {"image": config.get("image", cls.Config.image), "pairs": pairs}
-            header = {**header, "spec": {**spec, "planar": planar}}
-        return header, weights
+        if config.get("symmetric") is True and spec.planar is None:
+            image = str(config.get("image", cls.Config.image))
+            pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
+            spec = replace(spec, planar=PlanarSpec(image, pairs))
+        return config, spec
 
     def _turned(self, actions: Tensor, matrices: Tensor) -> Tensor:
         """Return actions (..., A) turned by matrices (..., 2, 2)."""

@@ -124,7 +124,12 @@ class Prior(nn.Module):
             self.task = nn.Embedding(len(spec.tasks) + 1, c.width)  # the first is no task
         self.body = Transformer(c.width, layers=c.layers, heads=c.heads, dropout=c.dropout)
         self.head = nn.Linear(c.width, c.vocabulary)
-        for layer in (self.embed, self.head):
+        # All that is added to a token's embedding begins at its scale. At torch's own scales, 1 for
+        # an embedding of tasks, conditions would drown the tokens.
+        small: list[Any] = [self.embed, self.head, self.frames.out]
+        small += [self.task] if self.task is not None else []
+        small += [self.actions[-1]] if self.actions is not None else []
+        for layer in small:
             nn.init.normal_(layer.weight, std=0.02)
 
     def loss(self, batch: Batch) -> Loss:

@@ -22,18 +22,34 @@ class ModelProposal:
         """Take a model and its history; ConfigError if the model proposes no actions."""
         if not isinstance(model, ActionProposer):
             raise ConfigError(
-                "MPC.propose: needs a model that proposes actions, such as videoworld, found "
-                f"{type(model).__name__}"
+                "MPC.propose: needs a model that proposes actions, such as calibrated or "
+                f"videoworld, found {type(model).__name__}; set mpc.propose=false"
             )
         self.model: ActionProposer = model
         self.history = history
-        self.proposal: Proposal | None = None  # `model.proposal(task)` of the current task
+        self.proposal: Proposal | None = None  # `model.proposal(goal)` of the current goal
 
     def sample(
         self, context: Context, count: int, *, horizon: int, generator: torch.Generator
     ) -> Tensor:
         """Return actions (1, n, H, A) from the model's own history; `context` is not used."""
         if self.proposal is None:
-            raise PlanningError("MPC.proposers: found no task; call goal first")
+            raise PlanningError("MPC.proposers: found no goal; call goal first")
         own = self.history.context()
         return self.proposal.sample(own, count, horizon=horizon, generator=generator)
+
+
+class OwnProposal(ModelProposal):
+    """A `protocols.StepProposal` of the planning model itself: any of its latents is a start."""
+
+    def sample(
+        self, context: Context, count: int, *, horizon: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return (B, n, H, A) from B contexts."""
+        if self.proposal is None:
+            raise PlanningError("MPC.propose: found no goal; call goal first")
+        return self.proposal.sample(context, count, horizon=horizon, generator=generator)
+
+    def extend(self, context: Context, count: int, *, generator: torch.Generator) -> Tensor:
+        """Return next actions (B, n, A) from B contexts, whose latents may be predicted ones."""
+        return self.sample(context, count, horizon=1, generator=generator)[:, :, 0]

@@ -20,10 +20,11 @@ from latentplan.planning.exclusive import exclusive
 from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch, remaining
 from latentplan.planning.model_planner import ModelPlanner, Prediction
-from latentplan.planning.model_proposal import ModelProposal
+from latentplan.planning.model_proposal import ModelProposal, OwnProposal
 from latentplan.planning.precision import DTYPES
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
+    ActionProposer,
     Constraint,
     Dynamics,
     GoalChecker,
@@ -32,6 +33,11 @@ from latentplan.protocols import (
     Proposal,
 )
 from latentplan.types import Array, Goal, Observation, Part, Plan, Spec
+
+CAPTURED = (
+    "MPC.cuda_graph: a captured solve runs as a whole: it cannot keep deadline_ms or use proposals "
+    "of a model; leave these out (propose=false), or cuda_graph"
+)
 
 
 class MPC:
@@ -55,7 +61,8 @@ class MPC:
         # latent exceeds this share of the predicted change
         dtype: str = "float32"  # precision of rollouts: float32, tf32 (CUDA), bfloat16 or float16
         cuda_graph: bool = False  # run a solve as one CUDA graph; needs a CUDA device
-        propose: bool = False  # whether actions proposed by the model itself are candidates
+        propose: bool | str = False  # whether actions proposed by the model itself are candidates;
+        # auto: if it proposes any
         proposer: Part = Part("model")  # {run: RUN}: another model whose proposals are candidates
 
         def __post_init__(self) -> None:
@@ -72,12 +79,11 @@ class MPC:
             if self.dtype not in DTYPES:
                 known = ", ".join(DTYPES)
                 raise ConfigError(f"MPC.dtype: {self.dtype!r} is not one of {known}")
-            proposes = self.propose or bool(self.proposer.run)
+            if self.propose not in (True, False, "auto"):
+                raise ConfigError(f"MPC.propose: {self.propose!r} is not one of true, false, auto")
+            proposes = self.propose is True or bool(self.proposer.run)
             if self.cuda_graph and (self.deadline_ms is not None or proposes):
-                raise ConfigError(
-                    "MPC.cuda_graph: a captured solve runs as a whole: it cannot keep deadline_ms "
-                    "or use proposals of a model; leave these out, or cuda_graph"
-                )
+                raise ConfigError(CAPTURED)
 
     @own_torch_settings()
     def __init__(
@@ -113,13 +119,19 @@ class MPC:
                 f"MPC.proposer: {c.proposer.run!r} is loaded by latentplan.load; give an MPC of "
                 "your own the model itself: proposers=[model]"
             )
-        if c.propose and model not in proposers:
+        proposes = isinstance(model, ActionProposer) if c.propose == "auto" else c.propose
+        if proposes and c.cuda_graph:
+            raise ConfigError(CAPTURED)
+        if proposes and model not in proposers:
             proposers = [model, *proposers]
         self.lock = threading.RLock()
         self.plan: Plan | None = None  # the last one, with its predicted cost
         self._histories = Histories([model, *proposers])
         self._history = self._histories[model]
-        self._proposals = [ModelProposal(each, self._histories[each]) for each in proposers]
+        self._proposals = [
+            (OwnProposal if each is model else ModelProposal)(each, self._histories[each])
+            for each in proposers
+        ]
         self._planner = ModelPlanner(
             model,
             self.planner,
@@ -157,7 +169,7 @@ class MPC:
         goal = observation
         if not isinstance(goal, Goal):
             goal = Goal(observation=goal, text=text, mask=mask, keypoints=keypoints)
-        made = [each.model.proposal(goal.text) for each in self._proposals]
+        made = [each.model.proposal(goal) for each in self._proposals]
         if isinstance(self._planner.objective, GoalChecker):
             self._planner.objective.check(goal, self.model)
         for each, proposal in zip(self._proposals, made, strict=True):

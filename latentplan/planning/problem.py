@@ -18,7 +18,14 @@ from torch import Generator, Tensor
 
 from latentplan import shapes
 from latentplan.errors import LatentplanError, PlanningError
-from latentplan.protocols import ActionSpace, Constraint, Dynamics, Objective, Proposal
+from latentplan.protocols import (
+    ActionSpace,
+    Constraint,
+    Dynamics,
+    Objective,
+    Proposal,
+    StepProposal,
+)
 from latentplan.types import Context
 
 ROWS = 1024  # rows of a rollout per CPU thread; activations of more do not fit into the cache
@@ -160,6 +167,14 @@ class Problem:
         share = max(1, count // len(self.proposals))
         parts = [self._propose(proposal, share) for proposal in self.proposals]
         return self.space.project(torch.cat(parts, dim=1))
+
+    def extend(self, proposal: StepProposal, context: Context, count: int) -> Tensor:
+        """Return next actions (B, n, A) of a proposal from other contexts than the start's."""
+        with _raised_by(proposal, "extend"):
+            actions = proposal.extend(context, count, generator=self.generator)
+        sizes = {"B": len(context.latents), "A": len(self.space.low)}
+        shapes.check("StepProposal.extend", actions, "B n A", **sizes)
+        return actions.to(self.space.low).nan_to_num(0.0, 0.0, 0.0)
 
     def draw(self, count: int) -> Tensor:
         """Return draws (B, N, H, A) from the whole space; ShapeError if their shape is wrong."""

@@ -21,11 +21,19 @@ from latentplan.protocols.acting import (
     RenderedEnv,
 )
 from latentplan.protocols.component import Component, Configured
-from latentplan.protocols.data import AnnotatedSource, EpisodeStore, Source, Windows
+from latentplan.protocols.data import (
+    AnnotatedSource,
+    CountingSource,
+    EpisodeStore,
+    Source,
+    Windows,
+)
 from latentplan.protocols.learning import (
+    DefaultPlanner,
     DefaultPolicy,
     Dynamics,
     EnsembleDynamics,
+    EquivariantEncoder,
     FittedConfig,
     Illustrated,
     LanguageConfig,
@@ -45,6 +53,7 @@ from latentplan.protocols.planning import (
     ObjectiveFactory,
     Planner,
     Proposal,
+    StepProposal,
     SubgoalModel,
 )
 
@@ -53,16 +62,19 @@ __all__ = [
     "ActionSpace",
     "AdaptableEnv",
     "AnnotatedSource",
+    "CountingSource",
     "Component",
     "Configured",
     "Constraint",
     "CostPredictor",
+    "DefaultPlanner",
     "DefaultPolicy",
     "Dynamics",
     "EnsembleDynamics",
     "Env",
     "EnvPolicy",
     "EpisodeStore",
+    "EquivariantEncoder",
     "Evaluation",
     "ExpertEnv",
     "FittedConfig",
@@ -84,6 +96,7 @@ __all__ = [
     "ScalarTokenizer",
     "Source",
     "Staged",
+    "StepProposal",
     "SubgoalModel",
     "Tokenizer",
     "Upgradable",

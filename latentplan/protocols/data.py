@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from latentplan.types import Batch, Episode, Spec
@@ -36,6 +36,13 @@ class AnnotatedSource(Protocol):
     """A Source that reports what it leaves out."""
 
     notes: Sequence[str]  # one line each
+
+
+@runtime_checkable
+class CountingSource(Protocol):
+    """A Source that reads parts, such as messages, of which it keeps some."""
+
+    counts: Mapping[str, Mapping[str, int]]  # by part: how many are `kept`, or left out by reason
 
 
 class EpisodeStore(Protocol):

@@ -59,9 +59,9 @@ class Upgradable(Protocol):
 
     @classmethod
     def upgraded(
-        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-        """Return the `config` and `spec` of a header, and the weights, with current names."""
+        cls, config: Mapping[str, Any], spec: Spec
+    ) -> tuple[Mapping[str, Any], Spec]:
+        """Return the config values and the spec of a checkpoint as they are stated today."""
 
 
 @runtime_checkable
@@ -208,6 +208,27 @@ class DefaultPolicy(Protocol):
     """A model whose default policy is not `mpc`."""
 
     default_policy: str  # registry name
+
+
+@runtime_checkable
+class DefaultPlanner(Protocol):
+    """A model whose default planner is not `cem`."""
+
+    default_planner: str  # registry name or preset
+
+
+@runtime_checkable
+class EquivariantEncoder(Protocol):
+    """A Dynamics whose latents under turned images and turned actions describe one transition."""
+
+    views: int  # turns whose latents `encode` concatenates
+    elements: int  # G, all turns
+
+    def encode_views(self, observations: Tensors) -> Tensor:
+        """Return latents (B, T, G, d) of observations (B, T, ...) under every turn."""
+
+    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
+        """Return actions (B, ..., A), row i turned by element `elements[i]`, (B,) int64."""
 
 
 @runtime_checkable

@@ -70,13 +70,22 @@ class Proposal(Protocol):
 
 
 @runtime_checkable
+class StepProposal(Proposal, Protocol):
+    """A proposal that also extends a plan, from the latents that a model predicts along it."""
+
+    def extend(self, context: Context, count: int, *, generator: Generator) -> Tensor:
+        """Return about `count` next actions (B, n, A) for B contexts."""
+
+
+@runtime_checkable
 class ActionProposer(Protocol):
-    """A model that generates actions for a task."""
+    """A model that generates actions towards a goal."""
 
-    def proposal(self, task: str = "") -> Proposal:
-        """Return a proposal for the task, whose first sample is the most likely sequence.
+    def proposal(self, goal: Goal) -> Proposal:
+        """Return a proposal for the goal, whose first sample is the most likely sequence.
 
-        Raises ConfigError for a task that the model was not trained on.
+        Raises ConfigError for a goal that the model cannot use, such as a task that it was not
+        trained on.
         """
 
 

@@ -151,8 +151,8 @@ class Node:
                 for message in channel.heard(MESSAGES):
                     self._obey(message, channel, now=now)
                 channel.flush()
-                quiet = channel is not self._planner and channel not in self._watchers
-                channel.refuse_delay(PATIENCE, silence=quiet)
+                if channel is not self._planner:  # which may think, or be looked at, for long
+                    channel.refuse_delay(PATIENCE, silence=channel not in self._watchers)
             except RobotError as e:
                 self._lose(channel, str(e))
 

@@ -128,4 +128,4 @@ def _json(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _image(file: Path) -> Array:
     with image_files.opened(file, where=str(file), error=SourceError) as image:
-        return np.asarray(image.convert("RGB"))
+        return image_files.rgb(image, where=str(file), error=SourceError)

@@ -8,6 +8,7 @@ from latentplan.conformance.suite import NotApplicable, Subject, checks, subject
 DYNAMICS = {"latents", "rows", "later_actions", "prepared", "wrong_shapes"}
 VIDEO = {"log_prob", "samples"}
 APPLIES = {
+    "calibrated": DYNAMICS | {"proposal"},
     "cfm": {"loss"} | DYNAMICS,
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},

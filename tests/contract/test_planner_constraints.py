@@ -41,7 +41,7 @@ def given_problem(name, **rest):
 
 
 @every_planner
-def test_a_plan_that_keeps_the_constraint_is_found_where_there_is_one(name):
+def test_a_feasible_plan_is_found_if_there_is_one(name):
     model, _, goal, (low, high) = problem(3)
     context = torch.zeros(3, 1, 4, dtype=DOUBLE)  # to stay there keeps any wall that is not behind
     planner = build(name, candidates=128, horizon=3, iterations=8, hold=False)
@@ -62,7 +62,7 @@ def test_a_constraint_that_never_binds_changes_nothing(name):
 
 
 @every_planner
-def test_where_nobody_keeps_it_the_least_violation_is_sent_and_told(name):
+def test_without_a_feasible_plan_the_least_violation_is_sent_and_reported(name):
     model, context, plan = given_problem(name)
     wall = HalfSpace(NORMAL, -50.0)
     found = plan(constraints=[wall])

@@ -130,7 +130,7 @@ def test_a_model_that_needs_the_past_actions_gets_those_that_were_returned(chunk
     np.testing.assert_array_equal(past(mpc), np.zeros((2, 2)))
 
 
-def test_a_model_gets_what_was_really_sent_where_that_differs():
+def test_a_model_receives_the_executed_action_if_it_differs():
     mpc = controller()
     first = mpc.act(state(0.1))
     filtered = first / 2

@@ -82,7 +82,7 @@ def test_a_sequence_that_is_not_finite_never_wins(name, value):
 
 @every_planner
 @pytest.mark.parametrize("proposed", [0.0, 0.25, 1.0])
-def test_each_proposal_is_asked_for_its_part_of_the_share(name, proposed):
+def test_each_proposal_fills_its_part_of_the_share(name, proposed):
     model, context, goal, space, best = reachable()
     proposals = [Scripted(torch.stack(best)) for _ in range(2)]
     planner = build(name, candidates=64, horizon=HORIZON, proposed=proposed)
@@ -98,7 +98,7 @@ def test_each_proposal_is_asked_for_its_part_of_the_share(name, proposed):
     more=st.integers(0, 30),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_first_round_has_as_many_as_asked_in_the_order_told(count, warm, hold, more, seed):
+def test_the_first_round_has_the_requested_candidates_in_order(count, warm, hold, more, seed):
     model, context, goal, (low, high) = problem(2)
     start = torch.rand(2, warm, 3, 2, dtype=DOUBLE, generator=seeded(seed)) if warm else None
     given = torch.rand(2, more, 3, 2, dtype=DOUBLE, generator=seeded(seed + 1))

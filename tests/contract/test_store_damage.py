@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from processes import refused
 from stored import SPEC, assert_same, episode, filled, of_before
+from zarr.storage import _local
 
 from latentplan.data import commit, pending
 from latentplan.data.location import Folder
@@ -214,6 +215,27 @@ def test_a_reader_is_right_while_a_writer_moves_episodes(
     assert len(reader) >= 1
     for number in range(len(reader)):
         assert_same(reader.episode(number), episode(number))
+    writer.close()
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "a.zarr", 3)
+    reader, writer = ZarrStore.open(tmp_path / "a.zarr"), ZarrStore.open(tmp_path / "a.zarr", "a")
+    get, replaced = _local._get, []
+
+    def slow_get(path: Path, prototype: Any, byte_range: Any) -> Any:
+        found = get(path, prototype, byte_range)
+        if "joints" in str(path) and byte_range is not None and not replaced:  # the index
+            replaced.append(path)
+            writer.append(episode(3))
+            writer.append(episode(4))
+        return found
+
+    monkeypatch.setattr(_local, "_get", slow_get)
+    assert_same(reader.episode(2), episode(2))
+    assert replaced
     writer.close()
 
 

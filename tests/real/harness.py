@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -288,6 +288,7 @@ class Fault:
     inject: Callable[[Rig], float]
     clear: Callable[[Rig], object] = lambda rig: None
     limit: float | None = None  # ms until it stops, at most; None: it does not stop
+    backends: tuple[str, ...] = ("sim", "ros2", "ros1", "rosbridge")  # that can have it
 
 
 def _halt(station: str) -> Fault:
@@ -359,8 +360,29 @@ def _slow_ticks(rig: Rig) -> float:
     return begin
 
 
+def _guest(kind: str) -> Fault:
+    """Return the fault of a client that means harm, from when it begins."""
+
+    def inject(rig: Rig) -> float:
+        rig.start("guest", [str(HERE / "guests.py"), str(rig.port), kind])
+        rig.ready("guest")
+        return time.monotonic()
+
+    return Fault(inject, lambda rig: rig.processes.pop("guest").end())
+
+
+def _stop_in_flood(rig: Rig) -> float:
+    _guest("flood").inject(rig)
+    time.sleep(0.3)
+    return _stop(rig)
+
+
+def _of(fault: Fault, *backends: str) -> Fault:
+    return replace(fault, backends=backends)
+
+
 def _within(fault: Fault, limit: float | None) -> Fault:
-    return Fault(fault.inject, fault.clear, limit)
+    return replace(fault, limit=limit)
 
 
 FAULTS: dict[str, Fault] = {
@@ -372,16 +394,25 @@ FAULTS: dict[str, Fault] = {
     "joint missing": _within(_word("arm", "missing"), 60),
     "joint of another name": _within(_word("arm", "renamed"), 60),
     "joint not finite": _within(_word("arm", "nan"), 60),
+    "velocity not finite": _of(_word("arm", "nan velocity"), "ros2", "ros1", "rosbridge"),
     "clock jumps": _within(_word("arm", "jumping"), 60),
+    "clock jumps back": _within(_word("arm", "jumping back"), 60),
+    "clock not finite": _of(_within(_word("arm", "nan stamp"), 60), "sim"),  # ROS has whole numbers
     "planner hangs": _within(_halt("planner"), 350),
     "planner killed": Fault(lambda rig: _kill(rig, "planner"), lambda rig: rig.start_planner(), 60),
     "planner answers what is old": _within(_word("planner", "late"), 350),
+    "old commands replayed": _within(_word("planner", "replay"), 350),
     "nan action": _within(_sent("nan"), 60),
     "infinite action": _within(_sent("infinite"), 60),
     "action of wrong shape": _within(_sent("shape"), 60),
     "action of 5e5 rad/s": Fault(_sent("huge").inject, _sent("huge").clear),
     "ticks come late": Fault(_slow_ticks, limit=250),
+    "guest sends garbage": _guest("garbage"),
+    "guest sends without pause": _guest("flood"),
+    "guests send byte by byte": _guest("trickle"),
+    "hundreds of connections": _guest("connections"),
     "emergency stop": Fault(_stop, limit=20),
+    "emergency stop in a flood": Fault(_stop_in_flood, _guest("flood").clear, 20),
 }
 LAST: dict[str, Fault] = {  # what starts before all the others ends, and nothing mends that
     "master killed": Fault(lambda rig: _kill(rig, "before0"), limit=500),

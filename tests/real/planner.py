@@ -2,8 +2,9 @@
 
 `python tests/real/planner.py PORT [SPEED] [busy]`. On stdin, a word a line: `go` resets and arms;
 `nan`, `infinite`, `shape`, `huge` are what its next actions are like; `late` lets it answer the
-same old observation from now on; `fine`. It goes on sending whatever the node says, as a planner
-that nobody watches does. What happens is told on stdout in JSON, a line each.
+same old observation from now on, and `replay` lets it send its first command again; `fine`. It goes
+on sending whatever the node says, as a planner that nobody watches does. What happens is told on
+stdout in JSON, a line each.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Planner:
         self.sequence = 0
         self.q, self.sign = 0.0, 1.0
         self.moving = False
+        self.first: Any = None  # the first command of a motion
         self.lock = threading.Lock()  # what is sent comes from two threads
         self.tell("plan")
         threading.Thread(target=self.listen, daemon=True).start()
@@ -48,7 +50,7 @@ class Planner:
         for line in sys.stdin:
             self.word = line.strip()
             if self.word == "go":
-                self.moving = False
+                self.moving, self.first = False, None
                 self.tell("reset")
                 self.tell("arm")
             elif self.word != "fine" and self.moving:
@@ -98,9 +100,13 @@ class Planner:
         wrong = WRONG.get(self.word)
         if wrong is not None:
             action = wrong(action)
+        if self.word == "replay" and self.first is not None:
+            self.tell(*self.first)
+            return
         self.sequence += 1
         values = {"sequence": self.sequence, "observation": self.seen.values["number"]}
         self.tell("command", values, {"action": action})
+        self.first = self.first or ("command", values, {"action": action})
         if wrong is not None:
             tell("sent", word=self.word)
 

@@ -38,7 +38,8 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from latentplan.errors import ConfigError, RobotError
-from latentplan.real_robot.backends.ros2 import graph
+from latentplan.real_robot.backends import joint_readings
+from latentplan.real_robot.backends.ros2 import Ros2Driver, graph
 from latentplan.real_robot.backends.topics import MODES
 from latentplan.real_robot.link.remote import RemoteRobot
 from latentplan.real_robot.ros2 import launching
@@ -63,7 +64,7 @@ def tester(rig: Rig) -> Iterator[Any]:
         yield node
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name in FAULTS if "ros2" in FAULTS[name].backends])
 def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
     row, limit = rig.suffer(name), FAULTS[name].limit
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
@@ -73,6 +74,49 @@ def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
     assert row.reaction_ms is not None and row.rest_ms is not None, row
     assert row.reaction_ms < SLACK * limit and row.rest_ms < SLACK * (limit + 400), row
     assert row.held, row
+
+
+def test_two_drivers_that_share_the_joints_and_send_no_velocities(
+    tester: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each publishes half of the joints, with a wheel, and neither knows velocities."""
+    monkeypatch.setattr(joint_readings, "PATIENCE", 60)  # of a slow machine's discovery
+    arm = load("panda")
+    names = [joint.name for joint in arm.joints]
+    config = Ros2Driver.Config(node="halves", namespace="halves", exclusive=False)
+    driver = Ros2Driver(arm, config)
+    drivers = [tester.create_publisher(JointState, "/halves/joint_states", 10) for _ in range(2)]
+    commands = tester.create_subscription(
+        JointTrajectory, f"/halves/{MODES['trajectory']}", lambda message: None, 1
+    )
+
+    def publish(halves: Any, t: float) -> Any:
+        for publisher, own in halves:
+            message = JointState(name=[*own, "wheel"], position=[0.1 * t] * len(own) + [1e6 * t])
+            message.header.stamp.sec = int(t)
+            message.header.stamp.nanosec = int(t % 1 * 1e9)
+            publisher.publish(message)
+            time.sleep(0.005)
+        return driver.reading()
+
+    both = list(zip(drivers, (names[:3], names[3:]), strict=True))
+    driver.open()
+    try:
+        # No other messages than these, so that a slow machine does not count.
+        assert publish(both, 0.0) is None
+        begin = time.monotonic()
+        until(lambda: publish(both, time.monotonic() - begin) is not None)
+        for _ in range(40):
+            reading = publish(both, time.monotonic() - begin)
+        np.testing.assert_allclose(reading.dq, 0.1, rtol=0.2)
+        for _ in range(40):
+            stale = publish(both[:1], time.monotonic() - begin)
+        assert time.monotonic() - stale.received > 0.15
+    finally:
+        driver.close()
+        tester.destroy_subscription(commands)
+        for publisher in drivers:
+            tester.destroy_publisher(publisher)
 
 
 def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:

@@ -17,7 +17,10 @@ FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
     "missing": lambda s: s._replace(names=s.names[1:], q=s.q[1:], dq=s.dq[1:]),
     "renamed": lambda s: s._replace(names=("elbow", *s.names[1:])),
     "nan": lambda s: s._replace(q=(float("nan"), *s.q[1:])),
+    "nan velocity": lambda s: s._replace(dq=tuple(float("nan") for _ in s.dq)),
     "jumping": lambda s: s._replace(stamp=s.stamp + 5),
+    "jumping back": lambda s: s._replace(stamp=s.stamp - 5),
+    "nan stamp": lambda s: s._replace(stamp=float("nan")),
     "turning": lambda s: s._replace(dq=tuple(0.1 for _ in s.dq)),  # says that it moves
 }
 

@@ -186,10 +186,10 @@ FRONT = [image(0.05 * i + 0.01, "/front/image_raw", i) for i in range(4)]
         (arm(0.2), {"joint_states": "/arm"}, r"joint_states: no topic named '/arm'"),
         (FRONT, {}, r"found 0 topics of sensor_msgs/msg/JointState.*/front/image_raw \(sensor_"),
         (arm(0.2), {"command": "/joint_states/x"}, r"command: no topic named"),
-        (arm(0.2), {"joints": ("base", "knee")}, r"no joint knee; found elbow, base, finger, wr"),
-        (arm(0.2), {"joints": ("knee",)}, r"never has knee; found base, elbow, finger, wris"),
-        (arm(0.2), {"finger": "thumb", "width": 0.1}, r"never has thumb"),
-        (arm(0.2, value=lambda n, t: np.nan), {}, r"/joint_states: 3 of 3 numbers are NaN"),
+        (arm(0.2), {"joints": ("base", "knee")}, r"has a position of knee.*found base, elbow, fin"),
+        (arm(0.2), {"joints": ("knee",)}, r"never has a position of knee.*set joints"),
+        (arm(0.2), {"finger": "thumb", "width": 0.1}, r"never has a position of thumb.*set finger"),
+        (arm(0.2, value=lambda n, t: np.nan), {}, r"position of base, elbow, wrist \(20 with NaN"),
         (arm(0.2)[:1], {}, r"fewer than two images or joint states"),
         (
             arm(0.2) + [image(0.05 * i, "/a", i, encoding="mono8", bytes=99) for i in range(3)],
@@ -255,6 +255,13 @@ def test_a_bag_that_was_cut_off_is_one_line_and_others_are_read(
         assert len(store) == 1
     assert cli.main([*argv, "--skip-bad"]) == 0
     assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
+
+
+def test_files_of_macos_are_no_bags(tmp_path: Path) -> None:
+    save(tmp_path / "run.mcap", recording(0.5))
+    for name in ("._run.mcap", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert len(Bag(tmp_path)) == 1
 
 
 def test_states_alone_need_no_pictures(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ CHAINS = [
 ]
 
 
-def test_chains_go_on_from_where_the_last_task_ended():
+def test_chains_continue_from_the_end_of_the_last_task():
     policy, env = Obedient(), Lamps()
     done = list(long(policy, env, chains=CHAINS[:2], texts={"open_drawer": "pull!"}, limit=40))
     assert done == [3, 0]
@@ -186,7 +186,7 @@ class Data:
         )
 
 
-def test_single_tasks_start_where_the_data_says():
+def test_single_tasks_start_in_the_states_of_the_data():
     found = list(trials(Data(), texts={"turn_off_led": "off"}))
     assert [t.goal.text for t in found] == ["press it", "off", "turn"]
     assert found[0].robot_obs[0] == 4 and found[0].scene_obs[5] == 0
@@ -263,7 +263,7 @@ def test_both_evaluations_are_registered_and_stand_beside_baselines(tmp_path, mo
     assert found.metrics.to_json()["mean_in_a_row"] == 1.5
 
 
-def test_calvins_evaluations_say_what_they_lack():
+def test_calvins_evaluations_refuse_missing_data_and_wrong_envs():
     with pytest.raises(ConfigError, match="SingleTasks.data: is empty"):
         evaluate(Obedient(), env=Lamps(), evaluation="calvin-mtlc")
     with pytest.raises(ConfigError, match="Chains.baselines: 'idle' is not one of noop, "):

@@ -82,7 +82,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_what_is_asked_for_counts_and_nothing_else_does(task):
+def test_only_the_condition_of_the_task_counts(task):
     start, end = CASES[task]
     assert achieved(start, end) == {task}
     assert achieved(start, start) == set() == achieved(end, end)
@@ -113,7 +113,7 @@ def test_what_falls_short_does_not_count(start, end):
     assert achieved(start, end) == set()
 
 
-def test_only_the_34_names_are_known():
+def test_only_the_34_names_are_accepted():
     assert len(TASKS) == 34 and set(CASES) < set(TASKS)
     with pytest.raises(UnknownName, match="did you mean 'open_drawer'"):
         achieved(instant(), instant(), among=["open_drawr"])

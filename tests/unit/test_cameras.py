@@ -57,7 +57,7 @@ def test_projecting_undoes_unprojecting(name):
     assert np.allclose(seen[:2] / seen[2], (7, 3))
 
 
-def test_a_camera_that_moves_looks_elsewhere():
+def test_a_moved_camera_has_another_image():
     camera = cameras.of(Rope.Config())["top"]
     shifted = camera.moved((0.1, 0, 0), (0, 0, 0))
     assert np.allclose(shifted.project(np.array([0.1, 0, 0]))[0], 31.5)
@@ -72,7 +72,7 @@ def test_a_camera_that_moves_looks_elsewhere():
     assert np.allclose(wide.axes(), camera.axes())
 
 
-def test_every_built_in_camera_sees_the_whole_square():
+def test_the_whole_square_is_in_view_of_every_built_in_camera():
     corners = 0.3 * np.array([(x, y, 0) for x in (-1, 1) for y in (-1, 1)])
     for name, camera in cameras.of(Rope.Config(image=100)).items():
         if name not in ("custom", "top"):  # the top one frames the rope's height, not the table
@@ -133,7 +133,7 @@ def test_keypoints_project_onto_the_segmented_cloth():
     env.close()
 
 
-def test_observations_are_those_asked_for():
+def test_observations_are_the_requested_ones():
     env = Rope(Rope.Config(cameras=("side", "top"), observe=("rgb", "depth"), image=32))
     observation, _ = env.reset(seed=0)
     assert set(observation) == {"rgb", "rgb_side", "depth_side", "depth_top", "keypoints"}
@@ -154,7 +154,7 @@ def test_more_cameras_do_not_change_the_image(rope):
     plain.close()
 
 
-def test_custom_cameras_are_where_the_config_says():
+def test_custom_cameras_have_the_pose_of_the_config():
     pose = cameras.Pose(position=(0.1, -0.5, 0.4), target=(0.0, 0.1, 0.0), fovy=60.0)
     env = Rope(Rope.Config(cameras=("custom",), observe=("depth",), custom=pose))
     observation, _ = env.reset(seed=0)

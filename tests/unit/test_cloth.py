@@ -86,7 +86,7 @@ def test_flatten_starts_crumpled_and_ends_flat():
     env.close()
 
 
-def test_distance_knows_the_symmetries_of_the_cloth():
+def test_distance_is_invariant_to_the_symmetries_of_the_cloth():
     flat = folds.flat(9, 9, spacing=0.03)
     turned = folds.placed(flat, angle=np.pi / 2, centre=np.zeros(2))
     shifted = folds.placed(flat, angle=0.3, centre=np.array([0.1, 0]))

@@ -153,7 +153,7 @@ def test_the_table_of_a_image_is_taken_away():
     env.close()
 
 
-def test_without_open3d_the_line_to_type_is_told(monkeypatch):
+def test_without_open3d_the_error_names_the_install_command(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *rest, **named):

@@ -112,7 +112,7 @@ def test_no_episode_is_lost_or_doubled_when_workers_and_a_node_die(
     assert not actors()
 
 
-def test_what_a_worker_cannot_do_is_told(cluster: Any, tmp_path: Path) -> None:
+def test_errors_of_a_worker_reach_the_caller(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(UnstablePhysics, match="^collect: episode 0 was unstable in all of 20"):
         collected(tmp_path / "a.zarr", recipe(unstable=1), episodes=3, workers=2,
                   ray=cluster.address)  # fmt: skip
@@ -125,7 +125,7 @@ def test_what_a_worker_cannot_do_is_told(cluster: Any, tmp_path: Path) -> None:
         assert 0 < len(store) < 500
 
 
-def test_a_cluster_without_a_free_cpu_is_told(
+def test_a_cluster_without_a_free_cpu_is_an_error(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -143,12 +143,12 @@ def test_a_cluster_without_a_free_cpu_is_told(
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", ":", "127.0.0.1:x"])
-def test_what_is_no_address_is_told(tmp_path: Path, address: str) -> None:
+def test_an_invalid_address_is_an_error(tmp_path: Path, address: str) -> None:
     with pytest.raises(LatentplanError, match="needs HOST:PORT"):
         collected(tmp_path / "a.zarr", recipe(), episodes=1, workers=1, ray=address)
 
 
-def test_an_address_that_does_not_answer_is_told(
+def test_an_address_that_does_not_answer_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ours, "ANSWER", 3.0)

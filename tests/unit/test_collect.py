@@ -91,7 +91,7 @@ def test_an_episode_depends_on_the_seed_and_replays(tmp_path: Path) -> None:
         np.testing.assert_array_equal(seen["keypoints"], episode.observations["keypoints"][-1])
 
 
-def test_goes_on_where_the_store_ends(tmp_path: Path) -> None:
+def test_collection_continues_at_the_end_of_the_store(tmp_path: Path) -> None:
     collected(tmp_path / "whole.zarr", recipe(), episodes=9, workers=0)
     for episodes in (2, 2, 7, 9, 5):  # 5: there are more already
         collected(tmp_path / "parts.zarr", recipe(), episodes=episodes, workers=0)
@@ -105,7 +105,7 @@ class Tells(ToyEnv):
         return seen, info | {"mass": 2.0, "text": 3} | tells[self._rng.integers(4)]
 
 
-def test_what_an_env_says_of_an_episode_becomes_its_label(tmp_path: Path) -> None:
+def test_text_and_task_of_a_reset_become_the_label(tmp_path: Path) -> None:
     collected(tmp_path / "a.zarr", recipe(Tells), episodes=20, workers=0)
     with ZarrStore.open(tmp_path / "a.zarr") as store:
         found = [store.episode(number) for number in range(20)]
@@ -131,13 +131,13 @@ def test_an_episode_ends_with_its_env(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_physics_that_never_holds_is_told(tmp_path: Path, workers: int) -> None:
+def test_physics_that_always_diverges_is_an_error(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UnstablePhysics, match="episode 0 was unstable in all of 20 attempts"):
         collected(tmp_path / "a.zarr", recipe(unstable=1), episodes=3, workers=workers)
     assert len(ZarrStore.open(tmp_path / "a.zarr")) == 0
 
 
-def test_a_dead_worker_is_told_and_what_was_done_is_kept(tmp_path: Path) -> None:
+def test_a_dead_worker_is_an_error_and_stored_episodes_are_kept(tmp_path: Path) -> None:
     with pytest.raises(LatentplanError, match=r"worker process died.* (\d+) of 500 episodes are"):
         collected(tmp_path / "a.zarr", recipe(crash=0.004), episodes=500, workers=2)
     with ZarrStore.open(tmp_path / "a.zarr") as store:
@@ -188,7 +188,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN["env"], "toy", "toy:ToyEnv")
 
 
-def test_command_collects_and_tells(
+def test_the_command_collects_and_prints(
     toy: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.zarr"
@@ -412,7 +412,7 @@ def test_a_class_and_an_object_are_collected_without_a_name(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_class_that_workers_cannot_import_is_told(tmp_path: Path) -> None:
+def test_a_class_that_workers_cannot_import_is_an_error(tmp_path: Path) -> None:
     class Mine(ToyEnv):
         pass
 
@@ -423,7 +423,7 @@ def test_a_class_that_workers_cannot_import_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_in_a_call_keeps_what_was_done_and_says_it(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_call_keeps_and_returns_what_was_done(tmp_path: Path) -> None:
     def stop(progress: types.Progress) -> None:
         if progress.done == 3:
             raise KeyboardInterrupt

@@ -18,7 +18,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN["env"], "toy", "toy:ToyEnv")
 
 
-def test_rows_say_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_state_the_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
     argv = ["--env", "toy", "--episodes", "12", "--repeats", "2"]
     argv += ["--json", str(file), "env.unstable=0.02", "length=5"]
@@ -52,7 +52,7 @@ def slow_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN["env"], "slow_toy", "toy:SlowToyEnv")
 
 
-def test_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ({"episodes": 0}, {"repeats": 0}, {"workers": [0]}, {"ray": [0]}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: 0 must be at least 1"):
             run(**{"env": "toy", **wrong})

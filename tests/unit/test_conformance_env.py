@@ -221,7 +221,7 @@ def test_gymnasium_finds_what_its_rules_forbid():
         suite.check_gymnasium(of(Spaceless))
 
 
-def test_an_error_of_the_env_is_a_failure_that_says_where():
+def test_an_error_of_the_env_is_a_failure_with_its_line():
     class Torn(Kept):
         def step(self, action):
             return Step(1 / 0, 0, False, False, {})

@@ -43,7 +43,7 @@ class Kept(ToyModel):
     def subgoal(self, task=""):
         return lambda context, steps: context.latents[:, -1] + 0.1 * steps
 
-    def proposal(self, task=""):
+    def proposal(self, goal):
         return self.Uniform()
 
     class Uniform:

@@ -159,7 +159,7 @@ def test_a_class_of_a_file_in_this_folder_is_found(tmp_path, monkeypatch):
         registry.load("env", "your_envs:Pusher")
 
 
-def test_a_plug_in_that_lacks_a_method_is_refused_when_it_is_asked_for(monkeypatch):
+def test_a_plug_in_that_lacks_a_method_is_refused_on_first_use(monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", {"env": {"pusher": f"{__name__}:Half"}})
     with pytest.raises(ContractError, match="env 'pusher': has no methods restore"):
         registry.get("env", "pusher")

@@ -80,7 +80,7 @@ def test_members_that_were_not_trained_alike_are_refused(other, message):
     reduce=st.sampled_from(["last", "mean", "min"]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_cost_is_mean_plus_weighted_deviation_of_what_members_say(
+def test_the_cost_is_mean_plus_weighted_deviation_of_the_members(
     count, weight, power, reduce, seed
 ):
     draw = seeded(seed)
@@ -107,7 +107,7 @@ def test_it_combines_any_objectives():
     assert found(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 2)).item() == pytest.approx(4.0)
 
 
-def test_each_member_encodes_the_goal_and_is_asked_with_its_own_part_of_the_context():
+def test_each_member_encodes_the_goal_and_uses_its_part_of_the_context():
     asked = []
 
     def inner(goal, context, model):
@@ -127,7 +127,7 @@ def test_each_member_encodes_the_goal_and_is_asked_with_its_own_part_of_the_cont
     assert distance(still, torch.zeros(1, 1, 1, 2)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_where_members_agree_the_slope_is_finite():
+def test_the_slope_is_finite_if_members_agree():
     latents = torch.randn(1, 3, 2, 4).repeat(1, 1, 1, 2).requires_grad_()
     at_zero = [LatentDistance(torch.zeros(1, 4))] * 2
     cost = Disagreement(at_zero, weight=1.0)(latents, torch.zeros(1, 3, 2, 2))
@@ -165,7 +165,7 @@ def either_side(latents, actions):
 
 
 @every_planner
-def test_disagreement_steers_away_from_where_members_differ(name):
+def test_disagreement_avoids_states_where_members_differ(name):
     space = Box(-torch.ones(1), torch.ones(1))
     planner = build(name, candidates=256, iterations=8, horizon=1, hold=False)
 

@@ -27,10 +27,10 @@ QUADRATIC = GoalDistance(GoalDistance.Config(power=2, reduce="mean"))
 class Knowing(ToyModel):
     """A toy model that proposes by itself: the task is the number that all of its actions are."""
 
-    def proposal(self, task=""):
-        if not task:
+    def proposal(self, goal):
+        if not goal.text:
             raise ConfigError("task '': was not trained on")
-        return Scripted(torch.full((1, 1, 4, 2), float(task)))
+        return Scripted(torch.full((1, 1, 4, 2), float(goal.text)))
 
 
 def test_the_plan_is_the_cheapest_of_what_is_proposed_inside_the_space():
@@ -98,7 +98,7 @@ class Leading(ToyModel):
         return lambda context, steps: context.latents[:, -1] + steps * float(task)
 
 
-def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
+def test_a_plan_leads_to_the_predicted_subgoal_of_the_task():
     spec = toy_spec(4, 4, 1.0)
     model = Leading(spec)
     planner = build("cem", candidates=256, iterations=8, horizon=2)
@@ -119,7 +119,7 @@ def test_a_plan_leads_where_the_model_imagines_that_the_task_does():
         mpc.goal(text="")
 
 
-def test_told_the_task_alone_it_does_what_is_proposed_first():
+def test_with_a_text_alone_the_first_proposal_is_executed():
     spec = toy_spec(4, 2, 1.0)
     offered = torch.tensor([0.5, 0.0, -0.5])[None, :, None, None].expand(1, 3, 4, 2)
     mpc = GenerativePolicy(
@@ -148,8 +148,8 @@ def test_without_a_goal_or_a_model_that_imagines_there_is_nothing_to_reach():
 class Steering(ToyModel):
     """Proposes what it sees, which no other model sees, times the task's number."""
 
-    def proposal(self, task=""):
-        return Seen(float(task))
+    def proposal(self, goal):
+        return Seen(float(goal.text))
 
 
 class Seen:

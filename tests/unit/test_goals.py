@@ -126,7 +126,7 @@ def test_act_is_timed():
 
     trial = evaluate(Slow(), episodes=1)[0]
     assert (trial.attempts["planner"].act_ms >= 4).all()
-    assert trial.attempts["noop"].act_ms.mean() < 4
+    assert np.median(trial.attempts["noop"].act_ms) < 4  # a busy machine delays some of them
 
 
 class Ending(ToyEnv):
@@ -155,7 +155,7 @@ def test_success_by_threshold_is_judged_at_the_end():
             assert attempt.success == (attempt.distance[-1] <= 0.03)
 
 
-def test_success_by_what_the_env_says():
+def test_success_is_that_of_the_env():
     class Telling(ToyEnv):
         def step(self, action):
             step = super().step(action)
@@ -165,7 +165,7 @@ def test_success_by_what_the_env_says():
     assert attempts["planner"].success is True
 
 
-def test_nobody_acting_moves_nothing_even_with_an_object_in_the_middle():
+def test_the_noop_policy_moves_nothing_even_with_an_object_in_the_middle():
     class Middle(ToyEnv):
         def reset(self, **options):
             super().reset(**options)
@@ -197,7 +197,7 @@ def test_numbers_out_of_range_are_named(settings):
         evaluate(**settings)
 
 
-def test_the_picture_to_show_is_never_a_privileged_one():
+def test_the_image_to_show_is_never_privileged():
     assert image_key(ToyEnv().data_spec) == "rgb"
 
 

@@ -153,7 +153,7 @@ def test_a_new_goal_is_never_taken_for_the_last_one(make):
     assert len(captured._solves) == (3 if isinstance(make(goal), FunctionType) else 1)
 
 
-def test_a_goal_that_changes_in_place_or_is_replaced_is_seen():
+def test_a_goal_that_changes_in_place_or_is_replaced_takes_effect():
     both, captured = pair("cem")
     model, context, goal, (low, high) = problem(2)
     space, aim = Box(low, high, problems=2), Aim(goal)

@@ -6,7 +6,7 @@ from robomimic_writer import write
 
 from latentplan.data.sources import hdf5
 from latentplan.data.sources.robomimic import Robomimic
-from latentplan.errors import MissingDependency, SourceError
+from latentplan.errors import BudgetError, MissingDependency, SourceError
 
 h5py = pytest.importorskip("h5py")
 IMAGE = "data/demo_0/obs/secret"
@@ -111,8 +111,10 @@ def test_links_in_a_circle_end(path):
         obs = file["data/demo_0/obs"]
         obs["one"], obs["two"] = h5py.SoftLink("two"), h5py.SoftLink("one")
         obs["again"] = obs
-    with pytest.raises(SourceError, match=r"obs: has more than 10000 groups and arrays"):
-        Robomimic(path)
+    with hdf5.opened(path) as file:
+        with pytest.raises(SourceError, match="obs: has more than 32 groups in one another"):
+            file.group("data/demo_0/obs").arrays()
+    assert len(Robomimic(path).episode(0)) == 4
     with h5py.File(path, "a") as file:
         del file["data/demo_0/obs/again"]
     with pytest.raises(SourceError, match="obs/(one|two) links in a circle"):
@@ -131,6 +133,16 @@ def test_a_filter_that_is_not_installed_is_named(path):
         file["data/demo_0/next_obs/packed"] = np.zeros((4, 3), np.float32)
     with pytest.raises(MissingDependency, match=r"filter 32004 \(.*\).*pip install hdf5plugin"):
         Robomimic(path).episode(0)
+    assert len(Robomimic(path, keys=["object"]).episode(0)) == 4
+
+
+def test_gigabytes_that_a_file_declares_and_does_not_hold_are_not_allocated(path):
+    with h5py.File(path, "a") as file:
+        for part in ("obs", "next_obs"):
+            group = file[f"data/demo_0/{part}"]
+            group.create_dataset("huge", (4, 1 << 31), np.uint8, chunks=(1, 1 << 20))
+    with pytest.raises(BudgetError, match=r"obs/huge: needs 8\.59 GB, allowed are 2\.147 GB"):
+        Robomimic(path, keys=["huge"]).episode(0)
     assert len(Robomimic(path, keys=["object"]).episode(0)) == 4
 
 

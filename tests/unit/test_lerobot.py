@@ -36,6 +36,14 @@ def test_every_episode_has_its_own_frames_of_shared_files(tmp_path, kind):
     assert source.spec.observation["depth"] == ArraySpec((2, 3), "float32")
 
 
+def test_files_of_macos_do_not_disturb(tmp_path):
+    path = dataset(tmp_path / "d", kind="image")
+    for file in [*path.rglob("*.parquet"), *path.rglob("*.json")]:
+        for name in (f"._{file.name}", ".DS_Store"):
+            (file.parent / name).write_bytes(b"\0\5\x16\7")
+    assert len(Lerobot(path).episode(2).actions) == LENGTHS[2] - 1
+
+
 def test_stretches_of_a_task_become_labels(tmp_path):
     source = Lerobot(dataset(tmp_path / "d", kind="image"))
     assert source.episode(0).labels == (Label("open the drawer"),)

@@ -31,7 +31,7 @@ def test_bootstrap_of_a_mean_is_the_textbook_interval():
     assert high == pytest.approx(sample.mean() + half, abs=0.1 * half)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_intervals_have_their_nominal_coverage():
     rng = np.random.default_rng(1)
     hits = 0
     for seed in range(200):
@@ -40,7 +40,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_bootstrap_is_seeded_and_says_nothing_of_one_sample():
+def test_bootstrap_is_seeded_and_undefined_for_one_sample():
     sample = np.random.default_rng(0).normal(size=10)
     assert bootstrap(mean, sample, seed=3) == bootstrap(mean, sample, seed=3)
     assert bootstrap(mean, sample, seed=3) != bootstrap(mean, sample, seed=4)
@@ -142,7 +142,7 @@ def test_rank_correlation_depends_on_the_order_alone(cost):
     assert found.spearman_candidates == pytest.approx(1)
 
 
-def test_json_has_null_where_a_figure_does_not_exist():
+def test_json_has_null_for_an_undefined_figure():
     alone = summarise(two_trials()[1:], seed=0)
     values = json.loads(json.dumps(alone.to_json(), allow_nan=False))
     assert values["progress_ci95"] == [None, None]

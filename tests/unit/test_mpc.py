@@ -214,7 +214,7 @@ def test_an_observation_that_does_not_fit_is_refused(observation, message):
     assert mpc.latency.count == 0 and mpc.plan is None
 
 
-def test_a_picture_must_be_bytes():
+def test_an_image_must_be_bytes():
     model = ToyModel(ToyEnv().data_spec, ToyModel.Config(key="rgb"))
     mpc = MPC(model, CEM(), objective=QUADRATIC)
     mpc.goal({"rgb": np.zeros((64, 64, 3), np.uint8)})
@@ -222,7 +222,7 @@ def test_a_picture_must_be_bytes():
         mpc.act({"rgb": np.zeros((64, 64, 3))})
 
 
-def test_lists_other_floats_other_keys_and_reversed_pictures_are_taken():
+def test_lists_other_floats_other_keys_and_reversed_images_are_accepted():
     mpc = controller()
     mpc.goal({"state": [0.0, 0.3, 0.0, 0.1], "rgb": None})
     again = controller()
@@ -245,7 +245,7 @@ def test_a_broken_model_gives_an_error_and_never_an_action(broken):
     assert mpc.plan is None
 
 
-def test_privileged_keys_are_not_needed_and_picks_lie_on_what_is_seen():
+def test_privileged_keys_are_not_needed_and_picks_lie_on_the_visible_object():
     env = ToyEnv()
     start, _ = env.reset(seed=0)
     goal, _ = env.reset(seed=1)

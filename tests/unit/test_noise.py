@@ -92,7 +92,7 @@ def test_splines_of_a_degree_keep_polynomials_of_it():
         )
 
 
-def test_bases_come_in_the_dtype_asked_for():
+def test_bases_have_the_requested_dtype():
     like = (torch.device("cpu"), torch.float32)
     assert noise.colour(5, 1.0, like=like).dtype == torch.float32
     assert noise.spline(5, 3, "cubic", like=like).dtype == torch.float32
@@ -122,7 +122,7 @@ def costs(kind, count=512):
 
 @pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize("effective", [0.01, 0.05, 0.2])
-def test_the_effective_sample_size_is_the_share_asked_for(kind, effective):
+def test_the_effective_sample_size_is_the_requested_share(kind, effective):
     weight = weights(costs(kind), 0.0, effective)
     torch.testing.assert_close(weight.sum(1), torch.ones(3, dtype=torch.float64))
     wanted = effective * 512

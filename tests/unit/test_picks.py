@@ -12,7 +12,7 @@ from latentplan.exploration.picks import RandomPick
 from latentplan.types import ActionSpec, ArraySpec, PickSpec, Spec
 
 
-def test_a_pixel_is_of_the_object_where_all_colours_are_in_range() -> None:
+def test_a_pixel_is_of_the_object_if_all_colours_are_in_range() -> None:
     pick = PickSpec("rgb", low=(10, 20, 30), high=(100, 110, 120))
     pixels = np.array([(10, 20, 30), (100, 110, 120), (9, 20, 30), (50, 111, 50), (50, 50, 121)])
     mask = segment(pixels.astype(np.uint8).reshape(1, 5, 3), pick)
@@ -23,7 +23,7 @@ def test_a_pixel_is_of_the_object_where_all_colours_are_in_range() -> None:
         segment(np.zeros((5, 5, 4), np.uint8), pick)
 
 
-def test_corners_of_a_picture() -> None:
+def test_corners_of_an_image() -> None:
     x, y = pixel_to_action(np.array([0, 3]), np.array([0, 7]), height=4, width=8)
     assert x.tolist() == [-0.875, 0.875]  # half a pixel inside the left and right edges
     assert y.tolist() == [0.75, -0.75]  # the first row is the top one
@@ -38,7 +38,7 @@ def test_pixels_and_actions_are_inverse(row: float, column: float, height: int, 
     np.testing.assert_allclose(back, (row, column), atol=1e-9)
 
 
-def test_a_pick_finds_the_object_that_the_picture_shows() -> None:
+def test_a_pick_grasps_the_object_in_the_image() -> None:
     env = ToyEnv()
     policy = RandomPick(env.data_spec, RandomPick.Config(miss=0, jitter=0))
     policy.reset(seed=0)
@@ -89,7 +89,7 @@ def test_shares_of_misses_and_of_short_drags() -> None:
         assert abs((length < 0.2).mean() - short) < 0.03
 
 
-def test_an_env_without_pictures_to_pick_from_is_refused() -> None:
+def test_an_env_without_images_to_pick_from_is_refused() -> None:
     spec = Spec({}, ActionSpec((-1.0,), (1.0,)), env="arm")
     with pytest.raises(ConfigError, match="'arm'"):
         RandomPick(spec)

@@ -22,7 +22,7 @@ KEYS = {
 SMALL = {"candidates": (16,), "horizons": (3,), "batches": (1, 2), "repeats": 2}
 
 
-def test_rows_a_file_and_a_picture_come_of_every_planner(tmp_path, capsys):
+def test_rows_a_file_and_a_plot_are_made_of_every_planner(tmp_path, capsys):
     out, plot = tmp_path / "out.json", tmp_path / "out.png"
     rows = planners.run(**SMALL, out=out, plot=plot)
     assert json.loads(out.read_text()) == rows

@@ -133,7 +133,7 @@ class NotSkilled:
     data_spec = ToyEnv().data_spec
 
 
-def test_an_expert_needs_no_goal_and_is_refused_where_there_is_none() -> None:
+def test_an_expert_needs_no_goal_and_an_env_without_one_is_refused() -> None:
     env = ToyEnv(ToyEnv.Config(discs=2))
     policy = Expert(env.data_spec)
     with pytest.raises(ConfigError, match="found no env; attach"):
@@ -164,7 +164,7 @@ def test_an_experts_noise_spares_the_gripper() -> None:
     assert 0.27 < actions[:, 0].std() < 0.33
 
 
-def test_an_oracle_says_what_it_lacks() -> None:
+def test_an_oracle_without_env_or_goal_is_an_error() -> None:
     oracle = Oracle(TWO)
     with pytest.raises(ConfigError, match="oracle: found no env; attach"):
         oracle.reset(seed=0)

@@ -82,7 +82,7 @@ def test_a_violation_that_is_not_a_number_counts_as_infinite_and_one_below_nough
     assert torch.equal(found, wanted.expand(3, -1))
 
 
-def test_noise_is_the_same_for_all_problems_and_of_the_std_asked_for():
+def test_noise_is_the_same_for_all_problems_and_of_the_requested_std():
     here = make(problems=2, horizon=3)
     centre = torch.zeros(2, 20_000, 3, 2, dtype=DOUBLE)
     std = torch.tensor([0.5, 2.0], dtype=DOUBLE)

@@ -64,7 +64,7 @@ def test_the_report_needs_nothing_else(page):
     assert "@import" not in page
 
 
-def test_its_pictures_are_those_of_the_trials(page, trials):
+def test_its_images_are_those_of_the_trials(page, trials):
     sources = [a["src"] for tag, a in Tags(page).found if tag == "img"]
     assert len(sources) == EPISODES * (min(report.STRIP, LENGTH + 1) + 1)
     pictures = []
@@ -78,7 +78,7 @@ def test_its_pictures_are_those_of_the_trials(page, trials):
     assert np.array_equal(pictures[report.STRIP], first.goal)
 
 
-def test_it_says_the_figures(page, trials):
+def test_the_figures_are_shown(page, trials):
     metrics = summarise(trials, seed=0)
     tags = Tags(page)
     for metres in (metrics.start, metrics.final, metrics.random_final, metrics.oracle_best):
@@ -98,7 +98,7 @@ def test_one_trial_has_a_report_too(trials):
     assert "nan" not in Tags(page).text
 
 
-def test_the_video_shows_every_picture(trials, tmp_path):
+def test_the_video_shows_every_image(trials, tmp_path):
     path = tmp_path / "video.mp4"
     fps = 4
     count = video.write(path, trials, fps=fps)

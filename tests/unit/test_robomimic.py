@@ -133,6 +133,16 @@ def test_a_setting_that_selects_nothing_says_what_there_is(path, tmp_path):
         Robomimic(path, Robomimic.Config(filter="train"))
 
 
+def test_a_first_demo_with_too_few_rows_does_not_describe_the_others(path):
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/object"]
+        file["data/demo_0/obs/object"] = np.zeros((0, 7))
+    source = Robomimic(path)
+    with pytest.raises(SourceError, match="demo_0/obs/object has 0 rows for 4 actions"):
+        source.episode(0)
+    assert [len(source.episode(index)) for index in (1, 2, 3, 4)] == [4] * 4
+
+
 def test_groups_and_arrays_in_one_anothers_place_are_named(path):
     with h5py.File(path, "a") as file:
         del file["data/demo_0"], file["data/demo_1/obs"], file["data/demo_2/rewards"]
@@ -145,7 +155,7 @@ def test_groups_and_arrays_in_one_anothers_place_are_named(path):
             "/data has an array in place of the group 'demo_0'",
             "demo_1 has an array in place of the group 'obs'",
             "'rewards' is a group of x, need an array",
-            "demo_9.ep_meta is not JSON",
+            "demo_9.ep_meta: not JSON that can be read",
         )
     ):
         with pytest.raises(SourceError, match=says):

@@ -101,7 +101,7 @@ def test_bounds_and_points_of_another_shape_are_refused():
         Choices(LOW, HIGH, choices=torch.zeros(1, 5, 9))
 
 
-def test_what_is_seen_gives_the_picks():
+def test_the_image_determines_the_picks():
     env = ToyEnv()
     observation, _ = env.reset(seed=3)
     space = from_observation(env.data_spec, observation)
@@ -116,7 +116,7 @@ def test_what_is_seen_gives_the_picks():
     assert (away <= env.config.radius).all()  # what is drawn can really be picked
 
 
-def test_the_whole_box_stands_in_where_nothing_can_be_picked():
+def test_the_whole_box_is_used_if_nothing_can_be_picked():
     env = ToyEnv()
     empty = {"rgb": np.zeros((64, 64, 3), np.uint8)}
     assert isinstance(from_observation(env.data_spec, empty), Box)
@@ -155,7 +155,7 @@ def _after(previous, actions):
     return torch.cat([first, actions], dim=2)
 
 
-def test_a_rate_changes_nothing_that_keeps_it_and_is_used_up_where_it_does_not():
+def test_a_rate_limit_changes_only_what_exceeds_it():
     box = Box(LOW, HIGH, rate=torch.full((4,), 0.25), previous=torch.zeros(1, 4))
     tame = torch.tensor([0.1, 0.3, 0.5]).view(1, 1, 3, 1).expand(-1, -1, -1, 4)
     assert torch.equal(box.project(tame), tame)

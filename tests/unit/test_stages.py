@@ -13,7 +13,7 @@ from latentplan.errors import CheckpointError, ConfigError, MissingDependency, T
 from latentplan.nn import sentences
 from latentplan.training import checkpoint
 from latentplan.training.stages import check_stage, check_usage
-from latentplan.types import ActionSpec, ArraySpec, Context, Episode, Label, Spec
+from latentplan.types import ActionSpec, ArraySpec, Context, Episode, Goal, Label, Spec
 
 SPEC = Spec(
     {"rgb": ArraySpec((32, 32, 3), "uint8"), "state": ArraySpec((2,))},
@@ -147,7 +147,7 @@ def test_goals_in_words(tmp_path, monkeypatch):
 
     def actions(text):
         draw = torch.Generator().manual_seed(0)
-        return model.proposal(text).sample(seen, 1, horizon=2, generator=draw)
+        return model.proposal(Goal(text=text)).sample(seen, 1, horizon=2, generator=draw)
 
     torch.testing.assert_close(actions("pull the drawer open"), actions("open the drawer"))
     torch.testing.assert_close(actions("turn the lamp off"), actions("switch off the light"))
@@ -159,7 +159,7 @@ def test_goals_in_words(tmp_path, monkeypatch):
         with pytest.raises(MissingDependency, match=r'pip install "latentplan\[language\]"'):
             actions("pull the drawer open")
     with pytest.raises(ConfigError, match="task 'make me a coffee': is like nothing that was"):
-        model.proposal("make me a coffee")
+        model.proposal(Goal(text="make me a coffee"))
 
 
 def test_goals_in_words_need_sentences_and_their_encoder(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_every_sentence_belongs_to_one_task() -> None:
     assert len(said) == len(set(said)) >= 4 * len(TASKS)
 
 
-def test_a_reset_tells_the_task_in_words_and_draws_both(blind: Tabletop) -> None:
+def test_a_reset_draws_a_task_and_an_instruction(blind: Tabletop) -> None:
     told = [blind.reset(seed=seed)[1] for seed in range(40)]
     assert len({info["task"] for info in told}) > 10
     assert all(info["text"] in TASKS[info["task"]].sentences for info in told)
@@ -183,7 +183,7 @@ def test_a_goal_sets_the_scene_that_leads_to_it(blind: Tabletop, task: str) -> N
     assert run(blind, observation)
 
 
-def test_without_goals_a_reset_tells_what_shall_be_and_not_how_it_looks() -> None:
+def test_without_goals_a_reset_returns_goal_numbers_without_images() -> None:
     env = Tabletop(Tabletop.Config(cameras=("static",), goals=False))
     observation, info = env.reset(seed=2, options={"task": "push_red_block_left"})
     assert set(info["goal"]) == {"scene_obs", "task"}
@@ -238,7 +238,7 @@ def test_states_are_forgotten_with_their_snapshots() -> None:
     del late  # after its world: nothing happens
 
 
-def test_success_ends_an_episode_only_where_that_is_asked_for() -> None:
+def test_success_ends_an_episode_only_with_stop() -> None:
     env = Tabletop(Tabletop.Config(cameras=(), task="turn_on_light", stop=True, after=3))
     observation, _ = env.reset(seed=0)
     rng, ends = np.random.default_rng(0), []
@@ -264,7 +264,7 @@ def test_a_demonstration_carries_its_sentence_as_a_label() -> None:
 
 
 @pytest.mark.parametrize(("switch", "lit"), [(0.01, False), (0.07, True)])
-def test_the_lamp_shows_where_the_lever_is(switch: float, lit: bool) -> None:
+def test_the_lamp_follows_the_lever(switch: float, lit: bool) -> None:
     world = World(substeps=8, static=64, gripper=64)
     blocks = np.tile([0.0, 0, BLOCK / 2, 0, 0, 0], (3, 1))
     blocks[:, 0] = -0.15, 0, 0.15
@@ -277,7 +277,7 @@ def test_the_lamp_shows_where_the_lever_is(switch: float, lit: bool) -> None:
     world.close()
 
 
-def test_images_show_things_where_they_are(seeing: Tabletop) -> None:
+def test_images_show_objects_at_their_positions(seeing: Tabletop) -> None:
     observation = begin(seeing, "open_drawer", 6)
     camera = seeing.cameras()["static"]
     points = camera.unproject(observation["depth_static"])

@@ -15,7 +15,7 @@ from latentplan.models.videoworld.videoworld import VideoWorld
 from latentplan.nn.quantizer import FSQCodebook, Quantizer, Whitening, usage
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.tokenizers.vqvae import VQVAE
-from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Part, Spec
+from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Convention, Goal, Part, Spec
 
 PICTURE = ArraySpec((32, 32, 3), "uint8")
 SPEC = Spec(
@@ -324,7 +324,7 @@ def test_a_proposal_gives_actions_inside_the_bounds(reads):
     torch.manual_seed(0)
     model = VideoWorld(SPEC, config.fitted(SPEC, tasks=("push",))).eval()
     context = Context(model.encode(pictures(2, 3)), torch.zeros(2, 2, 7))
-    proposal = model.proposal("push", temperature=1.0)
+    proposal = model.proposal(Goal(text="push"), temperature=1.0)
     actions = proposal.sample(context, 5, horizon=4, generator=torch.Generator().manual_seed(0))
     assert actions.shape == (2, 5, 4, 7)
     assert actions.abs().max() <= 1
@@ -443,7 +443,7 @@ def test_held_out_codes_are_said_without_those_of_past_frames(model):
 
 def test_an_unknown_task_names_the_known(model):
     with pytest.raises(ConfigError, match="'push'.*close_drawer, open_drawer"):
-        model.proposal("push")
+        model.proposal(Goal(text="push"))
 
 
 def test_more_frames_than_it_was_trained_on_are_refused(model):

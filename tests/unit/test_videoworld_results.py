@@ -93,7 +93,7 @@ def test_a_run_is_shown_in_images(folder, tmp_path):
     assert sizes["futures"][0] < sizes["codes"][0]
 
 
-def test_data_that_are_gone_are_asked_for(folder, tmp_path):
+def test_missing_data_are_named(folder, tmp_path):
     (tmp_path / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes())
     assert any("name data" in line for line in describe(tmp_path))
     (tmp_path / "config.yaml").write_text("data: {path: gone.zarr}\n")
@@ -105,7 +105,7 @@ def test_data_that_are_gone_are_asked_for(folder, tmp_path):
         list(describe(tmp_path, data=tmp_path / "other.zarr"))
 
 
-def test_what_is_shown_are_the_models_codes_where_most_happens(folder, model):
+def test_the_shown_codes_are_those_of_the_largest_changes(folder, model):
     with ZarrStore.open(folder / "data.zarr") as store:
         episodes = figures.held_out(store)
     seen = figures.encode(model, episodes)
@@ -152,7 +152,7 @@ def test_random_codes_change_actions(model):
     assert np.abs(acted[()] - acted[(0, 1, 2)]).max() > 1e-3
 
 
-def test_the_expert_succeeds_in_the_attempts_and_nobody_else():
+def test_only_the_expert_succeeds_in_the_attempts():
     asked = {"episodes": 3, "length": 20}
     done, _ = rollouts.attempts(rollouts.Oracle(), rollouts.CATEGORIES["turn on/off"], **asked)
     assert [a.task for a in done] == ["turn_on_light", "turn_on_light", "turn_off_light"]
@@ -189,7 +189,7 @@ def test_a_probe_finds_what_is_linear_and_nothing_else():
         assert found["interval"][0] <= found["r2"] <= found["interval"][1]
 
 
-def test_ablations_are_settings_of_the_model_and_tables_have_their_place():
+def test_ablations_are_settings_of_the_model_and_tables_have_marks():
     variants = ablations.variants(["horizon", "book"], [0, 1, 8], [9, 1000])
     schema = {"model": VideoWorld.Config, "training": VideoWorld.Training}
     books = []

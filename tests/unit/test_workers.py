@@ -79,7 +79,7 @@ def test_workers_killed_while_they_hand_in_are_replaced() -> None:
         ("die", WorkerDied, f"died.*{DEATHS} times at episode 3"),
     ],
 )
-def test_what_fails_is_told_after_what_was_done(
+def test_a_failure_is_raised_after_the_finished_results(
     how: str, error: type[Exception], match: str
 ) -> None:
     done = []

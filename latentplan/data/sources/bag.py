@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from latentplan import config as settings
-from latentplan.data.sources import bag_files, bag_series, observation_keys
-from latentplan.data.sources.bag_series import Recording, Topics
-from latentplan.data.sources.bag_timeline import (
-    mean_held,
-    newest,
-    sampled,
-    stretches,
+from latentplan.data.sources import (
+    bag_files,
+    bag_series,
+    bag_spec,
+    bag_topics,
+    observation_keys,
 )
+from latentplan.data.sources.bag_series import Recorded, Recording
+from latentplan.data.sources.bag_timeline import Series, mean_held, newest, sampled, stretches
+from latentplan.data.sources.bag_topics import Topics
 from latentplan.errors import ConfigError, SourceError, check_range
-from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Episode, Spec
+from latentplan.types import Array, Episode, Spec
 
 CONTROLS = ("", "joint_position", "joint_velocity")
 FRAMES = ("", "world", "base", "tool")
@@ -28,12 +31,16 @@ GAPS = ("cut", "drop")
 NS = 1e9  # in a second
 
 
+class _Short(SourceError):
+    """A bag with fewer than two rows, such as the last file of a recording that was split."""
+
+
 class _Part(NamedTuple):
-    """An episode without its images, and the stamps of those."""
+    """An episode without its images, and the times of those."""
 
     bag: int
-    images: dict[str, Array]  # stamps (L + 1,), ns, of each camera's images
-    recorded: tuple[int, int]  # ns, of the first and the last of them
+    stamps: dict[str, Array]  # (L + 1,) ns, of each camera's images
+    recorded: dict[str, Array]  # (L + 1,) ns
     observations: dict[str, Array]
     actions: Array  # (L, A)
     info: dict[str, float]
@@ -45,7 +52,8 @@ class Bag:
     Rows are the images of the first camera (without cameras: joint states), `rate` a second. Each
     row has the newest joint state and the newest image of every other camera up to that time. If
     one is older than `age`, or an image is missing, there is a gap: the bag is cut into several
-    episodes, or such rows are left out of one. `notes` count them.
+    episodes, or such rows are left out of one. It is also cut where its clocks go back. `counts`
+    has the messages of each topic, and the rows, that are kept or left out by reason.
 
     `q` (rad), `dq` (rad/s; if it is sent) and `gripper` (m; if `finger` is set) have the
     order of `joints`. An action is the command: the newest position by the next row, or the mean
@@ -99,11 +107,13 @@ class Bag:
     ) -> None:
         """Read all but the images; SourceError if there is no bag, or none is whole.
 
-        Of several bags, a damaged one counts as an episode, whose reading raises.
+        Of several bags, a damaged one counts as an episode, whose reading raises; one with fewer
+        than two rows is left out.
         """
-        self.path, self.config = Path(path), config or self.Config()
+        self.path, self.config, self._keys = Path(path), config or self.Config(), keys
         self.settings: dict[str, Any] = {"format": "bag", **settings.to_values(self.config)}
         self.notes: list[str] = []
+        self.counts: dict[str, dict[str, int]] = {}
         self._files = bag_files.find(self.path)
         self._topics: Topics | None = None
         self._spec: Spec | None = None
@@ -117,8 +127,10 @@ class Bag:
         if not whole:
             errors = [part for part in self._parts if isinstance(part, SourceError)]
             raise errors[0]
+        self.notes += [str(part) for part in self._parts if isinstance(part, _Short)]
+        self._parts = [part for part in self._parts if not isinstance(part, _Short)]
         assert self._spec is not None
-        spec = _bounded(self._spec, [part.actions for part in whole])
+        spec = bag_spec.bounded(self._spec, [part.actions for part in whole])
         self.spec: Spec = observation_keys.restricted(spec, keys)
 
     def __len__(self) -> int:
@@ -143,33 +155,54 @@ class Bag:
         """Return the episodes of one bag."""
         with bag_files.opened(file) as bag:
             topics = self._topics or self._chosen(bag)
-            recording = bag_series.record(bag, topics)
-        spec, dt = self._described(file, topics, recording)
+            recorded = bag_series.record(bag, topics, keys=self._keys)
+            spec, dt = self._described(bag, topics, recorded)
         if self._spec is None:
             self._topics, self._spec = topics, spec
-        elif spec != self._spec:
-            raise SourceError(f"{file}: {_difference(self._spec, spec)}")
-        return self._cut(index, recording, dt * NS)
+        elif not recorded.velocities or "dq" not in self._spec.observation:
+            spec, self._spec = _without_velocities(spec), _without_velocities(self._spec)
+        found = bag_spec.difference(self._spec, spec)
+        if found:
+            raise SourceError(f"{file}: {found}")
+        return self._cut(index, recorded, dt * NS)
 
     def _chosen(self, bag: bag_files.Bag) -> Topics:
         c = self.config
-        topic = bag_series.joint_states(bag, c.joint_states)
+        topic = bag_topics.joint_states(bag, c.joint_states)
+        cameras = bag_topics.cameras(bag, c.images)
+        known = ["q", "dq", *(["gripper"] if c.finger else []), *cameras]
+        observation_keys.chosen(known, self._keys)
+        joints = c.joints
+        if not joints:
+            joints, unplaced = bag_topics.first_joints(bag, topic, finger=c.finger)
+            if unplaced:
+                self.notes.append(
+                    f"{bag.path.name}: the joints {', '.join(unplaced)} are left out: they have "
+                    "no finite position"
+                )
         return Topics(
-            cameras=bag_series.cameras(bag, c.images),
+            cameras=cameras,
             joint_states=topic,
-            joints=c.joints or bag_series.first_joints(bag, topic, finger=c.finger),
+            joints=joints,
             finger=c.finger,
             command=c.command,
             recorded=c.clock == "recorded",
         )
 
-    def _described(self, file: Path, topics: Topics, recording: Recording) -> tuple[Spec, float]:
+    def _described(
+        self, bag: bag_files.Bag, topics: Topics, recorded: Recorded
+    ) -> tuple[Spec, float]:
         """Return the spec of a bag, with open bounds, and the time between rows, s."""
-        c = self.config
-        stamps = _clock(recording)
-        own = float(np.median(np.diff(stamps))) / NS if len(stamps) > 1 else np.inf
-        if not own < np.inf:
-            raise SourceError(f"{file}: has fewer than two images or joint states")
+        c, file = self.config, bag.path
+        steps = np.concatenate([np.diff(part.clock) for part in recorded.parts])
+        if not len(steps):
+            first = next(iter(topics.cameras.values()), topics.joint_states)
+            advice = f"; {bag_series.without(bag, first)}" if topics.cameras else ""
+            raise _Short(
+                f"{file}: {first} has fewer than two images or joint states, which give the rows"
+                f"{advice}"
+            )
+        own = float(np.median(steps)) / NS
         if c.rate * own > 1.05:
             raise SourceError(
                 f"{file}: Bag.rate: {c.rate} is more than the {1 / own:.1f} a second that the "
@@ -179,117 +212,86 @@ class Bag:
         before = self._spec.dt if self._spec else None
         if before is not None and abs(dt - before) < 0.05 * before:
             dt = before  # clocks differ a little
-        names = ", ".join(topics.joints)
-        size = len(topics.joints)
-        observation = {"q": ArraySpec((size,), "float32", f"joint positions, rad: {names}")}
-        if np.isfinite(recording.joints.values).all():
-            observation["dq"] = ArraySpec((size,), "float32", f"joint velocities, rad/s: {names}")
-        if topics.finger:
-            meaning = "width between the fingers, m"
-            observation["gripper"] = ArraySpec((1,), "float32", meaning)
-        observation |= {
-            key: ArraySpec(shape, "uint8", f"image, {topics.cameras[key]}")
-            for key, shape in recording.shapes.items()
-        }
-        return Spec(observation, self._action(file, topics, recording, dt), dt=dt), dt
+        action = bag_spec.action(
+            file, topics, recorded, control=c.control, frame=c.frame, dt=dt
+        )
+        return Spec(bag_spec.observations(topics, recorded), action, dt=dt), dt
 
-    def _action(self, file: Path, topics: Topics, recording: Recording, dt: float) -> ActionSpec:
-        c, names = self.config, ", ".join(topics.joints)
-        gripper = "open_is_1" if topics.finger else ""
-        control = recording.control or c.control
-        if not topics.command:
-            control, meaning = "joint_position", f"next joint positions, rad: {names}"
-        elif not len(recording.command.stamps):
-            raise SourceError(f"{file}: {topics.command} commands none of {names}; set joints")
-        elif control == "twist":
-            if not c.frame:
-                raise SourceError(
-                    f"{file}: {topics.command} holds twists; set frame to the one that they are "
-                    "in: world, base or tool"
-                )
-            meaning = "velocity of the end effector, m/s, rad/s"
-        elif control:
-            unit = {"joint_position": "positions, rad", "joint_velocity": "velocities, rad/s"}
-            meaning = f"commanded joint {unit[control]}: {names}"
-        else:
-            raise SourceError(
-                f"{file}: {topics.command} does not define its numbers; set control to "
-                "joint_position or joint_velocity"
-            )
-        if control == "twist":  # a 1 moves by 1 m/s or rad/s for dt s
-            convention = Convention("ee_delta", "rotvec", c.frame, dt, dt, gripper)
-        else:
-            convention = Convention(control, gripper=gripper)
-        size = (6 if control == "twist" else len(topics.joints)) + bool(gripper)
-        meaning += "; gripper, 0 closed to 1 open" if gripper else ""
-        return ActionSpec((0.0,) * size, (0.0,) * size, meaning, convention)
-
-    def _cut(self, index: int, recording: Recording, dt: float) -> list[_Part]:
+    def _cut(self, index: int, recorded: Recorded, dt: float) -> list[_Part]:
         """Return the episodes of the bag number `index`, with rows `dt` ns apart."""
-        c, file = self.config, self._files[index]
-        stamps = _clock(recording)
-        rows = sampled(stamps, dt) if c.rate else np.arange(len(stamps))
-        at = stamps[rows]
-        lacking = {"joint state": newest(recording.joints.stamps, at, age=c.age * NS) < 0}
-        for key, series in list(recording.cameras.items())[1:]:
-            lacking[f"image of {key}"] = newest(series.stamps, at, age=c.age * NS) < 0
-        assert self._topics is not None
-        if self._topics.finger:
-            lacking["gripper"] = newest(recording.finger.stamps, at, age=c.age * NS) < 0
-        if self._topics.command:
-            lacking["command"] = newest(recording.command.stamps, at, age=c.hold * NS) < 0
-        kept = np.flatnonzero(~np.any(list(lacking.values()), axis=0))
-        found = stretches(kept, at, gap=c.gap * dt)
-        if c.gaps == "drop" and len(kept) > 1:
-            found = [kept]
-        missing = np.diff(at) > c.gap * dt
-        self._note(file, recording, len(at), found, lacking=lacking, missing=missing)
+        c, counts = self.config, Counter[str]()
+        found: list[_Part] = []
+        total = gaps = 0
+        for recording in recorded.parts:
+            stamps = recording.clock
+            at = stamps[sampled(stamps, dt)] if c.rate else stamps
+            lacking = self._lacking(recording, at)
+            kept = np.flatnonzero(~np.any(list(lacking.values()), axis=0))
+            pieces = stretches(kept, at, gap=c.gap * dt)
+            if c.gaps == "drop":
+                pieces = [kept] if len(kept) > 1 else []
+            for what, without in lacking.items():
+                counts[f"without {what}"] += int(without.sum())
+            counts["alone between gaps"] += len(kept) - sum(map(len, pieces))
+            total, gaps = total + len(at), gaps + int((np.diff(at) > c.gap * dt).sum())
+            since = recording.start - recorded.parts[0].start - int(stamps[0])
+            found += [self._part(index, recording, at[piece], since=since) for piece in pieces]
+        self._note(self._files[index], recorded, total, found, counts=counts, gaps=gaps)
         if not found:
-            counts = ", ".join(f"{n.sum()} without {what}" for what, n in lacking.items())
-            raise SourceError(
-                f"{file}: no two rows of {len(at)} belong together: {counts} (age {c.age} s, hold "
-                f"{c.hold} s); set age, hold, or clock=recorded"
-            )
-        return [self._part(index, recording, at[part], first=at[0]) for part in found]
+            raise self._nothing(self._files[index], recorded, total, counts)
+        return found
 
-    def _part(self, index: int, recording: Recording, at: Array, *, first: int) -> _Part:
+    def _lacking(self, recording: Recording, at: Array) -> dict[str, Array]:
+        """Return by name which of the rows `at` (N,), ns, lack a thing; each is named once."""
+        c, topics = self.config, self._topics
+        assert topics is not None
+        age = c.age * NS
+        needed = [("joint state", driver.series, age) for driver in recording.drivers]
+        cameras = list(recording.cameras.items())[1:]
+        needed += [(f"image of {key}", series, age) for key, series in cameras]
+        needed += [("gripper", recording.finger, age)] if topics.finger else []
+        needed += [("command", recording.command, c.hold * NS)] if topics.command else []
+        found = {name: np.zeros(len(at), bool) for name, _, _ in needed}
+        complete = np.ones(len(at), bool)
+        for name, series, limit in needed:
+            without = newest(series.stamps, at, age=limit) < 0
+            found[name] |= without & complete
+            complete &= ~without
+        return found
+
+    def _part(self, index: int, recording: Recording, at: Array, *, since: int) -> _Part:
         """Return the episode with rows at `at` (L + 1,), ns, of the bag number `index`."""
 
-        def values(name: str) -> Array:
-            series = getattr(recording, name)
+        def values(series: Series) -> Array:
             found = series.values[newest(series.stamps, at, age=np.inf)]
             return np.asarray(found, np.float64)
 
         assert self._spec is not None and self._topics is not None
-        joints = values("joints").astype(np.float32)
-        observations = {"q": joints[:, 0]}
-        if "dq" in self._spec.observation:
-            observations["dq"] = joints[:, 1]
+        joints = np.empty((len(at), 2, len(self._topics.joints)), np.float32)
+        for driver in recording.drivers:
+            joints[:, :, driver.joints] = values(driver.series)
+        observations = {"q": joints[:, 0], "dq": joints[:, 1]}
         convention = self._spec.action.convention
         assert convention is not None
         if not self._topics.command:
             actions = joints[1:, 0]
         elif convention.control == "joint_position":
-            actions = values("command")[1:]
+            actions = values(recording.command)[1:]
         else:
             actions = mean_held(recording.command, at)
         if self._topics.finger:
-            width = values("finger") * self.config.finger_scale
+            width = values(recording.finger) * self.config.finger_scale
             observations["gripper"] = width.astype(np.float32)
             share = np.clip(width[1:] / self.config.width, 0, 1)
             actions = np.concatenate([actions, share], axis=1)
-        images, recorded = {}, []
-        for key, series in recording.cameras.items():
-            shown = newest(series.stamps, at, age=np.inf)
-            images[key] = series.stamps[shown]
-            recorded += series.values[shown].tolist()
+        shown = {k: newest(s.stamps, at, age=np.inf) for k, s in recording.cameras.items()}
         return _Part(
             bag=index,
-            images=images,
-            recorded=(min(recorded, default=0), max(recorded, default=0)),
+            stamps={key: recording.cameras[key].stamps[rows] for key, rows in shown.items()},
+            recorded={key: recording.cameras[key].values[rows] for key, rows in shown.items()},
             observations=observations,
             actions=np.ascontiguousarray(actions, np.float32),
-            info={"bag": float(index), "start_s": float((at[0] - first) / NS)},
+            info={"bag": float(index), "start_s": float((at[0] + since) / NS)},
         )
 
     def _images(self, part: _Part) -> dict[str, Array]:
@@ -303,14 +305,15 @@ class Bag:
             key: np.empty((len(part.actions) + 1, *self.spec.observation[key].shape), np.uint8)
             for key in keys.values()
         }
-        # Rows with the image of a stamp: several if one camera is slower.
-        wanted = {key: _rows(part.images[key]) for key in keys.values()}
-        start, last = part.recorded
+        # Rows with the image of a time: several if one camera is slower.
+        wanted = {key: _rows(part.recorded[key], part.stamps[key]) for key in keys.values()}
+        recorded = np.concatenate([part.recorded[key] for key in keys.values()])
+        start, stop = int(recorded.min()), int(recorded.max()) + 1
         with bag_files.opened(file) as bag:
-            for received in bag.messages(sorted(keys), start=start, stop=last + 1):
+            for received in bag.messages(sorted(keys), start=start, stop=stop):
                 key = keys[received.topic]
-                at = bag_series.time(bag, received, recorded=topics.recorded)
-                rows = wanted[key].pop(at, None)
+                at = bag_series.time(received, recorded=topics.recorded)
+                rows = wanted[key].pop((received.recorded, at), None)
                 if rows is None:
                     continue
                 image = bag_series.pixels(bag, received)
@@ -328,57 +331,69 @@ class Bag:
     def _note(
         self,
         file: Path,
-        recording: Recording,
+        recorded: Recorded,
         rows: int,
-        found: list[Array],
+        found: list[_Part],
         *,
-        lacking: Mapping[str, Array],
-        missing: Array,
+        counts: Counter[str],
+        gaps: int,
     ) -> None:
-        """Add a note on what was left out of a bag, and why."""
-        kept = sum(map(len, found))
-        reasons = [f"{n.sum()} without {what}" for what, n in lacking.items() if n.any()]
-        if missing.any():
-            reasons.append(f"{missing.sum()} gaps between images")
-        if recording.repeated:
-            reasons.append(f"{recording.repeated} messages not later than the one before")
+        """Add notes on what was left out of a bag, and why."""
+        kept = sum(len(part.actions) + 1 for part in found)
+        self.counts[f"{file.name}: rows"] = {"kept": kept, **{k: n for k, n in counts.items() if n}}
+        for topic, why in recorded.left_out.items():
+            total, out = recorded.messages[topic], why.total()
+            self.counts[f"{file.name}: {topic}"] = {"kept": total - out, **why}
+            if why:
+                what = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+                self.notes.append(
+                    f"{file.name}: {topic}: {out} of {total} messages left out: {what}"
+                )
+        if not recorded.velocities and (self._keys is None or "dq" in self._keys):
+            self.notes.append(
+                f"{file.name}: velocities (dq) are left out: most joint states have none that are "
+                "finite"
+            )
+        reasons = [f"{n} {reason}" for reason, n in counts.items() if n]
+        reasons += [f"{gaps} gaps between images"] if gaps else []
+        back = len(recorded.parts) - 1
+        reasons += [f"a clock went back {back} times"] if back else []
         if reasons:
             self.notes.append(
-                f"{file.name}: {kept} of {rows} rows in {len(found)} episodes; "
-                f"{', '.join(reasons)}"
+                f"{file.name}: {kept} of {rows} rows in {len(found)} episodes; {', '.join(reasons)}"
             )
 
-
-def _clock(recording: Recording) -> Array:
-    """Return the times (M,) of rows: of the first camera, else of the joint states."""
-    return next(iter(recording.cameras.values()), recording.joints).stamps
-
-
-def _rows(stamps: Array) -> dict[int, Array]:
-    """Return the rows of each stamp in stamps (L + 1,)."""
-    each, first = np.unique(stamps, return_index=True)
-    return dict(zip(each.tolist(), np.split(np.arange(len(stamps)), first[1:]), strict=True))
-
-
-def _bounded(spec: Spec, actions: list[Array]) -> Spec:
-    """Return `spec` bounded by the smallest and largest action in the data, a gripper by 0, 1."""
-    low = np.min([part.min(0) for part in actions], axis=0)
-    high = np.max([part.max(0) for part in actions], axis=0)
-    convention = spec.action.convention
-    if convention is not None and convention.gripper:
-        low[-1], high[-1] = 0, 1
-    action = ActionSpec(
-        tuple(low.tolist()), tuple(high.tolist()), spec.action.meaning, convention
-    )
-    return Spec(spec.observation, action, dt=spec.dt)
+    def _nothing(
+        self, file: Path, recorded: Recorded, rows: int, counts: Counter[str]
+    ) -> SourceError:
+        """Return the error for a bag without an episode."""
+        c, topics = self.config, self._topics
+        assert topics is not None
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counts.items())
+        once = [topic for topic in topics.cameras.values() if recorded.messages[topic] == 1]
+        advice = "set age, hold, or clock=recorded"
+        if once:
+            others = ", ".join(t for t in topics.cameras.values() if t not in once)
+            advice = (
+                f"{', '.join(once)} has a single image for the whole bag; set images to the topics "
+                f"without it, images=[{others}]"
+            )
+        return SourceError(
+            f"{file}: no two rows of {rows} belong together: {reasons} (age {c.age} s, hold "
+            f"{c.hold} s); {advice}"
+        )
 
 
-def _difference(first: Spec, other: Spec) -> str:
-    """Return in what a bag's spec differs from that of the first bag."""
-    for key in {**first.observation, **other.observation}:
-        a, b = first.observation.get(key), other.observation.get(key)
-        if a != b:
-            return f"{key} is {b}, in the first bag {a}"
-    if first.action != other.action:
-        return f"commands are {other.action.meaning!r}, in the first bag {first.action.meaning!r}"
-    return f"rows are {other.dt} s apart, in the first bag {first.dt}; set rate"
+def _rows(recorded: Array, stamps: Array) -> dict[tuple[int, int], Array]:
+    """Return the rows of each image, by its recorded time and its stamp, both (L + 1,) ns."""
+    times = np.stack([recorded, stamps], axis=1)
+    each, of_row = np.unique(times, axis=0, return_inverse=True)
+    return {
+        (int(at[0]), int(at[1])): np.flatnonzero(of_row.reshape(-1) == number)
+        for number, at in enumerate(each)
+    }
+
+
+def _without_velocities(spec: Spec) -> Spec:
+    kept = {key: array for key, array in spec.observation.items() if key != "dq"}
+    return replace(spec, observation=kept)

@@ -19,14 +19,6 @@ class Series(NamedTuple):
     values: Array  # (M, ...)
 
 
-def later(stamps: Array) -> Array:
-    """Return the indices of those of stamps (M,) that are later than all before them."""
-    if not len(stamps):
-        return np.empty(0, np.int64)
-    before = np.concatenate([[stamps[0] - 1], np.maximum.accumulate(stamps)[:-1]])
-    return np.flatnonzero(stamps > before)
-
-
 def sampled(stamps: Array, dt: float) -> Array:
     """Return the indices of those of stamps (M >= 1,) that are nearest to a grid of `dt` ns.
 

@@ -8,21 +8,23 @@ followed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latentplan import budget, foreign
 from latentplan.data import array_limits
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.types import Array, ArraySpec
 
 HOPS = 16  # soft links to follow for one name, as HDF5 itself does
-MEMBERS = 10_000  # groups and arrays below one group; more are a loop of links
+MEMBERS = 2_000  # groups and arrays below one group
+DEPTH = 32  # of groups in groups; deeper is a link that leads back
 # What h5py raises on damage, whose kind depends on the place that is damaged.
 DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError)
 
@@ -63,6 +65,7 @@ class Group:
     def names(self) -> list[str]:
         """Return the names of the members, in the file's order, without those that are not text."""
         with _damage(self.where):
+            budget.claim(self.where, items=len(self._group))
             return [name for name in self._group if isinstance(name, str)]
 
     def find(self, name: str) -> Group | Data | None:
@@ -103,10 +106,12 @@ class Group:
     def arrays(self) -> dict[str, Data]:
         """Return all arrays below, also in groups of groups, by their names joined with dots."""
         found: dict[str, Data] = {}
-        waiting: list[tuple[str, Group]] = [("", self)]
+        waiting: list[tuple[str, Group, int]] = [("", self, 0)]
         left = MEMBERS
         while waiting:
-            prefix, group = waiting.pop()
+            prefix, group, depth = waiting.pop()
+            if depth > DEPTH:
+                raise SourceError(f"{self.where}: has more than {DEPTH} groups in one another")
             for name in group.names():
                 left -= 1
                 if left < 0:
@@ -117,7 +122,7 @@ class Group:
                 except SourceError as e:
                     member = Data(self.path, None, refused=str(e))
                 if isinstance(member, Group):
-                    waiting.append((key, member))
+                    waiting.append((key, member, depth + 1))
                 elif key in found:
                     raise SourceError(f"{self.where}: two arrays are called {key!r}")
                 elif member is not None:
@@ -145,10 +150,7 @@ class Group:
         text = self.attribute(name)
         if not isinstance(text, str | bytes) or not text.strip():
             return {}
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise SourceError(f"{self.where}.{name} is not JSON ({_line(e)})") from None
+        found = foreign.from_json(text, where=f"{self.where}.{name}", error=SourceError)
         return found if isinstance(found, dict) else {}
 
 
@@ -222,7 +224,14 @@ class Data:
             return [t.decode() if isinstance(t, bytes) else str(t) for t in found]
 
     def _content(self, rows: slice) -> Any:
-        """Return rows; MissingDependency if they need a filter that is not installed."""
+        """Return rows; MissingDependency if they need a filter that is not installed.
+
+        Raises BudgetError before rows are allocated that exceed the budget: a file may declare
+        gigabytes that it does not hold.
+        """
+        count = len(range(len(self))[rows]) if self._shape else 1
+        item = max(self._dtype.itemsize, 1) * prod(self._shape[1:])
+        budget.claim(self.where, bytes=count * item, items=count)
         with _damage(self.where):
             missing = self._missing_filter()
             try:

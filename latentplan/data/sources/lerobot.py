@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latentplan import budget
 from latentplan import config as settings
 from latentplan.data import array_limits, image_files
 from latentplan.data.sources import lerobot_files, lerobot_tasks, observation_keys, video
@@ -105,13 +107,15 @@ class Lerobot:
         observations: dict[str, Array] = {}
         for key, feature in self.chosen.items():
             spec, kind = self.spec.observation[key], features[feature]["dtype"]
+            size = prod(spec.shape) * np.dtype(spec.dtype).itemsize
+            budget.claim(f"{where}, {feature}", bytes=len(table) * size)
             if kind == "video":
                 times = self._start(index, feature) + column("timestamp").astype(np.float64)
                 if (np.diff(times) <= 0).any():
                     raise SourceError(f"{where}: its frames are not in the order of timestamp")
                 file = self.files.video(index, feature)
-                size = (spec.shape[0], spec.shape[1])
-                observations[key] = video.frames(file, times, fps=self.files.fps, size=size)
+                sides = (spec.shape[0], spec.shape[1])
+                observations[key] = video.frames(file, times, fps=self.files.fps, size=sides)
             elif kind == "image":
                 if feature not in table.column_names:
                     raise SourceError(f"{path}: has no column {feature!r}")

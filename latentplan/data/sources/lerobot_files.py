@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan import budget, foreign
 from latentplan.data.sources import lerobot_tasks
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.files import is_clutter
@@ -98,6 +98,7 @@ class Files:
         with _damage(path), parquet.ParquetFile(path) as file:
             if name not in file.schema_arrow.names:
                 raise SourceError(f"{path}: has no column {name!r}")
+            _claim(path, file, range(file.num_row_groups), [name])
             return file.read([name])[name]
 
     def _rows(
@@ -114,6 +115,7 @@ class Files:
             if self._last is None or self._last[0] != asked:
                 self._last = None  # frees the old rows before the new ones are read
                 there = [name for name in columns if name in file.schema_arrow.names]
+                _claim(path, file, groups, there)
                 self._last = (asked, file.read_row_groups(groups, there))
             return self._last[1], int(ends[groups[0]] - sizes[groups[0]])
 
@@ -164,10 +166,10 @@ def ours(root: Path) -> dict[str, Any]:
     path = root / OURS
     if not path.exists():
         return {}
+    values = foreign.read_json(path, error=SourceError)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         return {"spec": values["spec"], "observation": dict(values["observation"])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
+    except (ValueError, LookupError, TypeError) as e:
         raise SourceError(f"{path}: damaged ({type(e).__name__}: {e}); delete it") from None
 
 
@@ -229,18 +231,17 @@ def _info(root: Path) -> dict[str, Any]:
         raise SourceError(f"{root}: no such folder")
     if not path.exists():
         raise SourceError(f"{root}: has no {INFO}; not a LeRobot data set")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        version = str(info["codebase_version"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
-        raise SourceError(f"{path}: not LeRobot's ({type(e).__name__}: {e})") from None
+    info = foreign.read_json(path, error=SourceError)
+    if not isinstance(info, dict) or "codebase_version" not in info:
+        raise SourceError(f"{path}: not LeRobot's, which has a codebase_version")
+    version = str(info["codebase_version"])
     if version.startswith(("v1", "v2")):
         raise SourceError(
             f"{root}: is a LeRobot {version} data set, v3 is read; convert it: {CONVERTER}"
         )
     if not version.startswith("v3"):
         raise SourceError(f"{path}: codebase_version {version!r} is unknown; v3 is read")
-    return dict(info)
+    return info
 
 
 def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
@@ -249,7 +250,19 @@ def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
 
     with _damage(path), parquet.ParquetFile(path) as file:
         columns = [n for n in file.schema_arrow.names if not n.startswith(skip)]
+        _claim(path, file, range(file.num_row_groups), columns)
         return list(file.read(columns).to_pylist())
+
+
+def _claim(path: Path, file: Any, groups: Iterable[int], columns: Sequence[str]) -> None:
+    """Raise BudgetError if the rows and bytes that a table declares exceed the budget."""
+    for group in groups:
+        about, size = file.metadata.row_group(group), 0
+        for index in range(about.num_columns):
+            column = about.column(index)
+            if column.path_in_schema.split(".")[0] in columns or not columns:
+                size += column.total_uncompressed_size
+        budget.claim(str(path), bytes=size, items=about.num_rows)
 
 
 @contextmanager

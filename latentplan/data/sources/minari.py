@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan import foreign
 from latentplan.data.sources import hdf5, observation_keys
 from latentplan.errors import SourceError
 from latentplan.types import ActionSpec, Array, Episode, Label, Spec
@@ -146,11 +146,13 @@ def _spaces(path: Path) -> dict[str, dict[str, Any]]:
     """Return the spaces that the metadata describe, each a JSON text in it; {} without a file."""
     if not path.exists():
         return {}
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        spaces = {k: json.loads(v) for k, v in metadata.items() if k.endswith("_space")}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise SourceError(f"{path}: is not Minari's metadata ({e})") from None
+    metadata = foreign.read_json(path, error=SourceError)
+    if not isinstance(metadata, dict):
+        raise SourceError(f"{path}: is not Minari's metadata, need a mapping")
+    texts = {k: v for k, v in metadata.items() if k.endswith("_space") and isinstance(v, str)}
+    spaces = {
+        k: foreign.from_json(v, where=f"{path}: {k}", error=SourceError) for k, v in texts.items()
+    }
     return {k: v for k, v in spaces.items() if isinstance(v, dict)}
 
 

@@ -66,7 +66,7 @@ class Robomimic:
             self.demos = self._find(file)
             data = file.group("data")
             self._task = _language(data.mapping("problem_info"))
-            first, low, high = self._scan(data)
+            first, low, high = self._scan(data, keys)
             arrays = first.arrays()
             left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
             names = observation_keys.chosen(arrays, keys, left_out=left_out)
@@ -130,7 +130,9 @@ class Robomimic:
             names = [n for n in names if n in wanted]
         return sorted(names, key=lambda n: int(n[5:]))
 
-    def _scan(self, data: hdf5.Group) -> tuple[hdf5.Group, Array, Array]:
+    def _scan(
+        self, data: hdf5.Group, keys: Sequence[str] | None
+    ) -> tuple[hdf5.Group, Array, Array]:
         """Return the observations of the first demo that can be read, and the actions' bounds (A,).
 
         Raises the first demo's error if none can be read.
@@ -151,6 +153,8 @@ class Robomimic:
                         "agentview (a file that robosuite itself recorded goes through "
                         "robomimic.scripts.conversion.convert_robosuite before)"
                     )
+                if first is None and observed is not None:
+                    _check_rows(observed, keys, length=len(actions))
             except SourceError as e:  # raised again when that demo is read
                 errors.append(e)
                 continue
@@ -210,6 +214,14 @@ class Robomimic:
         if not self.config.flip or len(spec.shape) != 3:  # colours, or depth with one channel
             return values
         return values[:, :, ::-1] if images.channels_first(spec.shape) else values[:, ::-1]
+
+
+def _check_rows(observed: hdf5.Group, keys: Sequence[str] | None, *, length: int) -> None:
+    """Raise SourceError if an observation that is asked for has not a row for each action."""
+    for key, array in observed.arrays().items():
+        asked = keys is None or key in keys
+        if asked and not array.refused and not array.unfit and len(array) != length:
+            raise SourceError(f"{array.where} has {len(array)} rows for {length} actions")
 
 
 def _numbers(demo: hdf5.Group, name: str, length: int) -> Array:

@@ -31,6 +31,7 @@ from latentplan.shapes import check
 from latentplan.types import (
     Context,
     Derived,
+    Goal,
     Label,
     Part,
     Parts,
@@ -222,13 +223,15 @@ class VideoWorld(nn.Module):
 
 
     def proposal(
-        self, task: str = "", *, temperature: float = 1.0, top_p: float = 0.9
+        self, goal: Goal, *, temperature: float = 1.0, top_p: float = 0.9
     ) -> CodeProposal:
-        """Return the policy of a task as a `protocols.Proposal`; ConfigError for an unknown one.
+        """Return the policy of the goal's text as a `protocols.Proposal`; of no text, of any task.
+
+        Raises ConfigError for an unknown task.
 
         The first candidate has the likeliest codes; the others are sampled.
         """
-        task_id = self.transformer.task_id(task) if task else 0
+        task_id = self.transformer.task_id(goal.text) if goal.text else 0
         return CodeProposal(self, task_id, temperature=temperature, top_p=top_p)
 
     def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:

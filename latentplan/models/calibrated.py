@@ -1,0 +1,252 @@
+"""Calibrated: a dynamics model regressed on the latents of a trained encoder, and its proposals.
+
+A contrastive model predicts a latent that is nearer to the true next one than to others; it need
+not be near it, and costs in its latents are then off by as much (the error of `cfm` after one
+action is about that of predicting no change). So its encoder is kept, and two networks are trained
+on the latents of the whole data set:
+
+- `dynamics`: members that predict the next latents by regression, over several steps;
+- `inverse`: a goal-conditioned inverse model, whose samples are candidates for a planner.
+
+Regressing a dynamics model on frozen latents is common practice: DINO-WM (Zhou et al., arXiv
+2411.04983, section 3.1). Here the loss is the distance itself, not its square, so that rare large
+errors, such as of a missed pick, do not dominate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan import registry
+from latentplan.errors import ConfigError, check_range
+from latentplan.models.inverse import GoalInverse, InverseProposal
+from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view, turned
+from latentplan.nn.mlp import LatentMLP
+from latentplan.nn.observations import checked, encode
+from latentplan.protocols import EquivariantEncoder
+from latentplan.shapes import check
+from latentplan.types import (
+    Batch,
+    Context,
+    Derived,
+    Goal,
+    Label,
+    Loss,
+    Part,
+    Parts,
+    Spec,
+    Stage,
+    Tensors,
+    Training,
+)
+
+REPORTED = (1, 2, 3, 5)  # steps ahead whose error is a held-out figure
+
+
+class LatentDynamics(nn.Module):
+    """Members z' = z + MLP(z, a) on the latents of an encoder; the prediction is their mean."""
+
+    targets: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+    @dataclass(frozen=True)
+    class Config:
+        """The networks, and the loss."""
+
+        members: int = 3  # networks, whose predictions are averaged
+        hidden: tuple[int, ...] = (512, 512)  # widths of a member's layers
+        ahead: int = 3  # steps unrolled in training
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError if a field is out of its range."""
+            check_range("LatentDynamics.members", self.members, 1, 100)
+            check_range("LatentDynamics.ahead", self.ahead, 1, 100)
+            for width in self.hidden:
+                check_range("LatentDynamics.hidden", width, 1, 8192)
+
+    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
+        """Build the members for a store of latents; `base` turns actions with its views."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec, self.window = spec, c.ahead + 1
+        self.views, size = spec.observation[LATENTS].shape
+        self.members = nn.ModuleList(
+            LatentMLP(size, spec.action.size, c.hidden) for _ in range(c.members)
+        )
+        self._base = (base,)  # in a tuple: not a submodule, its weights are saved elsewhere
+
+    def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Return latents (B, N, H, d) after each of the actions (B, N, H, A), from z (B, d)."""
+        ahead = [member.unroll(z, actions) for member in self._each()]
+        return ahead[0] if len(ahead) == 1 else torch.stack(ahead).mean(0)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the mean distance of predicted latents to the true ones, 1 to `ahead` steps on.
+
+        Its figures are the same distances as shares of the distance that the latents moved.
+        """
+        z, actions = one_view(batch, self.views, self._base[0])
+        predicted: list[Tensor] = [z] * len(self.members)
+        losses, figures = [], {}
+        for k in range(1, z.shape[1]):
+            predicted = [
+                member(each[:, :-1], actions[:, k - 1 :])  # b (t - k) d
+                for member, each in zip(self._each(), predicted, strict=True)
+            ]
+            errors = [(each - z[:, k:]).norm(dim=-1).mean() for each in predicted]
+            losses.append(torch.stack(errors).mean())
+            if k in REPORTED:
+                mean = torch.stack([each.detach() for each in predicted]).mean(0)
+                moved = (z[:, k:] - z[:, :-k]).norm(dim=-1).mean()
+                figures[f"error_{k}"] = (mean - z[:, k:]).norm(dim=-1).mean() / moved
+        return Loss(torch.stack(losses).mean(), figures)
+
+    def _each(self) -> Sequence[LatentMLP]:
+        return cast(Sequence[LatentMLP], self.members)
+
+
+class Calibrated(nn.Module):
+    """A `protocols.Dynamics` of an encoder, a regressed dynamics and a goal-conditioned inverse.
+
+    An `ActionProposer` for goals that are observations. Latents are those of the encoder.
+    """
+
+    context = 1
+    default_planner = "beam"
+
+    @dataclass(frozen=True)
+    class Config:
+        """The three networks."""
+
+        base: Part = Part("model", "cfm")  # trained first, or {run: RUN}; its encoder is kept
+        dynamics: LatentDynamics.Config = LatentDynamics.Config()  # regressed on its latents
+        inverse: GoalInverse.Config = GoalInverse.Config()  # proposes actions
+
+    @dataclass(frozen=True)
+    class Training:
+        """How each network is trained."""
+
+        base: Training = field(
+            default=Training(
+                steps=4000, batch=32, window=9, warmup=100, final_rate=0.02, weight_decay=1e-4
+            )
+        )
+        dynamics: Training = field(
+            default=Training(steps=4000, batch=128, learning_rate=7e-4, weight_decay=1e-2)
+        )
+        inverse: Training = field(
+            default=Training(steps=4000, batch=384, learning_rate=7e-4, weight_decay=1e-2)
+        )
+
+    def __init__(
+        self,
+        spec: Spec,
+        config: Config | None = None,
+        *,
+        base: Any = None,
+        dynamics: LatentDynamics | None = None,
+        inverse: GoalInverse | None = None,
+    ) -> None:
+        """Put the networks together, or build those that are not given."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.base = base or _base(spec, c)
+        self.spec = self.base.spec
+        of_latents = latent_spec(spec, self.base)
+        self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics)
+        self.inverse = inverse or GoalInverse(of_latents, c.inverse)
+        self.views = self.base.views if isinstance(self.base, EquivariantEncoder) else 1
+        self.latent_dim = int(self.base.latent_dim)
+
+    @classmethod
+    def stages(
+        cls, config: Config, *, training: Calibrated.Training, spec: Spec, labels: Sequence[Label]
+    ) -> Sequence[Stage | Derived]:
+        """Return the encoder's model, the store of its latents, and the networks on them."""
+        return [
+            Stage(
+                "base",
+                lambda spec, parts: _base(spec, config),
+                config.base,
+                training.base,
+                kind="model",
+                registered=config.base.name,
+                run=config.base.run,
+            ),
+            Derived(
+                LATENTS,
+                lambda spec, parts: latent_spec(spec, parts["base"]),
+                lambda episodes, parts: latents_of(episodes, parts["base"]),
+                parts=("base",),
+                rows=256,
+            ),
+            Stage(
+                "dynamics",
+                lambda spec, parts: LatentDynamics(spec, config.dynamics, base=parts["base"]),
+                config.dynamics,
+                training.dynamics,
+                data=LATENTS,
+                parts=("base",),
+                window=config.dynamics.ahead + 1,
+                window_from="model.dynamics.ahead",
+            ),
+            Stage(
+                "inverse",
+                lambda spec, parts: GoalInverse(spec, config.inverse, base=parts["base"]),
+                config.inverse,
+                training.inverse,
+                data=LATENTS,
+                parts=("base",),
+                window=config.inverse.steps + 1,
+                window_from="model.inverse.steps",
+            ),
+        ]
+
+    @classmethod
+    def assemble(
+        cls, config: Config, *, spec: Spec, labels: Sequence[Label], parts: Parts
+    ) -> Calibrated:
+        """Return the model of its trained networks."""
+        return cls(spec, config, **parts)
+
+    def encode(self, observations: Tensors) -> Tensor:
+        """Return the encoder's latents (B, T, D)."""
+        latents: Tensor = self.base.encode(observations)
+        return latents
+
+    def prepare(self, context: Context) -> Tensor:
+        """Return the last latent of every view (B v, d)."""
+        check("Calibrated.prepare.context", context.latents, "B T D", D=self.latent_dim)
+        return rearrange(context.latents[:, -1], "b (v d) -> (b v) d", v=self.views)
+
+    def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B v, d)."""
+        v, size = self.views, self.spec.action.size
+        check("Calibrated.rollout.actions", actions, "B N H A", B=len(prepared) // v, A=size)
+        seen = turned(actions, v, self.base)
+        latents = self.dynamics.unroll(prepared, seen)
+        return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
+
+    def proposal(self, goal: Goal) -> InverseProposal:
+        """Return actions towards a goal observation, the likeliest first.
+
+        Raises ConfigError for a goal without one.
+        """
+        if goal.observation is None:
+            raise ConfigError(
+                "goal.observation: found none, need one: calibrated proposes actions towards an "
+                "observation; set propose=false for other goals"
+            )
+        latent = encode(self, checked("goal.observation", self.spec, goal.observation))[0]
+        return InverseProposal(self.inverse, latent[:, : self.latent_dim // self.views])
+
+
+def _base(spec: Spec, config: Calibrated.Config) -> Any:
+    """Return an untrained encoder with its model."""
+    return registry.get("model", config.base.name)(spec, config.base.config)

@@ -1,0 +1,158 @@
+"""A goal-conditioned inverse model of latents: which actions lead towards a goal.
+
+Trained by hindsight on play: a later latent of the same episode is the goal of an earlier one
+(Lynch et al., arXiv 1903.01973, section 3; GCSL, Ghosh et al., arXiv 1912.06088). The output is a
+mixture of Gaussians (Bishop 1994, Mixture Density Networks), since several actions may lead to a
+goal. It is conditioned on the number of steps to the goal, hidden in some rows, so that one step
+and many are both asked of it. Its samples are proposals that a dynamics model verifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from latentplan.errors import check_range
+from latentplan.models.latents import LATENTS, one_view
+from latentplan.nn.mlp import mlp
+from latentplan.shapes import check
+from latentplan.types import Batch, Context, Loss, Spec
+
+# Multiples of these mod 1 fill the cube evenly (Roberts 2018, the R3 sequence): which step and
+# goal row i of a batch takes depends on i alone, so that a loss is the same each time.
+SPREAD = torch.tensor([0.8191725133961645, 0.6710436067037893, 0.5497004779019703]).double()
+
+
+class GoalInverse(nn.Module):
+    """A mixture density of the next action, given a latent, a goal latent and the steps between."""
+
+    targets: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+    @dataclass(frozen=True)
+    class Config:
+        """The network, and which goals it is trained on."""
+
+        steps: int = 10  # longest way to a goal, in actions
+        hidden: tuple[int, ...] = (256, 256, 256)  # widths of the layers
+        components: int = 16  # of the mixture
+        hide: float = 0.3  # share of the rows whose number of steps is hidden
+        least_std: float = 0.02  # of a component, as a share of half the range of an action
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError if a field is out of its range."""
+            check_range("GoalInverse.steps", self.steps, 1, 1000)
+            check_range("GoalInverse.components", self.components, 1, 1000)
+            check_range("GoalInverse.hide", self.hide, 0.0, 1.0)
+            check_range("GoalInverse.least_std", self.least_std, 1e-4, 1.0)
+            for width in self.hidden:
+                check_range("GoalInverse.hidden", width, 1, 8192)
+
+    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
+        """Build the network for a store of latents; `base` turns actions with its views."""
+        super().__init__()
+        c = self.config = config or self.Config()
+        self.spec, self.window = spec, c.steps + 1
+        self.views, size = spec.observation[LATENTS].shape
+        self.steps = nn.Embedding(c.steps + 1, 32)  # the first is an unknown number
+        self.input = nn.Linear(3 * size + 32, c.hidden[0])
+        self.rest = mlp(c.hidden, c.components * (1 + 2 * spec.action.size))
+        low, high = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
+        self.centre: Tensor
+        self.span: Tensor
+        self.register_buffer("centre", (high + low) / 2, persistent=False)
+        self.register_buffer("span", (high - low) / 2, persistent=False)
+        self._base = (base,)  # in a tuple: not a submodule, its weights are saved elsewhere
+
+    def forward(self, z: Tensor, goal: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-shares (n, M), means and stds (n, M, A), the latter two in half ranges.
+
+        Given latents and goals (n, d), and steps (n,) between them, 0 if unknown.
+        """
+        x = torch.cat([z, goal, goal - z, self.steps(steps)], dim=-1)
+        out = self.rest(F.relu(self.input(x)))
+        m, a = self.config.components, self.spec.action.size
+        logits, means, stds = out.split((m, m * a, m * a), dim=-1)
+        means, stds = (rearrange(each, "n (m a) -> n m a", a=a) for each in (means, stds))
+        return logits.log_softmax(-1), means, F.softplus(stds) + self.config.least_std
+
+    def log_prob(self, z: Tensor, goal: Tensor, steps: Tensor, actions: Tensor) -> Tensor:
+        """Return the log-density (n,) of actions (n, A) in half ranges, in nats."""
+        shares, means, stds = self(z, goal, steps)
+        unit = torch.where(self.span > 0, (actions - self.centre) / self.span, 0.0)
+        error = (unit[:, None] - means) / stds
+        density = -0.5 * error.square() - stds.log() - 0.9189385332046727  # log sqrt(2 pi)
+        return torch.logsumexp(shares + density.sum(-1), dim=-1)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the negative log-density of actions towards later latents of their episodes."""
+        z, actions = one_view(batch, self.views, self._base[0])
+        row, last = torch.arange(len(z), device=z.device), z.shape[1] - 1
+        start, ahead, shown = (row[:, None] * SPREAD.to(z.device) % 1).unbind(-1)
+        start = (start * last).long()
+        steps = 1 + (ahead * (last - start)).long()
+        given = steps.masked_fill(shown < self.config.hide, 0)
+        nats = -self.log_prob(z[row, start], z[row, start + steps], given, actions[row, start])
+        return Loss(nats.mean(), {"nats": nats.detach().mean()})
+
+    @torch.no_grad()
+    def sample(
+        self, z: Tensor, goal: Tensor, steps: Tensor, *, generator: Generator
+    ) -> Tensor:
+        """Return actions (B, n, A) from latents (B, d) to goals (B, d), one for each of steps (n,).
+
+        The same random numbers serve all B.
+        """
+        b, n = len(z), len(steps)
+        rows = (each.repeat_interleave(n, 0) for each in (z, goal))
+        shares, means, stds = self(*rows, steps.repeat(b))
+        like = {"device": z.device, "dtype": means.dtype, "generator": generator}
+        level = torch.rand((n, 1), **like).repeat(b, 1)
+        chosen = (shares.exp().cumsum(-1) < level).sum(-1).clamp_max(shares.shape[-1] - 1)
+        row = torch.arange(len(chosen), device=z.device)
+        noise = torch.randn((n, means.shape[-1]), **like).repeat(b, 1)
+        unit = means[row, chosen] + stds[row, chosen] * noise
+        return self._actions(unit).view(b, n, -1)
+
+    @torch.no_grad()
+    def likeliest(self, z: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
+        """Return the mean (n, A) of the component with the largest density at its mean."""
+        shares, means, stds = self(z, goal, steps)
+        best = (shares - stds.log().sum(-1)).argmax(-1)
+        return self._actions(means[torch.arange(len(z), device=z.device), best])
+
+    def _actions(self, unit: Tensor) -> Tensor:
+        """Return actions (..., A) of numbers in half ranges, within the bounds."""
+        return self.centre + self.span * unit.clamp(-1, 1)
+
+
+class InverseProposal:
+    """A `protocols.Proposal`: actions of a `GoalInverse` towards a goal, then rest.
+
+    The inverse model gives the next action alone; a planner that looks further asks it again from
+    the latents that the model predicts (planner `beam`).
+    """
+
+    STEPS = 4  # numbers of steps to the goal that are asked for, from 1 on, beside an unknown one
+
+    def __init__(self, inverse: GoalInverse, goal: Tensor) -> None:
+        """Take the goal's latent (1, d) of the first view."""
+        self.inverse, self.goal = inverse, goal
+
+    def sample(
+        self, context: Context, count: int, *, horizon: int, generator: Generator
+    ) -> Tensor:
+        """Return (B, n, H, A): the likeliest action, then samples; the rest is no motion."""
+        check("InverseProposal.context", context.latents, "B T D")
+        now = context.latents[:, -1, : self.goal.shape[-1]].to(self.goal)
+        goal = self.goal.expand(len(now), -1)
+        index = torch.arange(count, device=now.device)
+        steps = (index % self.STEPS + 1).clamp_max(self.inverse.config.steps)
+        actions = self.inverse.sample(now, goal, steps, generator=generator)
+        actions[:, 0] = self.inverse.likeliest(now, goal, steps.new_zeros(len(now)))
+        return F.pad(actions[:, :, None], (0, 0, 0, horizon - 1))
