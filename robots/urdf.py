@@ -182,7 +182,9 @@ class _Tree:
         if sum(map(_turns, shared)) < most:
             names = ", ".join(longest[:10])
             raise ConfigError(f"tip: several chains are as long, to {names}; set tip to a link")
-        return _end(shared[-1], "child") if shared else longest[0]
+        if not shared:
+            raise ConfigError("it has no joint that turns")
+        return _end(shared[-1], "child")
 
     def _turns(self) -> dict[str, int]:
         """Return how many joints turn between the root and each link."""
