@@ -149,6 +149,8 @@ class _Tree:
         if sum(map(_turns, shared)) < most:
             ends = ", ".join(_end(path[-1], "child") for path in longest)
             raise ConfigError(f"tip: several chains are as long, to {ends}; set tip to a link")
+        if not shared:
+            raise ConfigError("it has no joint that turns")
         return _end(shared[-1], "child")
 
     def chain(self, tip: str) -> list[ElementTree.Element]:

@@ -27,7 +27,7 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.nn import images, symmetry
 from latentplan.nn.mlp import LatentMLP, mlp
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, Spec, Tensors
+from latentplan.types import Batch, Context, Loss, PlanarSpec, Spec, Tensors
 
 COLOURS = (1, 3, 4)  # numbers a pixel
 
@@ -193,20 +193,16 @@ class CFM(nn.Module):
         return Loss(total, {"infonce": losses[0].detach(), "top1": hits[0]})
 
     @classmethod
-    def upgraded(
-        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    def upgraded(cls, config: Mapping[str, Any], spec: Spec) -> tuple[Mapping[str, Any], Spec]:
         """Return what a checkpoint states in today's words: see `protocols.Upgradable`.
 
         Before `Spec.planar`, a symmetric model turned all numbers of its actions in pairs.
         """
-        config, spec = header["config"], header["spec"]
-        if config.get("symmetric") is True and Spec.from_json(spec).planar is None:
-            size = len(spec["action"]["low"])
-            pairs = [[first, first + 1] for first in range(0, size - 1, 2)]
-            planar = {"image": config.get("image", cls.Config.image), "pairs": pairs}
-            header = {**header, "spec": {**spec, "planar": planar}}
-        return header, weights
+        if config.get("symmetric") is True and spec.planar is None:
+            image = str(config.get("image", cls.Config.image))
+            pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
+            spec = replace(spec, planar=PlanarSpec(image, pairs))
+        return config, spec
 
     def _turned(self, actions: Tensor, matrices: Tensor) -> Tensor:
         """Return actions (..., A) turned by matrices (..., 2, 2)."""

@@ -59,9 +59,9 @@ class Upgradable(Protocol):
 
     @classmethod
     def upgraded(
-        cls, header: Mapping[str, Any], weights: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-        """Return the `config` and `spec` of a header, and the weights, with current names."""
+        cls, config: Mapping[str, Any], spec: Spec
+    ) -> tuple[Mapping[str, Any], Spec]:
+        """Return the config values and the spec of a checkpoint as they are stated today."""
 
 
 @runtime_checkable

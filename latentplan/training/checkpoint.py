@@ -29,6 +29,7 @@ from latentplan.errors import (
     MissingDependency,
 )
 from latentplan.files import replacing
+from latentplan.protocols import Upgradable
 from latentplan.training import header as headers
 from latentplan.training import weights
 from latentplan.training.allocations import Allocations
@@ -115,7 +116,7 @@ def load(
         weights.fill(model, {k.removeprefix(prefix): file.get_tensor(k) for k in names}, path)
     model = model.to(device_of).eval()
     return Checkpoint(
-        model, part.name, part.spec, settings, header.step, header.metrics, part.kind
+        model, part.name, model.spec, settings, header.step, header.metrics, part.kind
     )
 
 
@@ -127,10 +128,13 @@ def _built(build: Any, part: headers.Part, path: Path) -> tuple[Any, Any]:
     """
     largest = max(budget.allowed().bytes, 2 * 512 * path.stat().st_blocks)  # of what it really has
     try:
-        settings = config.from_values(build.Config, part.config)
+        values, spec = part.config, part.spec
+        if isinstance(build, Upgradable):
+            values, spec = build.upgraded(values, spec)
+        settings = config.from_values(build.Config, values)
         with budget.using(replace(budget.allowed(), bytes=largest)), budget.reading(apart=True):
             with Allocations(f"{path}: {part.kind} {part.name!r}"):
-                return build(part.spec, settings), settings
+                return build(spec, settings), settings
     except BudgetError:
         raise
     except Exception as e:

@@ -53,9 +53,10 @@ def fit(
     frozen. `settings` are written to config.yaml
     (default: the stage's), `files` are JSON values by file name. Raises ConfigError if the learner
     lacks what a Learner has or its windows are too short, StoreError if the store does not fit,
-    and as `loop.train`.
+    and as `run_folder.check_state` and `loop.train`.
     """
     spec, training = run_folder.public(store), stage.training
+    run_folder.check_state(folder)
     torch.manual_seed(session.seed)
     learner = stage.build(spec, parts).to(session.device)
     contracts.check_protocol(stage.name, Learner, learner)

@@ -34,12 +34,7 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], *, resume: bool) 
     if not in_use(folder):
         return
     check_resume(folder, resume=resume)
-    kept = [name for name in ("best", "last") if (folder / f"{name}.safetensors").exists()]
-    if kept and not (folder / state.FILE).exists():
-        raise CheckpointError(
-            f"{folder}: has {kept[0]}.safetensors but no {state.FILE} to resume from; "
-            "give another run folder"
-        )
+    check_state(folder)
     if not (folder / "config.yaml").exists():
         return
     before, now = (dict(_leaves(s)) for s in (config.read_yaml(folder / "config.yaml"), settings))
@@ -55,6 +50,25 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], *, resume: bool) 
         raise CheckpointError(
             f"{folder}: cannot resume with other settings ({'; '.join(differ)}); "
             "give the same ones, or another run folder"
+        )
+
+
+def check_state(folder: Path) -> None:
+    """Raise CheckpointError if a folder lacks a file that its others depend on.
+
+    Without its state a run would start at step 0 and replace what it has; without its best
+    weights so far, later and worse ones would take their place.
+    """
+    kept = [name for name in ("best", "last") if (folder / f"{name}.safetensors").exists()]
+    missing = ""
+    if not (folder / state.FILE).exists():
+        missing = state.FILE if kept else ""
+    elif "best" not in kept and state.has_best(folder):
+        missing, kept = "best.safetensors", [state.FILE.partition(".")[0]]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: has {kept[0]}.safetensors but no {missing} to resume from; put it back, "
+            "or delete the folder or give another one to start again"
         )
 
 

@@ -129,7 +129,16 @@ def steps_done(run: Path) -> int:
     """Return the step that a resume continues from; 0 if nothing is saved."""
     if not (run / FILE).exists():
         return 0
-    return _header(checkpoint.read_values(run / FILE, format=FORMAT), run / FILE).step
+    return _read_header(run).step
+
+
+def has_best(run: Path) -> bool:
+    """Return whether a run with a state has kept best weights so far."""
+    return math.isfinite(_read_header(run).best)
+
+
+def _read_header(run: Path) -> _Header:
+    return _header(checkpoint.read_values(run / FILE, format=FORMAT), run / FILE)
 
 
 def _laid_out(value: Tensor, weight: Tensor) -> Tensor:

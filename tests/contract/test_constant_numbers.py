@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 from toy_problem import DOUBLE, build, every_planner, problem, solve
+from trainings import every_name, settings, small
 
 import latentplan
-from latentplan import registry
 from latentplan.data.store import ZarrStore
 from latentplan.planning.spaces import Box, Choices
-from latentplan.protocols import Dynamics, Staged
+from latentplan.protocols import Dynamics
 from latentplan.training import checkpoint
 from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
 
-NAMES = [(kind, name) for kind in ("model", "tokenizer") for name in registry.BUILT_IN[kind]]
 CONSTANT = np.float32(0.1)  # that float32 rounds
 SPEC = Spec(
     {"rgb": ArraySpec((32, 32, 3), "uint8"), "state": ArraySpec((3,))},
@@ -27,15 +26,6 @@ SPEC = Spec(
     env="toy",
 )
 LENGTH, EPISODES = 10, 5
-SMALL = {
-    "cfm": ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
-    "videoworld": [
-        *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
-        *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),
-        *("ldm.horizon=2", "ldm.decoded=1", "transformer.horizon=2", "inverse.chunk=2"),
-    ],
-    "videogpt": ["model.prior.width=16", "model.prior.layers=1", "model.prior.channels=8"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +50,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings(kind: str, name: str) -> list[str]:
-    build = registry.get(kind, name)
-    few = {"steps": 3, "batch": 4, "held_out": 0.3, "warmup": 1, "log_every": 1}
-    where = ["training"]
-    if issubclass(build, Staged):
-        where = [f"training.{each}" for each in build.Training.__dataclass_fields__]
-    small = [each if each.startswith("model.") else f"model.{each}" for each in SMALL.get(name, ())]
-    return [*small, *(f"{place}.{key}={value}" for place in where for key, value in few.items())]
-
-
-@pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
+@every_name
 def test_every_loss_is_finite_and_constants_are_planned_exactly(
     kind: str, name: str, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    latentplan.train(name, kind=kind, data=data, run=run, overrides=settings(kind, name))
+    latentplan.train(
+        name, kind=kind, data=data, run=run, overrides=[*settings(kind, name), *small(name)]
+    )
     points = [json.loads(line) for log in run.rglob("log.jsonl") for line in log.open()]
     figures = {key: value for point in points for key, value in point.items()}
     assert len(points) >= 3 and np.isfinite([*figures.values()]).all(), figures

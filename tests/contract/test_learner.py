@@ -8,76 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainings import every_name, settings, stored, tensors
 
 from latentplan import registry
 from latentplan.api.train import train
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ConfigError, Interrupted
+from latentplan.errors import CheckpointError, ConfigError, Interrupted
 from latentplan.protocols import Learner, Staged
-from latentplan.training import checkpoint, run_folder, state
+from latentplan.training import run_folder, state
 from latentplan.training.fit import _windows
 from latentplan.training.heldout import for_model
 from latentplan.types import (
-    ActionSpec,
-    ArraySpec,
     Batch,
-    Episode,
-    Label,
     Loss,
     Spec,
     Stage,
     Training,
 )
 
-KINDS = ("model", "tokenizer")
-NAMES = [(kind, name) for kind in KINDS for name in sorted(registry.BUILT_IN[kind])]
-SPEC = Spec(
-    {
-        "rgb": ArraySpec((64, 64, 3), "uint8"),
-        "keypoints": ArraySpec((3, 2), "float32", "metres"),
-    },
-    ActionSpec((-1.0,) * 4, (1.0,) * 4),
-    env="toy",
-    privileged=("keypoints",),
-)
-STEPS, EPISODES, LENGTH = 4, 5, 17
-every_name = pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "squares.zarr"
-    with ZarrStore.create(path, SPEC) as store:
-        for number in range(EPISODES):
-            rng = np.random.default_rng(number)
-            actions = rng.uniform(-1, 1, (LENGTH - 1, 4)).astype(np.float32)
-            moved = np.cumsum(np.r_[[[24, 24]], 12 * actions[:, :2]], axis=0)
-            places = np.clip(moved, 0, 48).astype(int)
-            images = np.full((LENGTH, 64, 64, 3), 30 + 10 * number, np.uint8)
-            for image, (x, y) in zip(images, places, strict=True):
-                image[y : y + 16, x : x + 16] = rng.integers(100, 256, 3)
-            points = rng.normal(size=(LENGTH, 3, 2)).astype(np.float32)
-            label = Label(f"do task {number % 2}", f"task_{number % 2}")
-            store.append(
-                Episode(
-                    {"rgb": images, "keypoints": points},
-                    actions,
-                    rng.normal(size=LENGTH - 1).astype(np.float32),
-                    labels=(label,),
-                )
-            )
-    return path
-
-
-def settings(kind: str, name: str) -> list[str]:
-    """Return overrides for a few steps of every stage."""
-    build = registry.get(kind, name)
-    few = {"steps": STEPS, "batch": 4, "save_every": 1, "eval_every": 2, "log_every": 1}
-    few |= {"held_out": 0.3, "warmup": 2}
-    where = ["training"]
-    if issubclass(build, Staged):
-        where = [f"training.{each}" for each in build.Training.__dataclass_fields__]
-    return [f"{place}.{key}={value}" for place in where for key, value in few.items()]
+    return stored(tmp_path_factory.mktemp("data") / "squares.zarr")
 
 
 def run(kind: str, name: str, data: Path, folder: Path, **options: object) -> None:
@@ -97,17 +49,6 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-def tensors(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        form = state.FORMAT if file.name == state.FILE else checkpoint.FORMAT
-        values, header = checkpoint.read(file, format=form)
-        where = str(file.relative_to(folder))
-        found |= {f"{where}: {key}": value.numpy().tobytes() for key, value in values.items()}
-        found[f"{where}: header"] = repr(header).encode()
-    return found
-
-
 @pytest.mark.slow_with("videoworld")
 @every_name
 def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
@@ -121,8 +62,39 @@ def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
     run(kind, name, data, tmp_path / "cut", resume=True)
     whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
     assert whole.keys() == cut.keys() and len(listen.tasks) >= 1
+    assert any(b"held_out/loss" in cut[key] for key in cut if key.endswith("log.jsonl"))
     differ = [key for key in whole if whole[key] != cut[key]]
     assert differ == [], [(whole[key], cut[key]) for key in differ if key.endswith("header")]
+
+
+@pytest.mark.slow_with("videoworld", "videogpt")
+@every_name
+def test_what_a_resume_needs_is_never_made_again_in_silence(
+    kind: str, name: str, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    listen = StopAt("", 0)
+    run(kind, name, data, folder, on_progress=listen)
+    before = tensors(folder)
+    networks = sorted(file.parent for file in folder.rglob(state.FILE))
+    assert len(networks) == len(listen.tasks)
+    for network in networks:
+        for missing in (state.FILE, "best.safetensors"):
+            (network / missing).rename(tmp_path / "aside")
+            with pytest.raises(CheckpointError, match=f"but no {missing} to resume from; put it b"):
+                run(kind, name, data, folder, resume=True)
+            (tmp_path / "aside").rename(network / missing)
+        whole = (network / state.FILE).read_bytes()
+        other = whole.replace(b'"step', b'"stop')
+        for damaged in (b"", whole[: len(whole) // 2], other, b"{" * 99):
+            (network / state.FILE).write_bytes(damaged)
+            with pytest.raises(CheckpointError) as caught:
+                run(kind, name, data, folder, resume=True)
+            assert state.FILE in str(caught.value) and "\n" not in str(caught.value)
+        (network / state.FILE).write_bytes(whole)
+    assert tensors(folder) == before
+    run(kind, name, data, folder, resume=True)
+    assert tensors(folder) == before
 
 
 def learners(kind: str, name: str, data: Path, folder: Path):

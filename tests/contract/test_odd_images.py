@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trainings import every_name, settings
 
 from latentplan import registry
 from latentplan.api.train import train
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError
-from latentplan.protocols import Staged
 from latentplan.types import ActionSpec, ArraySpec, Episode, Spec
 
-NAMES = [(kind, name) for kind in ("model", "tokenizer") for name in registry.BUILT_IN[kind]]
 IMAGES = {
     "float": ArraySpec((32, 32, 3), "float32"),
     "gray": ArraySpec((32, 32), "uint8"),
@@ -48,31 +47,25 @@ def stored(path: Path, image: ArraySpec) -> Path:
     return path
 
 
-def settings(kind: str, name: str) -> list[str]:
-    build = registry.get(kind, name)
-    few = {"steps": 2, "batch": 4, "held_out": 0.3, "warmup": 1, "log_every": 1}
-    where = ["training"]
-    if issubclass(build, Staged):
-        where = [f"training.{each}" for each in build.Training.__dataclass_fields__]
-    chosen = [f"{place}.{key}={value}" for place in where for key, value in few.items()]
-    fields = build.Config.__dataclass_fields__
-    return [*chosen, *(["model.image=image"] if "image" in fields else [])]
+def chosen(kind: str, name: str) -> list[str]:
+    fields = registry.get(kind, name).Config.__dataclass_fields__
+    return [*settings(kind, name), *(["model.image=image"] if "image" in fields else [])]
 
 
 @pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
+@every_name
 def test_it_trains_or_refuses_in_one_line_before_anything_is_written(
     kind: str, name: str, image: str, tmp_path: Path
 ) -> None:
     data, run = stored(tmp_path / "data.zarr", IMAGES[image]), tmp_path / "run"
-    chosen = {"kind": kind, "data": data, "run": run, "overrides": settings(kind, name)}
+    options = {"kind": kind, "data": data, "run": run, "overrides": chosen(kind, name)}
     if image in TRAINS.get(name, ()):
-        train(name, **chosen)
+        train(name, **options)
         points = [json.loads(line) for log in run.rglob("log.jsonl") for line in log.open()]
         losses = [each["loss"] for each in points if "loss" in each]
         assert len(losses) >= 2 and np.isfinite(losses).all()
         return
     with pytest.raises(ConfigError) as caught:
-        train(name, **chosen)
+        train(name, **options)
     assert "\n" not in str(caught.value)
     assert not run.exists()

@@ -225,7 +225,7 @@ def broken(faults: list[tuple[str, str, int, float, int]]) -> list[Said]:
     ]
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(FAULTS, st.sampled_from(["mcap", "bag"]))
 def test_no_step_crosses_a_gap_or_goes_back_in_time(
     tmp_path_factory: pytest.TempPathFactory, faults: Any, form: str
@@ -246,6 +246,7 @@ TIMES = st.lists(
 )
 
 
+@settings(max_examples=60)
 @given(TIMES, TIMES)
 def test_stamps_increase_within_an_epoch_for_any_streams(first: Any, second: Any) -> None:
     streams = {}

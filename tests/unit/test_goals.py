@@ -126,7 +126,7 @@ def test_act_is_timed():
 
     trial = evaluate(Slow(), episodes=1)[0]
     assert (trial.attempts["planner"].act_ms >= 4).all()
-    assert trial.attempts["noop"].act_ms.mean() < 4
+    assert np.median(trial.attempts["noop"].act_ms) < 4  # a busy machine delays some of them
 
 
 class Ending(ToyEnv):
