@@ -1,0 +1,5 @@
+"""The rope under the import path of earlier versions."""
+
+from latentplan.sim.deformable.rope import Rope
+
+__all__ = ["Rope"]
