@@ -15,12 +15,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from latentplan import registry
+from latentplan import foreign, registry
 from latentplan.errors import ConfigError, unknown
 from latentplan.files import replacing
 from latentplan.types import Part
 
 T = TypeVar("T")
+LARGEST = 1 << 20  # bytes of a file of settings
+VALUES, DEPTH = 20_000, 50  # in it
 FOLDER = Path(__file__).parent / "configs"  # a link in the tree, a folder in a wheel
 
 
@@ -155,11 +157,8 @@ def save_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Return what `save_yaml` wrote; ConfigError if it is missing or not a mapping."""
-    try:
-        return _parse(str(path), Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read ({_first_line(e)})") from None
+    """Return what `save_yaml` wrote; ConfigError if it is missing, too large or not a mapping."""
+    return _parse(str(path), foreign.text(path, error=ConfigError, limit=LARGEST))
 
 
 def _is_number(text: str) -> bool:
@@ -176,13 +175,34 @@ def _parse(where: str, text: str) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
+        check_nesting(where, text)
         parsed = OmegaConf.create(text)  # reads 1e-3 as a number, refuses a key given twice
         values: Any = OmegaConf.to_container(parsed)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as e:
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
         raise ConfigError(f"{where}: not valid YAML ({_first_line(e)})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{where}: not a mapping of keys to values")
     return values
+
+
+def check_nesting(where: str, text: str) -> None:
+    """Raise ConfigError for YAML with too many values or levels; YAMLError if it is not YAML.
+
+    Its events are read one by one; the parser that makes values of them recurses without a limit.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH or count > VALUES:
+            raise ConfigError(
+                f"{where}: not read: more than {VALUES} values, or nested more than {DEPTH} deep"
+            )
 
 
 def _section(key: str, sections: Mapping[str, type]) -> str:

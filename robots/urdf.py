@@ -13,11 +13,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from latentplan import config
+from latentplan import config, foreign
 from latentplan.errors import ConfigError, unknown
 from latentplan.types import Array
 
 LIMITS = {"lower": "low", "upper": "high", "velocity": "velocity", "effort": "torque"}
+LARGEST = 1e12  # of a number
+ELEMENTS, DEPTH = 20_000, 50  # of a file, at most; a humanoid has some 3000 elements
 TURNING = ("revolute", "continuous")
 
 
@@ -76,6 +78,9 @@ def _values(
     rows = [row | dict(added.get(row["name"], {})) for row in rows]
     _refuse_missing(rows, beside, required=required)
     for row in rows:  # 0 if it is within the limits, else the middle
+        for name in ("low", "high"):
+            if not isinstance(row.get(name), int | float):
+                raise ConfigError(f"{beside.name}: joints.{row['name']}.{name}: need a number")
         middle = 0.0 if row["low"] <= 0 <= row["high"] else (row["low"] + row["high"]) / 2
         row.setdefault("home", middle)
     tip_pose = np.linalg.inv(turned) @ before
@@ -104,6 +109,28 @@ def _refuse_missing(rows: list[dict[str, Any]], beside: Path, *, required: Seque
     raise ConfigError(f"{text}; write them from the data sheet into {beside.name}, as {example}")
 
 
+class _Counted(ElementTree.TreeBuilder):
+    """A builder that stops where there are too many elements, or they are nested too deeply."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._count, self._depth = path, 0, 0
+
+    def start(self, tag: Any, attrs: Any, /) -> Any:
+        """Open an element."""
+        self._count, self._depth = self._count + 1, self._depth + 1
+        if self._count > ELEMENTS or self._depth > DEPTH:
+            raise ConfigError(
+                f"{self._path}: more than {ELEMENTS} elements, or nested more than {DEPTH} deep"
+            )
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> Any:
+        """Close an element."""
+        self._depth -= 1
+        return super().end(tag)
+
+
 class _Tree:
     """The links and joints of a URDF."""
 
@@ -128,30 +155,53 @@ class _Tree:
         """Return the joints from the root to a link."""
         found: list[ElementTree.Element] = []
         while link in self._joints:
-            joint = self._joints[link]
-            if joint in found:
+            found.append(self._joints[link])
+            if len(found) > len(self._joints):
                 raise ConfigError(f"link {link}: is its own ancestor")
-            found.insert(0, joint)
-            link = _end(joint, "parent")
-        return found
+            link = _end(found[-1], "parent")
+        return found[::-1]
 
     def tip(self) -> str:
         """Return the last link that all of the longest chains share."""
         if not self._joints:
             raise ConfigError("it has no joints")
         parents = {_end(joint, "parent") for joint in self._joints.values()}
-        paths = [self.path(link) for link in self._links if link not in parents]
-        most = max(sum(map(_turns, path)) for path in paths)
-        longest = [path for path in paths if sum(map(_turns, path)) == most]
-        shared = [joint for joint in longest[0] if all(joint in path for path in longest[1:])]
+        ends = [link for link in self._links if link not in parents]
+        if not ends:
+            raise ConfigError("its joints form a ring")
+        turns = self._turns()
+        most = max(turns[link] for link in ends)
+        longest = [link for link in ends if turns[link] == most]
+        shared = self.path(longest[0])
+        for link in longest[1:]:
+            other = self.path(link)
+            same = (i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a is not b)
+            shared = shared[: next(same, min(len(shared), len(other)))]
         while shared and not _turns(shared[-1]) and shared[-1].get("type") != "fixed":
             shared.pop()  # a single finger
         if sum(map(_turns, shared)) < most:
-            ends = ", ".join(_end(path[-1], "child") for path in longest)
-            raise ConfigError(f"tip: several chains are as long, to {ends}; set tip to a link")
+            names = ", ".join(longest[:10])
+            raise ConfigError(f"tip: several chains are as long, to {names}; set tip to a link")
         if not shared:
             raise ConfigError("it has no joint that turns")
         return _end(shared[-1], "child")
+
+    def _turns(self) -> dict[str, int]:
+        """Return how many joints turn between the root and each link."""
+        children: dict[str, list[str]] = {}
+        for child, joint in self._joints.items():
+            children.setdefault(_end(joint, "parent"), []).append(child)
+        found = {link: 0 for link in self._links if link not in self._joints}
+        waiting = list(found)
+        while waiting:
+            link = waiting.pop()
+            for child in children.get(link, ()):
+                found[child] = found[link] + _turns(self._joints[child])
+                waiting.append(child)
+        lost = next((link for link in self._links if link not in found), None)
+        if lost is not None:
+            raise ConfigError(f"link {lost}: is its own ancestor")
+        return found
 
     def chain(self, tip: str) -> list[ElementTree.Element]:
         """Return the joints from the root to `tip`; ConfigError unless each turns or is fixed."""
@@ -169,15 +219,14 @@ class _Tree:
 
 
 def _parsed(path: Path) -> ElementTree.Element:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read ({e})") from None
+    text = foreign.text(path, error=ConfigError)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError(f"{path}: a document type is not read; remove it")
+    parser = ElementTree.XMLParser(target=_Counted(path))
     try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as e:
+        parser.feed(text)
+        root = parser.close()
+    except (ElementTree.ParseError, LookupError, ValueError) as e:
         raise ConfigError(f"{path}: not XML ({e})") from None
     if root.tag != "robot":
         raise ConfigError(f"{path}: found <{root.tag}>, need <robot>")
@@ -274,8 +323,8 @@ def _numbers(where: str, text: str, count: int) -> list[float]:
         values = [float(part) for part in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not np.isfinite(values).all():
-        raise ConfigError(f"{where}: found {text!r}, need {count} finite numbers")
+    if len(values) != count or not (np.abs(values) < LARGEST).all():  # a NaN neither
+        raise ConfigError(f"{where}: found {text[:60]!r}, need {count} finite numbers")
     return values
 
 

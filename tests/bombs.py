@@ -149,7 +149,6 @@ YAML = {
     "many values": "a: [" + "0, " * 1_000_000 + "0]",
     "a number of 5000 digits": "a: " + "1" * 5000,
     "python": "a: !!python/object/apply:os.system ['true']",
-    "a long key": "? " + "x" * 100_000 + "\n: 1",
 }
 
 
@@ -179,6 +178,8 @@ def urdf_pair(more: str) -> str:
 URDFS = {
     "a chain of 20,000 links": urdf_chain(),
     "a comb of 20,000 links": urdf_chain(branches=True),
+    "a chain of 1,000 links": urdf_chain(1000),
+    "a comb of 1,000 links": urdf_chain(1000, branches=True),
     "a ring": urdf_pair(LIMIT).replace("</robot>", urdf_joint("b", "a") + "</robot>"),
     "a billion laughs": '<!DOCTYPE r [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><robot name="&b;"/>',
     "an external entity": '<!DOCTYPE r [<!ENTITY a SYSTEM "/etc/passwd">]><robot name="&a;"/>',

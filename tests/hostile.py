@@ -72,6 +72,52 @@ def _json(path: Path) -> Any:
     return foreign.read_json(path, error=SourceError)
 
 
+def _yaml(path: Path) -> Any:
+    from latentplan import config
+
+    return config.read_yaml(path)
+
+
+def _urdf(path: Path) -> Any:
+    from latentplan.robots import description
+
+    joints = ", ".join(f"to_l{i}: {{acceleration: 5, jerk: 100}}" for i in range(1, 5))
+    path.with_suffix(".yaml").write_text(f"joints: {{{joints}}}")
+    return description.load(str(path))
+
+
+def _camera(path: Path) -> Any:
+    from latentplan.robots import camera
+
+    return camera.load(str(path))
+
+
+def _good_yaml() -> list[bytes]:
+    return [b"a: 1e-3\nb: {c: [1, 2.5, x], d: true}\ne: null\n"]
+
+
+def _good_cameras() -> list[bytes]:
+    return [CAMERA]
+
+
+CAMERA = b"""name: front
+width: 64
+height: 48
+fx: 60.0
+fy: 60.0
+cx: 32.0
+cy: 24.0
+position: [0.0, 0.0, 1.0]
+rotation: [1.0, 0.0, 0.0, 0.0]
+"""
+
+
+def _good_urdfs() -> list[bytes]:
+    import bombs
+
+    return [bombs.urdf_chain(5).encode()]
+
+
 def _good_pickles() -> list[bytes]:
     import pickle
 
@@ -154,6 +200,9 @@ READERS = {
     "npy": Reader(".npy", _npy, _bombs("ARRAYS"), _good_arrays),
     "npz": Reader(".npz", _npz, _bombs("ARCHIVES"), _good_archives),
     "image": Reader(".png", _image, _bombs("IMAGES"), _good_images),
+    "yaml": Reader(".yaml", _yaml, _bombs("YAML"), _good_yaml),
+    "camera": Reader(".yaml", _camera, _bombs("YAML"), _good_cameras),
+    "urdf": Reader(".urdf", _urdf, _bombs("URDFS"), _good_urdfs),
     "json": Reader(".json", _json, _bombs("JSON"), _good_json),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from latentplan import config
 from latentplan.errors import ConfigError, UnknownName
 from latentplan.robots import description
 
@@ -72,3 +74,12 @@ def test_an_unknown_arm_is_told_with_the_nearest() -> None:
         description.load("pnda")
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
         description.load("nowhere.yaml")
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "pipe", "/dev"])
+def test_a_camera_that_is_no_file_is_refused_without_waiting(tmp_path: Path, file: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    values = config.read_yaml(config.FOLDER / "robot" / "ur5e.yaml") | {"cameras": [file]}
+    config.save_yaml(tmp_path / "mine.yaml", values)
+    with pytest.raises(ConfigError, match="need a regular file"):
+        description.load(str(tmp_path / "mine.yaml"))
