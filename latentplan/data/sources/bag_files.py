@@ -101,7 +101,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (
         *(AnyReaderError, Ros1Error, Ros2Error, SerdeError, TypesysError, apsw.Error),
-        *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError),
+        *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError, MemoryError),
     ) as e:
         why = f"{type(e).__name__}: {e}".rstrip(": ")
         advice = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex, or mcap recover"
