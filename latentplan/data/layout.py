@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from latentplan import budget
 from latentplan.data import commit, labels
 from latentplan.data.location import Location
 from latentplan.errors import ShapeError, StoreError
@@ -132,6 +133,8 @@ def read_ends(column: Any, count: int | None = None) -> Array:
 
     Without a count, it is of those that were written. Raises ValueError if they do not rise.
     """
+    rows = column.shape[0] if count is None else count
+    budget.claim(f"store: {column.path}", bytes=rows * column.dtype.itemsize)
     ends = np.asarray(column[:count])
     if count is None:
         unwritten = np.flatnonzero(ends <= 0)  # zeros: the array was resized, not written

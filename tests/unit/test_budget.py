@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import zarr
 
 from latentplan import budget, foreign
 from latentplan.api import import_data
@@ -150,3 +151,11 @@ def test_an_import_has_a_budget_for_each_episode(tmp_path: Path, workers: int) -
     assert imported(budget=Budget(bytes=4e9)).episodes == 2
     with pytest.raises(ConfigError, match=r"^import\.budget: found 'bites'"):
         imported(budget="bites=1")
+
+
+def test_a_store_that_claims_a_petabyte_of_episodes_is_refused() -> None:
+    from latentplan.data import layout
+
+    column = zarr.create_array({}, shape=(10**14,), chunks=(4096,), dtype="int64")
+    with pytest.raises(BudgetError, match=r"^store: .*needs 8e\+05 GB"):
+        layout.read_ends(column)
