@@ -16,6 +16,7 @@ EPISODES, LENGTH = 6, 17  # of the store that is trained on and exported
 FEW = ("steps=4", "batch=4", "save_every=1", "eval_every=2", "log_every=1")
 FEW += ("held_out=0.3", "warmup=2")
 STAGES = {
+    "calibrated": ("base", "dynamics", "inverse"),
     "videogpt": ("tokenizer", "prior"),
     "videoworld": ("tokenizer", "ldm", "transformer", "inverse", "dynamics"),
 }
@@ -79,6 +80,10 @@ def trainings() -> dict[str, tuple[tuple[str, ...], ...]]:
     cfm = ("channels=[4,4]", "strides=[2,2]", "hidden=[8,8]", "latent=4", "symmetric=false")
     tiny = {
         "cfm": ("cfm", *cfm, "window=2"),
+        "calibrated": (
+            *("calibrated", *(f"model.base.{each}" for each in cfm), "training.base.window=2"),
+            *("model.dynamics.hidden=[8]", "model.dynamics.members=2", "model.inverse.hidden=[8]"),
+        ),
         "vqvae": ("vqvae", "channels=[8]", "levels=[4,3]", "patch=8"),
         "video_vqvae": ("video_vqvae", "width=8", "codes=16", "tokenizer.clip=4"),
         "videogpt": (
