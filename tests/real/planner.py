@@ -112,7 +112,9 @@ class Planner:
 
 
 def tell(event: str, **values: Any) -> None:
-    print(json.dumps({"event": event, "t": time.monotonic()} | values), flush=True)
+    line = json.dumps({"event": event, "t": time.monotonic()} | values)
+    sys.stdout.write(line + "\n")  # at once: several threads send
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

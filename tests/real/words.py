@@ -41,7 +41,8 @@ class Faults:
         if word != self._told:
             self._told = word
             event = {"event": "sensors", "word": word, "t": time.monotonic()}
-            print(json.dumps(event), flush=True)
+            sys.stdout.write(json.dumps(event) + "\n")  # at once: several threads write
+            sys.stdout.flush()
         return self._alter(states, word)
 
     def _alter(self, states: JointStates, word: str) -> JointStates | None:
