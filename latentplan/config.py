@@ -289,14 +289,18 @@ def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    needed = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    wrong = ConfigError(f"{where}: found {value!r}, needs {needed.replace('typing.', '')}")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(_field(key, hint)), {key: value})
     except OmegaConfBaseException:
-        needed = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-        found = f"found {value!r}, needs {needed.replace('typing.', '')}"
-        raise ConfigError(f"{where}: {found}") from None
+        raise wrong from None
     typed = cast(dict[str, Any], OmegaConf.to_container(merged))[key]
-    if isinstance(typed, list) and any(get_origin(o) is tuple for o in _options(hint)):
+    if isinstance(typed, list | tuple) and any(get_origin(o) is tuple for o in _options(hint)):
+        items = [item for option in _options(hint) for item in get_args(option)]
+        scalars = all(item in (bool, int, float, str, ...) for item in items)
+        if scalars and any(isinstance(each, dict | list) for each in typed):
+            raise wrong  # OmegaConf lets a mapping in a tuple of numbers pass
         return tuple(typed)
     return typed
 

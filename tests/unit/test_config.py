@@ -210,3 +210,9 @@ def test_every_shipped_preset_names_a_registered_class() -> None:
     shipped = [(kind, name) for kind, names in config.presets().items() for name in names]
     for kind, name in shipped:
         assert config.resolve(kind, name).base in registry.names(kind)
+
+
+@pytest.mark.parametrize("value", ["[1,{a: 2}]", "[[1],2]"])
+def test_a_tuple_of_numbers_holds_numbers_alone(value: str) -> None:
+    with pytest.raises(ConfigError, match="powers.*needs tuple"):
+        load(f"sampler.weights.powers={value}")
