@@ -25,7 +25,7 @@ SPEC = Spec(
     ActionSpec((-1.0, float(CONSTANT), -1.0), (1.0, float(CONSTANT), 1.0)),
     env="toy",
 )
-LENGTH, EPISODES = 10, 5
+LENGTH, EPISODES = 12, 5
 
 
 @pytest.fixture(scope="module")

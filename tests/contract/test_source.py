@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,9 +117,10 @@ def test_keys_choose_the_observations(made: Any) -> None:
             np.testing.assert_array_equal(found.observations[key], wanted.observations[key])
         np.testing.assert_array_equal(found.actions, wanted.actions)
         assert (found.labels, found.info) == (wanted.labels, wanted.info)
-    listed = ", ".join(map(re.escape, every))
-    with pytest.raises(ConfigError, match=f"import.keys: no observation 'nothing'.*: {listed}"):
+    with pytest.raises(ConfigError, match="import.keys: no observation 'nothing'") as refused:
         kind(folder, kind.Config(), keys=[every[0], "nothing"])
+    listed = str(refused.value).rpartition(": ")[2]
+    assert sorted(listed.split(", ")) == sorted(every)
     with pytest.raises(ConfigError, match="import.keys: none is given"):
         kind(folder, kind.Config(), keys=[])
 

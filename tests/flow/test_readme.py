@@ -50,7 +50,7 @@ def test_commands_and_code_run(
     assert re.fullmatch(r"progress -?\d+\.\d\d\n", capsys.readouterr().out)
     exec(compile(loop, "README.md", "exec"), {})
     assert re.fullmatch(
-        r"\d+\.\d cm from the goal\n\d+\.\d ms an action\n", capsys.readouterr().out
+        r"\d+\.\d cm from the goal\n\d+\.\d ms per action\n", capsys.readouterr().out
     )
 
 

@@ -158,7 +158,7 @@ PICTURE = {"header": STAMP, "height": 64, "width": 64, "step": 192, "encoding": 
     ("topic", "message", "line"),
     [
         ("/joint_states", SOUND | {"position": [0.1] * 6}, "found 6 values for the names"),
-        ("/joint_states", SOUND | {"velocity": []}, "found 0 values for the names"),
+        ("/joint_states", SOUND | {"velocity": [0] * 6}, "found 6 values for the names"),
         ("/joint_states", SOUND | {"name": None}, "joint_states: no sensor_msgs/JointState"),
         ("/joint_states", {"data": "x"}, "joint_states: no sensor_msgs/JointState"),
         ("/joint_states", SOUND | {"header": {"stamp": None}}, "no sensor_msgs/JointState"),
@@ -211,7 +211,8 @@ def test_the_server_complains_and_small_messages_do_not_wait(
 
 def test_null_is_what_nan_was(shared: tuple[RosbridgeDriver, roslibpy.Ros]) -> None:
     arm, ros = shared
-    values = SOUND | {"position": [None, *[0.1] * 6]}
+    later = {"stamp": {"sec": 6, "nanosec": 0}}  # the same stamp again would count as silence
+    values = SOUND | {"header": later, "position": [None, *[0.1] * 6]}
     roslibpy.Topic(ros, "/joint_states", "any/any").publish(values)
     end = time.monotonic() + 20
     while (reading := arm.reading()) is None or np.isfinite(reading.q).all():

@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_in_one_line(
 
     monkeypatch.setattr(names, "entries", full)
     assert main(["list"]) == 2
-    assert "No space left" in capsys.readouterr().err
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_the_exit_code_reaches_the_shell() -> None:

@@ -304,7 +304,7 @@ def test_reset_refuses_what_is_outside_and_changes_nothing() -> None:
     low = np.array([0, 1.2, 0, -1.2, 0, 2.4, 0])
     with pytest.raises(RobotError, match="workspace: the end effector is at"):
         safety.reset(low, gripper=0.0, now=0.0)
-    with pytest.raises(RobotError, match="need 7 finite numbers"):
+    with pytest.raises(RobotError, match="need 7 joints, and finite numbers"):
         safety.reset(HOME * np.nan, gripper=0.0, now=0.0)
     np.testing.assert_array_equal(safety.q, HOME)
 

@@ -19,7 +19,7 @@ DIGITS = "9" * 5000
 
 CASES = {
     "a store of a long name": ((*COLLECT, "--out", LONG), "File name too long"),
-    "a store below a file": ((*COLLECT, "--out", "file/a.zarr"), "Not a directory"),
+    "a store below a file": ((*COLLECT, "--out", "file/a.zarr"), "File exists"),
     "a store that is a file": ((*COLLECT, "--out", "file"), "file: is not an episode store"),
     "a run of a long name": (("train", "cfm", "--data", "a.zarr", "--run", LONG), "too long"),
     "a run that is a file": (
@@ -36,11 +36,11 @@ CASES = {
     ),
     "an export below a file": (
         ("export", "lerobot", "a.zarr", "file/x", "--fps", "5"),
-        "file/x: Not a directory",
+        "file: File exists",
     ),
     "an image of a long name": (("show", "a.zarr", "--out", f"{LONG}.png"), "too long"),
-    "a video below a file": (("show", "a.zarr", "--out", "file/x.mp4"), "file/x.mp4: Not a dir"),
-    "a target below a file": (("calibrate", "board", "--out", "file/x.pdf"), "file/x.pdf: Not a"),
+    "a video below a file": (("show", "a.zarr", "--out", "file/x.mp4"), "file: File exists"),
+    "a target below a file": (("calibrate", "board", "--out", "file/x.pdf"), "file: File exists"),
     "images of a long name": (("calibrate", LONG, "--out", "c.yaml"), "too long"),
     "data to import of a long name": (("import", "calvin", LONG, "--out", "a.zarr"), "too long"),
     "an arm of a long name": (("robot", "--backend", "sim", "--robot", LONG, *REACH), "no robot"),
