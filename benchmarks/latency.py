@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,31 @@ import latentplan
 from latentplan.evaluation.provenance import provenance
 from latentplan.sim.deformable.rope import Rope
 
-PLANNERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "cem, as shipped": ("cem", ()),
-    "cem, 512 candidates in 1 round": ("cem", ("candidates=512", "iterations=1")),
-    "cem, 512 candidates in 2 rounds of 256": ("cem", ("candidates=256", "iterations=2")),
-    "cem, 512 candidates, 3 rounds": ("cem", ("candidates=512", "iterations=3")),
-    "shooting, 512 candidates": ("shooting", ("candidates=512",)),
-    "shooting, 100 candidates (paper)": ("shooting", ()),
+PLANNERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cem, as shipped": ("rope-cfm", {"planner": "cem"}),
+    "cem, 512 candidates in 1 round": (
+        "rope-cfm",
+        {"planner": "cem", "overrides": ["candidates=512", "iterations=1"]},
+    ),
+    "cem, 512 candidates in 2 rounds of 256": (
+        "rope-cfm",
+        {"planner": "cem", "overrides": ["candidates=256", "iterations=2"]},
+    ),
+    "cem, 512 candidates, 3 rounds": (
+        "rope-cfm",
+        {"planner": "cem", "overrides": ["candidates=512", "iterations=3"]},
+    ),
+    "shooting, 512 candidates": (
+        "rope-cfm",
+        {"planner": "shooting", "overrides": ["candidates=512"]},
+    ),
+    "shooting, 100 candidates (paper)": ("rope-cfm", {"planner": "shooting"}),
+    "rope-calibrated, direct": (
+        "rope-calibrated",
+        {"policy": "generative", "overrides": ["horizon=1"]},
+    ),
+    "rope-calibrated, propose": ("rope-calibrated", {"planner": "propose"}),
+    "rope-calibrated, beam": ("rope-calibrated", {"planner": "beam"}),
 }
 CALLS = 200  # calls of act() per row
 STARTS = 15  # new processes per row
@@ -37,11 +56,11 @@ START_UP = {
 }
 
 
-def act(planner: str, overrides: tuple[str, ...]) -> dict[str, float]:
+def act(run: str, options: dict[str, Any]) -> dict[str, float]:
     """Return quantiles of act() in ms, after ten warm-up calls."""
     env = Rope()
     goal, _ = env.reset(seed=1)
-    agent = latentplan.load("rope-cfm", planner=planner, overrides=overrides)
+    agent = latentplan.load(run, **options)
     agent.goal(goal)
     milliseconds = []
     observation, _ = env.reset(seed=2)
