@@ -92,7 +92,7 @@ def load(
             raise ConfigError(f"{override!r}: an override is key=value")
         try:
             layer = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as e:
+        except (OmegaConfBaseException, YAMLError, ValueError, IndexError, RecursionError) as e:
             raise ConfigError(
                 f"{_short(override)}: not key=value in YAML ({_first_line(e)})"
             ) from None

@@ -216,3 +216,9 @@ def test_every_shipped_preset_names_a_registered_class() -> None:
 def test_a_tuple_of_numbers_holds_numbers_alone(value: str) -> None:
     with pytest.raises(ConfigError, match="powers.*needs tuple"):
         load(f"sampler.weights.powers={value}")
+
+
+@pytest.mark.parametrize("override", ["[=1", "[[=1"])
+def test_a_key_that_omegaconf_cannot_split_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="not key=value in YAML|no key"):
+        load(override)
