@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentplan import budget, foreign
-from latentplan.errors import LatentplanError
+from latentplan.errors import LatentplanError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,8 +55,7 @@ def opened(
         raise error(f"{where}: an image of more than {most} pixels, which is refused") from None
     except DAMAGE as e:
         kinds = " or ".join(formats)
-        line = (str(e).splitlines() or [""])[0] or type(e).__name__
-        raise error(f"{where}: not a whole {kinds} image ({line})") from None
+        raise error(f"{where}: not a whole {kinds} image ({first_line(e)})") from None
 
 
 def rgb(image: Image, *, where: str, error: type[LatentplanError]) -> Array:

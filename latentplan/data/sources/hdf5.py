@@ -19,7 +19,7 @@ import numpy as np
 
 from latentplan import budget, foreign
 from latentplan.data import array_limits
-from latentplan.errors import MissingDependency, SourceError
+from latentplan.errors import MissingDependency, SourceError, first_line
 from latentplan.types import Array, ArraySpec
 
 HOPS = 16  # soft links to follow for one name, as HDF5 itself does
@@ -303,12 +303,9 @@ def _damage(where: object) -> Iterator[None]:
     except PermissionError as e:
         raise SourceError(f"{where}: cannot be read ({e.strerror})") from None
     except DAMAGE as e:
-        raise SourceError(f"{where}: damaged, or not an HDF5 file ({_line(e)})") from None
+        line = first_line(e).strip("'\"")  # that a KeyError has
+        raise SourceError(f"{where}: damaged, or not an HDF5 file ({line})") from None
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) or "nothing"
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")

@@ -22,7 +22,7 @@ import numpy as np
 
 from latentplan import budget, foreign
 from latentplan.data.sources import lerobot_tasks
-from latentplan.errors import MissingDependency, SourceError
+from latentplan.errors import MissingDependency, SourceError, first_line
 from latentplan.files import is_clutter
 from latentplan.types import Array
 
@@ -275,5 +275,4 @@ def _damage(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except (ArrowException, OSError, ValueError, MemoryError) as e:
-        line = (str(e).splitlines() or [type(e).__name__])[0]
-        raise SourceError(f"{path}: damaged, or not a parquet file ({line})") from None
+        raise SourceError(f"{path}: damaged, or not a parquet file ({first_line(e)})") from None
