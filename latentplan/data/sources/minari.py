@@ -62,9 +62,8 @@ class Minari:
             arrays, low, high = hdf5_episodes.scan(
                 file, self.names, actions=_actions, observed=lambda episode, _: _observed(episode)
             )
-            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
-            chosen = observation_keys.chosen(arrays, keys, left_out=left_out)
-            self.notes = observation_keys.notes(keys, left_out)
+            reasons = {key: array.unfit for key, array in arrays.items()}
+            chosen, self.notes = observation_keys.storable(reasons, keys)
             if not chosen:
                 why = "; ".join(self.notes) or "they are empty"
                 raise SourceError(f"{self.path}: no observations can be read: {why}")

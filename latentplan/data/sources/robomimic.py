@@ -77,9 +77,8 @@ class Robomimic:
                 actions=self._actions,
                 observed=lambda demo, actions: _arrays(demo, keys, length=len(actions)),
             )
-            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
-            names = observation_keys.chosen(arrays, keys, left_out=left_out)
-            self.notes = observation_keys.notes(keys, left_out)
+            reasons = {key: array.unfit for key, array in arrays.items()}
+            names, self.notes = observation_keys.storable(reasons, keys)
             if not names:
                 raise SourceError(f"{self.path}: no observation can be read: {self.notes[0]}")
             observation = {key: arrays[key].row() for key in names}
