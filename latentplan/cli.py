@@ -88,8 +88,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
 }
 for _name, _module in COMMANDS.items():
-    _more = getattr(_module, "MORE", "")
-    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}{_more}")(_module.command)
+    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
