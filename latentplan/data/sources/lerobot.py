@@ -304,5 +304,5 @@ def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
                     f"{at} is {image.height} x {image.width}, need {spec.shape[0]} x "
                     f"{spec.shape[1]}"
                 )
-            found[row] = np.asarray(image.convert("RGB"))
+            found[row] = image_files.rgb(image, where=at, error=SourceError)
     return found
