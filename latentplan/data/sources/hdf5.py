@@ -44,10 +44,8 @@ def opened(path: Path) -> Iterator[Group]:
         raise SourceError(f"{path}: is a folder; name one HDF5 file (found in it: {inside})")
     if not path.exists():
         raise SourceError(f"{path}: no such file")
-    if not path.is_file():
-        raise SourceError(f"{path}: is not a file")
+    foreign.opened(path, error=SourceError).close()  # says plainly why it may not be read
     with _damage(path):
-        path.open("rb").close()  # says plainly that it may not be read
         file = h5py.File(path, "r")
     with file:
         yield Group(path, file)
@@ -300,8 +298,6 @@ def _damage(where: object) -> Iterator[None]:
     """Raise SourceError for the errors of h5py in the block, which must have no other code."""
     try:
         yield
-    except PermissionError as e:
-        raise SourceError(f"{where}: cannot be read ({e.strerror})") from None
     except DAMAGE as e:
         line = first_line(e).strip("'\"")  # that a KeyError has
         raise SourceError(f"{where}: damaged, or not an HDF5 file ({line})") from None
