@@ -149,7 +149,7 @@ class Connection:
         """Keep what a message says; RobotError if the node speaks another language."""
         try:
             self._keep(message)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             found = one_line(f"{message.kind}: {type(e).__name__}: {e}")
             raise RobotError(f"node: found a {found}; start a node of this version") from None
 
