@@ -93,26 +93,30 @@ class Server:
 
 
 def _bind(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
-    """Return the two sockets, at one port."""
+    """Return sockets of TCP and UDP at one port; RobotError if it is not available."""
     host, port = address
-    for attempt in range(TRIES):
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            alarm = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(address)
-                alarm.bind(listener.getsockname())
-            except OSError as e:
-                if port == 0 and attempt < TRIES - 1:
-                    continue
+    tries = TRIES if port == 0 else 1
+    while True:
+        tries -= 1
+        try:
+            return _bind_once(address)
+        except OSError as e:
+            if tries == 0:
                 raise RobotError(
                     f"node.address: {host}:{port} is not available ({e.strerror}); does another "
                     "node drive this arm?"
                 ) from None
-            listener.listen()
-            listener.setblocking(False)
-            alarm.setblocking(False)
-            stack.pop_all()
-            return listener, alarm
-    raise AssertionError("the last attempt returns or raises")
+
+
+def _bind_once(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        alarm = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        alarm.bind(listener.getsockname())
+        listener.listen()
+        listener.setblocking(False)
+        alarm.setblocking(False)
+        stack.pop_all()
+        return listener, alarm
