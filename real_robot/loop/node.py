@@ -114,7 +114,7 @@ class Node:
 
     def _loop(self) -> None:
         due = last = self.driver.now()
-        while not (self._leaving and self._at_rest()):
+        while self.supervisor.moving or not self._leaving:
             now = self.driver.now()
             self.intervals.append(now - last)
             last = now
@@ -138,9 +138,6 @@ class Node:
         supervisor.steer(self.driver, self._command, now=now)
         if supervisor.ticks % self._every == 0:
             self._publish(now)
-
-    def _at_rest(self) -> bool:
-        return self.supervisor.state not in (State.ARMED, State.STOPPING)
 
     @property
     def _observers(self) -> list[Channel]:
