@@ -52,7 +52,7 @@ def test_who_is_closed_in_a_turn_gets_none(server: Server) -> None:
     assert served == [a, c] and server.channels == [c]
 
 
-def test_too_many_connections_replace_the_oldest_whoever_was_served(server: Server) -> None:
+def test_too_many_connections_replace_the_oldest_even_if_it_was_served(server: Server) -> None:
     planner, oldest, waiting = connect(server, 3)
     assert [turn(server)[0] for _ in range(2)] == [planner, oldest]
     more = connect(server, CLIENTS - 1)
