@@ -14,7 +14,6 @@ from latentplan.real_robot.link.messages import one_line
 from latentplan.real_robot.loop.supervisor import State, Supervisor
 from latentplan.real_robot.robot import Driver
 
-MOVING = (State.ARMED, State.STOPPING)
 SPARE = 10  # ticks of a stop beyond its longest time
 
 
@@ -27,7 +26,7 @@ def stopping_first(driver: Driver, supervisor: Supervisor) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        if supervisor.state in MOVING:
+        if supervisor.moving:
             reason = one_line(f"{type(e).__name__}: {e}".removesuffix(": "))
             if isinstance(e, Exception):
                 supervisor.fault(reason)

@@ -114,7 +114,7 @@ class Node:
 
     def _loop(self) -> None:
         due = last = self.driver.now()
-        while not (self._leaving and self._at_rest()):
+        while self.supervisor.moving or not self._leaving:
             now = self.driver.now()
             self.intervals.append(now - last)
             last = now
@@ -139,19 +139,20 @@ class Node:
         if supervisor.ticks % self._every == 0:
             self._publish(now)
 
-    def _at_rest(self) -> bool:
-        return self.supervisor.state not in (State.ARMED, State.STOPPING)
+    @property
+    def _observers(self) -> list[Channel]:
+        """Return the clients that get observations: the watchers and the planner."""
+        return [*self._watchers, *([] if self._planner is None else [self._planner])]
 
     def _serve(self, now: float) -> None:
         """Accept connections and handle messages, the planner's first, for a share of the tick."""
-        planner = self._planner
-        self._server.accept(keep=(*self._watchers, *([] if planner is None else [planner])))
-        for channel in self._server.turns(first=planner, seconds=SHARE * self.dt):
+        self._server.accept(keep=self._observers)
+        for channel in self._server.turns(first=self._planner, seconds=SHARE * self.dt):
             try:
                 for message in channel.heard(MESSAGES):
                     self._obey(message, channel, now=now)
                 channel.flush()
-                if channel is not self._planner:  # which may think, or be looked at, for long
+                if channel is not self._planner:  # which may be slow, or paused in a debugger
                     channel.refuse_delay(PATIENCE, silence=channel not in self._watchers)
             except RobotError as e:
                 self._lose(channel, str(e))
@@ -258,8 +259,7 @@ class Node:
         reading = self.supervisor.reading
         safety = self.supervisor.safety
         moved, self._before = safety.q - self._before, safety.q
-        clients = [*self._watchers, *([] if self._planner is None else [self._planner])]
-        clients = [channel for channel in clients if channel.idle]
+        clients = [channel for channel in self._observers if channel.idle]
         if reading is None or not clients:
             return
         self._number += 1

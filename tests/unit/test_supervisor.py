@@ -447,18 +447,18 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(ticks=st.integers(1, 15), speed=st.floats(-1, 1), broken=st.booleans())
     def ticks(self, ticks: int, speed: float, broken: bool) -> None:
         for _ in range(ticks):
-            armed = self.bench.supervisor.state in (State.ARMED, State.STOPPING)
+            moving = self.bench.supervisor.moving
             before, speeds = self.bench.q, self.bench.dq
             action = np.full(8, np.nan if broken and ticks > 12 else speed)
             setpoint = self.bench.tick(action)
-            assert armed or setpoint is None
+            assert moving or setpoint is None
             if setpoint is not None:
                 limits = self.bench.supervisor.safety.limits
                 most = limits.velocity * DT * (1 + 1e-9)
                 assert (np.abs(setpoint.q - before) <= most).all()
                 change = limits.acceleration * DT * (1 + 1e-9)
                 assert (np.abs(setpoint.dq - speeds) <= change).all()
-            elif not armed:
+            elif not moving:
                 assert (self.bench.dq == speeds).all()
 
     @rule(source=st.sampled_from(["joints", "front"]))
