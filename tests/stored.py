@@ -82,6 +82,19 @@ def filled(path: Path, count: int) -> Path:
     return path
 
 
+def until_crash(store: ZarrStore, count: int) -> tuple[int, bool]:
+    """Append episodes and close the store; return how many were appended, and if it crashed."""
+    appended = 0
+    try:
+        for number in range(count):
+            store.append(episode(number))
+            appended += 1
+        store.close()
+    except Crash:
+        return appended, True
+    return appended, False
+
+
 def of_before(path: Path) -> Path:
     """Make a store what an older version wrote, which kept no record of what it has."""
     metadata = json.loads((path / "zarr.json").read_text())

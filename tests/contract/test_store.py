@@ -26,6 +26,7 @@ from stored import (
     episode,
     filled,
     of_before,
+    until_crash,
 )
 
 from latentplan.data import location, pending
@@ -216,18 +217,12 @@ def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
         path = tmp_path / f"{steps}.zarr"
         shutil.copytree(empty, path)
         store = ZarrStore.open(path, "a")
-        appended = 0
         with monkeypatch.context() as patch:
             crash_after(patch, steps)
-            try:
-                for number in range(total):
-                    store.append(episode(number))
-                    appended += 1
-                store.close()
-            except Crash:
-                crashes += 1
-            else:
-                break
+            appended, crashed = until_crash(store, total)
+        if not crashed:
+            break
+        crashes += 1
         store._release()  # as the kernel does for a process that is gone
         with ZarrStore.open(path) as reader:  # readable at once, before any repair
             assert appended <= len(reader) <= appended + 1

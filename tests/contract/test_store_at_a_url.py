@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from stored import EVERY, SPEC, Crash, assert_same, episode
+from stored import EVERY, SPEC, Crash, assert_same, episode, until_crash
 from zarr.storage import FsspecStore
 
 from latentplan.data import pending
@@ -67,16 +67,10 @@ def test_a_kill_at_a_url_loses_nothing_either(
             patch.setattr(memory, "pipe_file", partialmethod(partial(step, put)))
             patch.setattr(memory, "rm_file", partialmethod(partial(step, remove)))
             patch.setattr(FsspecStore, "set", partialmethod(partial(step, write)))
-            appended = 0
-            try:
-                for number in range(total):
-                    store.append(episode(number))
-                    appended += 1
-                store.close()
-            except Crash:
-                crashes += 1
-            else:
-                break
+            appended, crashed = until_crash(store, total)
+        if not crashed:
+            break
+        crashes += 1
         with ZarrStore.open(place, "a") as store:
             assert appended <= len(store) <= appended + 1
             for number in range(len(store), total):

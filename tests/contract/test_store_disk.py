@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 from stored import SPEC, arrays, assert_equal_arrays, assert_same, episode, filled
 
 from latentplan.data.derived import derive
@@ -21,17 +21,6 @@ from latentplan.errors import StoreError
 
 pytestmark = pytest.mark.usefixtures("small_shards")
 TOTAL = 5
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let the kernel refuse every write beyond `size` bytes of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_whole(path: Path, least: int) -> int:

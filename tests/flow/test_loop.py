@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import zarr
+from full_disk import files_of_at_most
 from processes import killed, refused, started, told
 
 import latentplan
@@ -139,17 +137,6 @@ def test_kill_9_while_training_then_resume_gives_the_same_run(loop: Path, tmp_pa
 # --- bad input: one line, exit 2, nothing half-written ---------------------------------------
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file of this process and its children grow beyond `size` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.fixture
 def here(loop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder we are in now: a data set and a run, and damaged ones."""
@@ -216,7 +203,7 @@ def test_a_full_disk_keeps_what_was_done(here: Path, capsys: pytest.CaptureFixtu
         (["plan", "--run", "run", "--episodes", "1", "--out", "report"], 300),
         (["show", "rope.zarr", "--out", "sheet.png"], 300),
     ]:
-        with largest_file(size):
+        with files_of_at_most(size):
             line = refused(argv, capsys)
         assert "the disk is full" in line or "free some disk space" in line
     after = contents(here)

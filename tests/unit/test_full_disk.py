@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import calvin_writer
 import pytest
+from full_disk import files_of_at_most
 
 from latentplan import cli
 
@@ -51,16 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def full(limit: int) -> Iterator[None]:
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
 def left(folder: Path) -> list[str]:
     """Return what is there and unfinished."""
     return [str(file) for file in folder.rglob("*") if "partial" in file.name]
@@ -81,7 +69,7 @@ def test_a_full_disk_is_told_and_the_same_goes_on_later(
     for file in folder.glob("out*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     line = list(LINES[name])
-    with full(limit):
+    with files_of_at_most(limit):
         assert cli.main(line) == 2
     *progress, said = capsys.readouterr().err.splitlines()
     assert said.startswith("latentplan: ") and "free some" in said and not left(folder)

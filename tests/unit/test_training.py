@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_disk import files_of_at_most
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
@@ -173,13 +173,9 @@ def test_a_full_disk_keeps_what_was_saved(
 ) -> None:
     run = tmp_path / "run"
     first = trained(data, run, "steps=6")
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))  # beyond it Python gets EFBIG
-    try:
-        argv = ["train", "cfm", "--data", str(data), "--run", str(run), *SMALL, "steps=12"]
-        assert main([*argv, "--resume"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    argv = ["train", "cfm", "--data", str(data), "--run", str(run), *SMALL, "steps=12", "--resume"]
+    with files_of_at_most(limit):
+        assert main(argv) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert str(run) in said and "intact" in said and "free some disk space" in said
     now = contents(run)
