@@ -59,6 +59,13 @@ def making(path: Path) -> Iterator[Path]:
         partial.rename(path)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder: its name is free at once, and the rest a leftover if this is interrupted."""
+    gone = path.with_name(f".{path.stem[:STEM]}.{secrets.token_hex(4)}.partial")
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of killed processes from a folder."""
     with suppress(OSError), os.scandir(folder) as entries:

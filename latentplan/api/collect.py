@@ -79,8 +79,6 @@ def collect(
     workers = _workers(workers, ray, chosen, acting)
     count, begun, interrupted = Count(), time.monotonic(), False
     with cluster.connected(ray, workers=workers) if ray is not None else nullcontext():
-        store = stores.open_or_create(out, spec, settings)
-        before = len(store)
 
         def report(now: Count) -> None:
             nonlocal count
@@ -90,7 +88,8 @@ def collect(
                 done = before + now.episodes
                 on_progress(Progress(f"collect {chosen.name}", "episodes", done, episodes, figures))
 
-        with store:
+        with stores.filling(out, spec, settings) as store:
+            before = len(store)
             try:
                 report(count)
                 record(store, recipe, episodes=episodes, workers=workers, ray=ray, report=report)

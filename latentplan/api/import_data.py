@@ -86,11 +86,8 @@ def import_data(
     )
     opened = opening.open()
     total = len(opened) if episodes is None else min(len(opened), episodes)
-    store = stores.open_or_create(
-        out, opened.spec, {"format": chosen.name, **opened.settings}
-    )
-    before, count = len(store), importing.Progress()
-    begun, interrupted = time.monotonic(), False
+    settings = {"format": chosen.name, **opened.settings}
+    count, begun, interrupted = importing.Progress(), time.monotonic(), False
 
     def report(now: Count) -> None:
         nonlocal count
@@ -100,7 +97,8 @@ def import_data(
             done = before + now.episodes
             on_progress(Progress(f"import {chosen.name}", "episodes", done, total, figures))
 
-    with store:
+    with stores.filling(out, opened.spec, settings) as store:
+        before = len(store)
         try:
             report(count)
             importing.add(

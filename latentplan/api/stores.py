@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentplan.errors import StoreError
 from latentplan.urls import public_values
 
 if TYPE_CHECKING:
@@ -46,6 +48,24 @@ def open_or_create(
         store.close()
         raise
     return store
+
+
+@contextmanager
+def filling(out: str | Path, spec: Spec, settings: Mapping[str, Any]) -> Iterator[ZarrStore]:
+    """Yield the store of `open_or_create` and close it; a new one that stays empty is removed.
+
+    So a call that fails at its first episode can be made again with other settings.
+    """
+    from latentplan.data.location import locate
+
+    new = not locate(out).exists()
+    with open_or_create(out, spec, settings) as store:
+        try:
+            yield store
+        finally:
+            if new and not len(store):
+                with suppress(OSError, StoreError):  # an error of the call says more
+                    store.delete()
 
 
 def size(store: ZarrStore) -> StoreSize:

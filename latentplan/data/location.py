@@ -52,6 +52,9 @@ class Location(Protocol):
     def creating(self) -> Any:
         """Return a context with a location to fill, which becomes this one at its end."""
 
+    def delete(self) -> None:
+        """Remove the place with all its files."""
+
 
 def locate(path: Path | str) -> Location:
     """Return the location of a path or a URL (`s3://...`, `memory://...`; `file://` is a path).
@@ -142,6 +145,10 @@ class Folder:
         """Yield a folder beside this one, renamed at the end."""
         with files.making(self.path) as partial:
             yield Folder(partial)
+
+    def delete(self) -> None:
+        """Remove the folder."""
+        files.remove_folder(self.path)
 
 
 class Remote:
@@ -236,6 +243,11 @@ class Remote:
     def creating(self) -> Iterator[Remote]:
         """Yield this place itself; its attributes, which make it a store, are written last."""
         yield self
+
+    def delete(self) -> None:
+        """Remove the objects."""
+        for name in self.sizes():
+            self.remove(name)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")

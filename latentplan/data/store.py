@@ -249,6 +249,13 @@ class ZarrStore:
         finally:
             self._release()
 
+    def delete(self) -> None:
+        """Close the store, open for append, and remove it."""
+        try:
+            self._location.delete()
+        finally:
+            self._release()
+
     def _push(self, episode: Episode) -> None:
         self._pending.append(episode)
         last = int(self.ends[-1]) if len(self.ends) else 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import calvin_writer
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -291,6 +292,27 @@ def test_the_command_tells_what_it_skipped(
     with pytest.raises(SourceError, match="all 2 episodes are damaged: /x/0: is damaged"):
         out, overrides = tmp_path / "c.zarr", ["count=2", "bad=[0,1]"]
         run("numbered", "/x", out=out, workers=0, skip_bad=True, overrides=overrides)
+
+
+@pytest.mark.parametrize("place", ["folder", "url"])
+def test_an_import_of_nothing_leaves_no_store(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    out = tmp_path / "a.zarr" if place == "folder" else "memory://nothing/a.zarr"
+    if place == "url":
+        memory = fsspec.filesystem("memory")
+        request.addfinalizer(lambda: memory.rm("/nothing", recursive=True))
+    options: dict[str, Any] = {"out": out, "workers": 0, "overrides": ["bad=[0,1]", "count=2"]}
+    for skip_bad in (False, True):
+        with pytest.raises(SourceError, match="/x/0: is damaged"):
+            run("numbered", "/x", skip_bad=skip_bad, **options)
+        with pytest.raises(StoreError, match="no such episode store"):
+            ZarrStore.open(out)
+        assert not list(tmp_path.iterdir())
+    ZarrStore.create(out, Numbered(Path("/x"), Numbered.Config()).spec).close()
+    with pytest.raises(StoreError, match="use the same settings"):
+        run("numbered", "/x", **options)
+    assert len(ZarrStore.open(out)) == 0  # another call's stays
 
 
 def test_more_episodes_than_there_are_is_noted(calvin: Path, tmp_path: Path) -> None:
