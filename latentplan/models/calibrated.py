@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from latentplan import registry
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.inverse import GoalInverse, InverseProposal
+from latentplan.models.goal_inverse import GoalInverse, InverseProposal
 from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view, turned
 from latentplan.nn.mlp import LatentMLP
 from latentplan.nn.observations import checked, encode

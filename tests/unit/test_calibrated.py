@@ -13,7 +13,7 @@ import latentplan
 from latentplan.errors import ConfigError
 from latentplan.models.calibrated import Calibrated, LatentDynamics
 from latentplan.models.cfm import CFM
-from latentplan.models.inverse import GoalInverse, InverseProposal
+from latentplan.models.goal_inverse import GoalInverse, InverseProposal
 from latentplan.models.latents import LATENTS, latent_spec, turned
 from latentplan.planning.beam import Beam
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Goal, PlanarSpec, Spec
