@@ -110,10 +110,8 @@ def load(
         prefix, part = select(header, path, kind=kind, name=name)
         build = build or _class_of(part, path)
         model, settings = _built(build, part, path)
-        names = [key for key in file.keys() if key.startswith(prefix)]
-        slices = {key.removeprefix(prefix): file.get_slice(key) for key in names}
-        weights.check_fit(model, slices, path)
-        weights.fill(model, {k.removeprefix(prefix): file.get_tensor(k) for k in names}, path)
+        own = {k.removeprefix(prefix): k for k in file.keys() if k.startswith(prefix)}
+        weights.fill(model, {key: file.get_slice(k) for key, k in own.items()}, path)
     model = model.to(device_of).eval()
     return Checkpoint(
         model, part.name, model.spec, settings, header.step, header.metrics, part.kind
