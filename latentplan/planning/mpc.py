@@ -101,7 +101,7 @@ class MPC:
         """Take a model, a planner (by default cem) and an objective (by default goal).
 
         `proposals` add candidates to every search; `proposers` are models that propose actions for
-        the goal's text. Raises ConfigError if settings do not fit the model, the planner or the
+        the goal. Raises ConfigError if settings do not fit the model, the planner or the
         device.
         """
         if isinstance(model, Spec):
