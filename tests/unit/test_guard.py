@@ -77,15 +77,18 @@ def test_a_bug_in_the_node_stops_the_arm_before_it_is_raised() -> None:
     assert rests(bench.written, limits=bench.supervisor.safety.limits)
 
 
-def test_a_driver_that_no_longer_takes_setpoints_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Broken("write", TypeError("a bug"))
+@pytest.mark.parametrize("part", ["write", "now"])
+def test_an_arm_that_cannot_be_stopped_is_an_error(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimulatedDriver(PANDA)
     robot = LocalRobot(driver, Supervisor(SafetyFilter(PANDA)))
-    with pytest.raises((RobotError, TypeError)), robot:
-        robot.send(TURN)
 
-        def never(setpoint: Any) -> None:
-            raise TypeError("a bug")
+    def never(*_: Any) -> Any:
+        raise TypeError("a bug")
 
-        monkeypatch.setattr(driver, "write", never)
+    found = r"could not be stopped \(TypeError: a bug\); use its emergency stop"
+    with pytest.raises(RobotError, match=found), robot:
         robot.send(TURN)
-    assert robot.supervisor.state is State.FAULT
+        monkeypatch.setattr(driver, part, never)
+        robot.send(TURN)
