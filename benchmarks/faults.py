@@ -26,15 +26,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from real import stations  # noqa: E402
-from real.harness import FAULTS, LAST, Rig  # noqa: E402
+from real import setups  # noqa: E402
+from real.faults import BACKENDS, FAULTS, LAST, trial  # noqa: E402
+from real.harness import Rig  # noqa: E402
 from real.record import Row  # noqa: E402
 
 from latentplan.evaluation.provenance import provenance  # noqa: E402
 from latentplan.files import replacing  # noqa: E402
 
 JSON, PAGE = (ROOT / "docs" / "results" / f"faults.{suffix}" for suffix in ("json", "md"))
-BACKENDS = ("sim", "ros2", "ros1", "rosbridge")
 ENDS = {"node told to end": signal.SIGTERM, "node killed": signal.SIGKILL}
 REST = 600.0  # ms from the reaction until it rests, at most
 MOST = 1.01  # of a limit
@@ -44,25 +44,23 @@ def measure(backend: str, names: list[str], trials: int) -> None:
     """Measure faults, and write a row a fault: the worst of its trials."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        with Rig(stations.of(backend), Path(folder)) as rig:
+        with Rig(setups.of(backend), Path(folder)) as rig:
             for name in names:
                 if name in ENDS or name in LAST or backend not in FAULTS[name].backends:
                     continue
-                if name == "camera killed" and rig.stations.camera is None:
-                    continue
-                rows.append(worst([suffer(rig, name) for _ in range(trials)], FAULTS[name].limit))
+                rows.append(worst([attempt(rig, name) for _ in range(trials)], FAULTS[name].limit))
                 merge(rows[-1:])
                 print(json.dumps(rows[-1]), flush=True)
             for name, number in ENDS.items():
-                if name in names and rig.stations.arm is not None:  # else the arm ends as well
+                if name in names and rig.setup.arm is not None:  # else the arm ends as well
                     renew(rig)
                     rows.append(worst([rig.end_node(name, number)], None))
                     merge(rows[-1:])
                     print(json.dumps(rows[-1]), flush=True)
             for name in LAST:
-                if name in names and backend == "ros1":
+                if name in names and backend in LAST[name].backends:
                     renew(rig)
-                    rows.append(worst([suffer(rig, name)], LAST[name].limit))
+                    rows.append(worst([attempt(rig, name)], LAST[name].limit))
                     merge(rows[-1:])
                     print(json.dumps(rows[-1]), flush=True)
 
@@ -75,17 +73,18 @@ def renew(rig: Rig) -> None:
         rig.start_planner()
 
 
-def suffer(rig: Rig, name: str) -> Row:
-    """Return a trial; another one where the machine stalled before there was any fault."""
-    for attempt in range(4):
+def attempt(rig: Rig, name: str) -> Row:
+    """Return the outcome of a trial; of another one if the machine stalled before the fault."""
+    attempts = 4
+    while True:
+        attempts -= 1
         try:
-            return rig.suffer(name)
+            return trial(rig, name)
         except AssertionError as e:
             stalled = "before it" in str(e) or "did not move" in str(e)
-            if not stalled or attempt == 3:
+            if not stalled or attempts == 0:
                 raise
             print(f"again: {e}", file=sys.stderr, flush=True)
-    raise AssertionError(name)
 
 
 def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
@@ -113,13 +112,18 @@ def worst(trials: list[Row], limit: float | None) -> dict[str, Any]:
         "trials": len(trials),
         "reason": trials[0].reason,
     }
-    if limit is None and trials[0].fault not in ENDS:
-        in_time = all(not row.reason for row in trials)  # it is harmless: the arm goes on
+    if _is_harmless(row):
+        in_time = all(not trial.reason for trial in trials)
     else:
         in_time = limit is None or (reaction is not None and reaction <= limit)
     rests = after is None or after <= REST
     kept = max(row["velocity"] or 0, row["acceleration"] or 0) <= MOST and not row["non_finite"]
     return row | {"ok": bool(in_time and rests and kept)}
+
+
+def _is_harmless(row: dict[str, Any]) -> bool:
+    """Return whether the arm should continue after a fault."""
+    return row["limit_ms"] is None and row["fault"] not in ENDS
 
 
 def merge(rows: list[dict[str, Any]]) -> None:
@@ -165,7 +169,7 @@ def _cell(row: dict[str, Any]) -> str:
     """Return the reaction time and the time to rest of a fault behind a backend, in ms."""
     if row["rest_ms"] is None:
         return "continues"
-    if row["limit_ms"] is None and row["fault"] not in ENDS:
+    if _is_harmless(row):
         return "stops **missed**"
     reaction = "-" if row["reaction_ms"] is None else f"{row['reaction_ms']:.0f}"
     missed = "" if row["ok"] else " **missed**"
@@ -173,7 +177,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _finding(rows: list[dict[str, Any]]) -> list[str]:
-    stops = [row for row in rows if row["limit_ms"] is not None or row["fault"] in ENDS]
+    stops = [row for row in rows if not _is_harmless(row)]
     missed = sum(not row["ok"] for row in stops)
     needless = sum(not row["ok"] for row in rows) - missed
     in_time = "within the allowed time" if not missed else f"late in {missed} of them"

@@ -34,9 +34,9 @@ from latentplan.commands import (
 )
 from latentplan.commands import list as list_
 from latentplan.errors import LatentplanError
+from latentplan.files import FULL
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What else a disk or a path of the user's can be the reason of; the rest (EBADF, ...) is a bug.
 OF_THE_DISK = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
@@ -88,8 +88,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
 }
 for _name, _module in COMMANDS.items():
-    _more = getattr(_module, "MORE", "")
-    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}{_more}")(_module.command)
+    app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from latentplan import foreign, registry
-from latentplan.errors import ConfigError, unknown
+from latentplan.errors import ConfigError, first_line, unknown
 from latentplan.files import replacing
 from latentplan.types import Part
 
@@ -94,7 +94,7 @@ def load(
             layer = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, YAMLError, ValueError, IndexError, RecursionError) as e:
             raise ConfigError(
-                f"{_short(override)}: not key=value in YAML ({_first_line(e)})"
+                f"{_short(override)}: not key=value in YAML ({first_line(e)})"
             ) from None
         layers.append(cast(dict[str, Any], layer))
 
@@ -181,7 +181,7 @@ def _parse(where: str, text: str) -> dict[str, Any]:
     except ConfigError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
-        raise ConfigError(f"{where}: not valid YAML ({_first_line(e)})") from None
+        raise ConfigError(f"{where}: not valid YAML ({first_line(e)})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{where}: not a mapping of keys to values")
     return values
@@ -342,7 +342,3 @@ def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None
 
 def _short(text: str) -> str:
     return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

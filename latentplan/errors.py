@@ -86,6 +86,11 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, the name of its class if it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Return the error for a name that is not among `known`, with the nearest one."""
     names = sorted(known)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 PARTIAL = re.compile(r"\..+\.[0-9a-f]+\.partial(\.[^.]*)?")  # names of what is being written
 STEM = 40  # characters of a name that its partial name keeps; the disk allows 255 bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from latentplan import budget
-from latentplan.errors import LatentplanError
+from latentplan.errors import LatentplanError, first_line
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -102,4 +102,4 @@ def _checked(path: Path | str, found: os.stat_result, error: type[LatentplanErro
 
 def _reason(error: Exception) -> str:
     strerror = error.strerror if isinstance(error, OSError) else None
-    return (strerror or str(error).splitlines()[0]) if str(error) else type(error).__name__
+    return strerror or first_line(error)

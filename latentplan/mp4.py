@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from latentplan.files import replacing
+from latentplan.files import FULL, replacing
 from latentplan.types import Array
 
 
@@ -53,7 +53,7 @@ def _failure(code: int, said: str, path: Path) -> OSError:
     """Return the error that made ffmpeg end: a full disk, else its own last line."""
     if code == -signal.SIGXFSZ:
         return OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+    for number in (*FULL, errno.EROFS, errno.EACCES):
         if os.strerror(number) in said:
             return OSError(number, os.strerror(number), str(path))
     lines = said.strip().splitlines() or [f"exit code {code}"]

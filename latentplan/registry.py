@@ -40,7 +40,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "model": {
         "calibrated": "latentplan.models.calibrated:Calibrated",
         "cfm": "latentplan.models.cfm:CFM",
-        "videogpt": "latentplan.models.videogpt:VideoGPT",
+        "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
     "tokenizer": {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentplan.data.images import SMALLEST, is_image
 from latentplan.errors import ConfigError, StoreError
 from latentplan.types import Array, ArraySpec, Episode, Label
 
@@ -21,13 +22,13 @@ SIDE = 320  # pixels, about the side of one image of a video
 BAR = 24  # pixels of a line of text
 INK = (228, 228, 231)  # its colour
 PANELS = 5  # histograms in a row
-SMALLEST = 16  # pixels a side; smaller arrays are not images
 FPS = 4  # of a video of actions that take their time
 
 
 def cameras(store: ZarrStore) -> list[str]:
-    """Return the observations that are images: (h, w, 3) uint8, or (h, w) and (h, w, 1)."""
-    return [key for key, array in store.spec.observation.items() if _is_image(array)]
+    """Return the observations to draw: images (h, w, 3) uint8, and planes (h, w) or (h, w, 1)."""
+    arrays = store.spec.observation.items()
+    return [key for key, array in arrays if is_image(array) or _is_plane(array)]
 
 
 def draw(store: ZarrStore, file: Path, *, episode: int | None = None) -> None:
@@ -71,10 +72,9 @@ def number(store: ZarrStore, episode: int) -> int:
         ) from None
 
 
-def _is_image(array: ArraySpec) -> bool:
-    large = len(array.shape) >= 2 and min(array.shape[:2]) >= SMALLEST
-    colours = array.shape[2:] == (3,) and array.dtype == "uint8"
-    return large and (colours or array.shape[2:] in ((), (1,)))
+def _is_plane(array: ArraySpec) -> bool:
+    shape = array.shape
+    return len(shape) >= 2 and min(shape[:2]) >= SMALLEST and shape[2:] in ((), (1,))
 
 
 def _visible(images: Array) -> Array:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from latentplan.api.train import Run
 
 EXAMPLE = "latentplan train cfm --data rope.zarr --run runs/rope batch=256"
-MORE = "\n\nWhat can be set: latentplan config model MODEL"
 
 
 def command(
@@ -37,7 +36,10 @@ def command(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model or a tokenizer on a store."""
+    """Train a model or a tokenizer on a store.
+
+    What can be set: latentplan config model MODEL
+    """
     # Threads that wait for each other are not to spin: beside other work that took half the speed
     # and more, alone it gains nothing. Before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentplan import budget, foreign
-from latentplan.errors import LatentplanError
+from latentplan.errors import LatentplanError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ def opened(
     Raises `error` if it is missing, no regular file, damaged (also if that shows in the block) or
     of another format; BudgetError, before it is decoded, for a size that exceeds the budget.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     found = source if isinstance(source, bytes) else foreign.content(source, error=error)
     try:
@@ -54,9 +54,9 @@ def opened(
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise error(f"{where}: an image of more than {most} pixels, which is refused") from None
     except DAMAGE as e:
-        kinds = " or ".join(formats)
-        line = (str(e).splitlines() or [""])[0] or type(e).__name__
-        raise error(f"{where}: not a whole {kinds} image ({line})") from None
+        # Pillow names an unknown format by the object that it read.
+        why = "of no such format" if isinstance(e, UnidentifiedImageError) else first_line(e)
+        raise error(f"{where}: not a whole {' or '.join(formats)} image ({why})") from None
 
 
 def rgb(image: Image, *, where: str, error: type[LatentplanError]) -> Array:

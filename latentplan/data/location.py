@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -276,7 +275,7 @@ def writing(location: Location) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno in files.FULL:
             reason = "the disk is full; free some space and run the same again"
         else:
             reason = f"cannot be written ({e.strerror or public_text(str(e))})"

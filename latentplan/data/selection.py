@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from latentplan.data import images
+from latentplan.data.sources import observation_keys
 from latentplan.errors import ConfigError, ShapeError, SourceError, check_range
 from latentplan.protocols import AnnotatedSource, CountingSource, Source
 from latentplan.types import Array, ArraySpec, Episode
@@ -32,15 +33,8 @@ class Selection:
         """Take a source; ConfigError if it has no such observation, or `size` has no image."""
         if size is not None:
             check_range("import.image_size", size, 1)
-        spec = source.spec
-        for key in keys or ():
-            if key not in spec.observation:
-                known = ", ".join(spec.observation)
-                raise ConfigError(f"import.keys: no observation {key!r}; the data set has: {known}")
-        self.keys = tuple(spec.observation if keys is None else dict.fromkeys(keys))
-        if not self.keys:
-            raise ConfigError("import.keys: none is given; leave it out to take all")
-        before = {key: spec.observation[key] for key in self.keys}
+        spec = observation_keys.restricted(source.spec, keys)
+        before = dict(spec.observation)
         self._source, self._size = source, size
         self._converted = _converted(source, before)
         now = before | self._converted
@@ -56,16 +50,11 @@ class Selection:
         ]
         self.counts = source.counts if isinstance(source, CountingSource) else {}
         self.notes = (*(source.notes if isinstance(source, AnnotatedSource) else ()), *told)
-        self.spec = replace(
-            spec,
-            observation={key: self._array(key, array) for key, array in now.items()},
-            privileged=tuple(key for key in spec.privileged if key in self.keys),
-            pick=spec.pick if spec.pick and spec.pick.image in self.keys else None,
-            planar=spec.planar if spec.planar and spec.planar.image in self.keys else None,
-        )
+        observation = {key: self._array(key, array) for key, array in now.items()}
+        self.spec = replace(spec, observation=observation)
         self.settings: dict[str, Any] = {
             "source": source.settings,
-            "keys": None if keys is None else list(self.keys),
+            "keys": None if keys is None else list(before),
             "image_size": size,
         }
 
@@ -76,10 +65,8 @@ class Selection:
     def episode(self, index: int) -> Episode:
         """Return an episode of the source with the selected observations."""
         whole = self._source.episode(index)
-        return replace(
-            whole,
-            observations={key: self._image(key, whole.observations[key]) for key in self.keys},
-        )
+        found = {key: self._image(key, whole.observations[key]) for key in self.spec.observation}
+        return replace(whole, observations=found)
 
     def _array(self, key: str, array: ArraySpec) -> ArraySpec:
         if self._size is None:

@@ -268,6 +268,7 @@ class ZarrStore:
             self._count(replace(self._commit, waiting=len(self._pending)))
         except Exception:
             self._pop()
+            # A file that stays is whole, and the next open counts it.
             with suppress(OSError, LatentplanError):
                 self._location.remove(pending.file(len(self)))
             raise

@@ -20,7 +20,7 @@ import numpy as np
 
 from latentplan import budget, foreign
 from latentplan.data import npy
-from latentplan.errors import SourceError
+from latentplan.errors import SourceError, first_line
 from latentplan.types import Array
 
 LIMIT = 256 << 20  # bytes of a file
@@ -74,7 +74,7 @@ def read_npy(path: Path | str, *, known: Collection[str] = (), limit: int = LIMI
         if not header.dtype.hasobject:
             return npy.values(str(path), content, header)
     except ValueError as e:
-        raise SourceError(f"{path}: not a .npy file that can be read ({_line(e)})") from None
+        raise SourceError(f"{path}: not a .npy file that can be read ({first_line(e)})") from None
     if header.dtype != np.dtype("O"):
         raise SourceError(f"{path}: holds records of objects, which are refused")
     found = _load(path, content[header.start :], known=known, objects=True)
@@ -99,7 +99,7 @@ def _load(path: Path, content: bytes, *, known: Collection[str], objects: bool =
         *(ValueError, TypeError, AttributeError, LookupError, EOFError, ImportError),
         *(ArithmeticError, MemoryError, RecursionError),
     ) as e:
-        raise SourceError(f"{path}: not a pickle that can be read ({_line(e)})") from None
+        raise SourceError(f"{path}: not a pickle that can be read ({first_line(e)})") from None
 
 
 def _check_program(path: Path, content: bytes) -> None:
@@ -330,7 +330,3 @@ class _Plain:
             array.flat[place], one = self.of(inner, depth)
             size += one
         return array, size
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

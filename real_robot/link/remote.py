@@ -40,7 +40,7 @@ class Connection:
         self._seen = 0  # number of the last returned observation
         self._asked = 0
         self._pending: int | None = None  # number of the request that waits for its reply
-        self._replied = ""  # the reason of its refusal
+        self._refusal = ""  # the reason that it was refused; empty if it was not
         self._goal: Observation | str | None = None
 
     @property
@@ -76,7 +76,14 @@ class Connection:
 
     def _connect(self, *requests: str) -> None:
         """Connect and make requests; if one is refused, disconnect and raise RobotError."""
-        self._channel = _connect(self.address, self.patience)
+        host, port = self.address
+        try:
+            connection = socket.create_connection(self.address, timeout=self.patience)
+        except OSError as e:
+            raise RobotError(
+                f"node {host}:{port}: does not answer ({e.strerror or e}); start it first"
+            ) from None
+        self._channel = Channel(connection)
         try:
             for request in requests:
                 self._ask(request)
@@ -107,14 +114,14 @@ class Connection:
     def _ask(self, kind: str, **values: Any) -> None:
         """Send a request and wait for its reply; RobotError if it is refused."""
         self._asked += 1
-        self._pending, self._replied = self._asked, ""
+        self._pending, self._refusal = self._asked, ""
         self._tell(Message(kind, {"id": self._asked, **values}))
         end = time.monotonic() + self.patience
         while self._pending is not None:
             if not self._hear(end):
                 raise RobotError(self._silence())
-        if self._replied:
-            raise RobotError(self._replied)
+        if self._refusal:
+            raise RobotError(self._refusal)
 
     def _tell(self, message: Message) -> None:
         if self._channel is None:
@@ -142,7 +149,7 @@ class Connection:
         """Keep what a message says; RobotError if the node speaks another language."""
         try:
             self._keep(message)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             found = one_line(f"{message.kind}: {type(e).__name__}: {e}")
             raise RobotError(f"node: found a {found}; start a node of this version") from None
 
@@ -160,7 +167,7 @@ class Connection:
         if message.kind == "observation":
             self._newest = Message("observation", {"number": int(values["number"])}, message.arrays)
         elif message.kind == "reply" and values["to"] == self._pending:
-            self._pending, self._replied = None, str(values["error"])
+            self._pending, self._refusal = None, str(values["error"])
 
 
 class RemoteRobot(Connection):
@@ -303,41 +310,38 @@ def emergency_stop(address: tuple[str, int], *, reason: str = "emergency stop") 
     node answers within some seconds.
     """
     data = (STOP + reason.encode(errors="replace"))[:DATAGRAM]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way, contextlib.suppress(OSError):
-        way.connect(address)
-        way.settimeout(0.1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alarm, contextlib.suppress(OSError):
+        alarm.connect(address)
+        alarm.settimeout(0.1)
         for _ in range(TRIES):  # a datagram may be lost
             with contextlib.suppress(TimeoutError):
-                way.send(data)
-                if way.recv(DATAGRAM) == STOPPED:
+                alarm.send(data)
+                if alarm.recv(DATAGRAM) == STOPPED:
                     return
-    channel = _connect(address, 1.0)
     try:
-        channel.tell(Message("fault", {"id": 0, "reason": reason}))
-        if not select.select([channel.socket], [], [], 1.0)[0]:
-            raise RobotError(f"node {address[0]}:{address[1]}: no answer; use the arm's own button")
-    finally:
-        channel.close()
+        ask(address, "fault", reason=reason)
+    except RobotError as e:
+        raise RobotError(f"{e}; use the arm's own emergency stop") from None
 
 
 def ask(
     address: tuple[str, int],
     kind: str,
     *,
-    reason: str = "asked from outside",
+    reason: str = "",
     patience: float = 1.0,
 ) -> Health:
     """Send a node the request `fault`, `stop`, `reset` or `health`; return the arm's health.
 
     RobotError if the request is refused, or no node answers within `patience` s.
     """
-    guest = Connection(address, patience=patience)
-    guest._channel = _connect(address, guest.patience)
+    client = Connection(address, patience=patience)
+    client._connect()
     try:
-        guest._ask(kind, reason=reason)
+        client._ask(kind, reason=reason)
     finally:
-        guest._channel.close()
-    return guest._known_health()
+        client._hang_up()
+    return client._known_health()
 
 
 def _sent(observation: Message) -> Array:
@@ -345,12 +349,3 @@ def _sent(observation: Message) -> Array:
     if "sent" not in observation.arrays:
         raise RobotError("node: found an observation without the action that was sent")
     return observation.arrays["sent"].astype(np.float32)
-
-
-def _connect(address: tuple[str, int], patience: float) -> Channel:
-    try:
-        return Channel(socket.create_connection(address, timeout=patience))
-    except OSError as e:
-        raise RobotError(
-            f"node {address[0]}:{address[1]}: does not answer ({e.strerror or e}); start it first"
-        ) from None

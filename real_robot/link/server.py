@@ -34,6 +34,7 @@ class Server:
         self._listener, self._alarm = _bind(address)
         self.address: tuple[str, int] = self._listener.getsockname()
         self.channels: list[Channel] = []  # the oldest first
+        self._served: dict[Channel, float] = {}  # s, monotonic: their last turn, or their arrival
 
     def emergency(self) -> str:
         """Return the reason of an emergency stop that was sent by UDP; empty if none was."""
@@ -59,61 +60,63 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:  # none waits, it is gone again, or there are too many open files
                 break
-            self.channels.append(Channel(connection, body=BODY, waiting=WAITING))
+            channel = Channel(connection, body=BODY, waiting=WAITING)
+            self.channels.append(channel)
+            self._served[channel] = time.monotonic()
         others = [channel for channel in self.channels if channel not in keep]
         for channel in others[:-CLIENTS]:
             self.close(channel)
 
     def turns(self, *, first: Channel | None, seconds: float) -> Iterator[Channel]:
-        """Yield connections, `first` first, until `seconds` have passed; each gets its turn."""
+        """Yield connections until `seconds` have passed: `first`, then the longest unserved."""
         end = time.monotonic() + seconds
-        served = [channel for channel in (first,) if channel is not None]
-        waiting = [channel for channel in self.channels if channel is not first]
-        for channel in (*served, *waiting):
-            if channel not in self.channels:
+        for channel in sorted(self.channels, key=lambda c: (c is not first, self._served[c])):
+            if channel not in self.channels:  # closed since
                 continue
+            self._served[channel] = time.monotonic()
             yield channel
             if time.monotonic() > end:
-                # Who was served comes last the next time.
-                at = self.channels.index(channel) + 1 if channel in self.channels else 0
-                self.channels = [*self.channels[at:], *self.channels[:at]]
                 return
 
     def close(self, channel: Channel) -> None:
         """Close a connection."""
         channel.close()
-        self.channels = [other for other in self.channels if other is not channel]
+        self.channels.remove(channel)
+        del self._served[channel]
 
     def leave(self) -> None:
         """Close all connections and sockets."""
-        for channel in self.channels:
-            channel.close()
-        self.channels = []
+        for channel in list(self.channels):
+            self.close(channel)
         self._listener.close()
         self._alarm.close()
 
 
 def _bind(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
-    """Return the two sockets, at one port."""
+    """Return sockets of TCP and UDP at one port; RobotError if it is not available."""
     host, port = address
-    for attempt in range(TRIES):
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            alarm = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(address)
-                alarm.bind(listener.getsockname())
-            except OSError as e:
-                if port == 0 and attempt < TRIES - 1:
-                    continue
+    tries = TRIES if port == 0 else 1
+    while True:
+        tries -= 1
+        try:
+            return _bind_once(address)
+        except OSError as e:
+            if tries == 0:
                 raise RobotError(
                     f"node.address: {host}:{port} is not available ({e.strerror}); does another "
                     "node drive this arm?"
                 ) from None
-            listener.listen()
-            listener.setblocking(False)
-            alarm.setblocking(False)
-            stack.pop_all()
-            return listener, alarm
-    raise AssertionError("the last attempt returns or raises")
+
+
+def _bind_once(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        alarm = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        alarm.bind(listener.getsockname())
+        listener.listen()
+        listener.setblocking(False)
+        alarm.setblocking(False)
+        stack.pop_all()
+        return listener, alarm

@@ -114,7 +114,7 @@ class Node:
 
     def _loop(self) -> None:
         due = last = self.driver.now()
-        while not (self._leaving and self._at_rest()):
+        while self.supervisor.moving or not self._leaving:
             now = self.driver.now()
             self.intervals.append(now - last)
             last = now
@@ -139,19 +139,20 @@ class Node:
         if supervisor.ticks % self._every == 0:
             self._publish(now)
 
-    def _at_rest(self) -> bool:
-        return self.supervisor.state not in (State.ARMED, State.STOPPING)
+    @property
+    def _observers(self) -> list[Channel]:
+        """Return the clients that get observations: the watchers and the planner."""
+        return [*self._watchers, *([] if self._planner is None else [self._planner])]
 
     def _serve(self, now: float) -> None:
         """Accept connections and handle messages, the planner's first, for a share of the tick."""
-        planner = self._planner
-        self._server.accept(keep=(*self._watchers, *([] if planner is None else [planner])))
-        for channel in self._server.turns(first=planner, seconds=SHARE * self.dt):
+        self._server.accept(keep=self._observers)
+        for channel in self._server.turns(first=self._planner, seconds=SHARE * self.dt):
             try:
                 for message in channel.heard(MESSAGES):
                     self._obey(message, channel, now=now)
                 channel.flush()
-                if channel is not self._planner:  # which may think, or be looked at, for long
+                if channel is not self._planner:  # which may be slow, or paused in a debugger
                     channel.refuse_delay(PATIENCE, silence=channel not in self._watchers)
             except RobotError as e:
                 self._lose(channel, str(e))
@@ -257,9 +258,9 @@ class Node:
         """Send the observation to each client that has read the one before."""
         reading = self.supervisor.reading
         safety = self.supervisor.safety
-        moved, self._before = safety.q - self._before, safety.q
-        clients = [*self._watchers, *([] if self._planner is None else [self._planner])]
-        clients = [channel for channel in clients if channel.idle]
+        sent = safety.sent(self._before, period=self._every * self.dt)
+        self._before = safety.q
+        clients = [channel for channel in self._observers if channel.idle]
         if reading is None or not clients:
             return
         self._number += 1
@@ -269,7 +270,7 @@ class Node:
             "q": reading.q.astype(np.float32),
             "dq": reading.dq.astype(np.float32),
             "gripper": np.array([reading.gripper], np.float32),
-            "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
+            "sent": sent,
         } | {name: p.pixels for name, p in self.driver.images().items()}
         values = self._health(now) | {"number": self._number}
         data = Message("observation", values, arrays).encode()
@@ -291,13 +292,6 @@ class Node:
             planner.send(goal)
         except RobotError as e:
             self._lose(planner, str(e))
-
-    def _sent(self, moved: Any) -> Any:
-        """Return the setpoints of this period in the units of an action (J,)."""
-        control = self.supervisor.safety.config.control
-        if control == "joint_velocity":
-            return moved / (self._every * self.dt)
-        return moved if control == "joint_delta" else self.supervisor.safety.q
 
     def _health(self, now: float) -> dict[str, Any]:
         health = asdict(self.supervisor.health(now=now))

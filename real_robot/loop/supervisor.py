@@ -122,7 +122,7 @@ class Supervisor:
         self._cameras = dict.fromkeys(cameras, -np.inf)  # s, arrival of the last image of each
         self._stamps: dict[str, _Stamps] = {}  # by source
         self._faulted = False  # a stop that ends in FAULT
-        self._odd = ""  # the fault of the newest reading
+        self._odd = ""  # the first fault in the sensors' data
         self._last_tick: float | None = None
         self._late = 0  # ticks in a row
         self._rests = 0  # setpoints at rest so far
@@ -160,10 +160,8 @@ class Supervisor:
     def tick(self, command: Command | None, *, now: float) -> Setpoint | None:
         """Return the setpoint of this tick; None to send nothing."""
         self.ticks += 1
-        late = self._overrun(now)
-        ahead = self._ahead(now)
-        self._odd = self._odd or ahead
-        silent = self._silent(now)
+        late, silent = self._overrun(now), self._silent(now)
+        self._odd = self._odd or self._ahead(now)
         if self.state in (State.DISCONNECTED, State.READY):
             self._follow_sensors(silent)
             return None
@@ -224,10 +222,14 @@ class Supervisor:
         self._cameras = dict.fromkeys(self._cameras, -np.inf)
         self._stamps, self.reading, self._last_tick, self._odd = {}, None, None, ""
 
+    @property
+    def moving(self) -> bool:
+        """Return whether setpoints are sent: in the states armed and stopping."""
+        return self.state in (State.ARMED, State.STOPPING)
+
     def health(self, *, now: float) -> Health:
         """Return the health of the arm."""
-        heard = {"joints": -np.inf if self.reading is None else self.reading.received}
-        ages = {name: float(now - at) for name, at in (heard | self._cameras).items()}
+        ages = {name: float(now - at) for name, at in self._arrivals().items()}
         counts = dict(self.safety.interventions)
         return Health(str(self.state), self.reason, ages, counts, self.ticks, self.overruns)
 
@@ -296,25 +298,30 @@ class Supervisor:
         if arrived <= 0 and gone == 0:
             return False  # the same again
         lead = max(before.lead - DRIFT * max(arrived, 0.0), stamp - received)
+        behind = lead - (stamp - received)
         wrong = ""
         if abs(gone - arrived) > allowed:
-            wrong, lead = f"went {gone:.2f} s while {arrived:.2f} s passed", stamp - received
+            wrong = f"went {gone:.2f} s while {arrived:.2f} s passed"
         elif gone <= 0:
             return False  # out of order, or frozen: it counts as silent
-        elif lead - (stamp - received) > allowed:
-            wrong = f"has fallen {lead - (stamp - received):.2f} s behind; its data comes late"
-            lead = stamp - received
+        elif behind > allowed:
+            wrong = f"has fallen {behind:.2f} s behind; its data comes late"
         if wrong:
+            lead = stamp - received
             self._odd = self._odd or (
                 f"{source}: its clock {wrong}, {allowed} s apart is allowed; set the clocks alike"
             )
         self._stamps[source] = _Stamps(stamp, received, lead)
         return True
 
+    def _arrivals(self) -> dict[str, float]:
+        """Return the arrival of each source's newest data, s; -inf before the first."""
+        joints = -np.inf if self.reading is None else self.reading.received
+        return {"joints": joints} | self._cameras
+
     def _ahead(self, now: float) -> str:
         """Return which source delivers data from the future; empty if none does."""
-        heard = {} if self.reading is None else {"joints": self.reading.received}
-        for name, at in (heard | self._cameras).items():
+        for name, at in self._arrivals().items():
             if at > now:
                 return (
                     f"{name}: received at {at:.3f} s, but the robot's clock is at {now:.3f} s; its "
@@ -324,10 +331,8 @@ class Supervisor:
 
     def _silent(self, now: float) -> str:
         """Return which source is silent; empty if none is."""
-        config, reading = self.config, self.reading
-        ages = [("joints", config.joints_age, -np.inf if reading is None else reading.received)]
-        ages += [(name, config.image_age, at) for name, at in self._cameras.items()]
-        for name, allowed, at in ages:
+        for name, at in self._arrivals().items():
+            allowed = self.config.image_age if name in self._cameras else self.config.joints_age
             age = now - at
             if not age <= allowed:
                 found = "no data so far" if np.isinf(age) else f"silent for {age:.3f} s"
@@ -354,8 +359,6 @@ class Supervisor:
     def _steady(self, event: Event, now: float) -> Reading:
         """Return the newest reading of an arm that rests; RobotError if there is none."""
         wrong = self._silent(now) or self._ahead(now)
-        if not wrong and self.reading is not None:
-            wrong = self._judge(self.reading)
         if wrong or self.reading is None:
             raise RobotError(f"{event}: refused; {wrong}")
         speeds = np.abs(self.reading.dq)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import robomimic_writer
 
 from latentplan import config, registry
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ConfigError, SourceError
+from latentplan.errors import ConfigError, LatentplanError, SourceError
 from latentplan.protocols import Source
 from latentplan.types import Spec
 
@@ -197,3 +199,29 @@ def test_an_empty_folder_and_none_are_refused(made: Any, tmp_path: Path) -> None
     for where in (tmp_path, tmp_path / "none"):
         with pytest.raises(SourceError, match=str(where)):
             kind(where, kind.Config())
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(
+    made: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kind, folder = made
+    copy = tmp_path / "copy"
+    (shutil.copytree if folder.is_dir() else shutil.copy)(folder, copy)
+    files = {f.suffix: f for f in copy.rglob("*") if f.is_file()} if folder.is_dir() else {"": copy}
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    request.addfinalizer(lambda: (signal.alarm(0), signal.signal(signal.SIGALRM, before)))
+    refused = 0
+    for file in files.values():
+        content = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        signal.alarm(60)
+        try:
+            source = kind(copy, kind.Config())
+            for index in range(len(source)):
+                source.episode(index)
+        except LatentplanError:
+            refused += 1
+        file.unlink()
+        file.write_bytes(content)
+    assert refused

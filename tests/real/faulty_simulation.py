@@ -1,4 +1,4 @@
-"""A simulated arm whose sensors fail as they are told to on stdin, and what it is told to do."""
+"""A simulated arm whose sensors have the fault that is written to stdin, and its record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from real.words import Faults
+from real.sensor_faults import SensorFaults
 
 from latentplan.real_robot.backends.sim import SimulatedDriver
 from latentplan.real_robot.backends.simulated_controller import JointStates
@@ -16,30 +16,31 @@ from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, in_order
 
 
 class FaultySimulation(SimulatedDriver):
-    """A simulated arm whose sensors fail as they are told to."""
+    """A simulated arm whose sensors fail; it records its joints and the commands."""
 
     def open(self) -> None:
         super().open()
-        self.faults = Faults()
+        self.faults = SensorFaults()
         self.last: tuple[Reading | None, Mapping[str, CameraImage]] = super().reading(), {}
         self.file = Path(sys.argv[4]).open("w")
 
     def reading(self) -> Reading | None:
         reading = super().reading()
-        if reading is None or self.faults.word == "silent":
+        if reading is None or self.faults.fault == "silent":
             return self.last[0]
         names = tuple(joint.name for joint in self.arm.joints)
         if reading is not self.last[0]:
             self.write_down("joints", reading.q.tolist(), reading.dq.tolist())
-        told = self.faults(JointStates(reading.stamp, names, tuple(reading.q), tuple(reading.dq)))
+        states = JointStates(reading.stamp, names, tuple(reading.q), tuple(reading.dq))
+        altered = self.faults(states)
         self.last = reading, self.last[1]
-        if told is None:
+        if altered is None:
             return self.last[0]
-        q, dq = in_order(names, told.names, told.q), in_order(names, told.names, told.dq)
-        return Reading(told.stamp, reading.received, q, dq, reading.gripper)
+        q, dq = (in_order(names, altered.names, values) for values in (altered.q, altered.dq))
+        return Reading(altered.stamp, reading.received, q, dq, reading.gripper)
 
     def images(self) -> Mapping[str, CameraImage]:
-        if self.faults.word != "blind":
+        if self.faults.fault != "blind":
             self.last = self.last[0], dict(super().images())
         return self.last[1]
 

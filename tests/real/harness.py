@@ -1,13 +1,14 @@
-"""An arm, a camera, a node, a planner and a recorder, each a process; faults; what they come to.
+"""An arm, a camera, a node, a planner and a recorder, each a process, and what they record.
 
-    with Rig(STATIONS, folder) as rig:      # starts all, waits until each is ready
-        row = rig.suffer("nan action")      # moves, injects the fault, measures; see FAULTS
+    with Rig(SETUP, folder) as rig:         # starts all, waits until each is ready
+        row = trial(rig, "nan action")      # moves, injects the fault, measures; see real.faults
         rig.go()                            # what a person does afterwards: reset, arm, move on
 
-A backend is a `Stations`: the command lines of its processes. The arm obeys the words of
-`real.words` on stdin, the camera may be halted, the recorder writes a line of JSON for every
-command and every joint state that goes over the transport, with the machine's monotonic clock,
-which all processes share. Everything is judged by that record and by what the node says to a guest.
+A backend is a `Setup`: the command lines of its processes. The arm has the fault of
+`real.sensor_faults` that is written to its stdin, the camera may be halted, the recorder writes a
+line of JSON for every command and every joint state that goes over the transport, with the
+machine's monotonic clock, which all processes share. Everything is judged by that record and by the
+node's replies to a client.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from real.process import HERE, Process
 from real.record import DT, Commands, Joints, Row
-from real.station import HERE, Station
 
 from latentplan.real_robot.link.messages import Channel, Message
-from latentplan.real_robot.link.remote import emergency_stop
 
 SPEED = 0.5  # rad/s, of the first joint
 WIDE = ("safety.low=[-2,-2,-2]", "safety.high=[2,2,2]")  # the box is not what is tested here
@@ -44,10 +44,10 @@ STEADY = 5  # commands
 
 
 @dataclass(frozen=True)
-class Stations:
+class Setup:
     """The processes around one arm, as command lines of this python; `{file}` is the record's.
 
-    One that is None is part of the node's process, and so are its words.
+    One that is None is part of the node's process, which then has its faults.
     """
 
     backend: str
@@ -64,24 +64,24 @@ class Rig:
 
     def __init__(
         self,
-        stations: Stations,
+        setup: Setup,
         folder: Path,
         *,
         settings: Sequence[str] = (),
         patience: float = 1.0,
         busy: bool = False,
     ) -> None:
-        """Take whom to start; `settings` are the node's, `busy` is a planner that keeps torch so.
+        """Take the setup; `settings` are the node's, `busy` makes the planner compute with torch.
 
         `patience` is a factor on all ages that the node allows, for machines that have other work.
         """
-        self.stations, self.folder, self.patience, self.busy = stations, folder, patience, busy
+        self.setup, self.folder, self.patience, self.busy = setup, folder, patience, busy
         ages = [f"{name}={patience * age}" for name, age in AGES.items()] if patience > 1 else []
-        self.settings = (*WIDE, *ages, *stations.settings, *settings)
+        self.settings = (*WIDE, *ages, *setup.settings, *settings)
         self.file = folder / "record.jsonl"
         self.port = _free_port()
         self.address = "127.0.0.1", self.port
-        self.processes: dict[str, Station] = {}
+        self.processes: dict[str, Process] = {}
         self.random = random.Random(0)
         self.begun = 0.0  # s, when the arm was armed last
 
@@ -98,10 +98,10 @@ class Rig:
             self.processes.pop(name).end()
 
     def _start_all(self) -> None:
-        stations = self.stations
-        for i, command in enumerate(stations.before):
+        setup = self.setup
+        for i, command in enumerate(setup.before):
             self.start(f"before{i}", command)
-        given = {"arm": stations.arm, "recorder": stations.recorder, "camera": stations.camera}
+        given = {"arm": setup.arm, "recorder": setup.recorder, "camera": setup.camera}
         for name, command in given.items():
             if command is not None:
                 self.start(name, command)
@@ -115,8 +115,8 @@ class Rig:
         """Start a process; where one of that name runs, it is ended first."""
         if name in self.processes:
             self.processes.pop(name).end()
-        filled = [sys.executable, *(word.replace("{file}", str(self.file)) for word in command)]
-        self.processes[name] = Station(filled, self.stations.environment)
+        filled = [sys.executable, *(part.replace("{file}", str(self.file)) for part in command)]
+        self.processes[name] = Process(filled, self.setup.environment)
 
     def ready(self, name: str) -> None:
         """Wait until a process says that it is ready."""
@@ -124,7 +124,7 @@ class Rig:
 
     def node_command(self, port: int) -> list[str]:
         """Return the command line of a node for this arm."""
-        script = [str(HERE / "node.py"), self.stations.backend, "front", str(port), "{file}"]
+        script = [str(HERE / "node.py"), self.setup.backend, "front", str(port), "{file}"]
         return [*script, *self.settings]
 
     def start_planner(self) -> None:
@@ -132,10 +132,14 @@ class Rig:
         busy = ["busy"] if self.busy else []
         self.start("planner", [str(HERE / "planner.py"), str(self.port), str(SPEED), *busy])
 
-    def tell(self, station: str, word: str) -> float:
-        """Tell the arm or the planner a word; return when."""
+    def process(self, name: str) -> Process:
+        """Return a process; the node's if that one is part of it."""
+        return self.processes[name if name in self.processes else "node"]
+
+    def write(self, name: str, line: str) -> float:
+        """Write a fault, `fine` or `go` to the arm or the planner; return when."""
         now = time.monotonic()
-        self.processes[station if station in self.processes else "node"].tell(word)
+        self.process(name).write(line)
         return now
 
     def go(self, *, tries: int = 60) -> None:
@@ -143,7 +147,7 @@ class Rig:
         planner = self.processes["planner"]
         answers = '"event": "armed"', '"event": "refused"'
         for _ in range(tries):
-            self.begun = self.tell("planner", "go")
+            self.begun = self.write("planner", "go")
             line = planner.until(lambda said: any(answer in said for answer in answers))
             if answers[0] in line:
                 return
@@ -174,11 +178,11 @@ class Rig:
         return len(speeds) == STEADY and np.allclose(speeds, SPEED, rtol=0.01)
 
     def health(self) -> dict[str, Any]:
-        """Return how the node says that the arm is."""
+        """Return the health of the arm, as the node reports it."""
         return self.ask("health")["health"]
 
     def ask(self, kind: str, **values: Any) -> dict[str, Any]:
-        """Return the node's reply to a guest."""
+        """Return the node's reply to a client."""
         channel = Channel(socket.create_connection(self.address, timeout=20))
         try:
             channel.tell(Message(kind, {"id": 1, **values}))
@@ -190,16 +194,6 @@ class Rig:
         finally:
             channel.close()
         raise AssertionError("the node does not answer")
-
-    def suffer(self, name: str) -> Row:
-        """Return what the fault of that name comes to, in motion."""
-        fault = (FAULTS | LAST)[name]
-        self.cruise()
-        begin = fault.inject(self)
-        time.sleep(0.7 + self.patience * (fault.limit or 300) / 1e3)
-        fault.clear(self)
-        time.sleep(0.4)
-        return self.measure(name, begin)
 
     def record(self, since: float, until: float = np.inf) -> tuple[Commands, Joints]:
         """Return what was recorded between two times, s."""
@@ -227,14 +221,14 @@ class Rig:
         heard = joints.rows[joints.rows[:, 0] > begin, 0]
         if len(heard) and np.diff(heard, prepend=begin).max() < 0.1:
             rest = moving.max()
-        else:  # the arm's driver is what failed: when it was told to be at rest
+        else:  # the arm's driver failed: the last command that moves it
             sent = commands.rows[1:, 0][np.abs(commands.speeds).max(1) > STILL]
             rest = sent.max()
         stopped = health["state"] in ("fault", "hold")
         late = commands.rows[1:, 0] > rest + 0.05
         held = stopped and not (np.abs(commands.speeds[late]) > STILL).any()
         return Row(
-            self.stations.backend,
+            self.setup.backend,
             name,
             round(1e3 * (reaction[0] - begin), 1) if stopped and len(reaction) else None,
             round(1e3 * (rest - begin), 1) if stopped else None,
@@ -246,7 +240,7 @@ class Rig:
         )
 
     def end_node(self, name: str, number: signal.Signals) -> Row:
-        """Return what it comes to when the node is sent a signal that ends it, in motion."""
+        """Return the outcome of a signal that ends the node, in motion."""
         self.cruise()
         node = self.processes.pop("node")
         begin = node.signal(number)
@@ -258,7 +252,7 @@ class Rig:
         moving = joints.rows[:, 0][np.abs(joints.dq).max(1) > STILL]
         node.end()
         return Row(
-            self.stations.backend,
+            self.setup.backend,
             name,
             round(1e3 * (slow[0] - begin), 1) if len(slow) else None,
             round(1e3 * (moving.max() - begin), 1) if len(joints.rows) else None,
@@ -275,153 +269,10 @@ class Rig:
         from latentplan.real_robot.loop.safety import SafetyFilter
         from latentplan.robots import description
 
-        own = [word for word in self.settings if word.startswith("safety.")]
+        own = [setting for setting in self.settings if setting.startswith("safety.")]
         settings = config.load({"safety": SafetyFilter.Config}, overrides=own)["safety"]
         limits = SafetyFilter(description.load("panda"), settings).limits
         return np.array([limits.velocity, limits.acceleration])
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What goes wrong; `inject` returns when, `clear` mends it."""
-
-    inject: Callable[[Rig], float]
-    clear: Callable[[Rig], object] = lambda rig: None
-    limit: float | None = None  # ms until it stops, at most; None: it does not stop
-    backends: tuple[str, ...] = ("sim", "ros2", "ros1", "rosbridge")  # that can have it
-
-
-def _halt(station: str) -> Fault:
-    """Return the fault of a process that hangs; where it is in the node, of its sensor."""
-    word = {"camera": "blind", "arm": "silent"}.get(station, "")
-
-    def inject(rig: Rig) -> float:
-        if station in rig.processes:
-            return rig.processes[station].signal(signal.SIGSTOP)
-        return rig.tell(station, word)
-
-    def clear(rig: Rig) -> object:
-        if station in rig.processes:
-            return rig.processes[station].signal(signal.SIGCONT)
-        return rig.tell(station, "fine")
-
-    return Fault(inject, clear)
-
-
-def _word(station: str, word: str) -> Fault:
-    """Return the fault of a word; it begins when an arm sends the first message like that."""
-
-    def inject(rig: Rig) -> float:
-        begin = rig.tell(station, word)
-        if station != "arm":
-            return begin
-        told = rig.processes[station if station in rig.processes else "node"]
-        line = told.until(lambda said: f'"word": "{word}"' in said)
-        return float(json.loads(line)["t"])
-
-    return Fault(inject, lambda rig: rig.tell(station, "fine"))
-
-
-def _kill(rig: Rig, station: str) -> float:
-    return rig.processes[station].signal(signal.SIGKILL)
-
-
-def _new_camera(rig: Rig) -> None:
-    assert rig.stations.camera is not None
-    rig.start("camera", rig.stations.camera)
-    rig.ready("camera")
-
-
-def _sent(word: str) -> Fault:
-    """Return the fault of a planner whose actions are wrong, from when it has sent one."""
-
-    def inject(rig: Rig) -> float:
-        rig.tell("planner", word)
-        return float(rig.processes["planner"].event("sent")["t"])
-
-    return Fault(inject, lambda rig: rig.tell("planner", "fine"))
-
-
-def _stop(rig: Rig) -> float:
-    now = time.monotonic()
-    emergency_stop(rig.address)
-    return now
-
-
-def _slow_ticks(rig: Rig) -> float:
-    """Let four ticks in a row come late."""
-    node = rig.processes["node"]
-    begin = time.monotonic()
-    for _ in range(4):
-        node.signal(signal.SIGSTOP)
-        time.sleep((1.5 * rig.patience + 0.7) * DT)
-        node.signal(signal.SIGCONT)
-        time.sleep(0.15 * DT)
-    return begin
-
-
-def _guest(kind: str) -> Fault:
-    """Return the fault of a client that means harm, from when it begins."""
-
-    def inject(rig: Rig) -> float:
-        rig.start("guest", [str(HERE / "guests.py"), str(rig.port), kind])
-        rig.ready("guest")
-        return time.monotonic()
-
-    return Fault(inject, lambda rig: rig.processes.pop("guest").end())
-
-
-def _stop_in_flood(rig: Rig) -> float:
-    _guest("flood").inject(rig)
-    time.sleep(0.3)
-    return _stop(rig)
-
-
-def _of(fault: Fault, *backends: str) -> Fault:
-    return replace(fault, backends=backends)
-
-
-def _within(fault: Fault, limit: float | None) -> Fault:
-    return replace(fault, limit=limit)
-
-
-FAULTS: dict[str, Fault] = {
-    "camera hangs": _within(_halt("camera"), 250),
-    "camera killed": Fault(lambda rig: _kill(rig, "camera"), _new_camera, 250),
-    "joint states stop": _within(_halt("arm"), 120),
-    "joint states frozen": _within(_word("arm", "frozen"), 120),
-    "joint states reordered": _word("arm", "reordered"),
-    "joint missing": _within(_word("arm", "missing"), 60),
-    "joint of another name": _within(_word("arm", "renamed"), 60),
-    "joint not finite": _within(_word("arm", "nan"), 60),
-    "velocity not finite": _of(_word("arm", "nan velocity"), "ros2", "ros1", "rosbridge"),
-    "clock jumps": _within(_word("arm", "jumping"), 60),
-    "clock jumps back": _within(_word("arm", "jumping back"), 60),
-    "clock not finite": _of(_within(_word("arm", "nan stamp"), 60), "sim"),  # ROS has whole numbers
-    "planner hangs": _within(_halt("planner"), 350),
-    "planner killed": Fault(lambda rig: _kill(rig, "planner"), lambda rig: rig.start_planner(), 60),
-    "planner answers what is old": _within(_word("planner", "late"), 350),
-    "old commands replayed": _within(_word("planner", "replay"), 350),
-    "nan action": _within(_sent("nan"), 60),
-    "infinite action": _within(_sent("infinite"), 60),
-    "action of wrong shape": _within(_sent("shape"), 60),
-    "action of 5e5 rad/s": Fault(_sent("huge").inject, _sent("huge").clear),
-    "ticks come late": Fault(_slow_ticks, limit=250),
-    "guest sends garbage": _guest("garbage"),
-    "guest sends without pause": _guest("flood"),
-    "guests send byte by byte": _guest("trickle"),
-    "hundreds of connections": _guest("connections"),
-    "emergency stop": Fault(_stop, limit=20),
-    "emergency stop in a flood": Fault(_stop_in_flood, _guest("flood").clear, 20),
-}
-LAST: dict[str, Fault] = {  # what starts before all the others ends, and nothing mends that
-    "master killed": Fault(lambda rig: _kill(rig, "before0"), limit=500),
-}
-
-
-def to_json(row: Row) -> dict[str, Any]:
-    """Return a row with the limit of its fault."""
-    return asdict(row) | {"limit_ms": (FAULTS | LAST)[row.fault].limit}
 
 
 def _free_port() -> int:

@@ -1,8 +1,8 @@
 """A node for one arm: `python node.py BACKEND CAMERAS PORT FILE [SECTION.KEY=VALUE ...]`.
 
 CAMERAS are names with commas, of images of 64x64 pixels. It prints `ready` when it listens, and
-`left` when it ended well. For the backend `sim` it also stands in for the stations of an arm and
-its camera: it obeys their words on stdin, and writes what goes to the motors into FILE.
+`left` when it ended well. For the backend `sim` it is the arm and its camera, too: it has the
+faults of its stdin, and records the setpoints in FILE.
 """
 
 from __future__ import annotations

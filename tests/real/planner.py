@@ -1,10 +1,9 @@
-"""A planner in a process of its own that turns the first joint, and errs where it is told to.
+"""A planner in a process of its own that turns the first joint, with the faults of its stdin.
 
-`python tests/real/planner.py PORT [SPEED] [busy]`. On stdin, a word a line: `go` resets and arms;
-`nan`, `infinite`, `shape`, `huge` are what its next actions are like; `late` lets it answer the
-same old observation from now on, and `replay` lets it send its first command again; `fine`. It goes
-on sending whatever the node says, as a planner that nobody watches does. What happens is told on
-stdout in JSON, a line each.
+`python tests/real/planner.py PORT [SPEED] [busy]`. It reads lines from stdin: `go` resets and arms;
+a fault alters its commands until `fine`. With `nan`, `infinite`, `shape` and `huge` the actions are
+wrong, with `late` they answer the same old observation, and with `replay` the first command is sent
+again. It goes on sending whatever the node replies. Events are printed as JSON, a line each.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ FARTHEST = 2.2  # rad, where the first joint turns back
 
 
 class Planner:
-    """Commands an arm without looking back."""
+    """A planner that commands an arm, whatever its state."""
 
     def __init__(self, port: int, speed: float) -> None:
         self.channel = Channel(socket.create_connection(("127.0.0.1", port), timeout=20))
-        self.speed, self.word = speed, "fine"
+        self.speed, self.fault = speed, "fine"
         self.seen = Message("observation", {"number": 0})
         self.sequence = 0
         self.q, self.sign = 0.0, 1.0
@@ -48,12 +47,12 @@ class Planner:
 
     def listen(self) -> None:
         for line in sys.stdin:
-            self.word = line.strip()
-            if self.word == "go":
+            self.fault = line.strip()
+            if self.fault == "go":
                 self.moving, self.first = False, None
                 self.tell("reset")
                 self.tell("arm")
-            elif self.word != "fine" and self.moving:
+            elif self.fault != "fine" and self.moving:
                 self.act()
         os._exit(0)  # its parent process is gone
 
@@ -70,12 +69,12 @@ class Planner:
                     self.moving = not values["error"]
                     self.sign = -1.0 if self.q > 0 else 1.0  # away from the joint's limits
                     event = "armed" if self.moving else "refused"
-                    tell(event, reason=values["error"])
+                    emit(event, reason=values["error"])
                 if message.kind == "observation":
-                    if self.word != "late":
+                    if self.fault != "late":
                         self.seen = message
                     self.q = float(message.arrays["q"][0])
-                    if abs(self.q) > FARTHEST:  # a busy machine was slow to come to the fault
+                    if abs(self.q) > FARTHEST:  # on a busy machine the fault comes late
                         self.sign = -1.0 if self.q > 0 else 1.0
                     if not self.moving:
                         continue
@@ -85,7 +84,7 @@ class Planner:
                     self.act()
                 if message.kind != "spec" and values["health"]["state"] != state:
                     state = values["health"]["state"]
-                    tell("state", state=state, reason=values["health"]["reason"])
+                    emit("state", state=state, reason=values["health"]["reason"])
             select.select([self.channel.socket], [], [], 0.1)
 
     def tell(self, kind: str, values: Any = None, arrays: Any = None) -> None:
@@ -93,14 +92,14 @@ class Planner:
             self.channel.tell(Message(kind, values or {"id": kind}, arrays or {}))
 
     def act(self) -> None:
-        """Answer what was seen last."""
+        """Answer the newest observation."""
         joints = len(self.seen.arrays.get("q", np.empty(7)))
         action = np.zeros(joints + 1)
         action[0], action[-1] = self.sign * self.speed, 1.0
-        wrong = WRONG.get(self.word)
+        wrong = WRONG.get(self.fault)
         if wrong is not None:
             action = wrong(action)
-        if self.word == "replay" and self.first is not None:
+        if self.fault == "replay" and self.first is not None:
             self.tell(*self.first)
             return
         self.sequence += 1
@@ -108,10 +107,10 @@ class Planner:
         self.tell("command", values, {"action": action})
         self.first = self.first or ("command", values, {"action": action})
         if wrong is not None:
-            tell("sent", word=self.word)
+            emit("sent", fault=self.fault)
 
 
-def tell(event: str, **values: Any) -> None:
+def emit(event: str, **values: Any) -> None:
     line = json.dumps({"event": event, "t": time.monotonic()} | values)
     sys.stdout.write(line + "\n")  # at once: several threads send
     sys.stdout.flush()

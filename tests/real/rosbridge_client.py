@@ -1,7 +1,7 @@
 """What stands around an arm, as clients of a rosbridge: `python rosbridge_client.py PORT ROLE`.
 
-The role is `arm`, whose sensors fail as they are told to on stdin, `camera`, or `recorder` with
-FILE after it.
+The role is `arm`, whose sensors have the fault that is written to stdin, `camera`, or `recorder`
+with FILE after it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import roslibpy
-from real.words import Faults
+from real.sensor_faults import SensorFaults
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.simulated_controller import JointStates, SimulatedController
@@ -35,7 +35,7 @@ def header(stamp: float) -> dict[str, Any]:
 
 
 def be_arm(ros: roslibpy.Ros, leave: threading.Event) -> None:
-    arm, faults = SimulatedController(PANDA), Faults()
+    arm, faults = SimulatedController(PANDA), SensorFaults()
     topic = roslibpy.Topic(ros, *JOINTS)
 
     def go(message: Any) -> None:
@@ -48,10 +48,10 @@ def be_arm(ros: roslibpy.Ros, leave: threading.Event) -> None:
             print(e, file=sys.stderr, flush=True)
 
     def publish(states: JointStates) -> None:
-        told = faults(states)
-        if told is not None:
-            values = {"name": told.names, "position": told.q, "velocity": told.dq}
-            topic.publish({"header": header(told.stamp), **values, "effort": []})
+        altered = faults(states)
+        if altered is not None:
+            values = {"name": altered.names, "position": altered.q, "velocity": altered.dq}
+            topic.publish({"header": header(altered.stamp), **values, "effort": []})
 
     roslibpy.Topic(ros, *COMMANDS).subscribe(go)
     print("ready", flush=True)

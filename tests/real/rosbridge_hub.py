@@ -1,7 +1,7 @@
 """A websocket server that speaks rosbridge's protocol v2: `python rosbridge_hub.py PORT`.
 
 A hub of topics between its clients, as rosbridge_suite is with a ROS behind it; what is advertised
-and subscribed is told by /rosapi/publishers and /rosapi/subscribers. NaN becomes null, as it does
+and subscribed is listed by /rosapi/publishers and /rosapi/subscribers. NaN becomes null, as it does
 there. `python rosbridge_hub.py PORT alone` has no rosapi.
 """
 
@@ -47,10 +47,10 @@ class Client(WebSocketServerProtocol):
         self.subscribed.discard(message["topic"])
 
     def do_publish(self, message: Any) -> None:
-        told = {key: message[key] for key in ("op", "topic", "msg")}
+        published = {key: message[key] for key in ("op", "topic", "msg")}
         for client in self.everyone:
             if message["topic"] in client.subscribed:
-                client.tell(**told)
+                client.tell(**published)
 
     def do_call_service(self, message: Any) -> None:
         question, topic = message["service"].rpartition("/")[2], message["args"]["topic"]

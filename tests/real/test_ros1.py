@@ -25,12 +25,13 @@ import rosbag
 import rosgraph
 import rospy
 import yaml
-from real import stories
-from real.harness import FAULTS, LAST, SPEED, Rig
+from real import scenarios
+from real.faults import FAULTS, LAST, trial
+from real.harness import SPEED, Rig
+from real.process import Process
 from real.record import Row
-from real.station import Station
-from real.stations import PORT, ROS1
-from real.stories import ROOT, SLACK, until, with_camera
+from real.scenarios import ROOT, SLACK, until, with_camera
+from real.setups import PORT, ROS1
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -69,15 +70,15 @@ def check(row: Row, limit: float | None) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if "ros1" in FAULTS[name].backends])
 def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
-    check(rig.suffer(name), FAULTS[name].limit)
+    check(trial(rig, name), FAULTS[name].limit)
 
 
 def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:
-    stories.reset_is_refused(rig, silence=1.5)
+    scenarios.reset_is_refused(rig, silence=1.5)
 
 
 def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> None:
-    stories.begins_where_measured(rig)
+    scenarios.begins_where_measured(rig)
 
 
 def test_another_commander_stops_the_arm_and_keeps_others_from_it(rig: Rig) -> None:
@@ -96,7 +97,7 @@ def test_another_commander_stops_the_arm_and_keeps_others_from_it(rig: Rig) -> N
     assert rig.health()["state"] == "armed"
 
 
-def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
+def test_a_node_that_is_terminated_lets_the_arm_rest_first(rig: Rig) -> None:
     for end in ("SIGTERM", "rosnode kill"):
         renew(rig)
         rig.cruise()
@@ -108,7 +109,7 @@ def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
             uri = rosgraph.Master("/tester").lookupNode("/latentplan")
             ServerProxy(uri).shutdown("/tester", "a person wants it")
         time.sleep(0.8)
-        stories.rested(rig)
+        scenarios.rested(rig)
         commands, _ = rig.record(rig.begun)
         assert commands.rows[-1, 0] - begin < SLACK * 0.6, end
         if end == "rosnode kill":
@@ -117,7 +118,7 @@ def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
 
 def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
     renew(rig)
-    stories.killed(rig, within=0.05)
+    scenarios.killed(rig, within=0.05)
     renew(rig)
 
 
@@ -149,7 +150,7 @@ def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, mode: str) -> None:
     renew(rig)
 
 
-def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
+def test_what_is_missing_is_an_error_of_one_line(rig: Rig) -> None:
     rig.processes.pop("node").end()
     assert "no subscriber of nowhere for 0.2 s" in refused(
         rig, "backend.command=nowhere", "backend.patience=0.2"
@@ -231,7 +232,7 @@ def test_roslaunch_ends_where_a_parameter_is_wrong(rig: Rig, tmp_path: Path) -> 
         ({"robot": "pnada"}, "did you mean 'panda'"),
     ],
 )
-def test_parameters_that_are_wrong_are_told_before_anything_moves(
+def test_wrong_parameters_are_errors_before_anything_moves(
     parameters: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(LatentplanError, match=re.escape(line)):
@@ -275,7 +276,7 @@ def test_bags_are_the_same_to_rosbag_and_to_rosbags(rig: Rig, tmp_path: Path) ->
 
 def test_the_death_of_the_master_stops_the_arm_though_topics_flow(rig: Rig) -> None:
     renew(rig)
-    row = rig.suffer("master killed")
+    row = trial(rig, "master killed")
     check(row, LAST["master killed"].limit)
     assert f"the master http://127.0.0.1:{PORT} is gone" in row.reason
     _, joints = rig.record(time.monotonic() - 0.5)
@@ -299,7 +300,7 @@ def renew(rig: Rig, *settings: str) -> None:
 def refused(rig: Rig, *settings: str, **environment: str) -> str:
     """Return the one line with which another node for this arm ends."""
     command = [sys.executable, *rig.node_command(0), *settings]
-    node = Station(command, {**ROS1.environment, **environment})
+    node = Process(command, {**ROS1.environment, **environment})
     assert node.popen.wait(30) == 2
     time.sleep(0.1)
     (line,) = node.errors

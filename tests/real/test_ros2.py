@@ -28,10 +28,12 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
-from real import stories
-from real.harness import FAULTS, SPEED, Rig, Station
-from real.stations import ROS2
-from real.stories import ROOT, SLACK, until, with_camera
+from real import scenarios
+from real.faults import FAULTS, trial
+from real.harness import SPEED, Rig
+from real.process import Process
+from real.scenarios import ROOT, SLACK, until, with_camera
+from real.setups import ROS2
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
@@ -66,7 +68,7 @@ def tester(rig: Rig) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if "ros2" in FAULTS[name].backends])
 def test_a_fault_stops_the_arm_and_only_a_fault(rig: Rig, name: str) -> None:
-    row, limit = rig.suffer(name), FAULTS[name].limit
+    row, limit = trial(rig, name), FAULTS[name].limit
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
     if limit is None:
         assert row.reaction_ms is None and not row.reason, row
@@ -120,11 +122,11 @@ def test_two_drivers_that_share_the_joints_and_send_no_velocities(
 
 
 def test_reset_is_refused_while_a_sensor_is_silent_or_the_arm_moves(rig: Rig) -> None:
-    stories.reset_is_refused(rig, silence=1.2)
+    scenarios.reset_is_refused(rig, silence=1.2)
 
 
 def test_it_begins_where_the_arm_is_measured_not_where_it_was_sent(rig: Rig) -> None:
-    stories.begins_where_measured(rig)
+    scenarios.begins_where_measured(rig)
 
 
 def test_another_commander_stops_the_arm_and_keeps_others_from_it(
@@ -132,7 +134,7 @@ def test_another_commander_stops_the_arm_and_keeps_others_from_it(
 ) -> None:
     rig.go()
     others = f"publishes {MODES['trajectory']}, too"  # a name may not be known at once
-    second = Station([sys.executable, *rig.node_command(0)], {})
+    second = Process([sys.executable, *rig.node_command(0)], {})
     # On a busy machine the other is found only after it began: then both stand. Either may be
     # the first to find the other, and the second is refused while the first stands, too.
     until(lambda: second.popen.poll() is not None or rig.health()["state"] == "fault")
@@ -156,13 +158,13 @@ def test_another_commander_stops_the_arm_and_keeps_others_from_it(
     rig.go()
 
 
-def test_a_node_that_is_told_to_end_lets_the_arm_rest_first(rig: Rig) -> None:
+def test_a_node_that_is_terminated_lets_the_arm_rest_first(rig: Rig) -> None:
     rig.cruise()
     node = rig.processes["node"]
     node.signal(signal.SIGTERM)
     assert node.popen.wait(SLACK * 2) == 0
     time.sleep(0.2)
-    stories.rested(rig)
+    scenarios.rested(rig)
     renew(rig)
 
 
@@ -192,7 +194,7 @@ def test_setpoints_go_out_as_they_are_asked_for(rig: Rig, tester: Any, mode: str
     renew(rig)
 
 
-def test_what_is_missing_is_told_in_one_line(rig: Rig) -> None:
+def test_what_is_missing_is_an_error_of_one_line(rig: Rig) -> None:
     rig.processes.pop("node").end()
     assert "no subscriber of nowhere for 0.5 s" in refused(
         rig, "backend.command=nowhere", "backend.patience=0.5"
@@ -235,7 +237,7 @@ def test_a_bag_of_the_live_topics_holds_the_very_bytes(tester: Any, tmp_path: Pa
     assert read == {topic: [bytes(m) for m in messages] for topic, messages in raw.items()}
 
 
-def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
+def test_the_lifecycle_node_is_configured_activated_stopped_and_given_goals(
     rig: Rig, tester: Any, tmp_path: Path
 ) -> None:
     for name in ("node", "planner"):
@@ -260,7 +262,7 @@ def test_the_lifecycle_node_is_configured_activated_stopped_and_told_goals(
         parameters=given,
         remappings=topics,
     )
-    mpc = Station(command, {})
+    mpc = Process(command, {})
     heard: dict[str, list[Any]] = {"plan": [], "diagnostics": []}
     tester.create_subscription(PathMessage, "/left/mpc/plan", heard["plan"].append, 1)
     tester.create_subscription(DiagnosticArray, "/diagnostics", heard["diagnostics"].append, 10)
@@ -329,7 +331,7 @@ def test_the_launch_file_runs_that_command() -> None:
 
 
 def test_a_node_that_is_killed_leaves_the_arm_where_it_was_sent(rig: Rig) -> None:
-    stories.killed(rig, within=0.1)
+    scenarios.killed(rig, within=0.1)
 
 
 def renew(rig: Rig, *settings: str) -> None:
@@ -373,7 +375,7 @@ def moved(robot: RemoteRobot) -> bool:
 
 def refused(rig: Rig, *settings: str) -> str:
     """Return the one line with which another node for this arm ends."""
-    node = Station([sys.executable, *rig.node_command(0), *settings], {})
+    node = Process([sys.executable, *rig.node_command(0), *settings], {})
     assert node.popen.wait(30) == 2
     time.sleep(0.1)
     return node.errors[-1]

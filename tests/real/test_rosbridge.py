@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import roslibpy
-from real.harness import FAULTS, Rig
-from real.station import HERE
-from real.stations import of
+from real.faults import FAULTS, trial
+from real.harness import Rig
+from real.process import HERE
+from real.setups import of
 
 from latentplan.errors import RobotError
 from latentplan.real_robot.backends.rosbridge import RosbridgeDriver
@@ -45,7 +46,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     "name", ["camera hangs", "joint not finite", "nan action", "emergency stop"]
 )
 def test_a_fault_stops_the_arm(rig: Rig, name: str) -> None:
-    row, limit = rig.suffer(name), FAULTS[name].limit
+    row, limit = trial(rig, name), FAULTS[name].limit
     assert row.velocity < 1.01 and row.acceleration < 1.01 and row.non_finite == 0, row
     assert limit is not None and row.reaction_ms is not None and row.reaction_ms < SLACK * limit, (
         row
@@ -61,9 +62,9 @@ def test_a_server_that_is_killed_stops_the_arm_and_gets_nothing_later(rig: Rig) 
         assert time.monotonic() - begin < SLACK * 0.2
         time.sleep(0.005)
     assert "the connection is lost; open it again" in rig.health()["reason"]
-    rig.start("before0", rig.stations.before[0])
+    rig.start("before0", rig.setup.before[0])
     rig.ready("before0")
-    rig.start("recorder", rig.stations.recorder or ())
+    rig.start("recorder", rig.setup.recorder or ())
     rig.ready("recorder")
     time.sleep(1.5)  # who reconnects does so after a second
     assert not len(rig.record(0.0)[0].rows)
@@ -95,7 +96,9 @@ def driver(port: int, **settings: Any) -> RosbridgeDriver:
     return RosbridgeDriver(PANDA, RosbridgeDriver.Config(**given), cameras=[camera])
 
 
-def test_who_is_not_there_and_who_is_too_many_are_told(hub: int, hub_without_rosapi: int) -> None:
+def test_a_missing_server_and_another_publisher_are_errors(
+    hub: int, hub_without_rosapi: int
+) -> None:
     with pytest.raises(RobotError, match=r"rosbridge 127.0.0.1:\d+: no server answers within 0.5"):
         driver(free_port()).open()
     with pytest.raises(RobotError, match="rosapi does not list the publishers of"):
@@ -168,7 +171,7 @@ PICTURE = {"header": STAMP, "height": 64, "width": 64, "step": 192, "encoding": 
         ("/front/image_raw", SOUND, "front/image_raw: no sensor_msgs/Image"),
     ],
 )
-def test_messages_that_are_none_are_told_and_harm_nobody(
+def test_invalid_messages_are_errors_and_harm_nobody(
     shared: tuple[RosbridgeDriver, roslibpy.Ros], topic: str, message: Any, line: str
 ) -> None:
     arm, ros = shared

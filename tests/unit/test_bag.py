@@ -23,12 +23,12 @@ from bag_writer import (
     twist,
 )
 
-from latentplan import cli
+from latentplan import budget, cli
 from latentplan.data.sources import bag_timeline
 from latentplan.data.sources.bag import Bag
 from latentplan.data.sources.bag_timeline import Series
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ConfigError, SourceError
+from latentplan.errors import BudgetError, ConfigError, SourceError
 
 pytest.importorskip("rosbags")
 ARM: dict[str, Any] = {"joints": JOINTS, "finger": "finger", "width": 0.08}
@@ -283,6 +283,19 @@ def test_a_folder_of_ros_2_is_one_bag(tmp_path: Path) -> None:
             raw = store.serialize_cdr(said.make(store.types, False), said.kind)
             writer.write(connection, said.recorded, raw)
     assert len(Bag(tmp_path / "run")) == len(Bag(tmp_path)) == 1
+
+
+def test_the_description_of_a_folder_may_not_nest_without_end(tmp_path: Path) -> None:
+    (tmp_path / "run.mcap").touch()
+    (tmp_path / "metadata.yaml").write_text("a: " + "[" * 10_000 + "]" * 10_000)
+    with pytest.raises(SourceError, match="damaged, or not a bag .RecursionError"):
+        Bag(tmp_path)
+
+
+def test_the_images_of_an_episode_are_held_to_the_budget(tmp_path: Path) -> None:
+    source = Bag(save(tmp_path / "run.mcap", recording()))
+    with budget.using(budget.Budget(bytes=18 * 20 * 3)), pytest.raises(BudgetError, match="images"):
+        source.episode(0)
 
 
 def test_the_mean_of_what_holds_between_edges_is_exact() -> None:

@@ -170,6 +170,10 @@ def test_states_alone_are_answered_with_how_to_render_them(tmp_path):
         group["states"], group["actions"] = np.zeros((3, 32)), np.zeros((3, 7))
     with pytest.raises(SourceError, match=r"no observations; render them.*dataset_states_to_obs"):
         Robomimic(path)
+    with h5py.File(path, "a") as file:
+        file.create_group("data/demo_1/obs/empty")
+    with pytest.raises(SourceError, match=r"no observations; render them.*dataset_states_to_obs"):
+        Robomimic(path)
 
 
 def test_what_is_not_such_a_file_is_refused(tmp_path, path):

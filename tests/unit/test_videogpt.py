@@ -7,7 +7,9 @@ import torch
 from latentplan.api.train import train
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, ShapeError
-from latentplan.models.videogpt import ACTIONS, FRAMES, TOKENS, Prior, VideoGPT, by_token_frame
+from latentplan.models.videogpt.clips import ACTIONS, FRAMES, TOKENS, by_token_frame
+from latentplan.models.videogpt.prior import Prior
+from latentplan.models.videogpt.videogpt import VideoGPT
 from latentplan.protocols import Illustrated, Staged, VideoModel
 from latentplan.tokenizers.video_vqvae import VideoVQVAE
 from latentplan.training import checkpoint

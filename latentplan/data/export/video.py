@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentplan.errors import ConfigError
+from latentplan.files import FULL
 from latentplan.types import Array
 
 
@@ -109,5 +110,5 @@ class Videos:
 def _check_disk(error: Exception) -> None:
     """Raise OSError for an error of FFmpeg that the disk is the reason of, and not the images."""
     number = getattr(error, "errno", 0) or 0
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES):
+    if number in (*FULL, errno.EIO, errno.EROFS, errno.EACCES):
         raise OSError(number, os.strerror(number), getattr(error, "filename", None)) from None

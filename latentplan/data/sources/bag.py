@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from latentplan import budget
 from latentplan import config as settings
 from latentplan.data.sources import (
     bag_files,
@@ -160,7 +162,8 @@ class Bag:
         if self._spec is None:
             self._topics, self._spec = topics, spec
         elif not recorded.velocities or "dq" not in self._spec.observation:
-            spec, self._spec = _without_velocities(spec), _without_velocities(self._spec)
+            spec = bag_spec.without_velocities(spec)
+            self._spec = bag_spec.without_velocities(self._spec)
         found = bag_spec.difference(self._spec, spec)
         if found:
             raise SourceError(f"{file}: {found}")
@@ -301,10 +304,10 @@ class Bag:
         keys = {t: key for key, t in topics.cameras.items() if key in self.spec.observation}
         if not keys:
             return {}
-        found = {
-            key: np.empty((len(part.actions) + 1, *self.spec.observation[key].shape), np.uint8)
-            for key in keys.values()
-        }
+        count = len(part.actions) + 1
+        shapes = {key: (count, *self.spec.observation[key].shape) for key in keys.values()}
+        budget.claim(f"{file}: images", bytes=sum(map(prod, shapes.values())))
+        found = {key: np.empty(shape, np.uint8) for key, shape in shapes.items()}
         # Rows with the image of a time: several if one camera is slower.
         wanted = {key: _rows(part.recorded[key], part.stamps[key]) for key in keys.values()}
         recorded = np.concatenate([part.recorded[key] for key in keys.values()])
@@ -392,8 +395,3 @@ def _rows(recorded: Array, stamps: Array) -> dict[tuple[int, int], Array]:
         (int(at[0]), int(at[1])): np.flatnonzero(of_row.reshape(-1) == number)
         for number, at in enumerate(each)
     }
-
-
-def _without_velocities(spec: Spec) -> Spec:
-    kept = {key: array for key, array in spec.observation.items() if key != "dq"}
-    return replace(spec, observation=kept)

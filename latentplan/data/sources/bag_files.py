@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latentplan import foreign
 from latentplan.errors import MissingDependency, SourceError
 from latentplan.files import is_clutter
 
@@ -70,13 +71,17 @@ class Bag:
 def opened(path: Path) -> Iterator[Bag]:
     """Yield the bag at `path`, read-only.
 
-    Raises MissingDependency without rosbags, SourceError if the bag is damaged, also in the block.
+    Raises MissingDependency without rosbags, SourceError if the bag is damaged, also in the block,
+    or a file of it is no regular one.
     """
     try:
         from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
     except ImportError:
         raise MissingDependency(f'{path}: needs rosbags: pip install "latentplan[bags]"') from None
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.exists() and not file.is_dir():
+            foreign.check_regular(file, error=SourceError)
     with _damage(path):
         # Bags of ROS 2 before Iron hold no definitions; those of sensor messages never changed.
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
@@ -101,7 +106,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (
         *(AnyReaderError, Ros1Error, Ros2Error, SerdeError, TypesysError, apsw.Error),
-        *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError, MemoryError),
+        *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError),
+        *(MemoryError, RecursionError),
     ) as e:
         why = f"{type(e).__name__}: {e}".rstrip(": ")
         advice = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex, or mcap recover"

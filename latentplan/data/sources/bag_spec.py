@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,13 @@ def bounded(spec: Spec, actions: list[Array]) -> Spec:
     if convention is not None and convention.gripper:
         low[-1], high[-1] = 0.0, 1.0
     action = ActionSpec(tuple(low), tuple(high), spec.action.meaning, convention)
-    return Spec(spec.observation, action, dt=spec.dt)
+    return replace(spec, action=action)
+
+
+def without_velocities(spec: Spec) -> Spec:
+    """Return `spec` without the joints' velocities."""
+    kept = {key: array for key, array in spec.observation.items() if key != "dq"}
+    return replace(spec, observation=kept)
 
 
 def difference(first: Spec, other: Spec) -> str:

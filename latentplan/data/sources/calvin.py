@@ -198,18 +198,12 @@ class Calvin:
         there = npz.names(file)
         if stored not in there or npz.read(file, [stored])[stored].shape != (7,):
             raise SourceError(f"{file}: has no {stored} of 7 numbers")
-        reasons = dict.fromkeys(there, "")
-        found: dict[str, Array] = {}
-        for key in there:
-            if keys is not None and key not in keys:
-                continue
-            found |= npz.read(file, [key])
-            reasons[key] = array_limits.unfit(found[key].shape, found[key].dtype)
-        left_out = observation_keys.left_out(reasons)
-        chosen = observation_keys.chosen(there, keys, left_out=left_out)
+        found = npz.read(file, [key for key in there if keys is None or key in keys])
+        unfit = {key: array_limits.unfit(a.shape, a.dtype) for key, a in found.items()}
+        chosen, notes = observation_keys.storable(dict.fromkeys(there, "") | unfit, keys)
         if not chosen:
             raise SourceError(f"{file}: has no array of numbers")
-        self.notes += observation_keys.notes(keys, left_out)
+        self.notes += notes
         return {key: found[key] for key in chosen}
 
     def _annotations(self) -> list[Label]:

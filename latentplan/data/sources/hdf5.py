@@ -19,7 +19,7 @@ import numpy as np
 
 from latentplan import budget, foreign
 from latentplan.data import array_limits
-from latentplan.errors import MissingDependency, SourceError
+from latentplan.errors import MissingDependency, SourceError, first_line
 from latentplan.types import Array, ArraySpec
 
 HOPS = 16  # soft links to follow for one name, as HDF5 itself does
@@ -44,10 +44,8 @@ def opened(path: Path) -> Iterator[Group]:
         raise SourceError(f"{path}: is a folder; name one HDF5 file (found in it: {inside})")
     if not path.exists():
         raise SourceError(f"{path}: no such file")
-    if not path.is_file():
-        raise SourceError(f"{path}: is not a file")
+    foreign.opened(path, error=SourceError).close()  # says plainly why it may not be read
     with _damage(path):
-        path.open("rb").close()  # says plainly that it may not be read
         file = h5py.File(path, "r")
     with file:
         yield Group(path, file)
@@ -300,15 +298,10 @@ def _damage(where: object) -> Iterator[None]:
     """Raise SourceError for the errors of h5py in the block, which must have no other code."""
     try:
         yield
-    except PermissionError as e:
-        raise SourceError(f"{where}: cannot be read ({e.strerror})") from None
     except DAMAGE as e:
-        raise SourceError(f"{where}: damaged, or not an HDF5 file ({_line(e)})") from None
+        line = first_line(e).strip("'\"")  # that a KeyError has
+        raise SourceError(f"{where}: damaged, or not an HDF5 file ({line})") from None
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) or "nothing"
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")

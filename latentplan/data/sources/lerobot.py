@@ -61,9 +61,7 @@ class Lerobot:
         self.ours = lerobot_files.ours(self.path)
         known = self._known()
         reasons = {key: _unfit(self.files.features[feature]) for key, feature in known.items()}
-        left_out = observation_keys.left_out(reasons)
-        names = observation_keys.chosen(known, keys, left_out=left_out)
-        self.notes = observation_keys.notes(keys, left_out)
+        names, self.notes = observation_keys.storable(reasons, keys)
         if not names:
             why = "; ".join(["has no feature observation.* that can be read", *self.notes])
             raise SourceError(f"{self.path / INFO}: {why}")
@@ -279,16 +277,10 @@ def _restored(spec: Spec, values: Mapping[str, Any]) -> Spec:
         key: was if (was := before.observation.get(key)) and _same_rows(was, now) else now
         for key, now in spec.observation.items()
     }
-    fits, planar = before.action.size == spec.action.size, before.planar
-    return replace(
-        before,
-        observation=observation,
-        action=before.action if fits else spec.action,
-        privileged=tuple(k for k in before.privileged if k in observation),
-        pick=before.pick if before.pick and before.pick.image in observation else None,
-        planar=planar if planar and planar.image in observation and fits else None,
-        dt=spec.dt,
-    )
+    found = observation_keys.restricted(replace(before, observation=observation, dt=spec.dt), None)
+    if before.action.size == spec.action.size:
+        return found
+    return replace(found, action=spec.action, planar=None)
 
 
 def _same_rows(one: ArraySpec, other: ArraySpec) -> bool:
@@ -312,5 +304,5 @@ def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
                     f"{at} is {image.height} x {image.width}, need {spec.shape[0]} x "
                     f"{spec.shape[1]}"
                 )
-            found[row] = np.asarray(image.convert("RGB"))
+            found[row] = image_files.rgb(image, where=at, error=SourceError)
     return found

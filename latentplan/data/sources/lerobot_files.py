@@ -22,7 +22,7 @@ import numpy as np
 
 from latentplan import budget, foreign
 from latentplan.data.sources import lerobot_tasks
-from latentplan.errors import MissingDependency, SourceError
+from latentplan.errors import MissingDependency, SourceError, first_line
 from latentplan.files import is_clutter
 from latentplan.types import Array
 
@@ -87,15 +87,12 @@ class Files:
         start, stop = int(rows[0]), int(rows[-1]) + 1
         if stop - start != len(rows):
             raise SourceError(f"{path}: the frames of episode {number} are not together")
-        with _damage(path):
-            table, before = self._rows(path, start, stop, columns)
-            return table.slice(start - before, stop - start)
+        table, before = self._rows(path, start, stop, columns)
+        return table.slice(start - before, stop - start)
 
     def column(self, path: Path, name: str) -> Any:
         """Return a column of all frames in a file of data."""
-        from pyarrow import parquet
-
-        with _damage(path), parquet.ParquetFile(path) as file:
+        with _opened(path) as file:
             if name not in file.schema_arrow.names:
                 raise SourceError(f"{path}: has no column {name!r}")
             _claim(path, file, range(file.num_row_groups), [name])
@@ -105,9 +102,7 @@ class Files:
         self, path: Path, start: int, stop: int, columns: Sequence[str]
     ) -> tuple[Any, int]:
         """Return the row groups with rows start to stop, and the number of rows before them."""
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(path) as file:
+        with _opened(path) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > start) & (ends - sizes < stop)).tolist()
@@ -246,9 +241,7 @@ def _info(root: Path) -> dict[str, Any]:
 
 def _table(path: Path, skip: str = "\0") -> list[dict[str, Any]]:
     """Return the rows of a parquet file, without columns that start with `skip`."""
-    from pyarrow import parquet
-
-    with _damage(path), parquet.ParquetFile(path) as file:
+    with _opened(path) as file:
         columns = [n for n in file.schema_arrow.names if not n.startswith(skip)]
         _claim(path, file, range(file.num_row_groups), columns)
         return list(file.read(columns).to_pylist())
@@ -266,14 +259,19 @@ def _claim(path: Path, file: Any, groups: Iterable[int], columns: Sequence[str])
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Raise SourceError for pyarrow's errors on a file in the block that is missing or damaged."""
-    from pyarrow import ArrowException
+def _opened(path: Path) -> Iterator[Any]:
+    """Yield a `pyarrow.parquet.ParquetFile`.
 
+    Raises SourceError if it is missing, no regular file or damaged, also if that shows in the
+    block.
+    """
+    from pyarrow import ArrowException, parquet
+
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    foreign.check_regular(path, error=SourceError)
     try:
-        yield
-    except FileNotFoundError:
-        raise SourceError(f"{path}: no such file") from None
+        with parquet.ParquetFile(path) as file:
+            yield file
     except (ArrowException, OSError, ValueError, MemoryError) as e:
-        line = (str(e).splitlines() or [type(e).__name__])[0]
-        raise SourceError(f"{path}: damaged, or not a parquet file ({line})") from None
+        raise SourceError(f"{path}: damaged, or not a parquet file ({first_line(e)})") from None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latentplan import foreign
-from latentplan.data.sources import hdf5, observation_keys
+from latentplan.data.sources import hdf5, hdf5_episodes, observation_keys
 from latentplan.errors import SourceError
 from latentplan.types import ActionSpec, Array, Episode, Label, Spec
 
@@ -59,13 +59,14 @@ class Minari:
             self.names = sorted(names, key=lambda n: int(n[8:]))
             if not self.names:
                 raise SourceError(f"{self.path}: has no episode_N")
-            first, low, high = self._scan(file)
-            arrays = _observed(first)
-            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
-            chosen = observation_keys.chosen(arrays, keys, left_out=left_out)
-            self.notes = observation_keys.notes(keys, left_out)
+            arrays, low, high = hdf5_episodes.scan(
+                file, self.names, actions=_actions, observed=lambda episode, _: _observed(episode)
+            )
+            reasons = {key: array.unfit for key, array in arrays.items()}
+            chosen, self.notes = observation_keys.storable(reasons, keys)
             if not chosen:
-                raise SourceError(f"{first.where} has no observations of numbers; {self.notes}")
+                why = "; ".join(self.notes) or "they are empty"
+                raise SourceError(f"{self.path}: no observations can be read: {why}")
             observation = {key: arrays[key].row() for key in chosen}
         self.spec = Spec(observation, _action(space, low, high))
 
@@ -100,31 +101,6 @@ class Minari:
             seed=int(seed) if isinstance(seed, int | np.integer) else -1,
             labels=tuple(Label(text) for text in texts if text),
         )
-
-    def _scan(self, file: hdf5.Group) -> tuple[hdf5.Group, Array, Array]:
-        """Return the first episode that can be read, and the bounds (A,) of all actions.
-
-        Raises the first episode's error if none can be read.
-        """
-        first: hdf5.Group | None = None
-        low = high = np.zeros(0, np.float32)
-        errors: list[SourceError] = []
-        for name in self.names:
-            try:
-                group = file.group(name)
-                actions = _actions(group)
-                if first is None:
-                    _observed(group)
-            except SourceError as e:  # raised again when that episode is read
-                errors.append(e)
-                continue
-            if first is None:
-                first, low, high = group, actions[0], actions[0]
-            if actions.shape[1:] == low.shape:
-                low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
-        if first is None:
-            raise errors[0]
-        return first, low, high
 
 
 def _main(path: Path) -> Path:

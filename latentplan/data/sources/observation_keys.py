@@ -36,25 +36,30 @@ def chosen(
     return tuple(dict.fromkeys(keys))
 
 
-def left_out(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Return the observations with a reason, or with a name that a store cannot have."""
+def storable(
+    reasons: Mapping[str, str], keys: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the observations to read, as `chosen`, and without `keys` a note on each left out.
+
+    `reasons` are those for which a store cannot hold an observation, empty if it can; a name that
+    a store cannot have is another.
+    """
     named = {key: why or array_limits.unfit_name(key) for key, why in reasons.items()}
-    return {key: why for key, why in named.items() if why}
-
-
-def notes(keys: Sequence[str] | None, left_out: Mapping[str, str]) -> list[str]:
-    """Return a line for each observation that is left out, if all were asked for."""
-    if keys is not None:
-        return []
-    return [f"{key!r} is left out: it {why}" for key, why in left_out.items()]
+    left_out = {key: why for key, why in named.items() if why}
+    notes = [f"{key!r} is left out: it {why}" for key, why in left_out.items()]
+    return chosen(reasons, keys, left_out=left_out), notes if keys is None else []
 
 
 def restricted(spec: Spec, keys: Sequence[str] | None) -> Spec:
-    """Return `spec` with the observations `keys` alone, all without any; errors as `chosen`."""
+    """Return `spec` with the observations `keys` alone, all without any; errors as `chosen`.
+
+    What it says of observations that it does not have is left out.
+    """
     kept = chosen(spec.observation, keys)
     return replace(
         spec,
         observation={key: spec.observation[key] for key in kept},
         privileged=tuple(key for key in spec.privileged if key in kept),
         pick=spec.pick if spec.pick and spec.pick.image in kept else None,
+        planar=spec.planar if spec.planar and spec.planar.image in kept else None,
     )

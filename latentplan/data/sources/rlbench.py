@@ -140,9 +140,7 @@ class Rlbench:
             if keys is None or name in keys or name in NEEDED[c.action]:
                 lengths[name] = self._length(demo, observations, name)
                 reasons[name] = array_limits.unfit((lengths[name],), np.dtype(np.float64))
-        left_out = observation_keys.left_out(reasons)
-        chosen = observation_keys.chosen(there, keys, left_out=left_out)
-        self.notes = observation_keys.notes(keys, left_out)
+        chosen, self.notes = observation_keys.storable(reasons, keys)
         sizes = {camera: self._size(demo, camera, chosen) for camera in kinds}
         seen = {camera: size for camera, size in sizes.items() if size is not None}
         every = rlbench_spec.observation_spec(

@@ -20,7 +20,12 @@ import numpy as np
 
 from latentplan import config as settings
 from latentplan.data import images
-from latentplan.data.sources import hdf5, observation_keys, robosuite_actions
+from latentplan.data.sources import (
+    hdf5,
+    hdf5_episodes,
+    observation_keys,
+    robosuite_actions,
+)
 from latentplan.errors import ConfigError, SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
@@ -66,13 +71,16 @@ class Robomimic:
             self.demos = self._find(file)
             data = file.group("data")
             self._task = _language(data.mapping("problem_info"))
-            first, low, high = self._scan(data, keys)
-            arrays = first.arrays()
-            left_out = observation_keys.left_out({k: a.unfit for k, a in arrays.items()})
-            names = observation_keys.chosen(arrays, keys, left_out=left_out)
-            self.notes = observation_keys.notes(keys, left_out)
+            arrays, low, high = hdf5_episodes.scan(
+                data,
+                self.demos,
+                actions=self._actions,
+                observed=lambda demo, actions: _arrays(demo, keys, length=len(actions)),
+            )
+            reasons = {key: array.unfit for key, array in arrays.items()}
+            names, self.notes = observation_keys.storable(reasons, keys)
             if not names:
-                raise SourceError(f"{first.where}: no observation can be read: {self.notes[0]}")
+                raise SourceError(f"{self.path}: no observation can be read: {self.notes[0]}")
             observation = {key: arrays[key].row() for key in names}
             arguments = data.mapping("env_args")
         if self.config.flip and not any(len(a.shape) == 3 for a in observation.values()):
@@ -130,42 +138,6 @@ class Robomimic:
             names = [n for n in names if n in wanted]
         return sorted(names, key=lambda n: int(n[5:]))
 
-    def _scan(
-        self, data: hdf5.Group, keys: Sequence[str] | None
-    ) -> tuple[hdf5.Group, Array, Array]:
-        """Return the observations of the first demo that can be read, and the actions' bounds (A,).
-
-        Raises the first demo's error if none can be read.
-        """
-        first: hdf5.Group | None = None
-        low = high = np.zeros(0, np.float32)
-        errors: list[SourceError] = []
-        for name in self.demos:
-            try:
-                demo = data.group(name)
-                actions = self._actions(demo)
-                observed = demo.group("obs") if "obs" in demo.names() else None
-                if first is None and (observed is None or not observed.names()):
-                    raise SourceError(
-                        f"{demo.where}: has states and actions, but no observations; render them: "
-                        "python -m robomimic.scripts.dataset_states_to_obs --dataset "
-                        f"{self.path} --output_name image.hdf5 --done_mode 2 --camera_names "
-                        "agentview (a file that robosuite itself recorded goes through "
-                        "robomimic.scripts.conversion.convert_robosuite before)"
-                    )
-                if first is None and observed is not None:
-                    _check_rows(observed, keys, length=len(actions))
-            except SourceError as e:  # raised again when that demo is read
-                errors.append(e)
-                continue
-            if first is None:
-                first, low, high = observed, actions[0], actions[0]
-            if actions.shape[1:] == low.shape:
-                low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
-        if first is None:
-            raise errors[0]
-        return first, low, high
-
     def _actions(self, demo: hdf5.Group, *, size: int | None = None) -> Array:
         """Return a demo's actions (L, A) float32; SourceError if there are none, or not `size`."""
         array = demo.array(self.config.actions)
@@ -216,12 +188,25 @@ class Robomimic:
         return values[:, :, ::-1] if images.channels_first(spec.shape) else values[:, ::-1]
 
 
-def _check_rows(observed: hdf5.Group, keys: Sequence[str] | None, *, length: int) -> None:
-    """Raise SourceError if an observation that is asked for has not a row for each action."""
-    for key, array in observed.arrays().items():
+def _arrays(demo: hdf5.Group, keys: Sequence[str] | None, *, length: int) -> dict[str, hdf5.Data]:
+    """Return the arrays of a demo's observations by name.
+
+    Raises SourceError if there are none, or one of `keys` has not a row for each action.
+    """
+    arrays = demo.group("obs").arrays() if "obs" in demo.names() else {}
+    if not arrays:
+        raise SourceError(
+            f"{demo.where}: has states and actions, but no observations; render them: "
+            f"python -m robomimic.scripts.dataset_states_to_obs --dataset {demo.path} "
+            "--output_name image.hdf5 --done_mode 2 --camera_names agentview (a file that "
+            "robosuite itself recorded goes through robomimic.scripts.conversion.convert_robosuite "
+            "before)"
+        )
+    for key, array in arrays.items():
         asked = keys is None or key in keys
         if asked and not array.refused and not array.unfit and len(array) != length:
             raise SourceError(f"{array.where} has {len(array)} rows for {length} actions")
+    return arrays
 
 
 def _numbers(demo: hdf5.Group, name: str, length: int) -> Array:

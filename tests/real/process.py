@@ -1,4 +1,4 @@
-"""A process of a harness: told words, listened to, ended with its parent."""
+"""A process of a harness: its lines of stdin and stdout; it ends with its parent."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-class Station:
-    """A process; what it prints is kept, line by line."""
+class Process:
+    """A process; the lines that it prints are kept."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.command = command
@@ -42,9 +42,9 @@ class Station:
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._read_errors, daemon=True).start()
 
-    def tell(self, word: str) -> None:
+    def write(self, line: str) -> None:
         assert self.popen.stdin is not None
-        self.popen.stdin.write(word + "\n")
+        self.popen.stdin.write(line + "\n")
         self.popen.stdin.flush()
 
     def until(self, wanted: Callable[[str], bool], *, within: float = 60.0) -> str:
@@ -62,7 +62,7 @@ class Station:
                 raise AssertionError(f"{' '.join(self.command)}: {self.popen.poll()} {said}")
 
     def event(self, name: str, *, within: float = 30.0) -> dict[str, Any]:
-        """Return the next event of that name that a planner tells."""
+        """Return the next event of that name that a planner prints."""
         said = f'"event": "{name}"'
         return dict(json.loads(self.until(lambda line: said in line, within=within)))
 

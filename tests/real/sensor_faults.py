@@ -1,4 +1,4 @@
-"""How the sensors of a simulated arm fail, as a harness tells it on stdin, a word a line."""
+"""Faults of a simulated arm's sensors, by the name that a harness writes to stdin, a line each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from latentplan.real_robot.backends.simulated_controller import JointStates
 
-FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
+ALTERED: dict[str, Callable[[JointStates], JointStates]] = {
     "reordered": lambda s: s._replace(names=s.names[::-1], q=s.q[::-1], dq=s.dq[::-1]),
     "missing": lambda s: s._replace(names=s.names[1:], q=s.q[1:], dq=s.dq[1:]),
     "renamed": lambda s: s._replace(names=("elbow", *s.names[1:])),
@@ -25,34 +25,34 @@ FAULTS: dict[str, Callable[[JointStates], JointStates]] = {
 }
 
 
-class Faults:
-    """Alters joint states by the last word that came on stdin; `fine` leaves them as they are.
+class SensorFaults:
+    """Alters joint states by the last fault that came on stdin; `fine` leaves them as they are.
 
-    When a word takes effect is told on stdout, since an arm may send some more until then.
+    The time at which a fault takes effect is printed, since an arm may send some more until then.
     """
 
     def __init__(self) -> None:
-        self.word = self._told = "fine"
+        self.fault = self._printed = "fine"
         self._sound = 0.0  # s, the newest stamp that went out
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __call__(self, states: JointStates) -> JointStates | None:
-        word = self.word
-        if word != self._told:
-            self._told = word
-            event = {"event": "sensors", "word": word, "t": time.monotonic()}
+        fault = self.fault
+        if fault != self._printed:
+            self._printed = fault
+            event = {"event": "sensors", "fault": fault, "t": time.monotonic()}
             sys.stdout.write(json.dumps(event) + "\n")  # at once: several threads write
             sys.stdout.flush()
-        return self._alter(states, word)
+        return self._alter(states, fault)
 
-    def _alter(self, states: JointStates, word: str) -> JointStates | None:
-        if word == "silent":
+    def _alter(self, states: JointStates, fault: str) -> JointStates | None:
+        if fault == "silent":
             return None
-        if word == "frozen":
+        if fault == "frozen":
             return states._replace(stamp=self._sound)
         self._sound = states.stamp
-        return FAULTS.get(word, lambda s: s)(states)
+        return ALTERED.get(fault, lambda s: s)(states)
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            self.word = line.strip()
+            self.fault = line.strip()

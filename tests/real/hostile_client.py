@@ -1,8 +1,8 @@
-"""A client that means harm: `python tests/real/guests.py PORT KIND`, until its parent ends it.
+"""A hostile client: `python tests/real/hostile_client.py PORT KIND`, until its parent ends it.
 
-`garbage` sends what is no message, as fast as it is hung up on; `flood` sends valid requests
-without a pause and reads no reply; `trickle` sends a byte at a time on many connections, and
-`connections` opens them by the hundred.
+`garbage` sends invalid messages, a connection each; `flood` sends valid requests without a pause
+and reads no reply; `trickle` sends a byte at a time on many connections, and `connections` opens
+them by the hundred.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import struct
 import sys
 import time
 
+import numpy as np
+
+from latentplan.real_robot.link.messages import LENGTHS, Message
+
 
 def message(head: object, body: bytes = b"") -> bytes:
+    """Return the bytes of a message with any head, valid or not."""
     text = json.dumps(head).encode()
-    return struct.pack(">II", len(text), len(body)) + text + body
+    return LENGTHS.pack(len(text), len(body)) + text + body
 
 
-HEALTH = message({"kind": "health", "values": {"id": 1}, "arrays": {}})
-COMMAND = {"kind": "command", "values": {"observation": 1, "sequence": 1}}
+HEALTH = Message("health", {"id": 1}).encode()
 GARBAGE = (
     message({"kind": "health", "values": {}, "arrays": {"a": ["uint8", [2**64]]}}),
     message({"kind": "health", "values": [], "arrays": {}}),
-    message(COMMAND | {"arrays": {"action": ["float64", [8]]}}, bytes(64)),
+    message({"kind": "health", "values": {}, "arrays": {}}, bytes(64)),
+    Message("command", {"observation": 1, "sequence": 1}, {"action": np.zeros(8)}).encode(),
     message([[[]]]),
     b"GET / HTTP/1.1\r\n\r\n",
     b"\xff" * 60,

@@ -1,4 +1,4 @@
-"""What every ROS backend is put through alike, by tests that have a rig of theirs running."""
+"""Scenarios that the tests of every ROS backend share, on a rig of theirs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SLACK = 3.0  # a machine that runs tests may be as much slower as that
 def reset_is_refused(rig: Rig, *, silence: float) -> None:
     """While a sensor is silent, or the arm moves, a fault stays one; silent for so many s."""
     rig.cruise()
-    rig.tell("arm", "silent")
+    rig.write("arm", "silent")
     time.sleep(silence)
     assert "silent for" in rig.ask("reset")["error"]
-    rig.tell("arm", "turning")
+    rig.write("arm", "turning")
     until(lambda: "moves at 0.100 rad/s" in rig.ask("reset")["error"])
     assert rig.health()["state"] == "fault"
-    rig.tell("arm", "fine")
+    rig.write("arm", "fine")
     until(lambda: rig.ask("reset")["error"] == "")
 
 
@@ -58,7 +58,7 @@ def killed(rig: Rig, *, within: float) -> None:
     commands, joints = rig.record(rig.begun)
     assert commands.rows[-1, 0] < at + within
     assert np.abs(joints.dq[-1]).max() < 5e-3
-    # Killed between two sockets it may have told the arm of one command more than the record.
+    # Killed between two sockets it may have sent the arm a command that the record lacks.
     more = SPEED * DT
     np.testing.assert_allclose(joints.rows[-1, 1:], commands.rows[-1, 1:], atol=5e-3 + more)
 

@@ -4,10 +4,10 @@ import socket
 import tempfile
 from pathlib import Path
 
-from real.harness import HERE, Stations
+from real.harness import HERE, Setup
 
-SIM = Stations("sim", settings=("backend.real_time=true",))
-ROS2 = Stations(
+SIM = Setup("sim", settings=("backend.real_time=true",))
+ROS2 = Setup(
     "ros2",
     arm=(str(HERE / "ros2_arm.py"),),
     camera=("-m", "latentplan.real_robot.ros2.simulated_camera"),
@@ -16,7 +16,7 @@ ROS2 = Stations(
 )
 PORT = 21311  # of the ROS 1 master; nothing else is in the network namespace
 LOGS = Path(tempfile.gettempdir()) / "latentplan-ros1"
-ROS1 = Stations(
+ROS1 = Setup(
     "ros1",
     before=((str(HERE / "ros1_master.py"), str(PORT)),),
     arm=(str(HERE / "ros1_arm.py"),),
@@ -32,10 +32,10 @@ ROS1 = Stations(
 )
 
 
-def rosbridge(port: int) -> Stations:
-    """Return the stations around a rosbridge at that port of this machine."""
+def rosbridge(port: int) -> Setup:
+    """Return the processes around a rosbridge at that port of this machine."""
     client = str(HERE / "rosbridge_client.py")
-    return Stations(
+    return Setup(
         "rosbridge",
         before=((str(HERE / "rosbridge_hub.py"), str(port)),),
         arm=(client, str(port), "arm"),
@@ -45,8 +45,8 @@ def rosbridge(port: int) -> Stations:
     )
 
 
-def of(backend: str) -> Stations:
-    """Return the stations of a backend by its name."""
+def of(backend: str) -> Setup:
+    """Return the setup of a backend by its name."""
     if backend != "rosbridge":
         return {"sim": SIM, "ros1": ROS1, "ros2": ROS2}[backend]
     with socket.socket() as s:
