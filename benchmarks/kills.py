@@ -148,10 +148,9 @@ class Harness:
     def measure(self, operation: Operation, kills: int) -> Row:
         """Return the counts of so many kills of an operation."""
         whole = self._empty(f"{operation.name} whole")
-        begun = time.monotonic()
         self._checked(whole, self._run(operation, whole))
         self._preload(whole)
-        took, wanted = time.monotonic() - begun, self._digest(whole)
+        wanted = self._digest(whole)
         shutil.rmtree(whole)
         whole = self._empty(f"{operation.name} whole")  # again: with all modules imported
         begun = time.monotonic()
@@ -202,7 +201,8 @@ class Harness:
             if code is not None:
                 break
         row["kills"] += len(kills)
-        row["trials"] += bool(kills)
+        row["trials"] += 1
+        row["untouched"] += not kills
         if code is None:
             attempt = Try(folder, run)
             code = attempt.wait(PATIENCE)
@@ -227,9 +227,6 @@ class Harness:
             row["failures"].append({"trial": number, "kills": kills, "faults": faults})
         elif kills or code == 0:
             shutil.rmtree(folder)
-        if not kills:
-            row["trials"] += 1
-            row["untouched"] += 1
 
     def _run(self, operation: Operation, folder: Path) -> Callable[[], int]:
         lines = [[w.replace("IN/", f"{self.inputs}/") for w in line] for line in operation.lines]

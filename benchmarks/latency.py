@@ -1,7 +1,8 @@
 """Measure latency: `python benchmarks/latency.py [--json FILE]`.
 
-It times `act()` of the shipped rope-cfm, encoding included, for several planners and numbers of
-candidates, and the start-up of the package and of the command line (medians over new processes).
+It times `act()` of the shipped rope-cfm and rope-calibrated, encoding included, for several
+planners and numbers of candidates, and the start-up of the package and of the command line (medians
+over new processes).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import latentplan
 from latentplan.evaluation.provenance import provenance
 from latentplan.sim.deformable.rope import Rope
 
-PLANNERS: dict[str, tuple[str, dict[str, Any]]] = {
+POLICIES: dict[str, tuple[str, dict[str, Any]]] = {  # run, and options of `load`
     "cem, as shipped": ("rope-cfm", {"planner": "cem"}),
     "cem, 512 candidates in 1 round": (
         "rope-cfm",
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     report = {
-        "act": {name: act(*settings) for name, settings in PLANNERS.items()},
+        "act": {name: act(*settings) for name, settings in POLICIES.items()},
         "start_up_s": {name: start_up(command) for name, command in START_UP.items()},
         "load_average": os.getloadavg(),
     } | provenance()

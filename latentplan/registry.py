@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import reduce
+from functools import cache, reduce
 from importlib import import_module, invalidate_caches
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -99,9 +99,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 
 def names(kind: str) -> dict[str, str]:
-    """Return the targets `MODULE:CLASS` of a kind by name, including those of plug-ins."""
-    found = {e.name: e.value for e in entry_points(group=f"latentplan.{kind}")}
-    return found | BUILT_IN[kind]
+    """Return the targets `MODULE:CLASS` of a kind by name, including those of plug-ins.
+
+    A package that is installed while the process runs may not be found until the next.
+    """
+    return _plugins(kind) | BUILT_IN[kind]
+
+
+@cache
+def _plugins(kind: str) -> dict[str, str]:
+    """Return the targets of other packages; reading those of all packages takes some 10 ms."""
+    return {e.name: e.value for e in entry_points(group=f"latentplan.{kind}")}
 
 
 def get(kind: str, name: str) -> Any:

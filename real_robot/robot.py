@@ -196,15 +196,20 @@ def in_order(wanted: Sequence[str], names: Sequence[str], values: Sequence[float
     Joints that are not wanted (a gripper's, a wheel's, another arm's) are left out. Raises
     RobotError if one is missing, named twice, or without a value.
     """
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise RobotError(
-            f"joint_states.name: {', '.join(missing)} missing, found {', '.join(names) or 'none'}; "
-            "use the description of the arm that sends them"
-        )
+    absent = [name for name in wanted if name not in names]
+    if absent:
+        raise missing(absent, names)
     if any(list(names).count(name) > 1 for name in wanted) or len(values) != len(names):
         raise RobotError(
             f"joint_states: found {len(values)} values for the names {', '.join(names)}; "
             "each joint needs one name and one value"
         )
     return np.array([values[names.index(name)] for name in wanted], np.float64)
+
+
+def missing(joints: Sequence[str], names: Sequence[str]) -> RobotError:
+    """Return the error for joints that are not among the names of a message."""
+    return RobotError(
+        f"joint_states.name: {', '.join(joints)} missing, found {', '.join(names) or 'none'}; "
+        "use the description of the arm that sends them"
+    )

@@ -7,6 +7,7 @@ shapes. It has no limits of acceleration and jerk, and no `Gripper`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -77,12 +78,12 @@ def _values(
             raise ConfigError(f"{beside.name}: joints: {unknown('joint', name, names)}")
     rows = [row | dict(added.get(row["name"], {})) for row in rows]
     _refuse_missing(rows, beside, required=required)
-    for row in rows:  # 0 if it is within the limits, else the middle
+    for row in rows:
         for name in ("low", "high"):
             if not isinstance(row.get(name), int | float):
                 raise ConfigError(f"{beside.name}: joints.{row['name']}.{name}: need a number")
-        middle = 0.0 if row["low"] <= 0 <= row["high"] else (row["low"] + row["high"]) / 2
-        row.setdefault("home", middle)
+        low, high = row["low"], row["high"]
+        row.setdefault("home", 0.0 if low <= 0 <= high else (low + high) / 2)
     tip_pose = np.linalg.inv(turned) @ before
     found = {
         "name": tree.name,
@@ -110,7 +111,7 @@ def _refuse_missing(rows: list[dict[str, Any]], beside: Path, *, required: Seque
 
 
 class _Counted(ElementTree.TreeBuilder):
-    """A builder that stops where there are too many elements, or they are nested too deeply."""
+    """A builder that refuses too many elements, and elements that are nested too deeply."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -169,14 +170,13 @@ class _Tree:
         ends = [link for link in self._links if link not in parents]
         if not ends:
             raise ConfigError("its joints form a ring")
-        turns = self._turns()
-        most = max(turns[link] for link in ends)
-        longest = [link for link in ends if turns[link] == most]
+        turning = self._turning()
+        most = max(turning[link] for link in ends)
+        longest = [link for link in ends if turning[link] == most]
         shared = self.path(longest[0])
         for link in longest[1:]:
-            other = self.path(link)
-            same = (i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a is not b)
-            shared = shared[: next(same, min(len(shared), len(other)))]
+            pairs = zip(shared, self.path(link), strict=False)
+            shared = [joint for joint, _ in takewhile(lambda pair: pair[0] is pair[1], pairs)]
         while shared and not _turns(shared[-1]) and shared[-1].get("type") != "fixed":
             shared.pop()  # a single finger
         if sum(map(_turns, shared)) < most:
@@ -186,7 +186,7 @@ class _Tree:
             raise ConfigError("it has no joint that turns")
         return _end(shared[-1], "child")
 
-    def _turns(self) -> dict[str, int]:
+    def _turning(self) -> dict[str, int]:
         """Return how many joints turn between the root and each link."""
         children: dict[str, list[str]] = {}
         for child, joint in self._joints.items():
@@ -323,7 +323,7 @@ def _numbers(where: str, text: str, count: int) -> list[float]:
         values = [float(part) for part in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not (np.abs(values) < LARGEST).all():  # a NaN neither
+    if len(values) != count or not (np.abs(values) < LARGEST).all():  # NaN fails too
         raise ConfigError(f"{where}: found {text[:60]!r}, need {count} finite numbers")
     return values
 

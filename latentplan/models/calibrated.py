@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from latentplan import registry
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.inverse import GoalInverse, InverseProposal
-from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view, turned
+from latentplan.models.goal_inverse import GoalInverse, InverseProposal
+from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view, turn_actions_of
 from latentplan.nn.mlp import LatentMLP
 from latentplan.nn.observations import checked, encode
+from latentplan.nn.symmetry import TurnActions, turn_for_views
 from latentplan.protocols import EquivariantEncoder
 from latentplan.shapes import check
 from latentplan.types import (
@@ -70,16 +71,18 @@ class LatentDynamics(nn.Module):
             for width in self.hidden:
                 check_range("LatentDynamics.hidden", width, 1, 8192)
 
-    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
-        """Build the members for a store of latents; `base` turns actions with its views."""
+    def __init__(
+        self, spec: Spec, config: Config | None = None, *, turn: TurnActions | None = None
+    ) -> None:
+        """Build the members for a store of latents; several views need `turn` for their actions."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec, self.window = spec, c.ahead + 1
-        self.views, size = spec.observation[LATENTS].shape
+        self.turn = turn
+        _, size = spec.observation[LATENTS].shape
         self.members = nn.ModuleList(
             LatentMLP(size, spec.action.size, c.hidden) for _ in range(c.members)
         )
-        self._base = (base,)  # in a tuple: not a submodule, its weights are saved elsewhere
 
     def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
         """Return latents (B, N, H, d) after each of the actions (B, N, H, A), from z (B, d)."""
@@ -91,7 +94,7 @@ class LatentDynamics(nn.Module):
 
         Its figures are the same distances as shares of the distance that the latents moved.
         """
-        z, actions = one_view(batch, self.views, self._base[0])
+        z, actions = one_view(batch, self.turn)
         predicted: list[Tensor] = [z] * len(self.members)
         losses, figures = [], {}
         for k in range(1, z.shape[1]):
@@ -158,9 +161,9 @@ class Calibrated(nn.Module):
         c = self.config = config or self.Config()
         self.base = base or _base(spec, c)
         self.spec = self.base.spec
-        of_latents = latent_spec(spec, self.base)
-        self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics)
-        self.inverse = inverse or GoalInverse(of_latents, c.inverse)
+        of_latents, turn = latent_spec(spec, self.base), turn_actions_of(self.base)
+        self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics, turn=turn)
+        self.inverse = inverse or GoalInverse(of_latents, c.inverse, turn=turn)
         self.views = self.base.views if isinstance(self.base, EquivariantEncoder) else 1
         self.latent_dim = int(self.base.latent_dim)
 
@@ -186,26 +189,10 @@ class Calibrated(nn.Module):
                 parts=("base",),
                 rows=256,
             ),
-            Stage(
-                "dynamics",
-                lambda spec, parts: LatentDynamics(spec, config.dynamics, base=parts["base"]),
-                config.dynamics,
-                training.dynamics,
-                data=LATENTS,
-                parts=("base",),
-                window=config.dynamics.ahead + 1,
-                window_from="model.dynamics.ahead",
+            _on_latents(
+                "dynamics", LatentDynamics, config.dynamics, training.dynamics, steps="ahead"
             ),
-            Stage(
-                "inverse",
-                lambda spec, parts: GoalInverse(spec, config.inverse, base=parts["base"]),
-                config.inverse,
-                training.inverse,
-                data=LATENTS,
-                parts=("base",),
-                window=config.inverse.steps + 1,
-                window_from="model.inverse.steps",
-            ),
+            _on_latents("inverse", GoalInverse, config.inverse, training.inverse, steps="steps"),
         ]
 
     @classmethod
@@ -229,8 +216,9 @@ class Calibrated(nn.Module):
         """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B v, d)."""
         v, size = self.views, self.spec.action.size
         check("Calibrated.rollout.actions", actions, "B N H A", B=len(prepared) // v, A=size)
-        seen = turned(actions, v, self.base)
-        latents = self.dynamics.unroll(prepared, seen)
+        if v > 1:
+            actions = turn_for_views(actions, v, self.base.turn_actions)
+        latents = self.dynamics.unroll(prepared, actions)
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def proposal(self, goal: Goal) -> InverseProposal:
@@ -245,6 +233,22 @@ class Calibrated(nn.Module):
             )
         latent = encode(self, checked("goal.observation", self.spec, goal.observation))[0]
         return InverseProposal(self.inverse, latent[:, : self.latent_dim // self.views])
+
+
+def _on_latents(
+    name: str, learner: Any, config: Any, training: Training, *, steps: str
+) -> Stage:
+    """Return the stage of a learner of latents, in windows of as many steps as a field says."""
+    return Stage(
+        name,
+        lambda spec, parts: learner(spec, config, turn=turn_actions_of(parts["base"])),
+        config,
+        training,
+        data=LATENTS,
+        parts=("base",),
+        window=getattr(config, steps) + 1,
+        window_from=f"model.{name}.{steps}",
+    )
 
 
 def _base(spec: Spec, config: Calibrated.Config) -> Any:

@@ -132,7 +132,7 @@ class CFM(nn.Module):
 
     @property
     def views(self) -> int:
-        """The number of turns and flips whose latents `encode` concatenates."""
+        """The number of views that `encode` concatenates."""
         return self.config.views
 
     @property
@@ -141,7 +141,7 @@ class CFM(nn.Module):
         return symmetry.ELEMENTS if self.config.symmetric else 1
 
     def encode_views(self, observations: Tensors) -> Tensor:
-        """Return latents (B, T, G, d) of images (B, T, h, w, 3) under all turns and flips."""
+        """Return all views (B, T, G, d) of images (B, T, h, w, 3)."""
         image = observations[self.config.image]
         x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
         z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
@@ -149,8 +149,10 @@ class CFM(nn.Module):
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`."""
+        assert self.spec.planar is not None  # the config is not symmetric otherwise
         shape = (len(elements), *[1] * (actions.ndim - 2), 2, 2)
-        return self._turned(actions, self.matrices[elements].view(shape))
+        matrices = self.matrices[elements].view(shape)
+        return symmetry.turn_vectors(actions, matrices, self.spec.planar.pairs)
 
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""
@@ -161,10 +163,9 @@ class CFM(nn.Module):
         """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B v, d)."""
         v, z = self.config.views, prepared
         check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
-        turned = actions[:, None]  # b v n h a
         if v > 1:
-            turned = self._turned(turned, self.matrices[:v, None, None])
-        latents = self.dynamics.unroll(z, rearrange(turned, "b v n h a -> (b v) n h a"))
+            actions = symmetry.turn_for_views(actions, v, self.turn_actions)
+        latents = self.dynamics.unroll(z, actions)
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def loss(self, batch: Batch) -> Loss:
@@ -178,7 +179,7 @@ class CFM(nn.Module):
                 part = x[g :: symmetry.ELEMENTS]
                 part.copy_(symmetry.turn_image(part, g))
             rows = torch.arange(len(x), device=x.device) % symmetry.ELEMENTS
-            actions = self._turned(actions, self.matrices[rows, None])
+            actions = self.turn_actions(actions, rows)
         z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
         z = rearrange(z, "(b t) d -> b t d", b=len(x))
         losses, hits = [], []
@@ -203,11 +204,6 @@ class CFM(nn.Module):
             pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
             spec = replace(spec, planar=PlanarSpec(image, pairs))
         return config, spec
-
-    def _turned(self, actions: Tensor, matrices: Tensor) -> Tensor:
-        """Return actions (..., A) turned by matrices (..., 2, 2)."""
-        assert self.spec.planar is not None  # the config is not symmetric otherwise
-        return symmetry.turn_vectors(actions, matrices, self.spec.planar.pairs)
 
     def _logits(self, predicted: Tensor, now: Tensor, after: Tensor) -> Tensor:
         """Return (n, n) logits -||z'_i - z_j||^2 with the positives on the diagonal."""

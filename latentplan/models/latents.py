@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentplan.nn.symmetry import TurnActions
 from latentplan.protocols import EquivariantEncoder
 from latentplan.types import ArraySpec, Batch, Episode, Spec
 
@@ -48,20 +49,16 @@ def latents_of(episodes: Sequence[Episode], base: Any) -> Iterable[Episode]:
         yield replace(episode, observations={LATENTS: part.numpy()})
 
 
-def one_view(batch: Batch, views: int, base: Any) -> tuple[Tensor, Tensor]:
-    """Return latents (B, T, d) and actions (B, T - 1, A), row i seen in view i mod `views`."""
+def turn_actions_of(base: Any) -> TurnActions | None:
+    """Return how `base` turns actions; None if its latents have a single view."""
+    return base.turn_actions if isinstance(base, EquivariantEncoder) else None
+
+
+def one_view(batch: Batch, turn: TurnActions | None) -> tuple[Tensor, Tensor]:
+    """Return latents (B, T, d) and actions (B, T - 1, A), both of row i in view i mod the views."""
     z = batch.observations[LATENTS]
-    rows = torch.arange(len(z), device=z.device)
-    view = rows % views
+    rows, views = torch.arange(len(z), device=z.device), z.shape[2]
     if views == 1:
         return z[:, :, 0], batch.actions
-    return z[rows, :, view], base.turn_actions(batch.actions, view)
-
-
-def turned(actions: Tensor, views: int, base: Any) -> Tensor:
-    """Return actions (B v, N, H, A) as each view sees those (B, N, H, A)."""
-    if views == 1:
-        return actions
-    view = torch.arange(views, device=actions.device).repeat(len(actions))
-    seen: Tensor = base.turn_actions(actions.repeat_interleave(views, 0), view)
-    return seen
+    assert turn is not None  # only an EquivariantEncoder has several views
+    return z[rows, :, rows % views], turn(batch.actions, rows % views)

@@ -7,12 +7,15 @@ turns g mod 4 quarter turns to the left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 ELEMENTS = 8
+# (actions (B, ..., A), elements (B,) int64) -> actions, row i turned by its element
+TurnActions: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def turn_image(image: Tensor, element: int) -> Tensor:
@@ -45,3 +48,9 @@ def turn_vectors(vectors: Tensor, matrix: Tensor, pairs: Sequence[tuple[int, int
             row[..., 0] * both[0] + row[..., 1] * both[1] for row in matrix.unbind(-2)
         )
     return torch.stack(numbers, dim=-1)
+
+
+def turn_for_views(actions: Tensor, views: int, turn: TurnActions) -> Tensor:
+    """Return actions (B v, ..., A): each of (B, ..., A) turned by the first `views` elements."""
+    elements = torch.arange(views, device=actions.device).repeat(len(actions))
+    return turn(actions.repeat_interleave(views, 0), elements)

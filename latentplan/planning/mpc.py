@@ -101,7 +101,7 @@ class MPC:
         """Take a model, a planner (by default cem) and an objective (by default goal).
 
         `proposals` add candidates to every search; `proposers` are models that propose actions for
-        the goal's text. Raises ConfigError if settings do not fit the model, the planner or the
+        the goal. Raises ConfigError if settings do not fit the model, the planner or the
         device.
         """
         if isinstance(model, Spec):
@@ -224,8 +224,8 @@ class MPC:
         latent = self._history.context().latents[0, -1]
         return self._prediction.missed(latent, self._sent, threshold)
 
-    @own_torch_settings()
     @exclusive
+    @own_torch_settings()
     def sent(self, action: Array) -> None:
         """Record the action (A,) that was executed, if it differs from the one `act` returned.
 
@@ -252,8 +252,8 @@ class MPC:
         cost: Array = self._planner.evaluate(goal, context, observation, candidates).cpu().numpy()
         return cost
 
-    @own_torch_settings()
     @exclusive
+    @own_torch_settings()
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
         """Start an episode, with the last goal unless one is given.
 

@@ -219,13 +219,17 @@ class DefaultPlanner(Protocol):
 
 @runtime_checkable
 class EquivariantEncoder(Protocol):
-    """A Dynamics whose latents under turned images and turned actions describe one transition."""
+    """A Dynamics that is equivariant to a group, such as the turns and flips of a square.
 
-    views: int  # turns whose latents `encode` concatenates
-    elements: int  # G, all turns
+    A view is the latent of an observation turned by one element of the group. Each view of a
+    transition, with the action turned by the same element, is a transition as well.
+    """
+
+    elements: int  # G, of the group
+    views: int  # views that `encode` concatenates: those of the first elements
 
     def encode_views(self, observations: Tensors) -> Tensor:
-        """Return latents (B, T, G, d) of observations (B, T, ...) under every turn."""
+        """Return all views (B, T, G, d) of observations (B, T, ...)."""
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`, (B,) int64."""

@@ -62,7 +62,7 @@ def save(
     step: int,
     metrics: Mapping[str, float],
     kind: str = "model",
-    parts: Mapping[str, headers.Part] | None = None,
+    parts: Mapping[str, headers.NetworkHeader] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` to one file, whole or not at all; a file already there is replaced.
@@ -110,17 +110,15 @@ def load(
         prefix, part = select(header, path, kind=kind, name=name)
         build = build or _class_of(part, path)
         model, settings = _built(build, part, path)
-        names = [key for key in file.keys() if key.startswith(prefix)]
-        slices = {key.removeprefix(prefix): file.get_slice(key) for key in names}
-        weights.check_fit(model, slices, path)
-        weights.fill(model, {k.removeprefix(prefix): file.get_tensor(k) for k in names}, path)
+        own = {k.removeprefix(prefix): k for k in file.keys() if k.startswith(prefix)}
+        weights.fill(model, {key: file.get_slice(k) for key, k in own.items()}, path)
     model = model.to(device_of).eval()
     return Checkpoint(
         model, part.name, model.spec, settings, header.step, header.metrics, part.kind
     )
 
 
-def _built(build: Any, part: headers.Part, path: Path) -> tuple[Any, Any]:
+def _built(build: Any, part: headers.NetworkHeader, path: Path) -> tuple[Any, Any]:
     """Return the untrained network that a header describes, and its config.
 
     Values within the types and ranges of its class may still not fit together, or a class may not
@@ -146,7 +144,7 @@ def _built(build: Any, part: headers.Part, path: Path) -> tuple[Any, Any]:
 
 def select(
     header: Header, path: Path | str, *, kind: str, name: str = ""
-) -> tuple[str, headers.Part]:
+) -> tuple[str, headers.NetworkHeader]:
     """Return the prefix of the weights and the header of a network of `kind` in a file.
 
     It is the whole file's, or that of a part: the one called `name`, else the only one of `kind`.
@@ -188,7 +186,7 @@ def with_parts_of_runs(settings: Any) -> Any:
     return replace(settings, **changed)
 
 
-def _class_of(part: headers.Part, path: Path | str) -> Any:
+def _class_of(part: headers.NetworkHeader, path: Path | str) -> Any:
     kind, name = part.kind, part.name
     known = registry.names(kind) if kind in registry.BUILT_IN else {}
     if name not in known:

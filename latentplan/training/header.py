@@ -16,8 +16,8 @@ VALUES = 5000  # of a config
 
 
 @dataclass(frozen=True)
-class Part:
-    """A network inside a file, and the whole of one."""
+class NetworkHeader:
+    """What rebuilds a network: the whole file's, or that of a part inside it."""
 
     kind: str  # registry kind: model, tokenizer, objective, policy; part for others
     name: str  # registry name, or module:qualname of a class that is not registered
@@ -30,12 +30,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Header(Part):
+class Header(NetworkHeader):
     """What a checkpoint holds beside its weights."""
 
     step: int  # training steps done
     metrics: Mapping[str, float]  # held-out figures at that step
-    parts: Mapping[str, Part] = field(default_factory=dict)  # by the prefix of their weights
+    parts: Mapping[str, NetworkHeader] = field(default_factory=dict)  # by prefix
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `parse` is the inverse."""
@@ -44,14 +44,14 @@ class Header(Part):
         return values | {"parts": parts} if parts else values
 
 
-def of(model: Any, *, kind: str, name: str) -> Part:
+def of(model: Any, *, kind: str, name: str) -> NetworkHeader:
     """Return what rebuilds a network."""
-    return Part(kind, name, config.to_values(model.config), model.spec)
+    return NetworkHeader(kind, name, config.to_values(model.config), model.spec)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What JSON says of a part; the spec has checks of its own."""
+class _NetworkHeader:
+    """The values of a `NetworkHeader` in JSON; the spec has checks of its own."""
 
     kind: str
     name: str
@@ -60,10 +60,10 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Header(_Part):
+class _Header(_NetworkHeader):
     step: int
     metrics: dict[str, AnyFloat]  # NaN where there is no figure
-    parts: dict[str, _Part] = field(default_factory=dict)
+    parts: dict[str, _NetworkHeader] = field(default_factory=dict)
 
 
 def parse(values: Any, path: Path | str) -> Header:
@@ -76,7 +76,7 @@ def parse(values: Any, path: Path | str) -> Header:
     return Header(**vars(whole), step=read.step, metrics=read.metrics, parts=parts)
 
 
-def _part(read: _Part, where: str) -> Part:
+def _part(read: _NetworkHeader, where: str) -> NetworkHeader:
     try:
         spec = Spec.from_json(read.spec)
     except StoreError as e:
@@ -86,7 +86,7 @@ def _part(read: _Part, where: str) -> Part:
         raise CheckpointError(f"{where}.config: found {count} values, allowed are {VALUES}")
     if read.kind == "model":
         _check_plannable(spec, where)
-    return Part(read.kind, read.name, read.config, spec)
+    return NetworkHeader(read.kind, read.name, read.config, spec)
 
 
 def _count(values: Any) -> int:

@@ -19,23 +19,21 @@ NAMES = {  # of dtypes in safetensors
 FLOATS, HALVES = ("F64", "F32"), ("F16", "BF16")
 
 
-def fill(model: nn.Module, found: Mapping[str, Tensor], path: Path | str) -> None:
-    """Put tensors into `model`; CheckpointError names the first that does not fit.
+def fill(model: nn.Module, found: Mapping[str, Any], path: Path | str) -> None:
+    """Put tensors, or the slices of a file, into `model`.
 
-    Weights stored in half precision are given back in the model's own; no other is converted.
+    Shapes and dtypes are compared before any slice is read; CheckpointError names the first that
+    does not fit. Weights stored in half precision are converted to the model's; no other is.
     """
-    check_fit(model, found, path)
-    for key, value in found.items():
+    _check_fit(model, found, path)
+    tensors: dict[str, Tensor] = {key: value[...] for key, value in found.items()}
+    for key, value in tensors.items():
         if value.is_floating_point() and value.isnan().any():
             raise CheckpointError(f"{path}: weight {key!r} holds a NaN; train it again")
-    model.load_state_dict(dict(found))
+    model.load_state_dict(tensors)
 
 
-def check_fit(model: nn.Module, tensors: Mapping[str, Any], path: Path | str) -> None:
-    """Raise CheckpointError unless tensors, or the slices of a file, are those of a model.
-
-    Half precision fits a weight of more; nothing else is converted.
-    """
+def _check_fit(model: nn.Module, tensors: Mapping[str, Any], path: Path | str) -> None:
     own = model.state_dict()
     for key in sorted(own.keys() | tensors.keys()):
         need, found = _shape(own.get(key)), _shape(tensors.get(key))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from latentplan.real_robot.robot import Reading, in_order
+from latentplan.real_robot.backends.measured_velocity import MeasuredVelocity
+from latentplan.real_robot.robot import Reading, in_order, missing
 from latentplan.types import Array
 
 PATIENCE = 1.0  # s in which messages without some of the joints are no error
@@ -23,19 +23,19 @@ _log = logging.getLogger(__name__)
 
 
 class JointReadings:
-    """The newest reading of all joints, pieced together from messages that share them out.
+    """The newest reading of all joints, joined from the messages of one or more drivers.
 
-    A message that lacks a joint that came with its others before is an error. The reading is as old
-    as its oldest part, so a driver that falls silent is noticed beside one that goes on.
+    A message that lacks a joint of the earlier messages of its driver is an error. The reading is
+    as old as its oldest part, so a driver that falls silent is noticed beside one that goes on.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         """Take the names of the joints (J,) in messages, in the arm's order."""
         self._names = tuple(names)
         self._parts: dict[frozenset[str], _Part] = {}
-        self._found: dict[str, None] = {}  # names so far, the oldest first
+        self._others: dict[str, None] = {}  # names of other joints so far, the oldest first
         self._begin: float | None = None  # s, monotonic: time of the first message
-        self._told = False  # that velocities are missing
+        self._warned = False  # that velocities are missing
 
     def take(
         self,
@@ -48,8 +48,8 @@ class JointReadings:
     ) -> None:
         """Take a message; RobotError if a joint is missing, named twice, or without a value."""
         self._begin = received if self._begin is None else self._begin
-        if len(self._found) < NAMED:
-            self._found |= dict.fromkeys(names)
+        if len(self._others) < NAMED:
+            self._others |= dict.fromkeys(name for name in names if name not in self._names)
         own = [name for name in self._names if name in names]
         if not own:
             return
@@ -57,8 +57,8 @@ class JointReadings:
         dq = in_order(own, names, velocities) if len(velocities) else np.full(len(own), np.nan)
         self._part(own, names).take(q, dq, stamp=stamp, received=received)
         unknown = [name for name, v in zip(own, dq, strict=True) if np.isnan(v)]
-        if unknown and not self._told:
-            self._told = True
+        if unknown and not self._warned:
+            self._warned = True
             _log.warning(
                 "joint_states.velocity: none of %s; velocities are measured from positions, over "
                 "%s s",
@@ -71,12 +71,11 @@ class JointReadings:
 
         Raises RobotError if a joint has not come for `PATIENCE` s since the first message.
         """
-        missing = len(self._names) > sum(len(group) for group in self._parts)
-        if missing:
+        known = set[str]().union(*self._parts)
+        absent = [name for name in self._names if name not in known]
+        if absent:
             if self._begin is not None and time.monotonic() - self._begin > PATIENCE:
-                known = set().union(*self._parts)
-                found = [name for name in self._found if name not in known] + sorted(known)
-                in_order(self._names, found, [0.0] * len(found))  # raises the missing names
+                raise missing(absent, [*self._others, *sorted(known)])
             return None
         parts = list(self._parts.values())
         if any(np.isnan(part.dq).any() for part in parts):
@@ -90,44 +89,29 @@ class JointReadings:
         return Reading(stamp, min(part.received for part in parts), q, dq, gripper)
 
     def _part(self, own: list[str], names: Sequence[str]) -> _Part:
-        """Return the part of these joints; RobotError if they come in another company."""
+        """Return the part of the joints `own`; RobotError if a joint of their driver is missing."""
         group = frozenset(own)
         for known in list(self._parts):
             if group > known:
                 del self._parts[known]  # the first messages of a driver may lack some
             elif group != known and group & known:
-                in_order([n for n in self._names if n in known], names, [0.0] * len(names))
-                raise AssertionError("in_order raises what is missing")
+                raise missing([name for name in self._names if name in known - group], names)
         return self._parts.setdefault(group, _Part(own))
 
 
 class _Part:
-    """What one driver publishes."""
+    """The joints of one driver."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self.stamp = self.received = -np.inf
         self.q = self.dq = np.full(len(names), np.nan)
-        self._past: deque[tuple[float, Array]] = deque()  # stamps and positions of the window
+        self._velocity = MeasuredVelocity(WINDOW)
 
     def take(self, q: Array, dq: Array, *, stamp: float, received: float) -> None:
         """Take positions and velocities (n,), NaN for an unknown velocity."""
         if stamp == self.stamp:
             return  # frozen, which counts as silent
-        if not stamp > self.stamp:
-            self._past.clear()
-        self._past.append((stamp, q))
-        while len(self._past) > 2 and stamp - self._past[1][0] >= WINDOW:
-            self._past.popleft()
-        unknown = np.isnan(dq)
-        if unknown.any():
-            dq = np.where(unknown, self._measured(), dq)
+        measured = self._velocity.take(stamp, q, least=WINDOW / 2)
+        dq = np.where(np.isnan(dq), self.dq if measured is None else measured, dq)
         self.stamp, self.received, self.q, self.dq = stamp, received, q, dq
-
-    def _measured(self) -> Array:
-        """Return the velocities (n,) over the window; the last ones while it is too short."""
-        (first, start), (last, end) = self._past[0], self._past[-1]
-        if last - first < WINDOW / 2:
-            return self.dq
-        velocity: Array = (end - start) / (last - first)
-        return velocity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 
 from latentplan.data.images import as_rgb
 from latentplan.errors import ConfigError, MissingDependency, RobotError, check_range
+from latentplan.real_robot.backends.measured_velocity import MeasuredVelocity
 from latentplan.real_robot.robot import CameraImage, Reading, Setpoint, View
 from latentplan.robots.description import Arm
 from latentplan.types import Array
@@ -97,7 +97,7 @@ class LerobotDriver:
         self._wrong = ""
         self._setpoint: Setpoint | None = None
         self._width = arm.gripper.width  # m, as sent
-        self._past: deque[tuple[float, Array]] = deque()
+        self._velocity = MeasuredVelocity(self.config.window)
 
     def open(self) -> None:
         """Connect, and start to read.
@@ -114,7 +114,7 @@ class LerobotDriver:
             self._hang_up()
             raise RobotError(f"lerobot.connect: {_why(e)}") from None
         self._reading, self._images, self._setpoint, self._wrong = None, {}, None, ""
-        self._past.clear()
+        self._velocity = MeasuredVelocity(self.config.window)
         try:
             self._check(robot)
         except BaseException:
@@ -225,12 +225,8 @@ class LerobotDriver:
         if c.gripper:
             share = float(seen[f"{c.gripper}.pos"]) - c.gripper_closed
             width = share / (c.gripper_open - c.gripper_closed) * self.arm.gripper.width
-        self._past.append((now, q))
-        while len(self._past) > 2 and now - self._past[1][0] >= c.window:
-            self._past.popleft()
-        first, start = self._past[0]
-        dq = (q - start) / (now - first) if now > first else np.zeros_like(q)
-        reading = Reading(now, now, q, dq, width)
+        dq = self._velocity.take(now, q)
+        reading = Reading(now, now, q, np.zeros_like(q) if dq is None else dq, width)
         shown = {name: as_rgb(f"lerobot.{name}", np.array([seen[name]])) for name in self.cameras}
         with self._lock:
             self._reading = reading

@@ -1,12 +1,13 @@
 """Messages between a node and its clients: JSON and arrays over a socket, no pickle.
 
 A message is eight bytes (lengths of head and body, big-endian), the head in JSON, and the body:
-the bytes of the arrays that the head names. What a peer sends is never trusted: whatever the bytes,
+the bytes of the arrays that the head names. The other side is never trusted: whatever its bytes,
 `decode` returns a message or raises RobotError, and takes no more memory than a few times theirs.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import socket
@@ -28,7 +29,7 @@ AXES = 8  # of an array, at most
 DTYPES = {"float32": 4, "float64": 8, "uint8": 1}  # bytes of a number
 CHUNK = 1 << 18  # bytes read or sent at once
 READ = 1 << 20  # bytes read in a call of `heard`, at most
-TEXT = 200  # characters of a peer's words that are repeated in a line
+TEXT = 200  # characters of the other side's text that an error or a log repeats, at most
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Message:
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Return the bytes of this message; RobotError if they exceed what a peer accepts."""
+        """Return the bytes of this message; RobotError if the other side would refuse them."""
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         shapes = {name: [str(array.dtype), array.shape] for name, array in arrays.items()}
         head = {"kind": self.kind, "values": self.values, "arrays": shapes}
@@ -58,11 +59,11 @@ class Message:
 
 
 class Channel:
-    """One end of a connection that never blocks, with bounds on all that a peer may do.
+    """One end of a connection that never blocks, with bounds on all that the other side may do.
 
     Bytes that cannot be sent now are sent later, `waiting` of them and a message at most. `heard`
     reads a bounded number of bytes, and none while more than a message waits to be yielded, so that
-    the socket slows down a peer that sends too fast.
+    the socket slows down a side that sends too fast.
     """
 
     def __init__(
@@ -82,15 +83,15 @@ class Channel:
 
     @property
     def idle(self) -> bool:
-        """Return whether every message has gone out; if the peer hangs, they pile up."""
+        """Return whether every message has gone out; if the other side hangs, they pile up."""
         return not self._out
 
     def tell(self, message: Message) -> None:
-        """Send a message, now as much of it as possible; RobotError if the peer is gone."""
+        """Send a message, now as much of it as possible; RobotError as `send` does."""
         self.send(message.encode())
 
     def send(self, data: bytes) -> None:
-        """Send the bytes of a message; RobotError if the peer is gone or does not read."""
+        """Send the bytes of a message; RobotError if the other side is gone or does not read."""
         self._largest = max(self._largest, len(data))
         if len(self._out) + len(data) > self._waiting + self._largest:
             raise RobotError("connection: the other side does not read")
@@ -100,7 +101,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send the bytes that still wait; RobotError if the peer is gone."""
+        """Send the bytes that still wait; RobotError if the other side is gone."""
         try:
             while self._out:
                 del self._out[: self.socket.send(memoryview(self._out)[:CHUNK].tobytes())]
@@ -113,23 +114,23 @@ class Channel:
     def heard(self, most: int | None = None) -> Iterator[Message]:
         """Yield received messages, oldest first, `most` of them at most.
 
-        Raises RobotError if the bytes are no message, or, after the last one, if the peer is gone.
+        Raises RobotError if the bytes are no message, or, after the last one, if the other side is
+        gone.
         """
         if not self._gone:
             self._gone = self._receive()
-        while most is None or most > 0:
+        for _ in itertools.count() if most is None else range(most):
             message = self._next()
             if message is None:
                 if self._gone:
                     raise RobotError(f"connection: {self._gone}")
                 return
             yield message
-            most = None if most is None else most - 1
 
     def refuse_delay(self, patience: float, *, silence: bool = False) -> None:
-        """Raise RobotError if a message, or the reading of one, takes the peer over `patience` s.
+        """Raise RobotError if the other side takes over `patience` s to send or read a message.
 
-        With `silence`, also if the peer has sent nothing for as long.
+        With `silence`, also if it has sent nothing for as long.
         """
         now = time.monotonic()
         if self._out and now - self._sent > patience:
@@ -164,7 +165,7 @@ class Channel:
             return None
         head, body = LENGTHS.unpack_from(self._in)
         if head > HEAD or body > self._body:
-            raise RobotError(f"connection: a message of {head + body} bytes; is the peer a node?")
+            raise RobotError(f"connection: a message of {head + body} bytes; is it of latentplan?")
         end = LENGTHS.size + head + body
         if len(self._in) < end:
             return None
@@ -196,7 +197,7 @@ def decode(text: bytes, body: bytes) -> Message:
 
 
 def one_line(text: object) -> str:
-    """Return a peer's words as one short line of printable characters, for errors and logs."""
+    """Return a text as one short line of printable characters, for errors and logs."""
     return "".join(c if c.isprintable() else " " for c in str(text)[:TEXT]).strip()
 
 

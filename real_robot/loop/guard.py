@@ -40,17 +40,19 @@ def _brake(driver: Driver, supervisor: Supervisor) -> None:
     """Send the setpoints of the stop; a driver that fails is tried again at each tick."""
     dt = supervisor.safety.config.dt
     ticks = math.ceil(supervisor.safety.stopping_time / dt) + supervisor.config.last_points + SPARE
+    lost = False  # whether the last setpoint was not written
     with _without_interrupts():
         for _ in range(ticks):
             if supervisor.state is not State.STOPPING:
-                return
+                break
             try:
-                now = driver.now()
+                now, lost = driver.now(), True
                 supervisor.steer(driver, None, now=now)
+                lost = False
                 driver.wait(now + dt)
             except Exception:  # what stopped the loop fails again: the rest may still get through
                 time.sleep(dt)
-    if supervisor.state is State.STOPPING:
+    if lost or supervisor.state is State.STOPPING:
         raise RobotError(
             f"arm: it could not be stopped ({supervisor.reason}); use its emergency stop"
         )

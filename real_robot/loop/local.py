@@ -95,7 +95,7 @@ class LocalRobot:
     def observe(self) -> Observation:
         """Return the newest sensor data."""
         with self._lock, stopping_first(self.driver, self.supervisor):
-            self._hear()
+            self.supervisor.listen(self.driver)
             reading = self.supervisor.reading
             if reading is None:
                 raise RobotError("observe: no sensor data came; use the robot in a with block")
@@ -117,13 +117,7 @@ class LocalRobot:
                 if self.supervisor.state is not State.ARMED:
                     self._come_to_rest()
                     self._refuse_unless_armed()
-            sent = {
-                "joint_velocity": (safety.q - before) / self.period,
-                "joint_position": safety.q,
-                "joint_delta": safety.q - before,
-            }[safety.config.control]
-            width = safety.gripper / safety.arm.gripper.width
-            return np.append(sent, width).astype(np.float32)
+            return safety.sent(before, period=self.period).astype(np.float32)
 
     def stop(self, reason: str) -> None:
         """Bring the arm to rest; call `reset` before the next `send`."""
@@ -149,14 +143,11 @@ class LocalRobot:
         """Do one control tick and wait for the next."""
         if self._stop:
             self.supervisor.stop(self._stop)
-        self._hear()
+        self.supervisor.listen(self.driver)
         now = self.driver.now()
         self.supervisor.steer(self.driver, command, now=now)
         self._due = next_tick(self._due, now=now, dt=self._dt)
         self.driver.wait(self._due)
-
-    def _hear(self) -> None:
-        self.supervisor.listen(self.driver)
 
     def _come_to_rest(self) -> None:
         while self.supervisor.state is State.STOPPING:

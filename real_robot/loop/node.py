@@ -258,7 +258,8 @@ class Node:
         """Send the observation to each client that has read the one before."""
         reading = self.supervisor.reading
         safety = self.supervisor.safety
-        moved, self._before = safety.q - self._before, safety.q
+        sent = safety.sent(self._before, period=self._every * self.dt)
+        self._before = safety.q
         clients = [channel for channel in self._observers if channel.idle]
         if reading is None or not clients:
             return
@@ -269,7 +270,7 @@ class Node:
             "q": reading.q.astype(np.float32),
             "dq": reading.dq.astype(np.float32),
             "gripper": np.array([reading.gripper], np.float32),
-            "sent": np.append(self._sent(moved), safety.gripper / safety.arm.gripper.width),
+            "sent": sent,
         } | {name: p.pixels for name, p in self.driver.images().items()}
         values = self._health(now) | {"number": self._number}
         data = Message("observation", values, arrays).encode()
@@ -291,13 +292,6 @@ class Node:
             planner.send(goal)
         except RobotError as e:
             self._lose(planner, str(e))
-
-    def _sent(self, moved: Any) -> Any:
-        """Return the setpoints of this period in the units of an action (J,)."""
-        control = self.supervisor.safety.config.control
-        if control == "joint_velocity":
-            return moved / (self._every * self.dt)
-        return moved if control == "joint_delta" else self.supervisor.safety.q
 
     def _health(self, now: float) -> dict[str, Any]:
         health = asdict(self.supervisor.health(now=now))

@@ -189,6 +189,15 @@ class SafetyFilter:
         self.interventions.update(interventions)
         return self._setpoint(tuple(interventions))
 
+    def sent(self, before: Array, *, period: float) -> Array:
+        """Return the action (J + 1,) that moves the reference from `before` (J,), rad, to here.
+
+        It holds for `period` s.
+        """
+        moved = self.q - before
+        joints = {"joint_velocity": moved / period, "joint_position": self.q, "joint_delta": moved}
+        return np.append(joints[self.config.control], self._gripper / self.arm.gripper.width)
+
     def brake(self) -> Setpoint:
         """Return the next setpoint of the stop that was computed before; the gripper holds."""
         self._reference.carry_on()

@@ -87,7 +87,7 @@ def _offer(rospy: Any, node: Node) -> None:
 
     def reset(_: Any) -> Any:
         try:
-            health = ask(node.address, "reset", reason="reset")
+            health = ask(node.address, "reset")
         except RobotError as e:
             return TriggerResponse(success=False, message=str(e))
         return TriggerResponse(success=True, message=health.state)

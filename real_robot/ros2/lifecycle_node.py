@@ -181,7 +181,7 @@ class MpcNode(LifecycleNode):  # type: ignore[misc]
         try:
             if self.loop is None:
                 raise RobotError("mpc: not active, nothing moves")
-            response.message = ask(self.loop.address, "reset", reason="reset").state
+            response.message = ask(self.loop.address, "reset").state
             response.success = True
         except RobotError as e:
             response.success, response.message = False, str(e)

@@ -13,8 +13,9 @@ import latentplan
 from latentplan.errors import ConfigError
 from latentplan.models.calibrated import Calibrated, LatentDynamics
 from latentplan.models.cfm import CFM
-from latentplan.models.inverse import GoalInverse, InverseProposal
-from latentplan.models.latents import LATENTS, latent_spec, turned
+from latentplan.models.goal_inverse import GoalInverse, InverseProposal
+from latentplan.models.latents import LATENTS, latent_spec
+from latentplan.nn.symmetry import turn_for_views
 from latentplan.planning.beam import Beam
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Goal, PlanarSpec, Spec
 
@@ -131,21 +132,35 @@ def test_proposals_are_a_problems_own_whatever_the_batch(inverse):
     torch.testing.assert_close(sample(slice(1, 2))[0], whole[1])
 
 
+PLANAR = Spec(
+    {"rgb": ArraySpec((64, 64, 3), "uint8")},
+    ActionSpec((-1.0,) * 4, (1.0,) * 4),
+    planar=PlanarSpec("rgb", ((0, 1), (2, 3))),
+)
+
+
+@pytest.mark.parametrize("learner", [LatentDynamics, GoalInverse])
+def test_a_learner_of_latents_turns_actions_and_keeps_no_weights_of_the_base(learner):
+    base = CFM(PLANAR, CFM.Config(latent=8))
+    spec = latent_spec(PLANAR, base)
+    model = learner(spec, turn=base.turn_actions)
+    z, actions = torch.randn(8, model.window, 8, 8), torch.rand(8, model.window - 1, 4)
+    row = torch.arange(8)  # row i is read in view i
+    alone = Batch({LATENTS: z[row, :, row, None]}, base.turn_actions(actions, row))
+    assert model.loss(Batch({LATENTS: z}, actions)).total == model.loss(alone).total
+    assert model.state_dict().keys() == learner(spec).state_dict().keys()
+
+
 def test_all_views_of_cfm_describe_one_transition():
-    spec = Spec(
-        {"rgb": ArraySpec((64, 64, 3), "uint8")},
-        ActionSpec((-1.0,) * 4, (1.0,) * 4),
-        planar=PlanarSpec("rgb", ((0, 1), (2, 3))),
-    )
-    base = CFM(spec, CFM.Config(latent=8, views=8)).eval()
-    assert latent_spec(spec, base).observation[LATENTS].shape == (8, 8)
+    base = CFM(PLANAR, CFM.Config(latent=8, views=8)).eval()
+    assert latent_spec(PLANAR, base).observation[LATENTS].shape == (8, 8)
     image = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
         views = base.encode_views({"rgb": image})  # b t g d
         torch.testing.assert_close(views.flatten(2), base.encode({"rgb": image}))
         actions = torch.rand(2, 5, 1, 4)
         own = base.rollout(views[:, -1].flatten(0, 1), actions)  # turns actions itself
-        seen = turned(actions, 8, base)
+        seen = turn_for_views(actions, 8, base.turn_actions)
         ahead = base.dynamics.unroll(views[:, -1].flatten(0, 1), seen)
     torch.testing.assert_close(own, ahead.view(2, 8, 5, 1, 8).permute(0, 2, 3, 1, 4).flatten(3))
 

@@ -63,7 +63,7 @@ class Lamps:
         return self._seen()
 
     def distance(self, observation, goal):
-        raise NotImplementedError
+        raise AssertionError("an evaluation of tasks needs neither distances nor an oracle")
 
     oracle = distance
 

@@ -15,6 +15,7 @@ from latentplan.errors import RobotError
 from latentplan.real_robot.backends import joint_readings, rosbridge
 from latentplan.real_robot.backends.joint_readings import JointReadings
 from latentplan.real_robot.backends.topics import Inbox, Topics
+from latentplan.real_robot.robot import in_order
 from latentplan.robots.description import load
 
 PANDA = load("panda")
@@ -139,3 +140,14 @@ def test_rosbridge_carries_joints_without_velocities(velocity: Any) -> None:
         inbox.joints(states, stamp=k * DT)
     reading = inbox.reading()
     assert reading is not None and not reading.dq.any()
+
+
+def test_joints_are_taken_by_name() -> None:
+    found = in_order(["a", "b"], ["b", "finger", "a"], [2.0, 9.0, 1.0])
+    np.testing.assert_array_equal(found, [1, 2])
+    with pytest.raises(RobotError, match=r"joint_states\.name: c, d missing, found b, a"):
+        in_order(["a", "c", "d"], ["b", "a"], [1, 2])
+    with pytest.raises(RobotError, match="found 1 values for the names a, b"):
+        in_order(["a"], ["a", "b"], [1])
+    with pytest.raises(RobotError, match="each joint needs one name"):
+        in_order(["a"], ["a", "a"], [1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from toy_problem import PLANNERS, at, build, objective
 import latentplan
 from latentplan.planning.mpc import MPC
 from latentplan.planning.spaces import Box
+from latentplan.types import Goal
 
 HERE = {"state": np.array([0.5, -0.5, 0.2, 0.0], np.float32)}
 THERE = {"state": np.array([-0.5, 0.8, 0.0, 0.6], np.float32)}
@@ -144,3 +147,25 @@ def test_settings_come_back_after_an_error(untrained_run):
         with pytest.raises(latentplan.errors.ShapeError):
             policy.goal({"rgb": np.zeros((2, 2, 3), np.uint8)})
         assert state() == before
+
+
+def test_a_call_that_waits_for_another_has_settings_of_its_own():
+    """While `act` of another thread runs, the caller's settings are replaced; then they return."""
+    found = []
+
+    class Recording(MPC):
+        def goal(self, *args, **kwargs):
+            found.append(torch.get_default_dtype())
+
+    policy = Recording(TOY)
+    waiting = threading.Thread(target=policy.reset, args=[Goal(THERE)])
+    with policy.lock:
+        waiting.start()
+        time.sleep(0.05)  # until it waits
+        torch.set_default_dtype(torch.float64)
+    try:
+        waiting.join()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == [torch.float32]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from full_disk import files_of_at_most
+from killed import driven
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import ToyEnv
 from toy_model import ToyModel, toy_spec
@@ -83,74 +83,20 @@ def contents(run: Path) -> dict[str, Any]:
     return found
 
 
-# A fork at each moment, so that torch is imported once. Before a fork nothing may start threads.
-DRIVER = """
-import os, signal, sys, time
-import latentplan.api.train, latentplan.data.windows, latentplan.models.cfm
-import latentplan.training.loop, tensorboard.summary, torch._dynamo
-from latentplan.cli import main
-
-data, run, moments, *overrides = sys.argv[1:]
-
-def child(moment):
-    kind, _, when = moment.partition(":")
-    if kind == "replace":  # the n-th time that a file is to take its place
-        replace, calls = os.replace, 0
-        def counted(*files):
-            nonlocal calls
-            calls += 1
-            if calls == int(when):
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*files)
-        os.replace = counted
-    os._exit(main(["train", "cfm", "--data", data, "--run", run, "--resume", *overrides]))
-
-def steps_done():
-    import latentplan.training.state as state
-    from pathlib import Path
-    return state.steps_done(Path(run))
-
-for moment in moments.split():
-    pid = os.fork()
-    if pid == 0:
-        child(moment)
-    kind, _, when = moment.partition(":")
-    if kind in ("kill", "interrupt"):  # some time after the n-th step was saved
-        step, _, delay = when.partition("+")
-        while steps_done() < int(step):
-            time.sleep(0.002)
-        time.sleep(float(delay or 0))
-        os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGINT)
-    print(moment, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), steps_done(), flush=True)
-"""
-
-
-def driven(data: Path, run: Path, moments: str, *overrides: str) -> list[tuple[str, int, int]]:
-    """Train with --resume over and over; return each moment, its exit code and the steps done."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(data), str(run), moments, *SMALL, *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines() if line.count(" ") == 2]
-    return [(moment, int(code), int(step)) for moment, code, step in lines if ":" in moment]
-
-
 @pytest.mark.slow
 def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_path: Path) -> None:
-    settings = ("steps=60", "training.ema=0.9")
+    overrides = [*SMALL, "steps=60", "training.ema=0.9"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert driven(data, whole, "end:0", *settings) == [("end:0", 0, 60)]
-    places = [f"replace:{n}" for n in (1, 3, 4, 5, 6, 7, 9)]
+    ended = driven("model", "cfm", data, whole, moments=["end"], overrides=overrides)
+    assert ended == [(0, 60)]
+    files = [f"replace:{n}" for n in (1, 3, 4, 5, 6, 7, 9)]
     times = ["kill:20+0.001", "kill:28+0.013", "kill:36+0.007", "interrupt:44+0.004"]
-    found = driven(data, cut, " ".join([*places, *times, "end:0"]), *settings)
-    assert [code for _, code, _ in found] == [-9] * (len(places) + 3) + [130, 0]
-    assert [step for *_, step in found] == sorted(step for *_, step in found)
-    assert 0 < found[len(places) - 1][2] < 20 and found[-1][2] == 60
+    moments = [*files, *times, "end"]
+    found = driven("model", "cfm", data, cut, moments=moments, overrides=overrides)
+    steps = [done for _, done in found]
+    assert [code for code, _ in found] == [-9] * (len(files) + 3) + [130, 0]
+    assert steps == sorted(steps)
+    assert 0 < steps[len(files) - 1] < 20 and steps[-1] == 60
     assert contents(cut) == contents(whole)
     assert "held_out/spearman" in contents(whole)["log"]
     left = {p.name for p in cut.iterdir()} - {p.name for p in whole.iterdir()}

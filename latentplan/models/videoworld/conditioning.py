@@ -31,12 +31,11 @@ class FrameEncoder(nn.Module):
         *,
         levels: Sequence[int],
         views: int,
-        condition: int,
+        width: int,
         channels: int,
-        size: int,
         dropout: float,
     ) -> None:
-        """Build the layers for `tokens` a frame, conditioned on vectors of `condition` numbers.
+        """Build the layers for `tokens` a frame; condition and result are of `width` numbers.
 
         Raises ConfigError unless the tokens are one square map a camera.
         """
@@ -49,17 +48,17 @@ class FrameEncoder(nn.Module):
             )
         self.codebook = FSQCodebook(tuple(levels))
         self.first = nn.Conv2d(views * len(levels), channels, 3, padding=1)
-        self.told = nn.Linear(condition, channels)  # a name in checkpoints
+        self.told = nn.Linear(width, channels)  # a name in checkpoints
         stride = 2 if side > LARGE else 1
         self.more = nn.Sequential(
             nn.Conv2d(channels, channels, 3, stride=stride, padding=1), nn.ReLU(),
             nn.Conv2d(channels, channels // 2, 3, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Dropout(dropout),
         )  # fmt: skip
-        self.out = nn.Linear(channels // 2 * (-(-side // stride)) ** 2, size)
+        self.out = nn.Linear(channels // 2 * (-(-side // stride)) ** 2, width)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Return (..., size) of frames (..., K), conditioned on vectors (..., condition)."""
+        """Return (..., width) of frames (..., K), conditioned on vectors (..., width)."""
         views, side = self.shape
         maps = self.codebook.codes(tokens.flatten(0, -2))
         maps = rearrange(maps, "n (v y x) d -> n (v d) y x", v=views, y=side)

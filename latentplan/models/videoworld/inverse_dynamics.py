@@ -175,9 +175,8 @@ class InverseDynamics(nn.Module):
                     self.transformer.tokens,
                     levels=g.levels,
                     views=g.views,
-                    condition=c.width,
+                    width=c.width,
                     channels=c.frame_encoder,
-                    size=c.width,
                     dropout=g.dropout,
                 )
             return c.width + (g.horizon + 1) * (c.width // 4) + (c.width if c.frame_encoder else 0)

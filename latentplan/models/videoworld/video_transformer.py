@@ -130,9 +130,8 @@ class VideoTransformer(nn.Module):
                 self.tokens,
                 levels=c.levels,
                 views=c.views,
-                condition=c.width,
+                width=c.width,
                 channels=c.frame_encoder,
-                size=c.width,
                 dropout=c.dropout,
             )
         self.frame_head = None

@@ -10,7 +10,6 @@ and many are both asked of it. Its samples are proposals that a dynamics model v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Generator, Tensor, nn
 from latentplan.errors import check_range
 from latentplan.models.latents import LATENTS, one_view
 from latentplan.nn.mlp import mlp
+from latentplan.nn.symmetry import TurnActions
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Spec
 
@@ -53,12 +53,15 @@ class GoalInverse(nn.Module):
             for width in self.hidden:
                 check_range("GoalInverse.hidden", width, 1, 8192)
 
-    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
-        """Build the network for a store of latents; `base` turns actions with its views."""
+    def __init__(
+        self, spec: Spec, config: Config | None = None, *, turn: TurnActions | None = None
+    ) -> None:
+        """Build the network for a store of latents; several views need `turn` for their actions."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec, self.window = spec, c.steps + 1
-        self.views, size = spec.observation[LATENTS].shape
+        self.turn = turn
+        _, size = spec.observation[LATENTS].shape
         self.steps = nn.Embedding(c.steps + 1, 32)  # the first is an unknown number
         self.input = nn.Linear(3 * size + 32, c.hidden[0])
         self.rest = mlp(c.hidden, c.components * (1 + 2 * spec.action.size))
@@ -67,7 +70,6 @@ class GoalInverse(nn.Module):
         self.span: Tensor
         self.register_buffer("centre", (high + low) / 2, persistent=False)
         self.register_buffer("span", (high - low) / 2, persistent=False)
-        self._base = (base,)  # in a tuple: not a submodule, its weights are saved elsewhere
 
     def forward(self, z: Tensor, goal: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-shares (n, M), means and stds (n, M, A), the latter two in half ranges.
@@ -91,7 +93,7 @@ class GoalInverse(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the negative log-density of actions towards later latents of their episodes."""
-        z, actions = one_view(batch, self.views, self._base[0])
+        z, actions = one_view(batch, self.turn)
         row, last = torch.arange(len(z), device=z.device), z.shape[1] - 1
         start, ahead, shown = (row[:, None] * SPREAD.to(z.device) % 1).unbind(-1)
         start = (start * last).long()
