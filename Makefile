@@ -18,6 +18,8 @@ PYTHON3 ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Python compiles what it imports; to compile everything at once takes almost half of the install.
+PIP := --quiet --disable-pip-version-check --no-compile
 ROS2 := .venv-ros2
 ROS2_PACKAGES := "ros-rclpy[fastrtps]" ros-sensor-msgs ros-trajectory-msgs ros-geometry-msgs \
   ros-nav-msgs ros-diagnostic-msgs ros-std-srvs
@@ -70,7 +72,7 @@ test-ros2: gl $(ROS2)/.ready
 
 $(ROS2)/.ready: constraints.txt constraints-ros2.txt | $(READY)
 	@test -x $(ROS2)/bin/python || $(BIN)/python -m venv $(ROS2)
-	@$(ROS2)/bin/python -m pip install --quiet --disable-pip-version-check \
+	@$(ROS2)/bin/python -m pip install $(PIP) \
 	  --constraint constraints.txt --constraint constraints-ros2.txt $(ROS2_PACKAGES)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(ROS2)/latentplan
 	@pwd >> $(ROS2)/latentplan
@@ -109,8 +111,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "python >= 3.11 is needed: make PYTHON3=python3.12 ..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install $(PIP) --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 gl: $(READY)

@@ -40,14 +40,14 @@ class CameraEncoder(nn.Module):
         self.first = nn.Conv2d(3, 16, 5, 2, 2)
         self.second = nn.Conv2d(16, width, 3, 2, 1)
         self.third = nn.Conv2d(width, width, 3, 1, 1)
-        self.told = nn.Embedding(tasks, 4 * width)  # task conditioning; named as in saved weights
-        nn.init.zeros_(self.told.weight)
+        self.condition = nn.Embedding(tasks, 4 * width)
+        nn.init.zeros_(self.condition.weight)
         self.sharp = nn.Parameter(torch.zeros(()))  # log inverse temperature of the softmax
         self.pooled = nn.Conv2d(width, 16, 3, 2, 1)
 
     def forward(self, image: Tensor, task: Tensor) -> Tensor:
         """Return features (n, 2 width + 16 8 8) of images (n, 3, 64, 64) in [-1, 1]."""
-        scale, shift, scale_2, shift_2 = self.told(task)[:, :, None, None].chunk(4, dim=1)
+        scale, shift, scale_2, shift_2 = self.condition(task)[:, :, None, None].chunk(4, dim=1)
         x = self.second(F.relu(self.first(image)))
         x = F.relu(x * (1 + scale) + shift)
         x = self.third(x) * (1 + scale_2) + shift_2  # n c y x

@@ -38,7 +38,12 @@ class Attempt:
     predicted: Array  # (L,) predicted cost of each action; (0,) if the policy predicts none
     act_ms: Array  # (L,) duration of each `act`, ms
     images: tuple[Array, ...]  # L + 1 of (h, w, 3) uint8; kept for the planner alone
-    success: bool | None  # after the last action; None if the env has no success test
+    solved: Array | None  # (L + 1,) bool, success by then; None if the env has no success test
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the attempt ends in success; None if the env has no success test."""
+        return None if self.solved is None else bool(self.solved[-1])
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Trial:
     goal: Array | None  # (h, w, 3) uint8 image
     attempts: Mapping[str, Attempt]  # by policy: planner, random, noop, oracle
     candidates: tuple[Candidates, ...]
+    threshold: float | None = None  # m, the largest distance that is a success; None if undefined
 
 
 class Goals:
@@ -194,7 +200,11 @@ class _Runner:
         for name, policy in baselines(self.env).items():
             attempts[name] = self._attempt(policy, goal, start_seed, seed=exploring)
         image = None if self.view is None else goal[self.view]
-        return Trial(start_seed, goal_seed, dropped, image, attempts, tuple(candidates))
+        env = self.env
+        threshold = env.success_threshold if isinstance(env, HasSuccessThreshold) else None
+        return Trial(
+            start_seed, goal_seed, dropped, image, attempts, tuple(candidates), threshold
+        )
 
     def _attempt(
         self,
@@ -212,7 +222,7 @@ class _Runner:
         text = self.config.goal_text or str(info.get(self.config.instruction, ""))
         policy.reset(Goal(observation=visible(policy, goal, spec), text=text), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
-        info = {}  # the info of a reset holds no success
+        infos: list[Mapping[str, Any]] = [{}]  # the info of a reset holds no success
         for step in range(self.config.length):
             if before_step is not None:
                 before_step(step, observation)
@@ -225,6 +235,7 @@ class _Runner:
             observation, _, terminated, truncated, info = env.step(action)
             observation = _copy(observation)
             seen.append(observation)
+            infos.append(info)
             if terminated or truncated:
                 break
         distance = np.array([env.distance(o, goal) for o in seen])
@@ -234,7 +245,7 @@ class _Runner:
             predicted=np.array(predicted),
             act_ms=np.array(act_ms),
             images=tuple(o[view] for o in seen) if view and planned else (),
-            success=self._success(float(distance[-1]), info),
+            solved=self._solved(distance, infos),
         )
 
     def _goal(self, seed: int) -> Observation:
@@ -255,10 +266,10 @@ class _Runner:
             self.env.restore(state)
         return Candidates(predicted_cost(planned, observation, actions, spec), np.array(realised))
 
-    def _success(self, distance: float, info: Mapping[str, Any]) -> bool | None:
-        """Return whether the last step was a success; None if the env has no success test."""
-        if "success" in info:
-            return bool(info["success"])
+    def _solved(self, distance: Array, infos: Sequence[Mapping[str, Any]]) -> Array | None:
+        """Return whether each observation (L + 1,) is a success; None if the env has no test."""
+        if "success" in infos[-1]:
+            return np.array([bool(info.get("success", False)) for info in infos])
         if isinstance(self.env, HasSuccessThreshold):
             return distance <= self.env.success_threshold
         return None

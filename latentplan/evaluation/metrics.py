@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from latentplan.evaluation.goals import Attempt, Trial
+from latentplan.evaluation.goals import Trial
 from latentplan.evaluation.table import Table
 from latentplan.types import Array
 
+STRICT = 0.5  # share of the success threshold that is a strict success
 RESAMPLES = 10_000  # bootstrap resamples
 Interval = tuple[float, float]
 
@@ -45,10 +46,15 @@ class Metrics:
     spearman_candidates: float  # the same among candidates of one state, mean over states
     act_ms_p50: float  # ms, wall time of the planner's `act`, encoding included
     act_ms_p90: float  # ms
-    success: float | None = None  # share of trials; None if the env has no success test
+    # Rates of the trials that do not begin solved; None if there are none, or no success test.
+    success: float | None = None  # at the end
     success_ci95: Interval | None = None  # Wilson
+    success_ever: float | None = None  # after any action
+    strict_success: float | None = None  # at the end, within half of the success threshold
+    strict_success_ci95: Interval | None = None
     random_success: float | None = None
     oracle_success: float | None = None
+    solved_at_start: int = 0  # trials left out of these rates
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; None replaces NaN and infinity."""
@@ -67,7 +73,7 @@ class Metrics:
         count = f"{self.episodes} trials" if self.episodes > 1 else "1 trial"
         notes = [f"progress {self.progress:.2f}{interval} over {count}"]
         if self.success is not None:
-            notes.append(f"success {self.success:.0%}, oracle {self.oracle_success:.0%}")
+            notes.append(self._success_note())
         return Table(
             ("mean distance to the goal, cm", "start", "final", "best"),
             tuple(
@@ -75,6 +81,15 @@ class Metrics:
                 for name, final, best in rows
             ),
             tuple(notes),
+        )
+
+    def _success_note(self) -> str:
+        strict = self.strict_success
+        within = "" if strict is None else f", {strict:.0%} within half of the threshold"
+        left_out = f"; left out as solved at the start: {self.solved_at_start}"
+        return (
+            f"success {self.success:.0%} at the end, {self.success_ever:.0%} ever{within}; "
+            f"oracle {self.oracle_success:.0%}{left_out if self.solved_at_start else ''}"
         )
 
 
@@ -91,8 +106,6 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
     states = [s for t in trials for s in t.candidates]
     act_ms = np.concatenate([a.act_ms for a in planned])
     finals = (ends["planner"], ends["random"], ends["oracle"])
-    reached = [bool(a.success) for a in planned]
-    tested = planned[0].success is not None
     return Metrics(
         episodes=len(trials),
         seed=seed,
@@ -113,11 +126,43 @@ def summarise(trials: Sequence[Trial], *, seed: int) -> Metrics:
         spearman_candidates=_mean([_rank_correlation(s.predicted, s.realised) for s in states]),
         act_ms_p50=float(np.percentile(act_ms, 50)),
         act_ms_p90=float(np.percentile(act_ms, 90)),
-        success=float(np.mean(reached)) if tested else None,
-        success_ci95=wilson(sum(reached), len(reached)) if tested else None,
-        random_success=_success_rate([t.attempts["random"] for t in trials]),
-        oracle_success=_success_rate([t.attempts["oracle"] for t in trials]),
+        **_success(trials),
     )
+
+
+def _success(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the rates of success, of the trials that do not begin solved."""
+    if any(t.attempts["planner"].solved is None for t in trials):
+        return {}
+    begun = [t for t in trials if not _solved(t, "planner")[0]]
+    left_out = {"solved_at_start": len(trials) - len(begun)}
+    if not begun:
+        return left_out
+    ends = [bool(_solved(t, "planner")[-1]) for t in begun]
+    near = [
+        bool(t.attempts["planner"].distance[-1] <= STRICT * t.threshold)
+        for t in begun
+        if t.threshold is not None
+    ]
+    return {
+        **_rate("success", ends),
+        **(_rate("strict_success", near) if near else {}),
+        "success_ever": float(np.mean([_solved(t, "planner").any() for t in begun])),
+        "random_success": float(np.mean([_solved(t, "random")[-1] for t in begun])),
+        "oracle_success": float(np.mean([_solved(t, "oracle")[-1] for t in begun])),
+        **left_out,
+    }
+
+
+def _solved(trial: Trial, name: str) -> Array:
+    solved = trial.attempts[name].solved
+    assert solved is not None  # a success test is the env's, the same for each policy
+    return solved
+
+
+def _rate(name: str, reached: Sequence[bool]) -> dict[str, Any]:
+    """Return a rate and its interval."""
+    return {name: float(np.mean(reached)), f"{name}_ci95": wilson(sum(reached), len(reached))}
 
 
 def predictions(trials: Sequence[Trial]) -> list[tuple[Array, Array]]:
@@ -142,6 +187,11 @@ def per_episode(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "dropped": t.dropped,
             "distance": {name: a.distance.tolist() for name, a in t.attempts.items()},
             "success": {name: a.success for name, a in t.attempts.items()},
+            "solved": {
+                name: None if a.solved is None else a.solved.tolist()
+                for name, a in t.attempts.items()
+            },
+            "threshold": t.threshold,
             "actions": t.attempts["planner"].actions.tolist(),
             "predicted": _json(t.attempts["planner"].predicted.tolist()),
             "act_ms": t.attempts["planner"].act_ms.tolist(),
@@ -208,12 +258,6 @@ def _rank_correlation(x: Array, y: Array) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         return float(stats.spearmanr(x, y).statistic)
-
-
-def _success_rate(attempts: Sequence[Attempt]) -> float | None:
-    if attempts[0].success is None:
-        return None
-    return float(np.mean([bool(a.success) for a in attempts]))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -86,7 +86,7 @@ class VQVAE(nn.Module):
         # that tokens need not encode the static background.
         views = len(self.images)
         self.camera = nn.Parameter(torch.zeros(views, width, 1, 1))
-        self.place = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
+        self.position = nn.Parameter(torch.zeros(views, width, self.grid, self.grid))
         self.mean: Tensor  # (v, 3, h, w), running
         self.register_buffer("mean", torch.zeros(views, 3, side, side))
         self.batches: Tensor
@@ -140,7 +140,7 @@ class VQVAE(nn.Module):
     def _decode(self, vectors: Tensor) -> Tensor:
         """Return (b, t, v, 3, h, w) of vectors (b, t, v, y, x, width)."""
         b, t = vectors.shape[:2]
-        maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.place
+        maps = rearrange(vectors, "b t v y x c -> b t v c y x") + self.position
         out: Tensor = self.decoder(rearrange(maps, "b t v c y x -> (b t v) c y x"))
         out = out.view(b, t, -1, *out.shape[1:])
         if not self.config.background:

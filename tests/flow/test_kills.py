@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SLICE = "collect, 1 worker; import lerobot; import minari; train cfm; train vqvae; export; plan"
+SLICE = "import lerobot; import minari; train vqvae; export; plan"
 
 
 @pytest.mark.slow
@@ -22,6 +22,6 @@ def test_what_is_killed_and_run_again_ends_as_if_it_had_not_been(tmp_path: Path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["operations"]
-    assert len(rows) == 8 and sum(row["kills"] for row in rows) >= 12
+    assert len(rows) == 6 and sum(row["kills"] for row in rows) >= 9
     assert all(row["equal"] + row["untouched"] == row["trials"] for row in rows)
     assert not sum(row["leftovers"] + row["processes"] for row in rows)

@@ -147,8 +147,9 @@ FAULTS: dict[str, Fault] = {
     "client sends without pause": _client("flood"),
     "clients send byte by byte": _client("trickle"),
     "hundreds of connections": _client("connections"),
-    "emergency stop": Fault(_stop, limit=20),
-    "emergency stop in a flood": Fault(_stop_in_flood, _client("flood").clear, 20),
+    # The next tick slows the arm down, up to 20 ms later; its setpoint has a way to the driver.
+    "emergency stop": Fault(_stop, limit=40),
+    "emergency stop in a flood": Fault(_stop_in_flood, _client("flood").clear, 40),
 }
 LAST: dict[str, Fault] = {  # after which the rig is of no more use
     "master killed": Fault(lambda rig: _kill(rig, "before0"), limit=500, backends=("ros1",)),

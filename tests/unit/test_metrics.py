@@ -86,7 +86,7 @@ def attempt(*centimetres, predicted=(), act_ms=(1.0,), success=None):
         np.array(predicted),
         np.array(act_ms),
         (),
-        success,
+        None if success is None else np.arange(len(distance)) == len(distance) - bool(success),
     )
 
 
@@ -132,6 +132,28 @@ def test_success_comes_with_its_interval_and_controls():
     assert found.success == 0.5
     assert found.success_ci95 == wilson(1, 2)
     assert (found.random_success, found.oracle_success) == (0, 1)
+    assert (found.success_ever, found.strict_success) == (0.5, None)
+
+
+def judged(*centimetres, threshold=3):
+    """Return an attempt whose success is a distance within a threshold."""
+    made = attempt(*centimetres)
+    return replace(made, solved=made.distance <= threshold / 100)
+
+
+def test_strict_success_success_at_any_time_and_trials_that_begin_solved():
+    planned = [judged(9, 1), judged(9, 2), judged(9, 2, 5), judged(9, 5), judged(2, 1)]
+    trials = [
+        replace(trial(each, judged(9, 9), judged(9, 1)), threshold=0.03) for each in planned
+    ]
+    found = summarise(trials, seed=0)
+    assert (found.success, found.success_ever, found.strict_success) == (0.5, 0.75, 0.25)
+    assert found.strict_success_ci95 == wilson(1, 4)
+    assert found.solved_at_start == 1 and found.episodes == 5
+    note = "success 50% at the end, 75% ever, 25% within half of the threshold; oracle 100%"
+    assert found.table().notes[-1] == f"{note}; left out as solved at the start: 1"
+    alone = summarise(trials[-1:], seed=0)
+    assert (alone.success, alone.strict_success, alone.solved_at_start) == (None, None, 1)
 
 
 @pytest.mark.parametrize("cost", [(1.0, 3.0, 2.0), (1.0, math.inf, 2.0), (0.0, 1e9, 3.0)])

@@ -113,12 +113,12 @@ def test_codes_are_asked_for_shift_and_growth_of_the_pictures():
     clip = torch.stack([torch.stack(each, dim=1) for each in (moved, near)], dim=2)
     missed = {}
     with torch.no_grad():
-        motion.tell.weight.zero_()
-        motion.tell.bias.zero_()
+        motion.linear.weight.zero_()
+        motion.linear.bias.zero_()
         for right in (2.0, 0.0, -2.0):
-            motion.tell.bias[0] = right
+            motion.linear.bias[0] = right
             missed[right] = motion(torch.zeros(1, 2, 8), clip, grid=8)
-        motion.tell.bias[5] = 0.8  # pixels outwards on the mean: 48 pixels, then 44, become 32
+        motion.linear.bias[5] = 0.8  # pixels outwards on the mean: 48 pixels, then 44, become 32
         grown = motion(torch.zeros(1, 2, 8), clip, grid=8)
     assert (missed[0.0] <= 1).all() and missed[0.0][1] == pytest.approx(1)
     assert missed[2.0][0] < missed[0.0][0] - 0.25 and missed[-2.0][0] > 1.5
@@ -149,7 +149,7 @@ def test_dynamics_of_patches_keep_every_token_in_its_place():
     z = torch.randn(3, 32 * 2)
     with torch.no_grad():  # a transformer that changes nothing, in front of an identity
         torch.nn.init.eye_(dynamics.frame.weight)
-        dynamics.frame.bias.zero_(), dynamics.place.zero_(), dynamics.head.bias.zero_()
+        dynamics.frame.bias.zero_(), dynamics.position.zero_(), dynamics.head.bias.zero_()
         dynamics.body = torch.nn.Identity()
         dynamics.head.weight.zero_()
         for cell in range(4):  # the first logit of both numbers of a token says these themselves
@@ -157,7 +157,7 @@ def test_dynamics_of_patches_keep_every_token_in_its_place():
             dynamics.head.weight[8 * cell + 3, 2 * cell + 1] = 1
         first, second = dynamics(z, torch.zeros(3, 7))
     torch.testing.assert_close(torch.stack([first[..., 0], second[..., 0]], -1).flatten(1), z)
-    assert dynamics.place.shape[0] == 9
+    assert dynamics.position.shape[0] == 9
     # A position is 2 x 2 tokens of one camera: the first, its neighbours to the right and below.
     at = torch.zeros(1, 32, 2)
     at[0, [0, 1, 4, 5], 0] = 1

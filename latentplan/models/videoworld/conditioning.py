@@ -48,9 +48,9 @@ class FrameEncoder(nn.Module):
             )
         self.codebook = FSQCodebook(tuple(levels))
         self.first = nn.Conv2d(views * len(levels), channels, 3, padding=1)
-        self.told = nn.Linear(width, channels)  # a name in checkpoints
+        self.condition = nn.Linear(width, channels)
         stride = 2 if side > LARGE else 1
-        self.more = nn.Sequential(
+        self.convolutions = nn.Sequential(
             nn.Conv2d(channels, channels, 3, stride=stride, padding=1), nn.ReLU(),
             nn.Conv2d(channels, channels // 2, 3, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Dropout(dropout),
@@ -62,8 +62,8 @@ class FrameEncoder(nn.Module):
         views, side = self.shape
         maps = self.codebook.codes(tokens.flatten(0, -2))
         maps = rearrange(maps, "n (v y x) d -> n (v d) y x", v=views, y=side)
-        x = self.first(maps) + self.told(condition).flatten(0, -2)[:, :, None, None]
-        features: Tensor = self.out(self.more(F.relu(x)))
+        x = self.first(maps) + self.condition(condition).flatten(0, -2)[:, :, None, None]
+        features: Tensor = self.out(self.convolutions(F.relu(x)))
         return features.view(*tokens.shape[:-1], -1)
 
 
@@ -76,24 +76,24 @@ class TaskSentences(nn.Module):
     def __init__(self, sentences: Tensor, width: int) -> None:
         """Take the vectors (tasks, 384) of the sentences; they are saved with the weights."""
         super().__init__()
-        self.known: Tensor
+        self.sentences: Tensor
         self.register_buffer("known", sentences.clone())
-        self.read = nn.Linear(sentences.shape[1], width)
-        self.none = nn.Parameter(0.02 * torch.randn(width))
-        nn.init.normal_(self.read.weight, std=1 / sentences.shape[1] ** 0.5)
-        nn.init.zeros_(self.read.bias)
+        self.linear = nn.Linear(sentences.shape[1], width)
+        self.no_task = nn.Parameter(0.02 * torch.randn(width))
+        nn.init.normal_(self.linear.weight, std=1 / sentences.shape[1] ** 0.5)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, task: Tensor) -> Tensor:
         """Return (..., width) of task ids (...)."""
-        centred = self.known - self.known.mean(0)
-        known = self.read(centred / centred.square().mean(0).sqrt().clamp(min=1e-4))
-        return torch.cat([self.none[None], known])[task]
+        centred = self.sentences - self.sentences.mean(0)
+        known = self.linear(centred / centred.square().mean(0).sqrt().clamp(min=1e-4))
+        return torch.cat([self.no_task[None], known])[task]
 
     def nearest(self, text: str) -> tuple[int, float]:
         """Return the index of the known sentence nearest to a text, and the cosine.
 
         Raises MissingDependency without the extra `language`.
         """
-        query = encoder.embed([text.replace("_", " ")]).to(self.known)
-        cosine, index = (self.known @ query[0]).max(0)
+        query = encoder.embed([text.replace("_", " ")]).to(self.sentences)
+        cosine, index = (self.sentences @ query[0]).max(0)
         return int(index), float(cosine)

@@ -72,7 +72,7 @@ class TokenDynamics(nn.Module):
         self.cells = {"v": c.views, "y": side // c.patch, "a": c.patch, "b": c.patch}
         self.frame = nn.Linear(self.numbers * c.patch**2, c.width)
         self.action = nn.Linear(spec.action.size, c.width)
-        self.place = nn.Parameter(0.02 * torch.randn(positions + 1, c.width))
+        self.position = nn.Parameter(0.02 * torch.randn(positions + 1, c.width))
         layer = nn.TransformerEncoderLayer(
             c.width, c.heads, 2 * c.width, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -85,7 +85,7 @@ class TokenDynamics(nn.Module):
         cells = rearrange(
             z, "n (v y a x b d) -> n (v y x) (a b d)", d=self.numbers, **self.cells
         )
-        x = torch.cat([self.frame(cells), self.action(action)[:, None]], dim=1) + self.place
+        x = torch.cat([self.frame(cells), self.action(action)[:, None]], dim=1) + self.position
         out = rearrange(
             self.head(self.body(x)[:, :-1]),
             "n (v y x) (a b l) -> n (v y a x b) l",

@@ -124,7 +124,7 @@ class InverseDynamics(nn.Module):
         projected = self.project(hidden)  # n (H + 1) width
         plan = (self.weights.softmax(0)[:, None] * projected).sum(1)  # n width
         # The paper's weighted sum, and a small projection of each position.
-        parts = [plan, self.few(hidden).flatten(1)]
+        parts = [plan, self.project_each(hidden).flatten(1)]
         if self.frame_encoder is not None:
             parts.append(self.frame_encoder(tokens, plan))
         return torch.cat(parts, dim=-1)
@@ -170,7 +170,8 @@ class InverseDynamics(nn.Module):
         c = self.config
         if c.reads == "hidden":
             self.project = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width))
-            self.few = nn.Sequential(nn.LayerNorm(g.width), nn.Linear(g.width, c.width // 4))
+            each = nn.Linear(g.width, c.width // 4)
+            self.project_each = nn.Sequential(nn.LayerNorm(g.width), each)
             self.weights = nn.Parameter(torch.zeros(g.horizon + 1))
             self.frame_encoder = None
             if c.frame_encoder:

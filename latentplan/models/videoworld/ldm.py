@@ -93,18 +93,18 @@ class LDM(nn.Module):
             )
         width, grid = c.channels[-1], side // factor
         self.encoder = images.down(6 * views, c.channels, patch=c.patch)  # frame and change
-        self.time = nn.ModuleList(CausalInTime(width) for _ in range(2))
-        self.where = nn.Parameter(0.02 * torch.randn(grid * grid, width))
-        self.when = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
+        self.causal = nn.ModuleList(CausalInTime(width) for _ in range(2))
+        self.space_position = nn.Parameter(0.02 * torch.randn(grid * grid, width))
+        self.time_position = nn.Parameter(0.02 * torch.randn(c.horizon + 1, 1, width))
         self.queries = nn.Parameter(0.02 * torch.randn(c.horizon, width))
-        self.look = nn.ModuleList(CrossAttention(width, c.heads) for _ in range(c.layers))
+        self.attention = nn.ModuleList(CrossAttention(width, c.heads) for _ in range(c.layers))
         self.quantizer = quantizer.Quantizer(
             width, levels=c.levels, kind=c.quantizer, whiten=c.whiten
         )
         self.vocabulary = self.quantizer.size  # codes are below it
-        self.place = nn.Parameter(0.02 * torch.randn(c.horizon, width))
-        self.read = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.join = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.code_position = nn.Parameter(0.02 * torch.randn(c.horizon, width))
+        self.condition = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.merge = nn.Conv2d(2 * width, width, 3, padding=1)
         self.refine = nn.ModuleList(Conditioned(width) for _ in range(2))
         self.decoder = images.up(c.channels, 5 * views, patch=c.patch)  # colours, and a flow
         if c.motion:
@@ -224,16 +224,17 @@ class LDM(nn.Module):
     def _in_time(self, maps: Tensor) -> Tensor:
         """Return maps (b, t, width, y, x) with causal features over time."""
         maps = maps.transpose(1, 2)
-        for layer in self.time:
+        for layer in self.causal:
             maps = layer(maps)
         return maps.transpose(1, 2)
 
     def _quantize(self, maps: Tensor) -> quantizer.Quantized:
         """Return the H codes of the maps of H + 1 frames."""
-        tokens = rearrange(maps, "b t c y x -> b t (y x) c") + self.where + self.when
+        positions = self.space_position + self.time_position  # t (y x) c
+        tokens = rearrange(maps, "b t c y x -> b t (y x) c") + positions
         tokens = rearrange(tokens, "b t n c -> b (t n) c")
         queries = self.queries.expand(len(maps), -1, -1)
-        for layer in self.look:
+        for layer in self.attention:
             queries = layer(queries, tokens, self.mask)
         found: quantizer.Quantized = self.quantizer(queries)
         return found
@@ -241,8 +242,8 @@ class LDM(nn.Module):
     def _conditions(self, vectors: Tensor) -> Tensor:
         """Return conditions (b, H, width): row h depends on codes 1 .. h alone."""
         count = torch.arange(1, self.config.horizon + 1, device=vectors.device)[:, None]
-        total: Tensor = self.read(vectors + self.place).cumsum(dim=1) / count**0.5
-        return total + self.place
+        total: Tensor = self.condition(vectors + self.code_position).cumsum(dim=1) / count**0.5
+        return total + self.code_position
 
     def _frames(self, first: Tensor, maps: Tensor, conditions: Tensor) -> Tensor:
         """Return frames (b, n, v, 3, h, w) of frame t (b, v, 3, h, w), maps, conditions (b, n, c).
@@ -253,7 +254,7 @@ class LDM(nn.Module):
         condition = conditions.flatten(0, 1)
         first_maps = maps[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         spread = condition[:, :, None, None].expand(-1, -1, *first_maps.shape[2:])
-        x = self.join(torch.cat([first_maps, spread], dim=1))
+        x = self.merge(torch.cat([first_maps, spread], dim=1))
         for layer in self.refine:
             x = layer(x, condition)
         out = rearrange(self.decoder(x), "(b n) (v c) h w -> b n v c h w", n=n, v=v)
@@ -277,7 +278,7 @@ class Motion(nn.Module):
     def __init__(self, width: int, *, views: int) -> None:
         """Make the layer for vectors of `width`."""
         super().__init__()
-        self.tell = nn.Linear(width, views * 3)
+        self.linear = nn.Linear(width, views * 3)
 
     def forward(self, vectors: Tensor, clip: Tensor, *, grid: int) -> Tensor:
         """Return the share (v,) of the motion that the prediction misses.
@@ -295,7 +296,7 @@ class Motion(nn.Module):
             away = flow[:, 0] * axis + flow[:, 1] * axis[:, None]
             moved = torch.stack([*flow.unbind(1), away], dim=1).mean((2, 3))
             moved = moved.view(b, steps, views, 3)
-        wrong = (self.tell(vectors).view_as(moved) - moved).square().mean((0, 1))
+        wrong = (self.linear(vectors).view_as(moved) - moved).square().mean((0, 1))
         share: Tensor = wrong / moved.square().mean((0, 1)).clamp(min=1e-4)
         return share.mean(-1)
 
@@ -314,15 +315,15 @@ class CausalInTime(nn.Module):
         """Make the layers."""
         super().__init__()
         self.norm = nn.LayerNorm(width)  # over channels: statistics over time would not be causal
-        self.mix = nn.Conv3d(width, width, (3, 1, 1))
-        self.space = nn.Conv2d(width, width, 3, padding=1)
+        self.temporal = nn.Conv3d(width, width, (3, 1, 1))
+        self.spatial = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, c, t, y, x)."""
         y = self.norm(x.movedim(1, -1)).movedim(-1, 1)
-        y = F.silu(self.mix(F.pad(y, (0, 0, 0, 0, 2, 0))))
+        y = F.silu(self.temporal(F.pad(y, (0, 0, 0, 0, 2, 0))))
         b = len(y)
-        y = self.space(rearrange(y, "b c t y x -> (b t) c y x"))
+        y = self.spatial(rearrange(y, "b c t y x -> (b t) c y x"))
         out: Tensor = x + rearrange(y, "(b t) c y x -> b c t y x", b=b)
         return out
 
@@ -334,22 +335,22 @@ class CrossAttention(nn.Module):
         """Make the layers."""
         super().__init__()
         self.heads = heads
-        self.before, self.of_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_queries, self.norm_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.think = nn.Sequential(
+        self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return (b, H, width) of queries (b, H, width), tokens (b, n, width), mask (H, n)."""
-        q = rearrange(self.q(self.before(queries)), "b l (h d) -> b h l d", h=self.heads)
+        q = rearrange(self.q(self.norm_queries(queries)), "b l (h d) -> b h l d", h=self.heads)
         k, v = rearrange(
-            self.kv(self.of_tokens(tokens)), "b l (n h d) -> n b h l d", n=2, h=self.heads
+            self.kv(self.norm_tokens(tokens)), "b l (n h d) -> n b h l d", n=2, h=self.heads
         )
         values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         queries = queries + self.out(rearrange(values, "b h l d -> b l (h d)"))
-        out: Tensor = queries + self.think(queries)
+        out: Tensor = queries + self.mlp(queries)
         return out
 
 

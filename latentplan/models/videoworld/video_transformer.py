@@ -121,7 +121,7 @@ class VideoTransformer(nn.Module):
         nn.init.normal_(names.weight, std=1.0)  # large enough for the frame encoder
         self.task = names if sentences is None else TaskSentences(sentences, c.width)
         # The position within a block; rotary positions count through all blocks.
-        self.place = nn.Parameter(0.02 * torch.randn(self.block, c.width))
+        self.position = nn.Parameter(0.02 * torch.randn(self.block, c.width))
         many, joint = c.tokens_per_position > 1, c.tokens_per_position * c.width
         self.merge = nn.Linear(joint, c.width, bias=False) if many else nn.Identity()
         self.split = nn.Linear(c.width, joint, bias=False) if many else nn.Identity()
@@ -306,7 +306,7 @@ class VideoTransformer(nn.Module):
             logits = self._token_logits(hidden[:, None])[..., : self.config.vocabulary]
             token = choose(logits.flatten(0, 1), temperature, top_p=top_p, generator=generator)
             drawn.append(token.view(b, -1))
-            hidden = sequence.read(self._embed_tokens(drawn[-1]) + self.place[2 + k])[:, -1]
+            hidden = sequence.read(self._embed_tokens(drawn[-1]) + self.position[2 + k])[:, -1]
         return torch.cat(drawn, dim=1)
 
     def plan_states(self, tokens: Tensor, codes: Tensor, task: Tensor) -> Tensor:
@@ -337,13 +337,13 @@ class VideoTransformer(nn.Module):
     def _block_start(self, task: Tensor) -> Tensor:
         """Return the first two positions (b, 2, width) of a block, [task] and [start]."""
         start = self.embed(torch.full_like(task, self.start))
-        embedded: Tensor = torch.stack([self.task(task), start], dim=1) + self.place[:2]
+        embedded: Tensor = torch.stack([self.task(task), start], dim=1) + self.position[:2]
         return embedded
 
     def _embed_code(self, code: Tensor, h: int) -> Tensor:
         """Return the embedding (n, 1, width) of codes (n,) at index h of a block."""
         embedded: Tensor = self.embed(code + self.first_code)
-        return (embedded + self.place[self.positions + 3 + h])[:, None]
+        return (embedded + self.position[self.positions + 3 + h])[:, None]
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return positions (..., K / tokens_per_position, width) of tokens (..., K)."""
@@ -369,7 +369,7 @@ class VideoTransformer(nn.Module):
             end = end + self.frame_encoder(tokens, of_task)[:, :, None]
         frame = self._embed_tokens(tokens)
         parts = [of_task[:, :, None], self.embed(start), frame, end, self.embed(ids)]
-        return torch.cat(parts, dim=2) + self.place
+        return torch.cat(parts, dim=2) + self.position
 
     def _run(self, tokens: Tensor, task: Tensor, codes: Tensor, hidden_codes: Tensor) -> Tensor:
         x = self._embed(tokens, task, codes, hidden_codes)
