@@ -97,6 +97,10 @@ VARIANTS = {  # of the registered models
     "cfm, four views": ("cfm", ["model.views=4"]),
     "cfm_paper": ("cfm", ["model.dynamics=locally_linear", "model.negatives=current"]),
     "videoworld, frames": ("videoworld", ["model.inverse.reads=frames"]),
+    "videoworld, sentences": (
+        "videoworld",
+        ["model.language=true", "model.transformer.tasks=[push,pull]"],
+    ),
 }
 NAMES = [*sorted(registry.names("model")), *VARIANTS, "ensemble"]
 PLANNERS = sorted(registry.names("planner"))
