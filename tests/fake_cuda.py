@@ -40,6 +40,12 @@ READS = {
     *(aten._unique, aten._unique2, aten.multinomial, aten.repeat_interleave, aten.histc),
     *(aten._linalg_check_errors, aten._assert_async, aten.linalg_lstsq, aten.linalg_eigvals),
 }
+# Where the CPU waits by another library's design, and why.
+VECTOR_QUANTIZE = {
+    "nn/quantizer.py:forward": "VectorQuantize reads whether its code book is initialised, and "
+    "whether codes are dead; finite scalar quantization, the default, does neither",
+    "tokenizers/video_vqvae.py:_quantized": "VectorQuantize, too",
+}
 UNSEEN = {aten.repeat_interleave: "Tensor"}  # the overload that reads
 
 

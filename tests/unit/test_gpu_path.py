@@ -1,52 +1,34 @@
 """What runs on a GPU, without one: no tensor is left on the CPU, and no solve waits for the GPU.
 
-Every planner, model, objective and learner runs on tensors that claim to be on `cuda:0`. They have
-no values: what a GPU computes, how fast, and whether CUDA captures it, is left to the tests marked
-`gpu`.
+Every planner plans with every model and objective on tensors that claim to be on `cuda:0`. They
+have no values: what a GPU computes, how fast, and whether CUDA captures it, is left to the tests
+marked `gpu`.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, FakeCuda, FakeGenerator, OtherDevice, Waits
+from fake_cuda import CUDA, VECTOR_QUANTIZE, FakeCuda
+from small_models import SIDE, VARIANTS, having, model
 from toy_model import ToyModel, toy_spec
 from toy_problem import HalfSpace, Scripted, at, build, every_planner, objective
-from trainings import small
 
 from latentplan import registry
-from latentplan.conformance.suite import subject
 from latentplan.errors import ConfigError
-from latentplan.models.ensemble import Ensemble
 from latentplan.planning import graph
 from latentplan.planning.generative import GenerativePolicy
 from latentplan.planning.mpc import MPC
 from latentplan.planning.problem import Problem
 from latentplan.planning.spaces import Box, Choices
-from latentplan.protocols import ActionProposer, Staged
-from latentplan.training.heldout import for_model
-from latentplan.training.state import State
-from latentplan.types import (
-    ActionSpec,
-    ArraySpec,
-    Batch,
-    Convention,
-    Derived,
-    Episode,
-    Goal,
-    Label,
-    PickSpec,
-    PlanarSpec,
-    Spec,
-    Stage,
-)
+from latentplan.protocols import ActionProposer
+from latentplan.types import Goal
 
 # Where the CPU may wait for the GPU, or copy to it inside a solve, and why.
 ANSWER = "planning/solver.py:finish"
@@ -63,68 +45,14 @@ PLANNING = {
     "models/videoworld/videoworld.py:_without_copies": "the number of frames that the transformer "
     "reads depends on them; once a proposal or subgoal of VideoWorld, which no CUDA graph captures",
 }
-QUANTIZED = "tokenizers/video_vqvae.py:_quantized"
-TRAINING = {
-    "nn/quantizer.py:forward": "VectorQuantize reads whether its code book is initialised, and "
-    "whether codes are dead; finite scalar quantization, the default, does not",
-    QUANTIZED: "the same",
-    "tokenizers/video_vqvae.py:forward": "the momentum of the first ten batches",
-}
 SOLVE = ("planning/solver.py:solve",)
 
-PICK = PickSpec("rgb", (150, 150, 150))
-ARM = Convention("ee_delta", rotation="rotvec", frame="base", gripper="close_is_-1")
-BOX = Spec(
-    {"rgb": ArraySpec((64, 64, 3), "uint8")},
-    ActionSpec((-1.0,) * 4, (1.0,) * 4),
-    planar=PlanarSpec("rgb", ((0, 1), (2, 3))),
-    tasks=("push", "pull"),
-)
-SEEN = {"rgb": np.full((64, 64, 3), 40, np.uint8)}
-SEEN["rgb"][20:30, 20:30] = 200  # what can be picked
+SEEN = {"rgb": np.full((SIDE, SIDE, 3), 40, np.uint8)}
+SEEN["rgb"][10:20, 10:20] = 200  # what can be picked
 GOAL = Goal(SEEN)
 
-SETTINGS = {
-    "videoworld": [
-        *("model.dynamics.width=16", "model.dynamics.layers=1", "model.inverse.frame_encoder=8"),
-        *("model.transformer.width=16", "model.transformer.frame_encoder=8"),
-    ],
-    "calibrated": [
-        *("model.dynamics.hidden=[8]", "model.dynamics.members=2", "model.inverse.hidden=[8]"),
-    ],
-}
-VARIANTS = {  # of the registered models
-    "cfm, four views": ("cfm", ["model.views=4"]),
-    "cfm_paper": ("cfm", ["model.dynamics=locally_linear", "model.negatives=current"]),
-    "videoworld, frames": ("videoworld", ["model.inverse.reads=frames"]),
-    "videoworld, sentences": (
-        "videoworld",
-        ["model.language=true", "model.transformer.tasks=[push,pull]"],
-    ),
-}
-NAMES = [*sorted(registry.names("model")), *VARIANTS, "ensemble"]
-PLANNERS = sorted(registry.names("planner"))
-
-
-def having(method: str) -> list[str]:
-    """Return the names of the models with a method."""
-    made = {name: registry.get("model", VARIANTS.get(name, (name,))[0]) for name in NAMES[:-1]}
-    found = [name for name, make in {**made, "ensemble": Ensemble}.items() if hasattr(make, method)]
-    return found
-
-
 MODELS, VIDEO_MODELS = having("rollout"), having("log_prob")
-
-
-@cache
-def model(name: str, *, picks: bool = False):
-    """Return a small model, on the CPU until it is moved to the GPU."""
-    if name == "ensemble":
-        return Ensemble([model.__wrapped__("cfm", picks=picks) for _ in range(2)])
-    registered, settings = VARIANTS.get(name, (name, []))
-    chosen = [*small(registered), *SETTINGS.get(registered, ()), *settings]
-    spec = replace(BOX, pick=PICK) if picks else BOX
-    return subject("model", registered, overrides=chosen).build(spec).eval().requires_grad_(False)
+PLANNERS = sorted(registry.names("planner"))
 
 
 def planner(name: str):
@@ -321,203 +249,16 @@ def test_a_tensor_on_the_cpu_is_refused_before_a_capture(monkeypatch):
 
 @pytest.mark.parametrize("of", VIDEO_MODELS)
 def test_video_models_and_generated_actions_stay_on_the_gpu(of):
-    with FakeCuda({**PLANNING, **TRAINING})() as cuda:
+    with FakeCuda({**PLANNING, **VECTOR_QUANTIZE})() as cuda:
         video = model(of).to(CUDA)
-        frames = {"rgb": torch.zeros(2, video.stride, 64, 64, 3, dtype=torch.uint8, device=CUDA)}
+        shape = (2, video.stride, SIDE, SIDE, 3)
+        frames = {"rgb": torch.zeros(shape, dtype=torch.uint8, device=CUDA)}
         assert video.log_prob(frames).device == CUDA
         drawn = video.sample(frames, 2, generator=torch.Generator(CUDA))
-        assert drawn["rgb"].device == CUDA and not {*cuda.waited} - {QUANTIZED}
+        assert drawn["rgb"].device == CUDA and not {*cuda.waited} - {*VECTOR_QUANTIZE}
         cuda.waited.clear()
         if isinstance(video, ActionProposer):
             policy = GenerativePolicy(video, GenerativePolicy.Config(candidates=3, horizon=2))
             policy.goal(GOAL)
             policy.act(SEEN)
             assert reads(cuda) == [ANSWER, ACTION]
-
-
-LEARNERS = {
-    "cfm": ("model", "cfm", []),
-    "cfm_paper": ("model", *VARIANTS["cfm_paper"]),
-    "vqvae": ("tokenizer", "vqvae", ["tokenizer.background=true"]),
-    "vqvae, vq": ("tokenizer", "vqvae", ["tokenizer.quantizer=vq"]),
-    "video_vqvae": ("tokenizer", "video_vqvae", []),
-    "calibrated": ("model", "calibrated", []),
-    "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
-    "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
-    "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
-}
-
-
-VECTOR_QUANTIZED = {"vqvae, vq", "video_vqvae", "videogpt"}
-
-
-def declared(kind, name, settings):
-    """Yield the steps of a training, each with its networks so far and the spec of its data."""
-    make = registry.get(kind, name)
-    chosen = [*(small(name) if kind == "model" else ()), *SETTINGS.get(name, ()), *settings]
-    tested = subject(kind, name, overrides=chosen)
-    if not issubclass(make, Staged):
-        yield Stage(name, lambda spec, parts: tested.build(spec)), {}, BOX
-        return
-    spec = replace(BOX, action=replace(BOX.action, convention=ARM))
-    labels = [Label(f"{task} it", task) for task in BOX.tasks]
-    specs, parts = {"": spec}, {}
-    given = {"training": make.Training(), "spec": spec, "labels": labels}
-    for step in make.stages(tested.config, **given):
-        yield step, parts, specs[step.data]
-        if isinstance(step, Derived):
-            specs[step.name] = step.spec(specs[step.data], parts)
-        elif step.name not in parts:
-            parts[step.name] = step.build(specs[step.data], parts)
-
-
-def windows(learner, size: int = 4) -> Batch:
-    """Return windows of zeros on the CPU with the fields that the learner reads."""
-    length = max(learner.window, 2)
-    optional = {
-        "rewards": torch.zeros(size, length - 1),
-        "task": torch.zeros(size, length, dtype=torch.int64),
-        "segments": torch.zeros(size, length, dtype=torch.int64),
-    }
-    seen = {
-        key: torch.zeros(size, length, *array.shape, dtype=getattr(torch, array.dtype))
-        for key, array in learner.spec.observation.items()
-    }
-    actions = torch.zeros(size, length - 1, learner.spec.action.size)
-    return Batch(seen, actions, **{key: optional[key] for key in learner.reads})
-
-
-def test_every_registered_learner_is_trained_here():
-    names = {(kind, name) for kind, name, _ in LEARNERS.values()}
-    built_in = {(kind, n) for kind in ("model", "tokenizer") for n in registry.BUILT_IN[kind]}
-    assert names == built_in
-
-
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_training_step_never_waits(name):
-    for step, parts, spec in declared(*LEARNERS[name]):
-        if isinstance(step, Derived):
-            continue
-        learner = parts[step.name] = step.build(spec, parts)
-        inside = type(learner).__module__.removeprefix("latentplan.").replace(".", "/")
-        with FakeCuda(TRAINING, inside=(f"{inside}.py:loss",))() as cuda:
-            learner.train().to(CUDA)
-            weights = [each for each in learner.parameters() if each.requires_grad]
-            optimizer = torch.optim.AdamW(weights, fused=True)
-            curves = State(learner, optimizer=optimizer, ema=None)
-            for _ in range(2):
-                loss = learner.loss(for_model(windows(learner), learner))
-                optimizer.zero_grad()
-                loss.total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                curves.add({**loss.parts, "loss": loss.total, "grad_norm": norm})
-            assert all(each.device == CUDA for each in loss.parts.values()), step.name
-            assert cuda.waited == [] or name in VECTOR_QUANTIZED, step.name
-
-
-STORES = {  # what is written comes from the CPU
-    "models/latents.py:latents_of": "the latents",
-    "models/videogpt/clips.py:clips_of": "the tokens",
-    "models/videoworld/stages.py:tokenised": "the tokens and codes",
-    "models/videoworld/stages.py:_states": "the states",
-    QUANTIZED: TRAINING["nn/quantizer.py:forward"],
-}
-
-
-@pytest.mark.parametrize("name", ["calibrated", "videogpt", "videoworld"])
-def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
-    stores = {"": [recorded()]}
-    for step, parts, _ in declared(*LEARNERS[name]):
-        if not isinstance(step, Derived):
-            continue
-        with FakeCuda(STORES)():
-            there = {key: part.eval().to(CUDA) for key, part in parts.items()}
-            stores[step.name] = list(step.make(stores[step.data], there))
-        for episode in stores[step.name]:
-            assert all(isinstance(each, np.ndarray) for each in episode.observations.values())
-    assert len(stores) > 1
-
-
-def recorded() -> Episode:
-    frames = np.zeros((12, 64, 64, 3), np.uint8)
-    return Episode({"rgb": frames}, np.zeros((11, 4), np.float32), np.zeros(11, np.float32))
-
-
-def on_gpu(*shape: int) -> torch.Tensor:
-    return torch.ones(shape, device="cuda")
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda x: float(x.sum()),
-        lambda x: x.sum().item(),
-        lambda x: 1 if x.sum() > 0 else 2,
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: x.to("cpu"),
-        lambda x: torch.empty(3, 4).copy_(x),
-        lambda x: x[x > 0],
-        lambda x: x.nonzero(),
-        lambda x: torch.where(x > 0),
-        lambda x: torch.multinomial(x, 1),
-        lambda x: torch.bincount(x.long().flatten()),
-        lambda x: torch.unique(x),
-        lambda x: torch.equal(x, x),
-        lambda x: torch.linalg.cholesky(x[:, :3]),
-        lambda x: x.repeat_interleave(on_gpu(3).long(), 0),
-        lambda x: torch.cuda.synchronize(),
-    ],
-)
-def test_what_waits_for_a_gpu_is_found(read):
-    with FakeCuda({})(), pytest.raises(Waits, match="waits for the GPU"):
-        read(on_gpu(3, 4))
-
-
-@pytest.mark.parametrize(
-    "mix",
-    [
-        lambda x: x + torch.ones(4),
-        lambda x: torch.cat([x, torch.ones(3, 4)]),
-        lambda x: x @ torch.ones(4, 2),
-        lambda x: torch.where(x > 0, x, torch.zeros(3, 4)),
-        lambda x: torch.nn.Linear(4, 2)(x),
-    ],
-)
-def test_a_tensor_left_on_the_cpu_is_found(mix):
-    with FakeCuda({})(), pytest.raises(OtherDevice, match="on the CPU and the GPU"):
-        mix(on_gpu(3, 4))
-
-
-@pytest.mark.parametrize(
-    "copy",
-    [
-        lambda x: torch.tensor([1.0, 2.0], device=x.device),
-        lambda x: torch.as_tensor(np.ones(3), device=x.device),
-        lambda x: torch.ones(3).to(x),
-        lambda x: x.copy_(torch.ones(3, 4)),
-        lambda x: x[[0, 2]],
-    ],
-)
-def test_a_copy_to_the_gpu_inside_a_solve_is_found(copy, monkeypatch):
-    inside = "nn/observations.py:device_of"  # any function of the package that calls another
-    monkeypatch.setattr("latentplan.nn.observations.chain", lambda *parts: iter([copy(parts[0])]))
-    found = SimpleNamespace(parameters=lambda: on_gpu(3, 4), buffers=lambda: ())
-    from latentplan.nn.observations import device_of
-
-    with FakeCuda({}, inside=(inside,))(), pytest.raises(Waits, match="copies to the GPU"):
-        device_of(found)
-    with FakeCuda({})():
-        assert device_of(found) == CUDA
-
-
-def test_a_fake_tensor_is_on_the_gpu_whatever_made_it():
-    with FakeCuda({})():
-        x = on_gpu(3, 4)
-        drawn = torch.rand(3, device=x.device, generator=torch.Generator("cuda"))
-        for each in (x, drawn, x.new_zeros(2), torch.randn_like(x), x.sum(), x.to(torch.int64)):
-            assert each.device == CUDA and each.is_cuda and not each.is_meta
-        assert not torch.ones(2).is_cuda
-        assert isinstance(torch.Generator("cuda"), FakeGenerator)
-    assert x.is_meta and not isinstance(torch.Generator(), FakeGenerator)
