@@ -25,7 +25,7 @@ from latentplan.types import Batch, Context, Loss, Spec
 
 # Multiples of these mod 1 fill the cube evenly (Roberts 2018, the R3 sequence): which step and
 # goal row i of a batch takes depends on i alone, so that a loss is the same each time.
-SPREAD = torch.tensor([0.8191725133961645, 0.6710436067037893, 0.5497004779019703]).double()
+SPREAD = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 
 
 class GoalInverse(nn.Module):
@@ -70,6 +70,8 @@ class GoalInverse(nn.Module):
         self.span: Tensor
         self.register_buffer("centre", (high + low) / 2, persistent=False)
         self.register_buffer("span", (high - low) / 2, persistent=False)
+        self.spread: Tensor
+        self.register_buffer("spread", torch.tensor(SPREAD).double(), persistent=False)
 
     def forward(self, z: Tensor, goal: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-shares (n, M), means and stds (n, M, A), the latter two in half ranges.
@@ -95,7 +97,7 @@ class GoalInverse(nn.Module):
         """Return the negative log-density of actions towards later latents of their episodes."""
         z, actions = one_view(batch, self.turn)
         row, last = torch.arange(len(z), device=z.device), z.shape[1] - 1
-        start, ahead, shown = (row[:, None] * SPREAD.to(z.device) % 1).unbind(-1)
+        start, ahead, shown = (row[:, None] * self.spread % 1).unbind(-1)
         start = (start * last).long()
         steps = 1 + (ahead * (last - start)).long()
         given = steps.masked_fill(shown < self.config.hide, 0)

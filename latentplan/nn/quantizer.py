@@ -101,7 +101,9 @@ class Whitening(nn.Module):
                 self.mean.lerp_(mean, self.momentum)
                 self.covariance.lerp_(covariance, self.momentum)
         least = 1e-3 * covariance.diagonal().mean() + 1e-6  # equal numbers would divide by 0
-        factor = torch.linalg.cholesky(covariance + least * torch.eye(len(mean), device=x.device))
+        # The check of `cholesky` would wait for the GPU; NaNs that it finds reach the loss anyway.
+        ridge = least * torch.eye(len(mean), device=x.device)
+        factor, _ = torch.linalg.cholesky_ex(covariance + ridge)
         white: Tensor = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False).T
         return white
 
@@ -140,7 +142,8 @@ class FSQCodebook(nn.Module):
 
 def usage(ids: Tensor, size: int) -> dict[str, Tensor]:
     """Return the share of `size` codes that occur in ids, and their perplexity."""
-    share = torch.bincount(ids.reshape(-1), minlength=size).float()
+    flat = ids.reshape(-1)  # counted by addition: `bincount` waits for the GPU
+    share = flat.new_zeros(size).scatter_add(0, flat, torch.ones_like(flat)).float()
     share = share / share.sum()
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
     return {"usage": (share > 0).float().mean(), "perplexity": entropy.exp()}

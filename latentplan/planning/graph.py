@@ -92,7 +92,15 @@ class _Solve:
         self._reads: list[Tensor] = []
         _outline(self._problem, self._reads)
         self._graph: torch.cuda.CUDAGraph | None = None
-        if problem.context.latents.is_cuda:
+        device = problem.context.latents.device
+        if device.type == "cuda":
+            # A number on the CPU would be a constant of the graph, and later values not be read.
+            if found := {str(read.device) for read in self._reads if read.device != device}:
+                where = ", ".join(sorted(found))
+                raise ConfigError(
+                    f"MPC.cuda_graph: found tensors on {where} in the objective, a constraint or a "
+                    f"proposal, need them on {device}; move them there"
+                )
             self._capture()
 
     def run(self, given: Sequence[Tensor]) -> tuple[Scored, Tensor]:
@@ -110,16 +118,19 @@ class _Solve:
     def _capture(self) -> None:
         generator, device = self._problem.generator, self._problem.context.latents.device
         drawn = generator.get_state()
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._planner.solve(self._problem)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph):
-            _, self._found, self._elites = self._planner.solve(self._problem)
+        with torch.cuda.device(device):
+            # The stream is given to the capture, too: torch's own is on the device of its first
+            # capture, and what runs on another device would not be captured.
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._planner.solve(self._problem)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            self._graph.register_generator_state(generator)
+            with torch.cuda.graph(self._graph, stream=stream):
+                _, self._found, self._elites = self._planner.solve(self._problem)
         generator.set_state(drawn)  # as if nothing had been drawn yet
 
 

@@ -145,7 +145,7 @@ class MPC:
         )
         self._goal: Goal | None = None
         self._sent = 0  # number of actions of the plan that were sent
-        self._last: Tensor | None = None  # (1, A) last action sent
+        self._last: Tensor | None = None  # (1, A) last action sent, on the CPU
         self._prediction: Prediction | None = None  # latents that the plan should lead to
         self._stopwatch = Stopwatch()
 
@@ -193,12 +193,13 @@ class MPC:
         self._histories.observe("MPC.act", observation)
         if plan is None or self._sent == self.config.chunk or self._missed():
             plan = self._replan(goal, observation, plan, start)
-        self.plan, self._last = plan, plan.actions[:, self._sent]
+        self.plan, action = plan, plan.actions[:, self._sent]
         self._sent += 1
-        self._histories.send(self._last)
-        action: Array = self._last[0].float().cpu().numpy().copy()
+        self._histories.send(action)
+        self._last = action.cpu()
+        sent: Array = self._last[0].float().numpy().copy()
         self._stopwatch.add((perf_counter() - start) * 1e3)
-        return action
+        return sent
 
     def _replan(
         self, goal: Goal, observation: Observation, last: Plan | None, start: float
@@ -231,10 +232,10 @@ class MPC:
 
         For example, the action that `Robot.send` returns. The next plan starts from it.
         """
-        given = torch.as_tensor(np.asarray(action, np.float32), device=self._history.device)
+        given = torch.as_tensor(np.asarray(action, np.float32))
         shapes.check("MPC.sent.action", given, "A", A=self.model.spec.action.size)
         self._histories.send(given[None])
-        self._last = given.clamp(*spaces.bounds(self.model.spec, device=given.device))[None]
+        self._last = given.clamp(*spaces.bounds(self.model.spec))[None]
 
     @exclusive
     @own_torch_settings()

@@ -1,8 +1,11 @@
-"""Bases (H, P) that turn P independent normal numbers into correlated noise over the horizon."""
+"""Bases (H, P) that turn P independent normal numbers into correlated noise over the horizon.
+
+They are kept for good: a captured CUDA graph reads them at their address.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 DEGREES = {"zero": 0, "linear": 1, "cubic": 3}
 
 
-@lru_cache(maxsize=64)
+@cache
 def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype]) -> Tensor:
     """Return the basis (H, P) of noise with power density 1 / f^beta and variance 1.
 
@@ -32,7 +35,7 @@ def colour(horizon: int, beta: float, *, like: tuple[torch.device, torch.dtype])
     return _tensor(basis, like)
 
 
-@lru_cache(maxsize=64)
+@cache
 def spline(
     horizon: int, knots: int, degree: str, *, like: tuple[torch.device, torch.dtype]
 ) -> Tensor:

@@ -162,19 +162,11 @@ class Solver(ABC):
 def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: int) -> Plan:
     """Return the Plan of an answer (B, 1); PlanningError unless it is finite."""
     actions, cost = found.actions[:, 0], found.cost[:, 0]
-    if not bool(cost.isfinite().all() & actions.isfinite().all()):
-        bad = int((~cost.isfinite()).sum())
-        raise PlanningError(
-            f"no candidate has a finite cost in {bad} of {len(cost)} problems: "
-            "the model or the objective gives NaN or infinity"
-        )
     violation = None if found.violation is None else found.violation[:, 0]
-    if violation is not None and not bool(violation.isfinite().all()):
-        bad = int((~violation.isfinite()).sum())
-        raise PlanningError(
-            f"no candidate has a finite violation in {bad} of {len(cost)} problems: "
-            "a constraint gives NaN or infinity"
-        )
+    usable = cost.isfinite().all() & actions.isfinite().all()
+    finite = usable if violation is None else usable & violation.isfinite().all()
+    if not bool(finite):  # waits for the device, once a plan
+        raise _not_finite(cost, violation if bool(usable) else None)
     return Plan(
         actions,
         cost,
@@ -183,6 +175,18 @@ def finish(found: Scored, elites: Tensor, *, start: float, done: int, rounds: in
         iterations=done,
         complete=done == rounds,
         milliseconds=(perf_counter() - start) * 1e3,
+    )
+
+
+def _not_finite(cost: Tensor, violation: Tensor | None) -> PlanningError:
+    """Return the error of an answer whose cost, or whose violation if given, is not finite."""
+    found, name, culprit = cost, "cost", "the model or the objective"
+    if violation is not None:
+        found, name, culprit = violation, "violation", "a constraint"
+    bad = int((~found.isfinite()).sum())
+    return PlanningError(
+        f"no candidate has a finite {name} in {bad} of {len(found)} problems: "
+        f"{culprit} gives NaN or infinity"
     )
 
 

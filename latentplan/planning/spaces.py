@@ -25,7 +25,9 @@ class Box:
     """All actions between `low` and `high` (A,), for each of `problems` problems.
 
     With `rate` (A,), successive actions differ by at most `rate`, and the first action from
-    `previous` (B, A) if given. Both limits hold exactly in floating point.
+    `previous` (B, A) if given. Both limits hold exactly in floating point. `device` is where the
+    actions are, by default that of the bounds. The arguments are best given on the CPU: they are
+    checked first, which would wait for a GPU, and then moved.
     """
 
     choices: Tensor | None = None
@@ -39,6 +41,7 @@ class Box:
         problems: int = 1,
         rate: Tensor | None = None,
         previous: Tensor | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         """Take the bounds; ShapeError if they are not finite, are reversed or cannot be kept."""
         shapes.check("Box.low", low, "A")
@@ -47,16 +50,15 @@ class Box:
             raise ShapeError(
                 f"Box: low {low.tolist()} and high {high.tolist()} must be finite, low <= high"
             )
-        self.low, self.high = low, high
         self.problems = problems
-        self.rate, self.previous = rate, previous
         if rate is not None:
             shapes.check("Box.rate", rate, "A", A=len(low))
             if not bool((rate > 0).all()):
                 raise ShapeError(f"Box.rate: found {rate.tolist()}, need more than 0 for each")
             # A sum may round up by half an ulp of the largest action.
             largest = torch.maximum(low.abs(), high.abs())
-            self._step = (rate - 2 * torch.finfo(low.dtype).eps * largest).clamp_min(0)
+            step = (rate - 2 * torch.finfo(low.dtype).eps * largest).clamp_min(0)
+            self._step = step.to(device)
         if previous is not None:
             shapes.check("Box.previous", previous, "B A", B=problems, A=len(low))
             if not bool(((previous >= low) & (previous <= high)).all()):
@@ -64,6 +66,9 @@ class Box:
                     f"Box.previous: found {previous.tolist()}, need it within "
                     f"{low.tolist()} and {high.tolist()}"
                 )
+        self.low, self.high = low.to(device), high.to(device)
+        self.rate = None if rate is None else rate.to(device)
+        self.previous = None if previous is None else previous.to(device)
 
     def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
         """Return uniform actions (B, N, H, A), projected onto the rate limit if there is one."""
@@ -101,13 +106,20 @@ class Choices:
     The rows are the choices that are possible now: pick points on an object, or motion primitives.
     `choices` holds them for each of the B problems (K, C), in action coordinates; K may differ.
     All steps of a horizon choose among the same rows, although the object may move: plan few steps
-    and replan.
+    and replan. `device` is as for a Box.
     """
 
-    def __init__(self, low: Tensor, high: Tensor, *, choices: Sequence[Tensor] | Tensor) -> None:
+    def __init__(
+        self,
+        low: Tensor,
+        high: Tensor,
+        *,
+        choices: Sequence[Tensor] | Tensor,
+        device: torch.device | str | None = None,
+    ) -> None:
         """Take bounds and rows; ShapeError if there is no row or one is out of bounds."""
-        self._box = Box(low, high, problems=len(choices))
-        self.low, self.high = low, high
+        self._box = Box(low, high, problems=len(choices), device=device)
+        self.low, self.high = self._box.low, self._box.high
         columns = min(choices[0].shape[-1], len(low))
         for each in choices:
             shapes.check("Choices.choices", each, "K C", C=columns)
@@ -117,9 +129,9 @@ class Choices:
         longest = max(len(each) for each in choices)
         # Padded with the first row, which does not change the nearest row of any action.
         padded = [torch.cat([p, p[:1].expand(longest - len(p), columns)]) for p in choices]
-        self.choices: Tensor | None = torch.stack(padded).to(low)  # B K C
-        self.count = torch.tensor([len(p) for p in choices], device=low.device)  # B
-        rows = torch.arange(longest, device=low.device)
+        self.choices: Tensor | None = torch.stack(padded).to(self.low)  # B K C
+        self.count = torch.tensor([len(p) for p in choices], device=self.low.device)  # B
+        rows = torch.arange(longest, device=self.low.device)
         self.valid: Tensor | None = rows < self.count[:, None]  # B K
 
     def sample(self, candidates: int, horizon: int, *, generator: Generator) -> Tensor:
@@ -182,12 +194,13 @@ def from_observation(
 
     If the spec has picks, these are the pixels of the object, segmented by colour. Without picks,
     or if no pixel of the object is visible, it is the whole box. With a rate limit, it is a box in
-    which successive actions differ by at most the limit, the first from `previous` (1, A).
+    which successive actions differ by at most the limit, the first from `previous` (1, A), given
+    on the CPU.
     """
     low, high = bounds(spec)
     if rate_limit:
-        rate = torch.tensor(rate_limit, dtype=torch.float32, device=device)
-        return Box(low.to(device), high.to(device), rate=rate, previous=previous)
+        rate = torch.tensor(rate_limit, dtype=torch.float32)
+        return Box(low, high, rate=rate, previous=previous, device=device)
     if spec.pick is not None:
         mask = segment(observation[spec.pick.image], spec.pick)
         rows, columns = np.nonzero(mask)
@@ -197,5 +210,5 @@ def from_observation(
         points = points[((points >= low[:2]) & (points <= high[:2])).all(-1)]
         if len(points):
             points = points[:: -(-len(points) // POINTS)]
-            return Choices(low.to(device), high.to(device), choices=points[None].to(device))
-    return Box(low.to(device), high.to(device))
+            return Choices(low, high, choices=points[None], device=device)
+    return Box(low, high, device=device)

@@ -234,10 +234,14 @@ class AxialAttention(nn.Module):
 class BatchNorm(nn.BatchNorm3d):
     """Batch normalisation whose running statistics begin at those of the first batch."""
 
+    settled = False  # whether the momentum has reached its least
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, width, t, y, x)."""
-        if self.training and self.num_batches_tracked is not None:
+        if self.training and not self.settled and self.num_batches_tracked is not None:
+            # Waits for a GPU, so not after the first ten batches.
             self.momentum = max(0.1, 1 / (int(self.num_batches_tracked) + 1))
+            self.settled = self.momentum == 0.1
         return super().forward(x)
 
 

@@ -104,8 +104,8 @@ class State:
                     f"{'no such tensor' if weight is None else f'{tuple(weight.shape)} or ()'} "
                     "without NaN; give another run folder"
                 )
-            value = value.to(weight.device) if value.shape else value
-            self.optimizer.state[weight][key] = _laid_out(value, weight)
+            # The step count, too: a fused optimizer reads it on the device.
+            self.optimizer.state[weight][key] = _laid_out(value.to(weight.device), weight)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from latentplan.models.videogpt.clips import (
     FRAMES,
     TOKENS,
 )
-from latentplan.nn import images
+from latentplan.nn import images, sampling
 from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import (
@@ -228,4 +228,4 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None)
     if not temperature:
         return logits.argmax(-1)
     shares = F.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(shares, 1, generator=generator)[:, 0]
+    return sampling.draw(shares, generator=generator)

@@ -77,7 +77,7 @@ class TaskSentences(nn.Module):
         """Take the vectors (tasks, 384) of the sentences; they are saved with the weights."""
         super().__init__()
         self.sentences: Tensor
-        self.register_buffer("known", sentences.clone())
+        self.register_buffer("sentences", sentences.clone())
         self.linear = nn.Linear(sentences.shape[1], width)
         self.no_task = nn.Parameter(0.02 * torch.randn(width))
         nn.init.normal_(self.linear.weight, std=1 / sentences.shape[1] ** 0.5)

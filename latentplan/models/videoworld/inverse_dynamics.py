@@ -91,6 +91,11 @@ class InverseDynamics(nn.Module):
         self.signs: Tensor  # (A,) bool: only ever -1 or 1
         self.register_buffer("signs", torch.zeros(self.size, dtype=torch.bool), persistent=False)
         self.signs[-1] = signs
+        self.has_sign = signs  # whether the last number is one
+        low, high = spec.action.low, spec.action.high
+        varied = [i for i in range(self.size - signs) if high[i] > low[i]]
+        self.varied: Tensor  # indices of the others; a mask would wait for the GPU
+        self.register_buffer("varied", torch.tensor(varied).long(), persistent=False)
         for name in ("low", "high"):
             bound = torch.tensor(getattr(spec.action, name), dtype=torch.float32)
             self.register_buffer(name, bound, persistent=False)
@@ -145,14 +150,12 @@ class InverseDynamics(nn.Module):
         signs = F.binary_cross_entropy_with_logits(raw, (wanted > 0).float(), reduction="none")
         error = torch.where(self.signs, 0.2 * signs, far)  # b chunk A
         parts = {}
-        varied = ~self.signs & (self.high > self.low)
-        if varied.any():
-            first = (raw - wanted)[:, 0, varied].square().mean()
-            spread = wanted[:, 0, varied].var(0, correction=min(1, len(wanted) - 1))
+        if len(self.varied):
+            first = (raw - wanted)[:, 0, self.varied].square().mean()
+            spread = wanted[:, 0, self.varied].var(0, correction=min(1, len(wanted) - 1))
             parts["r2"] = 1 - (first / spread.mean().clamp(min=1e-6)).detach()
-        if self.signs.any():
-            right = ((raw > 0) == (wanted > 0))[..., self.signs]
-            parts["signs"] = right.float().mean()
+        if self.has_sign:
+            parts["signs"] = ((raw > 0) == (wanted > 0))[..., -1].float().mean()
         # The first action is the one that is sent; it weighs as much as all others together.
         ahead = error[:, 1:].mean() if c.chunk > 1 else error.new_zeros(())
         return Loss(error[:, 0].mean() + ahead, parts)

@@ -167,10 +167,9 @@ class LDM(nn.Module):
         maps = self._features(clip)
         quantized = self._quantize(maps)
         conditions = self._conditions(quantized.vectors)  # b H width
-        chosen = torch.arange(c.horizon)
+        chosen = torch.arange(c.horizon, device=clip.device)
         if self.training:
-            chosen = torch.randperm(c.horizon)[: c.decoded].sort().values
-        chosen = chosen.to(clip.device)
+            chosen = torch.randperm(c.horizon, device=clip.device)[: c.decoded].sort().values
         frames = self._frames(clip[:, 0], maps[:, 0], conditions[:, chosen])
         truth, before = clip[:, 1 + chosen], clip[:, :1]
         changed = (truth - before).abs().amax(dim=3, keepdim=True) > c.changed

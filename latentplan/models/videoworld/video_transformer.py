@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.models.videoworld.conditioning import FrameEncoder, TaskSentences
+from latentplan.nn import sampling
 from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
@@ -394,4 +395,4 @@ def choose(
         ordered, order = share.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
         share = torch.zeros_like(share).scatter(-1, order, ordered)
-    return torch.multinomial(share, 1, generator=generator)[:, 0]
+    return sampling.draw(share, generator=generator)

@@ -310,6 +310,4 @@ def _without_copies(tokens: Tensor) -> Tensor:
     the start of an episode are shorter instead.
     """
     changed = (tokens[:, 1:] != tokens[:, :-1]).any(-1).any(0)  # (T - 1,)
-    found = changed.nonzero()
-    first = int(found[0]) if len(found) else tokens.shape[1] - 1
-    return tokens[:, first:]
+    return tokens[:, int((~changed).cumprod(0).sum()) :]  # the index of the first change
