@@ -1,6 +1,8 @@
 """LeRobot's v3 data sets: written here as LeRobot 0.4.4 does, read; and stores exported."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from latentplan.errors import ConfigError, SourceError, StoreError
 from latentplan.types import ActionSpec, ArraySpec, Convention, Episode, Label, Spec
 
 pytest.importorskip("av")
+pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -203,6 +206,55 @@ def test_a_truncated_table_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"file-001\.parquet: damaged"):
         Lerobot(root).episode(2)
     assert len(Lerobot(root).episode(1)) == 6
+
+
+def test_the_paths_beside_images_are_not_read(tmp_path):
+    root = dataset(tmp_path / "d", kind="image")
+    path = root / "data/chunk-000/file-001.parquet"
+    table, name = parquet.read_table(path), "observation.images.top"
+    column, count = table[name].combine_chunks(), LENGTHS[2]
+    ends = pyarrow.py_buffer(np.arange(count + 1, dtype=np.int32))
+    no_text = pyarrow.Array.from_buffers(
+        pyarrow.string(), count, [None, ends, pyarrow.py_buffer(b"\xff" * count)]
+    )
+    images = pyarrow.StructArray.from_arrays([column.field("bytes"), no_text], ["bytes", "path"])
+    place = table.schema.get_field_index(name)
+    parquet.write_table(table.set_column(place, name, images), path)
+    top = Lerobot(root).episode(2).observations["top"]
+    np.testing.assert_array_equal(top[3], frame(2, 3))
+    parquet.write_table(table.set_column(place, name, no_text), path)
+    with pytest.raises(SourceError, match=f"{name}: holds string, need images"):
+        Lerobot(root).episode(2)
+
+
+FLIPPED = """
+import sys
+from pathlib import Path
+from latentplan.data.sources import lerobot_files
+from latentplan.errors import LatentplanError
+path = Path(sys.argv[1])
+content, last = path.read_bytes(), Path(sys.argv[2])
+read = 0
+for place in range(int.from_bytes(content[-8:-4], "little")):
+    at = len(content) - 9 - place
+    path.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
+    last.write_text(str(at))
+    try:
+        lerobot_files._table(path)
+        read += 1
+    except LatentplanError:
+        pass
+print(read)
+"""
+
+
+def test_no_damage_of_the_footer_of_a_table_ends_the_process(tmp_path):
+    table = pyarrow.table({"a": [[1.0, 2.0], [3.0]], "b": ["x", "y"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    argv = [sys.executable, "-c", FLIPPED, str(tmp_path / "a.parquet"), str(tmp_path / "last")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"byte {(tmp_path / 'last').read_text()}: {done.stderr[-300:]}"
+    assert int(done.stdout) > 10  # some damage does not show
 
 
 def test_a_truncated_video_is_named_and_the_other_episodes_are_read(tmp_path):

@@ -291,10 +291,15 @@ def _same_rows(one: ArraySpec, other: ArraySpec) -> bool:
 
 def _decoded(column: Any, spec: ArraySpec, where: str) -> Array:
     """Return the images (n, h, w, 3) of a column of PNG or JPEG files."""
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = compute.struct_field(column, "bytes")  # beside a path, which may be damaged
+    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        raise SourceError(f"{where}: holds {column.type}, need images")
     found = np.empty((len(column), *spec.shape), np.uint8)
-    for row, stored in enumerate(column.to_pylist()):
-        content = stored.get("bytes") if isinstance(stored, dict) else stored
-        if not isinstance(content, bytes) or not content:
+    for row, content in enumerate(column.to_pylist()):
+        if not content:
             raise SourceError(f"{where}: frame {row} holds no image")
         at = f"{where}: frame {row}"
         with image_files.opened(content, where=at, error=SourceError) as image:
