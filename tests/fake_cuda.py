@@ -120,6 +120,8 @@ class _Names(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in GETTERS:
             return GETTERS[func](args[0])
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         kwargs = {key: _meta(value) for key, value in (kwargs or {}).items() if key != "generator"}
         found = func(*map(_meta, args), **kwargs)
         if func in MAKE and found.is_meta and not isinstance(args[0], Tensor):

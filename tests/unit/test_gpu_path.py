@@ -20,6 +20,7 @@ from small_models import SIDE, VARIANTS, having, model
 from toy_model import ToyModel, toy_spec
 from toy_problem import HalfSpace, Scripted, at, build, every_planner, objective
 
+import latentplan
 from latentplan import registry
 from latentplan.errors import ConfigError
 from latentplan.planning import graph
@@ -245,6 +246,18 @@ def test_a_tensor_on_the_cpu_is_refused_before_a_capture(monkeypatch):
         with pytest.raises(ConfigError, match="MPC.cuda_graph: found tensors on cpu in the obj"):
             made.solve(toy)
     assert Graph.made == []
+
+
+@pytest.mark.parametrize("run", ["rope-calibrated", "tabletop-videoworld"])
+def test_a_shipped_checkpoint_is_loaded_onto_the_gpu(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with FakeCuda(PLANNING, inside=SOLVE)() as cuda:
+        policy = latentplan.load(run, device="cuda")
+        seen = policy.model.spec.observation
+        blank = {key: np.zeros(array.shape, array.dtype) for key, array in seen.items()}
+        policy.goal(blank)
+        policy.act(blank)
+        assert reads(cuda) == [ANSWER, ACTION]
 
 
 @pytest.mark.parametrize("of", VIDEO_MODELS)
