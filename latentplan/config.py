@@ -293,7 +293,7 @@ def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
     wrong = ConfigError(f"{where}: found {value!r}, needs {needed.replace('typing.', '')}")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(_field(key, hint)), {key: value})
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, TypeError):  # TypeError: a mapping for a tuple
         raise wrong from None
     typed = cast(dict[str, Any], OmegaConf.to_container(merged))[key]
     if isinstance(typed, list | tuple) and any(get_origin(o) is tuple for o in _options(hint)):

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentplan import config
+from latentplan import config, registry
 from latentplan.api import stores
 from latentplan.api.choice import Choice, NoConfig, Overrides, as_overrides, choose
-from latentplan.errors import ConfigError, Interrupted, check_range
+from latentplan.errors import CheckpointError, ConfigError, Interrupted, check_range
 from latentplan.protocols import Env, HasEpisodeLength, Policy
 from latentplan.types import OnProgress, Progress, Spec
 
@@ -50,7 +50,7 @@ def collect(
     *,
     out: str | Path,
     episodes: int,
-    policy: str | type[Policy] | Policy = "random",
+    policy: str | Path | type[Policy] | Policy = "random",
     workers: int | None = None,
     seed: int = 0,
     ray: str | None = None,
@@ -60,12 +60,13 @@ def collect(
     """Collect until the store `out` (a path or URL) holds `episodes`, and say what was added.
 
     An existing store of the same settings is continued. `env` and `policy` are names (presets or
-    registered), classes or objects. `workers` processes step the env (0: this one), or as many
-    actors of the Ray cluster `ray` (HOST:PORT, auto or local). By default there is one a core, and
-    this process alone for a class that another process cannot import, or an object. Sections of
-    `overrides`: env, policy, collect. `on_progress` is called after every episode. Raises a
-    LatentplanError before anything is written if something does not fit, Interrupted on Ctrl-C;
-    what is done is kept.
+    registered), classes or objects; `policy` may be a trained run (folder or shipped name), whose
+    planner acts towards goals that the env draws, with noise. `workers` processes step the env (0:
+    this one), or as many actors of the Ray cluster `ray` (HOST:PORT, auto or local). By default
+    there is one a core, and this process alone for a class that another process cannot import, or
+    an object. Sections of `overrides`: env, policy, collect. `on_progress` is called after every
+    episode. Raises a LatentplanError before anything is written if something does not fit,
+    Interrupted on Ctrl-C; what is done is kept.
     """
     from latentplan.exploration import cluster
     from latentplan.exploration.collect import Progress as Count
@@ -74,7 +75,7 @@ def collect(
     check_range("collect.episodes", episodes, 1)
     check_range("collect.seed", seed, 0)
     check_range("collect.workers", workers or 0, 0)
-    chosen, acting = choose("env", env), choose("policy", policy)
+    chosen, acting = choose("env", env), _policy(policy)
     recipe, spec, settings = _recipe(chosen, acting, seed=seed, overrides=overrides)
     workers = _workers(workers, ray, chosen, acting)
     count, begun, interrupted = Count(), time.monotonic(), False
@@ -99,6 +100,22 @@ def collect(
     if interrupted:
         raise Interrupted(found)
     return found
+
+
+def _policy(given: Any) -> Choice:
+    """Return what a policy is given as: also a run, by its folder, file or shipped name."""
+    known = {*registry.names("policy"), *config.presets().get("policy", ())}
+    if not isinstance(given, str | Path) or given in known:
+        return choose("policy", given)
+    from latentplan.api.on_policy import OnPolicy
+    from latentplan.training import checkpoint
+
+    try:
+        file = checkpoint.find(given)
+    except CheckpointError:
+        return choose("policy", str(given))  # MODULE:CLASS, or an error with the names
+    run = {"run": str(given), "sha256": checkpoint.digest(file)}
+    return Choice("policy", "on_policy", OnPolicy, values=run)
 
 
 def _recipe(

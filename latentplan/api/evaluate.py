@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -186,7 +185,7 @@ def _of_run(
         "policy": parts.policy,
         "planner": parts.planner,
         "objective": named["objective"],
-        "checkpoint": {"run": str(run), "step": found.step, "sha256": _digest(file)},
+        "checkpoint": {"run": str(run), "step": found.step, "sha256": checkpoint.digest(file)},
     }
 
     def build(world: Env) -> Policy:
@@ -301,8 +300,3 @@ def _write(
     if drawn is not None and drawn.video(trials, folder / "video.mp4"):
         files["video.mp4"] = folder / "video.mp4"
     return files
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import numpy as np
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.exploration.box import Box
+from latentplan.exploration.noise import ActionNoise, NoiseConfig
 from latentplan.exploration.picks import RandomPick
 from latentplan.protocols import Env, Policy
 from latentplan.types import Array, Goal, Observation, Spec
@@ -43,11 +44,7 @@ class Oracle:
         """
         self.goal_chosen = None
         if goal is None:
-            env = self._attached()
-            seen, info = env.reset(seed=int(np.random.default_rng(seed).integers(2**63)))
-            drawn: Observation = info.get("goal", seen)
-            copied = {key: np.array(value) for key, value in drawn.items()}  # buffers are reused
-            goal = self.goal_chosen = Goal(observation=copied)
+            goal = self.goal_chosen = drawn_goal(self._attached(), np.random.default_rng(seed))
         if goal.observation is None:
             raise ConfigError("policy oracle: found a goal without an observation, needs one")
         self._target = goal.observation
@@ -68,26 +65,12 @@ class NoisyOracle:
     """Policy of the env's expert with noise, so that data include mistakes and corrections."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(NoiseConfig):
         """The noise of the actions; 1 is half of an action's range."""
-
-        noise: float = 0.2  # std on the numbers of the action other than picks
-        aim: float = 0.03  # std on the numbers of a pick
-
-        def __post_init__(self) -> None:
-            """Raise ConfigError if a std is out of range."""
-            check_range("NoisyOracle.noise", self.noise, 0.0, 10.0)
-            check_range("NoisyOracle.aim", self.aim, 0.0, 10.0)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions; `attach` must follow."""
-        config = config or self.Config()
-        self.low = np.asarray(spec.action.low, np.float32)
-        self.high = np.asarray(spec.action.high, np.float32)
-        share = np.full(len(self.low), config.noise)
-        if spec.pick is not None:
-            share[:2] = config.aim
-        self._std = share * (self.high - self.low) / 2
+        self._noise = ActionNoise(spec, config or self.Config())
         self._expert = Oracle(spec)
         self._rng = np.random.default_rng()
 
@@ -107,8 +90,7 @@ class NoisyOracle:
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
-        action = self._rng.normal(self._expert.act(observation), self._std)
-        return np.clip(action.astype(np.float32), self.low, self.high)
+        return self._noise.add(self._expert.act(observation), self._rng)
 
 
 class Mixture:
@@ -155,3 +137,11 @@ class Mixture:
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) inside the bounds."""
         return self._policy.act(observation)
+
+
+def drawn_goal(env: Env, rng: np.random.Generator) -> Goal:
+    """Return the goal that an env draws in a reset, or else the observation of that reset."""
+    seen, info = env.reset(seed=int(rng.integers(2**63)))
+    drawn: Observation = info.get("goal", seen)
+    copied = {key: np.array(value) for key, value in drawn.items()}  # buffers are reused
+    return Goal(observation=copied)

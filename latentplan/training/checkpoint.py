@@ -6,6 +6,7 @@ figures as JSON, so that a file is loaded by itself, and nothing in it is ever e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -224,6 +225,12 @@ def find(run: Path | str) -> Path:
         f"run {str(run)!r}: no such folder or file, and no checkpoint of that name is shipped;"
         f"{hint} shipped: {', '.join(sorted(shipped)) or 'none'}"
     )
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a checkpoint file, in hexadecimal."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def find_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,20 @@ def test_a_bag_that_was_cut_off_is_one_line_and_others_are_read(
         assert len(store) == 1
     assert cli.main([*argv, "--skip-bad"]) == 0
     assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**63, 2**40])
+@pytest.mark.parametrize("record", ["first", "index"])
+def test_a_record_of_more_bytes_than_the_file_has_is_damage(
+    tmp_path: Path, size: int, record: str
+) -> None:
+    path = save(tmp_path / "run.mcap", recording())
+    content = path.read_bytes()
+    index = struct.unpack_from("<Q", content, len(content) - 28)[0]  # in the footer
+    start = {"first": 8, "index": index}[record] + 1  # after magic bytes and the kind of record
+    path.write_bytes(content[:start] + struct.pack("<Q", size) + content[start + 8 :])
+    with pytest.raises(SourceError, match="damaged, or not a bag"):
+        Bag(path, Bag.Config(joints=JOINTS))
 
 
 def test_files_of_macos_are_no_bags(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_every_shipped_preset_names_a_registered_class() -> None:
         assert config.resolve(kind, name).base in registry.names(kind)
 
 
-@pytest.mark.parametrize("value", ["[1,{a: 2}]", "[[1],2]"])
+@pytest.mark.parametrize("value", ["[1,{a: 2}]", "[[1],2]", "{a: 1}", "{}"])
 def test_a_tuple_of_numbers_holds_numbers_alone(value: str) -> None:
     with pytest.raises(ConfigError, match="powers.*needs tuple"):
         load(f"sampler.weights.powers={value}")

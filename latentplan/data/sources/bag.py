@@ -23,6 +23,7 @@ from latentplan.data.sources import (
 from latentplan.data.sources.bag_series import Recorded, Recording
 from latentplan.data.sources.bag_timeline import Series, mean_held, newest, sampled, stretches
 from latentplan.data.sources.bag_topics import Topics
+from latentplan.data.sources.floats import float32
 from latentplan.errors import ConfigError, SourceError, check_range
 from latentplan.types import Array, Episode, Spec
 
@@ -284,7 +285,7 @@ class Bag:
             actions = mean_held(recording.command, at)
         if self._topics.finger:
             width = values(recording.finger) * self.config.finger_scale
-            observations["gripper"] = width.astype(np.float32)
+            observations["gripper"] = float32(width)
             share = np.clip(width[1:] / self.config.width, 0, 1)
             actions = np.concatenate([actions, share], axis=1)
         shown = {k: newest(s.stamps, at, age=np.inf) for k, s in recording.cameras.items()}

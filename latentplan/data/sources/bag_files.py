@@ -107,7 +107,7 @@ def _damage(path: Path) -> Iterator[None]:
     except (
         *(AnyReaderError, Ros1Error, Ros2Error, SerdeError, TypesysError, apsw.Error),
         *(OSError, EOFError, ValueError, struct.error, LookupError, AssertionError),
-        *(MemoryError, RecursionError),
+        *(ArithmeticError, TypeError, MemoryError, RecursionError),
     ) as e:
         why = f"{type(e).__name__}: {e}".rstrip(": ")
         advice = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex, or mcap recover"

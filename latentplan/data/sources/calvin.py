@@ -19,6 +19,7 @@ import numpy as np
 from latentplan.config import read_yaml, to_values
 from latentplan.data import array_limits, npz
 from latentplan.data.sources import observation_keys
+from latentplan.data.sources.floats import float32
 from latentplan.data.unpickling import read_npy
 from latentplan.errors import ConfigError, SourceError, check_range
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Episode, Label, Spec
@@ -120,7 +121,7 @@ class Calvin:
             self._check_finite(key, values, first=first)
         return Episode(
             observations=rows,
-            actions=actions[:-1].astype(np.float32),
+            actions=float32(actions[:-1]),
             rewards=np.zeros(last - first, np.float32),
             truncated=True,
             info={"frame": float(first)} | self._scene(first),

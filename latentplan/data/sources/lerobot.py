@@ -14,6 +14,7 @@ from latentplan import budget
 from latentplan import config as settings
 from latentplan.data import array_limits, image_files
 from latentplan.data.sources import lerobot_files, lerobot_tasks, observation_keys, video
+from latentplan.data.sources.floats import float32
 from latentplan.data.sources.lerobot_files import INFO, TASKS
 from latentplan.errors import SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
@@ -126,8 +127,8 @@ class Lerobot:
         rewards = end.get("next.reward", np.zeros(len(table) - 1))
         return Episode(
             observations=observations,
-            actions=column("action", self.spec.action.size)[:-1].astype(np.float32),
-            rewards=rewards.astype(np.float32),
+            actions=float32(column("action", self.spec.action.size)[:-1]),
+            rewards=float32(rewards),
             terminated=terminated,
             truncated=truncated,
             labels=self._labels(
@@ -189,7 +190,7 @@ class Lerobot:
             except SourceError as e:  # raised again when an episode of that file is read
                 errors.append(e)
                 continue
-            values = values.astype(np.float32)
+            values = float32(values)
             values[~np.isfinite(values)] = np.nan  # reading that episode raises
             if len(values):
                 low = np.fmin(low, np.fmin.reduce(values))

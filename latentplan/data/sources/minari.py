@@ -20,6 +20,7 @@ import numpy as np
 
 from latentplan import foreign
 from latentplan.data.sources import hdf5, hdf5_episodes, observation_keys
+from latentplan.data.sources.floats import float32
 from latentplan.errors import SourceError
 from latentplan.types import ActionSpec, Array, Episode, Label, Spec
 
@@ -95,7 +96,7 @@ class Minari:
         return Episode(
             observations=observations,
             actions=actions,
-            rewards=flags["rewards"].astype(np.float32),
+            rewards=float32(flags["rewards"]),
             terminated=bool(flags["terminations"][-1]),
             truncated=bool(flags["truncations"][-1]),
             seed=int(seed) if isinstance(seed, int | np.integer) else -1,
@@ -155,7 +156,7 @@ def _actions(episode: hdf5.Group, *, size: int | None = None) -> Array:
     values = array.read()
     if not len(values):
         raise SourceError(f"{array.where}: the episode is empty")
-    flat = values.astype(np.float32).reshape(len(values), -1)
+    flat = float32(values).reshape(len(values), -1)
     if size not in (None, flat.shape[1]):
         raise SourceError(
             f"{array.where} has shape {values.shape}, those of the first episode have {size} "

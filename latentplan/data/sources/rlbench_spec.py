@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.data.sources.floats import float32
 from latentplan.errors import ConfigError, check_range, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Spec
 
@@ -143,7 +144,7 @@ def actions(action: str, state: Mapping[str, Array]) -> Array:
     """
     source = {"next_joint": "joint_positions", "joint_velocity": "joint_velocities"}
     arm = state[source.get(action, "gripper_pose")]
-    return np.concatenate([arm[1:], state["gripper_open"][1:]], axis=1).astype(np.float32)
+    return float32(np.concatenate([arm[1:], state["gripper_open"][1:]], axis=1))
 
 
 def keyframes(velocities: Array, opened: Array, *, still: float, gap: int) -> Array:

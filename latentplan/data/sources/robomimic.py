@@ -26,6 +26,7 @@ from latentplan.data.sources import (
     observation_keys,
     robosuite_actions,
 )
+from latentplan.data.sources.floats import float32
 from latentplan.errors import ConfigError, SourceError, unknown
 from latentplan.types import ActionSpec, Array, ArraySpec, Episode, Label, Spec
 
@@ -141,7 +142,7 @@ class Robomimic:
     def _actions(self, demo: hdf5.Group, *, size: int | None = None) -> Array:
         """Return a demo's actions (L, A) float32; SourceError if there are none, or not `size`."""
         array = demo.array(self.config.actions)
-        values = array.read().astype(np.float32)
+        values = float32(array.read())
         if values.ndim != 2 or not len(values) or size not in (None, values.shape[1]):
             raise SourceError(
                 f"{array.where}: has shape {values.shape}, need (L >= 1, {size or 'A'})"
@@ -214,7 +215,7 @@ def _numbers(demo: hdf5.Group, name: str, length: int) -> Array:
     if name not in demo.names():
         return np.zeros(length, np.float32)
     array = demo.array(name)
-    values = array.read().astype(np.float32).reshape(-1)
+    values = float32(array.read()).reshape(-1)
     if len(values) != length:
         raise SourceError(f"{array.where} has {len(values)} numbers for {length} actions")
     return values
