@@ -58,7 +58,8 @@ PLANNERS = sorted(registry.names("planner"))
 
 def planner(name: str):
     """Return a planner with few candidates, and rounds of every kind."""
-    return build(name, candidates=12, elites=4, horizon=2, iterations=3, sampled=1, width=4)
+    rounds = 3 if name in ("beam", "hybrid") else 2
+    return build(name, candidates=12, elites=4, horizon=2, iterations=rounds, sampled=1, width=4)
 
 
 def loop(name, of, *, picks=False, aim="goal", constraints=(), **settings) -> MPC:
@@ -100,7 +101,7 @@ def test_a_plan_waits_for_its_answer_alone(name, of):
     ("aim", "of"),
     [
         (aim, of)
-        for aim in sorted(registry.names("objective"))
+        for aim in sorted({*registry.names("objective")} - {"goal"})  # that of all other tests
         for of in (MODELS if aim != "subgoal" else having("subgoal"))
     ],
 )
