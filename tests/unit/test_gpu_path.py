@@ -202,6 +202,7 @@ def capturing(cuda, patch):
 
     @contextmanager
     def capture(captured, stream):
+        assert isinstance(stream, Stream)  # torch's own may be on another GPU
         allowed, cuda.allowed = cuda.allowed, {}
         captured.done.append("capture")
         yield
