@@ -33,6 +33,8 @@ GETTERS = {
 }
 MAKE = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor}
 INDEX = {Tensor.__getitem__, Tensor.__setitem__}
+COPIES = {aten.copy_, aten._to_copy}
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # Operations whose CUDA kernels read a value or a shape back; some of them do so unseen.
 READS = {
     *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.allclose),
@@ -120,6 +122,8 @@ class _Names(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in GETTERS:
             return GETTERS[func](args[0])
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         kwargs = {key: _meta(value) for key, value in (kwargs or {}).items() if key != "generator"}
         found = func(*map(_meta, args), **kwargs)
         if func in MAKE and found.is_meta and not isinstance(args[0], Tensor):
@@ -139,11 +143,11 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket
         tensors = _tensors(args, kwargs)
-        if name is aten.copy_ or name is aten._to_copy:
+        if name in COPIES:
             return self._copied(func, args, kwargs)
         if not any(each.is_meta for each in tensors):
             return func(*args, **kwargs)
-        if name in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+        if name in INDEXED:
             for index in args[1]:
                 if index is not None and index.dtype in (torch.bool, torch.uint8):
                     self.cuda.wait(f"{name} by a mask")
@@ -224,7 +228,7 @@ def _outline(value: Any) -> Any:
 
 def _meta(value: Any) -> Any:
     """Return the meta device for the name or the device `cuda`, other values as they are."""
-    is_cuda = isinstance(value, str | torch.device) and str(value).startswith("cuda")
+    is_cuda = isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
     return META if is_cuda else value
 
 

@@ -84,6 +84,6 @@ def test_a_fake_tensor_is_on_the_gpu_whatever_made_it():
         drawn = torch.rand(3, device=x.device, generator=torch.Generator("cuda"))
         for each in (x, drawn, x.new_zeros(2), torch.randn_like(x), x.sum(), x.to(torch.int64)):
             assert each.device == CUDA and each.is_cuda and not each.is_meta
-        assert not torch.ones(2).is_cuda
+        assert not torch.ones(2).is_cuda and torch.device("cuda:0") == CUDA
         assert isinstance(torch.Generator("cuda"), FakeGenerator)
     assert x.is_meta and not isinstance(torch.Generator(), FakeGenerator)

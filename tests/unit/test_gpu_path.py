@@ -20,6 +20,7 @@ from small_models import SIDE, VARIANTS, having, model
 from toy_model import ToyModel, toy_spec
 from toy_problem import HalfSpace, Scripted, at, build, every_planner, objective
 
+import latentplan
 from latentplan import registry
 from latentplan.errors import ConfigError
 from latentplan.planning import graph
@@ -57,7 +58,8 @@ PLANNERS = sorted(registry.names("planner"))
 
 def planner(name: str):
     """Return a planner with few candidates, and rounds of every kind."""
-    return build(name, candidates=12, elites=4, horizon=2, iterations=3, sampled=1, width=4)
+    rounds = 3 if name in ("beam", "hybrid") else 2
+    return build(name, candidates=12, elites=4, horizon=2, iterations=rounds, sampled=1, width=4)
 
 
 def loop(name, of, *, picks=False, aim="goal", constraints=(), **settings) -> MPC:
@@ -99,7 +101,7 @@ def test_a_plan_waits_for_its_answer_alone(name, of):
     ("aim", "of"),
     [
         (aim, of)
-        for aim in sorted(registry.names("objective"))
+        for aim in sorted({*registry.names("objective")} - {"goal"})  # that of all other tests
         for of in (MODELS if aim != "subgoal" else having("subgoal"))
     ],
 )
@@ -200,6 +202,7 @@ def capturing(cuda, patch):
 
     @contextmanager
     def capture(captured, stream):
+        assert isinstance(stream, Stream)  # torch's own may be on another GPU
         allowed, cuda.allowed = cuda.allowed, {}
         captured.done.append("capture")
         yield
@@ -245,6 +248,18 @@ def test_a_tensor_on_the_cpu_is_refused_before_a_capture(monkeypatch):
         with pytest.raises(ConfigError, match="MPC.cuda_graph: found tensors on cpu in the obj"):
             made.solve(toy)
     assert Graph.made == []
+
+
+@pytest.mark.parametrize("run", ["rope-calibrated", "tabletop-videoworld"])
+def test_a_shipped_checkpoint_is_loaded_onto_the_gpu(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with FakeCuda(PLANNING, inside=SOLVE)() as cuda:
+        policy = latentplan.load(run, device="cuda")
+        seen = policy.model.spec.observation
+        blank = {key: np.zeros(array.shape, array.dtype) for key, array in seen.items()}
+        policy.goal(blank)
+        policy.act(blank)
+        assert reads(cuda) == [ANSWER, ACTION]
 
 
 @pytest.mark.parametrize("of", VIDEO_MODELS)
