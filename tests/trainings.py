@@ -33,7 +33,14 @@ SMALL = {
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),
         *("ldm.horizon=2", "ldm.decoded=1", "transformer.horizon=2", "inverse.chunk=2"),
     ],
-    "videogpt": ["model.prior.width=16", "model.prior.layers=1", "model.prior.channels=8"],
+    "videogpt": [
+        *("model.prior.width=16", "model.prior.layers=1", "model.prior.channels=8"),
+        *("model.tokenizer.width=8", "model.tokenizer.embedding=8", "model.tokenizer.codes=32"),
+    ],
+    "calibrated": [
+        *("model.base.channels=[8,8]", "model.base.strides=[2,2]", "model.base.latent=4"),
+        *("model.base.hidden=[8]", "model.dynamics.hidden=[16]", "model.inverse.hidden=[16]"),
+    ],
 }
 
 

@@ -49,7 +49,7 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow_with("videoworld")
+@pytest.mark.slow_with("videoworld", "videogpt")
 @every_name
 def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
     kind: str, name: str, data: Path, tmp_path: Path
@@ -120,7 +120,7 @@ def learners(kind: str, name: str, data: Path, folder: Path):
             stores[step.name] = ZarrStore.open(next((folder / "stages").glob(f"{step.name}-*")))
 
 
-@pytest.mark.slow_with("videoworld")
+@pytest.mark.slow_with("videoworld", "videogpt")
 @every_name
 def test_each_network_is_a_learner_whose_loss_trains_every_weight_and_falls(
     kind: str, name: str, data: Path, tmp_path: Path
