@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentplan import config, registry
+from latentplan import registry
 from latentplan.api import stores
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.api.collect import collect
@@ -59,8 +59,9 @@ def improve(
     `overrides`: env, policy (`policy.noise`, `policy.planner`) and collect for the collection;
     the model's and training for the trainings, such as fewer steps.
 
-    Raises ConfigError for a run that was not trained here or not on collected data, and what
-    `collect` and `train` raise; Interrupted on Ctrl-C, and what is done is kept.
+    Raises CheckpointError for a run without its settings, ConfigError for one on data that were
+    not collected, and what `collect` and `train` raise; Interrupted on Ctrl-C, and what is done is
+    kept.
     """
     check_range("improve.rounds", rounds, 1, 100)
     check_range("improve.episodes", episodes, 1)
@@ -112,18 +113,15 @@ class _Origin:
 
     @classmethod
     def of(cls, run: Path) -> _Origin:
-        """Return the origin of a run folder; ConfigError if it cannot be repeated."""
-        file = run / "config.yaml"
-        if not file.is_file():
-            raise ConfigError(
-                f"improve.run: {run} has no config.yaml; give the folder of a run that "
-                "`latentplan.train` trained"
-            )
-        written = config.read_yaml(file)
-        kind = next(each for each in KINDS if each in written)
+        """Return the origin of a run folder; CheckpointError or ConfigError if it has none."""
+        written = run_folder.written(run)
+        kind = next((each for each in KINDS if isinstance(written.get(each), Mapping)), "")
+        if not isinstance(written.get(kind, {}).get("name"), str):
+            raise ConfigError(f"improve.run: the {run_folder.CONFIG} of {run} names no learner")
         with ZarrStore.open(written["data"]["path"]) as store:
             made = store.settings
-        if "env" not in made or made["env"]["name"] not in registry.names("env"):
+        env = made.get("env", {}).get("name")
+        if env not in registry.names("env"):
             raise ConfigError(
                 f"improve.run: its data {written['data']['path']} were not collected from a "
                 "registered env, so that no more can be; collect with the run as policy, and "
@@ -137,7 +135,7 @@ class _Origin:
             as_overrides(settings),
             int(written["seed"]),
             Path(written["data"]["path"]),
-            made["env"]["name"],
+            env,
             as_overrides(collected),
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentplan import config, registry
+from latentplan import registry
 from latentplan.errors import ConfigError
 from latentplan.files import replacing
 from latentplan.protocols import Illustrated
@@ -130,10 +130,10 @@ def _illustrations(
 ) -> Iterator[str]:
     """Draw what a model has learnt of its data into a folder."""
     from latentplan.data.store import ZarrStore
+    from latentplan.training import run_folder
 
-    settings = file.parent / "config.yaml"
-    if data is None and settings.is_file():
-        data = str(config.read_yaml(settings)["data"]["path"])
+    if data is None and (file.parent / run_folder.CONFIG).is_file():
+        data = str(run_folder.written(file.parent)["data"]["path"])
         if HIDDEN in data:
             yield f"images       none: a run keeps no password of its data {data}; name other data"
             return

@@ -219,7 +219,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
     stages.check_lengths(steps, job.store)
     stages.check_builds(steps, spec)
     with writing(job.folder), run_folder.claim(job.folder):
-        config.save_yaml(job.folder / "config.yaml", job.written)
+        config.save_yaml(job.folder / run_folder.CONFIG, job.written)
         trained = stages.execute(steps, job.store, cache, session=job.session)
         whole = model.assemble(job.config, parts=trained.parts, **given)
         own = [each for each in steps if isinstance(each, Stage)]

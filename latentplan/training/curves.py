@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from latentplan import foreign
+from latentplan.errors import CheckpointError
 from latentplan.files import replacing
 
 
@@ -50,11 +52,24 @@ class Curves:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Return the points of a log.jsonl; a last line that a kill cut off is left out."""
-    lines: list[dict[str, float]] = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    """Return the points of a log.jsonl; a last line that a kill cut off is left out.
+
+    Raises CheckpointError if another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = foreign.text(path, error=CheckpointError).splitlines()
+    points: list[dict[str, float]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+            point = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            point = None
+        if not isinstance(point, dict) or not all(
+            type(point.get(name)) in (int, float) for name in ("step", *point)
+        ):
+            raise CheckpointError(f"{path}: line {number} is damaged; delete it")
+        points.append(point)
+    return points

@@ -78,7 +78,7 @@ def fit(
                 "model": config.to_values(learner.config),
                 "training": config.to_values(training),
             }
-            config.save_yaml(folder / "config.yaml", settings)
+            config.save_yaml(folder / run_folder.CONFIG, settings)
             for name, value in {"spec.json": spec.to_json(), **(files or {})}.items():
                 with replacing(folder / name) as partial:
                     partial.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -16,6 +16,7 @@ from latentplan.files import PARTIAL, is_clutter, lock
 from latentplan.training import state
 from latentplan.types import Spec
 
+CONFIG = "config.yaml"  # of a run: all that its result depends on
 LOCK = ".lock"  # held by the process that trains in the folder
 
 
@@ -35,9 +36,9 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], *, resume: bool) 
         return
     check_resume(folder, resume=resume)
     check_state(folder)
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         return
-    before, now = (dict(_leaves(s)) for s in (config.read_yaml(folder / "config.yaml"), settings))
+    before, now = (dict(_leaves(s)) for s in (written(folder), settings))
     may_differ = {"data.path"}  # a store may move; its content has a digest
     if before.get("training.steps", 0) <= now["training.steps"]:
         may_differ.add("training.steps")
@@ -51,6 +52,33 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], *, resume: bool) 
             f"{folder}: cannot resume with other settings ({'; '.join(differ)}); "
             "give the same ones, or another run folder"
         )
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """Return the settings in the config.yaml of a run.
+
+    Its keys are the kind of the learner, `training`, `seed` and `data`. Raises CheckpointError if
+    the file is missing or is none of a run, ConfigError if it is not YAML.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: has no {CONFIG}; give the folder of a run that was trained here"
+        )
+    found = config.read_yaml(file)
+    data, training = found.get("data"), found.get("training")
+    if not (
+        type(found.get("seed")) is int
+        and isinstance(training, Mapping)
+        and type(training.get("steps", 0)) is int
+        and isinstance(data, Mapping)
+        and isinstance(data.get("path"), str)
+    ):
+        raise CheckpointError(
+            f"{file}: does not hold a run's seed, training and data.path; put the file back as it "
+            "was written, or give another run folder"
+        )
+    return dict(found)
 
 
 def check_state(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latentplan import config
+from latentplan import config, foreign
 from latentplan.data.derived import derive
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import is_test
@@ -188,8 +188,8 @@ def check_stage(folder: Path, made_of: Mapping[str, Any]) -> None:
     if not file.exists():
         return
     try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as e:
+        found = dict(foreign.read_json(file, error=CheckpointError))
+    except (CheckpointError, ValueError, TypeError) as e:
         raise CheckpointError(f"{file}: cannot be read ({e}); delete {folder}") from None
     differ = sorted(key for key in {*made_of, *found} if found.get(key) != made_of.get(key))
     if differ:

@@ -9,7 +9,7 @@ import pytest
 
 import latentplan
 from latentplan.data.store import ZarrStore
-from latentplan.errors import ConfigError, StoreError, UnknownName
+from latentplan.errors import CheckpointError, ConfigError, StoreError, UnknownName
 
 SMALL = ["model.channels=[8,16]", "model.strides=[2,2]", "model.hidden=[16]", "model.latent=8"]
 SHORT = ["collect.length=3"]
@@ -70,7 +70,7 @@ def test_another_run_does_not_continue_the_data_of_one(trained: Path, tmp_path: 
 
 
 def test_a_run_without_its_data_is_told_in_one_line(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"improve\.run: .* has no config\.yaml; give the folder"):
+    with pytest.raises(CheckpointError, match=r"rope-cfm: has no config\.yaml; give the folder"):
         latentplan.improve("rope-cfm", out=tmp_path / "out")
     imported = tmp_path / "imported.zarr"
     with ZarrStore.open(trained.parent / "data.zarr") as store:
