@@ -34,8 +34,8 @@ ALONE := timeout -k 10 600 unshare $(shell test $$(id -u) = 0 || echo -r) -n \
 
 demo: gl
 	$(BIN)/latentplan collect rope --episodes $(EPISODES) --out $(DEMO)/rope.zarr
-	$(BIN)/latentplan train cfm --data $(DEMO)/rope.zarr --run $(DEMO)/run --resume \
-	  training.steps=$(STEPS)
+	$(BIN)/latentplan train calibrated_quick --data $(DEMO)/rope.zarr --run $(DEMO)/run --resume \
+	  training.base.steps=$(STEPS)
 	@$(MAKE) --no-print-directory $(DEMO)/report/.$(GOALS)-goals
 	@echo "The report: $(DEMO)/report/report.html"
 

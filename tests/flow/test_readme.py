@@ -12,7 +12,8 @@ from latentplan.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SMALLER = {"collect": ("--episodes ", 12), "train": ("steps=", 6), "plan": ("--episodes ", 1)}
+SMALLER = {"collect": ("--episodes ", 12), "plan": ("--episodes ", 1)}
+STAGES = [f"training.{stage}.steps=6" for stage in ("base", "dynamics", "inverse")]
 
 
 def blocks(language: str) -> list[str]:
@@ -20,8 +21,10 @@ def blocks(language: str) -> list[str]:
 
 
 def scaled(command: str) -> list[str]:
-    """Return the arguments of a command line of the README, with a smaller number."""
+    """Return the arguments of a command line of the README, with smaller numbers."""
     name, *_ = words = shlex.split(command)[1:]
+    if name == "train":
+        return [*words, *STAGES]
     if name not in SMALLER:
         return words
     before, number = SMALLER[name]
@@ -42,9 +45,13 @@ def test_commands_and_code_run(
     for command in [*three, *dict.fromkeys(inline)]:
         assert main(scaled(command)) == 0, command
     library, loop = blocks("python")
-    for before, number in (("episodes=1500", 12), ("steps=1500", 6), ("episodes=40", 1)):
+    for before, after in (
+        ("episodes=1500", "episodes=12"),
+        ("resume=True", f"resume=True, overrides={STAGES}"),
+        ("episodes=40", "episodes=1"),
+    ):
         assert library.count(before) == 1
-        library = library.replace(before, f"{before.partition('=')[0]}={number}")
+        library = library.replace(before, after)
     capsys.readouterr()
     exec(compile(library, "README.md", "exec"), {})  # continues with what the commands left
     assert re.fullmatch(r"progress -?\d+\.\d\d\n", capsys.readouterr().out)
