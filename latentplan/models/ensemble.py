@@ -16,7 +16,7 @@ from latentplan.types import Batch, Context, Loss, Tensors
 
 
 class Ensemble(nn.Module):
-    """A `protocols.Dynamics` of M members: each encodes and imagines by itself.
+    """A `protocols.Dynamics` of M members, each of which encodes and predicts by itself.
 
     Its latents are the members', concatenated: D = M x d. Members differ by their seeds or their
     data; their disagreement measures the model's uncertainty (Lakshminarayanan et al., "Simple and

@@ -238,7 +238,7 @@ class _Collector:
         return sorted(chosen, key=lambda name: len(self._rows[name]))
 
     def _velocities(self, chosen: list[str]) -> bool:
-        """Return whether most joint states have velocities; leave those without out, then."""
+        """Return whether most joint states have velocities; those without are left out if so."""
         if self._keys is not None and "dq" not in self._keys:
             return False
         sent = {
