@@ -36,11 +36,11 @@ class Beam(Solver):
     class Config(Solver.Config):
         """Settings."""
 
-        candidates: int = 128  # of the first round
+        candidates: int = 64  # of the first round
         iterations: int = 3  # rounds; as many as the horizon search every action once
         horizon: int = 3  # H
         proposed: float = 0.5  # share of the first round from proposals
-        width: int = 24  # W, plans kept
+        width: int = 12  # W, plans kept
         branches: int = 8  # actions tried in each
 
         def __post_init__(self) -> None:

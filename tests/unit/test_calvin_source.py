@@ -12,7 +12,7 @@ from calvin_writer import SEGMENTS, WINDOWS, recording, save_language, write
 
 from latentplan.data import conventions
 from latentplan.data.sources.calvin import Calvin
-from latentplan.errors import ConfigError, SourceError
+from latentplan.errors import BudgetError, ConfigError, SourceError
 from latentplan.types import Episode, Label
 
 SAMPLE = Path(__file__).parents[3] / "shared/data/calvin_sample"
@@ -221,6 +221,8 @@ class Runs:
         ("ep_start_end_ids.npy", np.array([[1, 2, 3]]), "needs an array"),
         ("ep_start_end_ids.npy", np.array([[5.0, 7.0]]), "needs whole numbers"),
         ("ep_start_end_ids.npy", np.array([[9, 7]]), "ends before it begins"),
+        ("ep_start_end_ids.npy", np.array([[0, 10**13]]), "ends at frame 10000000000000"),
+        ("ep_start_end_ids.npy", np.array([[1, 2**64 - 2]], np.uint64), "ends at frame 18446"),
         ("ep_start_end_ids.npy", np.array([[FIRST, FIRST]]), "no recording has two frames"),
         ("ep_start_end_ids.npy", np.array(Runs(), object), "refers to posix.system"),
         ("lang_annotations/auto_lang_ann.npy", np.array(Runs(), object), "refers to posix.system"),
@@ -233,6 +235,12 @@ def test_odd_tables_are_named(damaged: Path, name: str, value: np.ndarray, says:
     with pytest.raises(SourceError, match=f"{damaged}/training/{name}: .*{says}"):
         opened(damaged)
     assert not Path("/tmp/latentplan-was-here").exists()
+
+
+def test_episodes_are_held_to_the_budget(damaged: Path) -> None:
+    np.save(damaged / "training/ep_start_end_ids.npy", np.array([[0, 10**9]]))
+    with pytest.raises(BudgetError, match="ep_start_end_ids.npy: needs 3,906,250 items"):
+        opened(damaged)
 
 
 def test_odd_statistics_are_named(damaged: Path) -> None:

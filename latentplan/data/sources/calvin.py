@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan import budget
 from latentplan.config import read_yaml, to_values
 from latentplan.data import array_limits, npz
 from latentplan.data.sources import observation_keys
@@ -24,6 +25,7 @@ from latentplan.data.unpickling import read_npy
 from latentplan.errors import ConfigError, SourceError, check_range
 from latentplan.types import ActionSpec, Array, ArraySpec, Convention, Episode, Label, Spec
 
+LAST = 10**9  # frame, at most; the largest data set has 2.4 million
 SEGMENTS = "ep_start_end_ids.npy"
 RATE = 30.0  # Hz, of the frames
 PLACE, ANGLE = 0.02, 0.05  # metres and rad of a relative action of 1
@@ -80,10 +82,11 @@ class Calvin:
         """Find the recordings and labels at `path`; SourceError if it is not a CALVIN data set."""
         self.config = config or self.Config()
         self._folder = _split(Path(path), self.config.split)
-        self._segments = _segments(self._folder / SEGMENTS)
-        self._pieces = _pieces(self._segments, self.config.length)  # (episodes, 2)
+        file = self._folder / SEGMENTS
+        self._segments = _segments(file)
+        self._pieces = _pieces(self._segments, self.config.length, where=str(file))  # (episodes, 2)
         if not len(self._pieces):
-            raise SourceError(f"{self._folder / SEGMENTS}: no recording has two frames")
+            raise SourceError(f"{file}: no recording has two frames")
         self.notes: list[str] = []
         self._labels = self._annotations()
         self._scenes = _scenes(self._folder)
@@ -260,12 +263,18 @@ def _segments(file: Path) -> Array:
         raise SourceError(f"{file}: needs whole numbers of frames, at least one recording")
     if (found < 0).any() or (found[:, 0] > found[:, 1]).any():
         raise SourceError(f"{file}: a recording ends before it begins")
+    if found.max() > LAST:
+        raise SourceError(f"{file}: ends at frame {found.max()}, allowed are {LAST}")
     return found.astype(np.int64)
 
 
-def _pieces(segments: Array, length: int) -> Array:
-    """Return first and last frame (episodes, 2) of pieces of at most `length` actions."""
+def _pieces(segments: Array, length: int, *, where: str) -> Array:
+    """Return first and last frame (episodes, 2) of pieces of at most `length` actions.
+
+    Raises BudgetError if there are too many.
+    """
     pieces = []
+    budget.claim(where, items=int(np.sum(-(-np.diff(segments) // length))))
     for first, last in segments.tolist():
         count = -(-(last - first) // length)
         cuts = np.linspace(first, last, count + 1).round().astype(np.int64)
