@@ -222,7 +222,7 @@ class _Runner:
         text = self.config.goal_text or str(info.get(self.config.instruction, ""))
         policy.reset(Goal(observation=visible(policy, goal, spec), text=text), seed=seed)
         seen, actions, predicted, act_ms = [observation], [], [], []
-        infos: list[Mapping[str, Any]] = [{}]  # the info of a reset holds no success
+        infos: list[Mapping[str, Any]] = []  # of the steps; that of a reset holds no success
         for step in range(self.config.length):
             if before_step is not None:
                 before_step(step, observation)
@@ -268,11 +268,13 @@ class _Runner:
 
     def _solved(self, distance: Array, infos: Sequence[Mapping[str, Any]]) -> Array | None:
         """Return whether each observation (L + 1,) is a success; None if the env has no test."""
-        if "success" in infos[-1]:
-            return np.array([bool(info.get("success", False)) for info in infos])
+        near = None
         if isinstance(self.env, HasSuccessThreshold):
-            return distance <= self.env.success_threshold
-        return None
+            near = distance <= self.env.success_threshold
+        if "success" not in infos[-1]:
+            return near
+        start = False if near is None else bool(near[0])
+        return np.array([start, *(bool(info.get("success", False)) for info in infos)])
 
 
 def image_key(spec: Spec) -> str | None:

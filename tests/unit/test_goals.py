@@ -161,8 +161,14 @@ def test_success_is_that_of_the_env():
             step = super().step(action)
             return Step(*step[:4], {"success": bool(np.any(action))})
 
-    attempts = evaluate(env=Telling(), episodes=1)[0].attempts
-    assert attempts["planner"].success is True
+    env = Telling()
+    trial = evaluate(env=env, episodes=1)[0]
+    solved = trial.attempts["planner"].solved
+    assert trial.attempts["planner"].success is True
+    assert trial.threshold is None and not solved[0] and solved[1:].all()
+    env.success_threshold = 9.0  # of the start, about which a step says nothing
+    trial = evaluate(env=env, episodes=1)[0]
+    assert trial.threshold == 9.0 and trial.attempts["noop"].solved[0]
 
 
 def test_the_noop_policy_moves_nothing_even_with_an_object_in_the_middle():
