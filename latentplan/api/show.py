@@ -133,7 +133,7 @@ def _illustrations(
     from latentplan.training import run_folder
 
     if data is None and (file.parent / run_folder.CONFIG).is_file():
-        data = str(run_folder.written(file.parent)["data"]["path"])
+        data = run_folder.data_path(file.parent)
         if HIDDEN in data:
             yield f"images       none: a run keeps no password of its data {data}; name other data"
             return

@@ -17,6 +17,7 @@ from latentplan.training import state
 from latentplan.types import Spec
 
 CONFIG = "config.yaml"  # of a run: all that its result depends on
+AS_WRITTEN = "put the file back as it was written, or give another run folder"
 LOCK = ".lock"  # held by the process that trains in the folder
 
 
@@ -66,19 +67,23 @@ def written(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {CONFIG}; give the folder of a run that was trained here"
         )
     found = config.read_yaml(file)
-    data, training = found.get("data"), found.get("training")
+    training = found.get("training")
     if not (
         type(found.get("seed")) is int
         and isinstance(training, Mapping)
         and type(training.get("steps", 0)) is int
-        and isinstance(data, Mapping)
-        and isinstance(data.get("path"), str)
     ):
-        raise CheckpointError(
-            f"{file}: does not hold a run's seed, training and data.path; put the file back as it "
-            "was written, or give another run folder"
-        )
+        raise CheckpointError(f"{file}: does not hold a run's seed and training; {AS_WRITTEN}")
+    data_path(folder)
     return dict(found)
+
+
+def data_path(folder: Path) -> str:
+    """Return the path or URL of the data in the config.yaml of a run; CheckpointError without."""
+    data = config.read_yaml(folder / CONFIG).get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
+        raise CheckpointError(f"{folder / CONFIG}: does not hold a run's data.path; {AS_WRITTEN}")
+    return str(data["path"])
 
 
 def check_state(folder: Path) -> None:
