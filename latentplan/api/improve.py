@@ -11,6 +11,7 @@ the same model, with the same settings, on all of them:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from latentplan.training import run_folder
 from latentplan.types import OnProgress, Progress
 from latentplan.urls import local
 
-OF_COLLECTION = ("env", "policy", "collect")  # sections of overrides; the others are of training
+OF_COLLECTION = ("env.", "policy.", "collect.")  # overrides; the others are of training
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def improve(
     check_range("improve.episodes", episodes, 1)
     folder, origin = local(out, where="improve.out"), _Origin.of(local(run, where="improve.run"))
     given = as_overrides(overrides)
-    collecting = [each for each in given if each.partition(".")[0] in OF_COLLECTION]
-    training = [each for each in given if each not in collecting]
+    collecting = [each for each in given if each.startswith(OF_COLLECTION)]
+    training = [each for each in given if not each.startswith(OF_COLLECTION)]
     data, policy, done = origin.data, Path(run), list[Run]()
     for index in range(1, rounds + 1):
         place = folder / str(index)
@@ -146,10 +147,11 @@ def _unnamed(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _join(out: Path, parts: Sequence[Path], on_progress: OnProgress) -> None:
     """Fill the store `out` with the episodes of all parts, in their order."""
-    opened = [ZarrStore.open(part) for part in parts]
-    total = sum(map(len, opened))
-    settings = {**opened[0].settings, "joined": [run_folder.identity(each) for each in opened]}
-    with stores.open_or_create(out, opened[0].spec, settings) as store:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(ZarrStore.open(part)) for part in parts]
+        total = sum(map(len, opened))
+        settings = {**opened[0].settings, "joined": [run_folder.identity(each) for each in opened]}
+        store = stack.enter_context(stores.open_or_create(out, opened[0].spec, settings))
         done = len(store)
         for part in opened:
             for index in range(len(part)):
@@ -158,5 +160,3 @@ def _join(out: Path, parts: Sequence[Path], on_progress: OnProgress) -> None:
                     continue
                 store.append(part.episode(index))
                 on_progress(Progress("join", "episodes", len(store), total, {}))
-    for each in opened:
-        each.close()

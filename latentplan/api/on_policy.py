@@ -56,7 +56,7 @@ class OnPolicy:
             )
         self.spec = spec
         self.goal_chosen: Goal | None = None
-        self._noise = ActionNoise(spec, c)
+        self._noise = ActionNoise(spec, c.std(spec))
         self._rng = np.random.default_rng()
         self._env: Env | None = None
 

@@ -8,6 +8,7 @@ import typer
 
 from latentplan.commands.options import Device, Overrides, number
 from latentplan.commands.train import summary
+from latentplan.errors import Interrupted
 
 EXAMPLE = "latentplan improve runs/calibrated --out runs/improved --rounds 2 policy.noise=0.1"
 
@@ -29,17 +30,21 @@ def command(
     from latentplan.api.improve import improve
     from latentplan.commands.progress import Bars
 
-    with Bars() as bars:
-        found = improve(
-            run,
-            out=out,
-            rounds=rounds,
-            episodes=episodes,
-            workers=workers,
-            device=device,
-            overrides=overrides or (),
-            on_progress=bars,
-        )
+    try:
+        with Bars() as bars:
+            found = improve(
+                run,
+                out=out,
+                rounds=rounds,
+                episodes=episodes,
+                workers=workers,
+                device=device,
+                overrides=overrides or (),
+                on_progress=bars,
+            )
+    except Interrupted:
+        print(f"{out}: stopped; the same command continues")
+        raise
     for index, each in enumerate(found.rounds, 1):
         print(f"round {index}")
         for line in summary(each):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from latentplan.errors import ConfigError, check_range
+from latentplan.exploration.noise import ActionNoise, half_range
 from latentplan.protocols import Env, ExpertEnv
 from latentplan.types import Array, Goal, Observation, Spec
 
@@ -33,14 +34,13 @@ class Expert:
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions; `attach` must follow."""
         config = config or self.Config()
-        self.low = np.asarray(spec.action.low, np.float32)
-        self.high = np.asarray(spec.action.high, np.float32)
-        self._std = config.noise * (self.high - self.low) / 2
+        std = config.noise * half_range(spec)
         convention = spec.action.convention
         if convention is not None and convention.control == "ee_delta":
-            self._std[3:6] *= config.turning
+            std[3:6] *= config.turning
         if convention is not None and convention.gripper:
-            self._std[-1] = 0
+            std[-1] = 0
+        self._noise = ActionNoise(spec, std)
         self._env: ExpertEnv | None = None
         self.reset()
 
@@ -61,5 +61,4 @@ class Expert:
         """Return an action (A,) float32 inside the bounds."""
         if self._env is None:
             raise ConfigError("policy expert: found no env; attach(env) comes before act")
-        action = self._rng.normal(self._env.expert(observation, self._rng), self._std)
-        return np.clip(action.astype(np.float32), self.low, self.high)
+        return self._noise.add(self._env.expert(observation, self._rng), self._rng)

@@ -23,20 +23,34 @@ class NoiseConfig:
         check_range(f"{name}.noise", self.noise, 0.0, 10.0)
         check_range(f"{name}.aim", self.aim, 0.0, 10.0)
 
+    def std(self, spec: Spec) -> Array:
+        """Return the std (A,) of the actions of `spec`."""
+        share = np.full(spec.action.size, self.noise)
+        if spec.pick is not None:
+            share[:2] = self.aim
+        std: Array = half_range(spec) * share
+        return std
+
 
 class ActionNoise:
     """Normal noise on actions, within their bounds."""
 
-    def __init__(self, spec: Spec, config: NoiseConfig) -> None:
-        """Take the spec of the actions."""
-        self.low = np.asarray(spec.action.low, np.float32)
-        self.high = np.asarray(spec.action.high, np.float32)
-        share = np.full(len(self.low), config.noise)
-        if spec.pick is not None:
-            share[:2] = config.aim
-        self._std = share * (self.high - self.low) / 2
+    def __init__(self, spec: Spec, std: Array) -> None:
+        """Take the spec of the actions and the std (A,) of the noise."""
+        self._low, self._high = _bounds(spec)
+        self._std = std
 
     def add(self, action: Array, rng: np.random.Generator) -> Array:
         """Return an action (A,) float32 near `action` (A,)."""
         noisy: Array = rng.normal(action, self._std).astype(np.float32)
-        return np.clip(noisy, self.low, self.high)
+        return np.clip(noisy, self._low, self._high)
+
+
+def half_range(spec: Spec) -> Array:
+    """Return half of the range (A,) float32 of each number of an action."""
+    low, high = _bounds(spec)
+    return (high - low) / 2
+
+
+def _bounds(spec: Spec) -> tuple[Array, Array]:
+    return np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32)

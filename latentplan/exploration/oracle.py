@@ -70,7 +70,7 @@ class NoisyOracle:
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions; `attach` must follow."""
-        self._noise = ActionNoise(spec, config or self.Config())
+        self._noise = ActionNoise(spec, (config or self.Config()).std(spec))
         self._expert = Oracle(spec)
         self._rng = np.random.default_rng()
 

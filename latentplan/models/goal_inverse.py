@@ -156,11 +156,10 @@ class InverseProposal:
         now = context.latents[:, -1, : self.goal.shape[-1]].to(self.goal)
         goal = self.goal.expand(len(now), -1)
         unknown = torch.zeros(len(now), dtype=torch.long, device=now.device)
-        likeliest = self.inverse.likeliest(now, goal, unknown)[:, None]
-        actions = likeliest
+        actions = self.inverse.likeliest(now, goal, unknown)[:, None]
         if count > 1:
             index = torch.arange(count, device=now.device)
             steps = (index % self.STEPS + 1).clamp_max(self.inverse.config.steps)
             drawn = self.inverse.sample(now, goal, steps, generator=generator)
-            actions = torch.cat([likeliest, drawn[:, 1:]], dim=1)
+            actions = torch.cat([actions, drawn[:, 1:]], dim=1)
         return F.pad(actions[:, :, None], (0, 0, 0, horizon - 1))

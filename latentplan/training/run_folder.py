@@ -74,15 +74,19 @@ def written(folder: Path) -> dict[str, Any]:
         and type(training.get("steps", 0)) is int
     ):
         raise CheckpointError(f"{file}: does not hold a run's seed and training; {AS_WRITTEN}")
-    data_path(folder)
+    _data_path(file, found)
     return dict(found)
 
 
 def data_path(folder: Path) -> str:
     """Return the path or URL of the data in the config.yaml of a run; CheckpointError without."""
-    data = config.read_yaml(folder / CONFIG).get("data")
+    return _data_path(folder / CONFIG, config.read_yaml(folder / CONFIG))
+
+
+def _data_path(file: Path, found: Mapping[str, Any]) -> str:
+    data = found.get("data")
     if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
-        raise CheckpointError(f"{folder / CONFIG}: does not hold a run's data.path; {AS_WRITTEN}")
+        raise CheckpointError(f"{file}: does not hold a run's data.path; {AS_WRITTEN}")
     return str(data["path"])
 
 

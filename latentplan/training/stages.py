@@ -227,8 +227,7 @@ def _frozen(
             f"{file}: its {stage.name} has {', '.join(differ)}; set the same as "
             f"model.{stage.name}.{differ[0].split()[0]} here"
         )
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found.model.requires_grad_(False), {"digest": digest}
+    return found.model.requires_grad_(False), {"digest": checkpoint.digest(file)}
 
 
 def _values(of: Any) -> Any:
