@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ def remove_folder(path: Path) -> None:
     """Remove a folder: its name is free at once, and the rest a leftover if this is interrupted."""
     gone = path.with_name(f".{path.stem[:STEM]}.{secrets.token_hex(4)}.partial")
     path.rename(gone)
-    shutil.rmtree(gone)
+    _remove_tree(gone)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -112,11 +113,29 @@ def _partial(path: Path, suffix: str, *, folder: bool) -> Iterator[Path]:
     finally:
         try:
             if folder:
-                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(OSError):
+                    _remove_tree(partial)
             else:
                 partial.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, in which threads of a call that failed may still be writing for a moment."""
+    for pause in (0.001, 0.01, 0.1, 1.0):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            if not folder.exists():
+                return
+        except OSError as e:
+            if e.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+        time.sleep(pause)
+    shutil.rmtree(folder)
 
 
 def _locked(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from latentplan import budget
 from latentplan.data import commit, labels
@@ -41,8 +43,13 @@ def of_rows(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def create(location: Location, spec: Spec, settings: Mapping[str, Any]) -> None:
-    """Create an empty store at a location; the attributes, which make it one, come last."""
-    group = zarr.open_group(location.zarr(read_only=False), mode="w")
+    """Create an empty store at a location; the attributes, which make it one, come last.
+
+    zarr lays it out in memory and the files are written here, one after another: if one fails, no
+    thread of zarr's is still writing others.
+    """
+    files: dict[str, Buffer] = {}
+    group = zarr.open_group(MemoryStore(files), mode="w")
     for name, (row, dtype) in of_rows(spec).items():
         fitting = max(1, CHUNK_BYTES // (prod(row) * dtype.itemsize))
         chunk = min(1024, 1 << (fitting.bit_length() - 1))
@@ -50,13 +57,16 @@ def create(location: Location, spec: Spec, settings: Mapping[str, Any]) -> None:
     for name, kind in COLUMNS.items():
         _create(group, f"episode/{name}", (), np.dtype(kind), chunk=EPISODE_CHUNK)
     group.require_group(INFO)
-    commit.write(location, commit.Commit())
     attributes: dict[str, Any] = {
         "schema": SCHEMA,
         "spec": spec.to_json(),
         "settings": dict(settings),
     }
     group.attrs.put({"latentplan": attributes})
+    for name in sorted(set(files) - {"zarr.json"}, key=lambda name: name.count("/")):
+        location.replace(name, files[name].to_bytes())
+    commit.write(location, commit.Commit())
+    location.replace("zarr.json", files["zarr.json"].to_bytes())
 
 
 def create_info(group: zarr.Group, name: str) -> Any:
