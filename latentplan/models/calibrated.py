@@ -15,7 +15,7 @@ errors, such as of a missed pick, do not dominate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view
 from latentplan.nn.mlp import LatentMLP
 from latentplan.nn.observations import checked, encode
 from latentplan.nn.symmetry import TurnActions, turn_for_views
-from latentplan.protocols import EquivariantEncoder
+from latentplan.protocols import EquivariantEncoder, Upgradable
 from latentplan.shapes import check
 from latentplan.types import (
     Batch,
@@ -194,6 +194,17 @@ class Calibrated(nn.Module):
             ),
             _on_latents("inverse", GoalInverse, config.inverse, training.inverse, steps="steps"),
         ]
+
+    @classmethod
+    def upgraded(cls, config: Mapping[str, Any], spec: Spec) -> tuple[Mapping[str, Any], Spec]:
+        """Return what a checkpoint states in today's words: see `protocols.Upgradable`."""
+        base = dict(config["base"])
+        model = registry.get("model", base["name"])
+        if not isinstance(model, Upgradable):
+            return config, spec
+        part = {key: base.pop(key) for key in ("name", "run") if key in base}
+        values, spec = model.upgraded(base, spec)
+        return {**config, "base": {**part, **values}}, spec
 
     @classmethod
     def assemble(

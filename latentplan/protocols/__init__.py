@@ -42,6 +42,7 @@ from latentplan.protocols.learning import (
     Staged,
     Tokenizer,
     Upgradable,
+    UpgradableWeights,
     VideoModel,
 )
 from latentplan.protocols.planning import (
@@ -100,6 +101,7 @@ __all__ = [
     "SubgoalModel",
     "Tokenizer",
     "Upgradable",
+    "UpgradableWeights",
     "VideoModel",
     "Windows",
 ]

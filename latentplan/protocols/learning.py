@@ -65,6 +65,14 @@ class Upgradable(Protocol):
 
 
 @runtime_checkable
+class UpgradableWeights(Protocol):
+    """A module, of a network or inside it, that reads weights of earlier versions."""
+
+    def upgraded_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the module's weights by their names of today, which some have already."""
+
+
+@runtime_checkable
 class Staged(Protocol):
     """A model class of several networks that declares how each is trained.
 
