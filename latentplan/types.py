@@ -286,6 +286,11 @@ class Goal:
     mask: Array | None = None  # (h, w) bool, target region of the object in the image
     keypoints: Array | None = None  # (K, 2 or 3), target positions of keypoints
 
+    @classmethod
+    def of(cls, given: Observation | Goal | None, **parts: Any) -> Goal:
+        """Return a goal as it is; the Goal of an observation and other parts otherwise."""
+        return given if isinstance(given, Goal) else cls(observation=given, **parts)
+
 
 @dataclass(frozen=True)
 class Loss:
