@@ -27,8 +27,9 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.nn import symmetry
 from latentplan.nn.encoder import Encoder, EncoderConfig, observed
 from latentplan.nn.mlp import LatentMLP, mlp
+from latentplan.nn.scaling import ActionScaling
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, PlanarSpec, Spec, Tensors
+from latentplan.types import Batch, Context, Loss, Moments, PlanarSpec, Spec, Tensors
 
 
 class CFM(nn.Module):
@@ -38,7 +39,7 @@ class CFM(nn.Module):
     """
 
     context = 1  # the last latent is all that `rollout` needs
-    window, targets, reads = 2, (), ()
+    targets, reads = (), ()
 
     @dataclass(frozen=True)
     class Config(EncoderConfig):
@@ -100,12 +101,20 @@ class CFM(nn.Module):
         c = self.config = (config or self.Config()).fitted(spec)
         self.encoder = Encoder(spec, c)
         self.spec = self.encoder.spec
-        self.latent_dim = c.views * c.latent
+        self.latent_dim, self.frames, self.window = c.views * c.latent, c.frames, c.frames + 1
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else LatentMLP)(
             c.latent, spec.action.size, c.hidden
         )
+        turned = spec.planar.pairs if spec.planar and c.symmetric else ()
+        self.scaling = ActionScaling(spec.action, pairs=turned)
+        self.scaled = self.encoder.scaled
         self.matrices: Tensor
         self.register_buffer("matrices", symmetry.matrices(), persistent=False)
+
+    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
+        """Scale actions and observations by their statistics: see `protocols.Normalised`."""
+        self.scaling.fit(actions)
+        self.encoder.fit_statistics(observations)
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, D) of observations: the latents of all views in a row."""
@@ -149,7 +158,7 @@ class CFM(nn.Module):
         check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
         if v > 1:
             actions = symmetry.turn_for_views(actions, v, self.turn_actions)
-        latents = self.dynamics.unroll(z, actions)
+        latents = self.dynamics.unroll(z, self.scaling(actions))
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def loss(self, batch: Batch) -> Loss:
@@ -165,7 +174,7 @@ class CFM(nn.Module):
                 part.copy_(symmetry.turn_image(part, g, axes=(-3, -2)))
             rows = torch.arange(b, device=image.device) % symmetry.ELEMENTS
             observations, actions = {key: image}, self.turn_actions(actions, rows)
-        z = self.encoder(observations)
+        z, actions = self.encoder(observations), self.scaling(actions)
         losses, hits = [], []
         ahead = z
         for k in range(1, min(self.config.ahead, actions.shape[1]) + 1):

@@ -6,7 +6,7 @@ by one linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.nn.sensors import sensor
-from latentplan.types import Spec, Tensors
+from latentplan.nn.sensors import Sensor, sensor
+from latentplan.types import Moments, Spec, Tensors
 
 T = TypeVar("T")
 
@@ -30,11 +30,13 @@ class EncoderConfig:
     strides: tuple[int, ...] = (2, 2, 2, 2)  # 1 (kernel 3) or 2 (kernel 4)
     widths: tuple[int, ...] = (64, 64)  # of the layers of a vector, or of each point of a cloud
     observe: tuple[str, ...] = ()  # observations that are encoded; () for all public ones
+    frames: int = 1  # last observations that a latent is of; before the first, the first repeats
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a field is out of its range."""
         where = owner(self)
         check_range(f"{where}.latent", self.latent, 1, 4096)
+        check_range(f"{where}.frames", self.frames, 1, 100)
         if len(self.channels) != len(self.strides) or not self.channels:
             raise ConfigError(
                 f"{where}.strides: {len(self.strides)} for {len(self.channels)} channels; "
@@ -78,18 +80,26 @@ class Encoder(nn.Module):
         read = {*self.keys} | ({spec.pick.image} if spec.pick else set())  # picks are planned in it
         seen = {key: array for key, array in spec.observation.items() if key in read}
         self.spec = replace(spec, observation=seen, privileged=())  # of what is read
-        layers = {"channels": config.channels, "strides": config.strides, "widths": config.widths}
+        self.frames = config.frames
         self.sensors = nn.ModuleList(
-            sensor(owner(config), key, spec.observation[key], frames=1, **layers)
+            sensor(
+                owner(config),
+                key,
+                spec.observation[key],
+                frames=config.frames,
+                channels=config.channels,
+                strides=config.strides,
+                widths=config.widths,
+            )
             for key in self.keys
         )
-        features = sum(cast(int, each.features) for each in self.sensors)
+        features = sum(each.features for _, each in self._sensors())
         self.output = nn.Linear(features, config.latent)
 
     def forward(self, observations: Tensors) -> Tensor:
         """Return the latents (B, T, d) of observations, each (B, T, ...); images are uint8."""
         features = []
-        for key, each in zip(self.keys, self.sensors, strict=True):
+        for key, each in self._sensors():
             x = observations[key]
             batch, shape = len(x), tuple(x.shape[2:])
             if shape != self.spec.observation[key].shape:
@@ -97,9 +107,31 @@ class Encoder(nn.Module):
                     f"Encoder[{key!r}]: found shape {tuple(x.shape)}, need (B, T, "
                     f"{', '.join(map(str, self.spec.observation[key].shape))})"
                 )
-            features.append(each(rearrange(x, "b t ... -> (b t) 1 ...")))
+            features.append(each(self._stacked(x)))
         latents = self.output(features[0] if len(features) == 1 else torch.cat(features, dim=1))
         return rearrange(latents, "(b t) d -> b t d", b=batch)
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Observations that are scaled by their statistics: see `protocols.Normalised`."""
+        return tuple(key for key, each in self._sensors() if each.scaling is not None)
+
+    def fit_statistics(self, observations: Mapping[str, Moments]) -> None:
+        """Scale the observations `scaled` by their statistics."""
+        for key, each in self._sensors():
+            if each.scaling is not None:
+                each.scaling.fit(observations[key])
+
+    def _sensors(self) -> Iterator[tuple[str, Sensor]]:
+        return zip(self.keys, cast(Iterable[Sensor], self.sensors), strict=True)
+
+    def _stacked(self, x: Tensor) -> Tensor:
+        """Return the last frames (B T, f, ...) at each of x (B, T, ...)."""
+        if self.frames == 1:
+            return rearrange(x, "b t ... -> (b t) 1 ...")
+        first = x[:, :1].expand(-1, self.frames - 1, *x.shape[2:])
+        frames = torch.cat([first, x], dim=1).unfold(1, self.frames, 1)
+        return rearrange(frames, "b t ... f -> (b t) f ...")
 
     def upgraded_weights(self, weights: Mapping[str, T]) -> dict[str, T]:
         """Return the weights by today's names; before, the layers of the one image were a list."""

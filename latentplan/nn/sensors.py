@@ -7,7 +7,7 @@ Each takes (n, f, ...), the last f observations of n moments, the newest last, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def sensor(
     channels: Sequence[int],
     strides: Sequence[int],
     widths: Sequence[int],
-) -> Image | Depth | Vector | Cloud:
+) -> Sensor:
     """Return the network for an observation, by its shape and dtype.
 
     Raises ConfigError, which begins with `where`, if there is none.
@@ -47,14 +47,14 @@ def sensor(
     raise ConfigError(
         f"{where}.observe: {key!r} is {array.dtype} {shape}, need an image uint8 (height, width, "
         "1, 3 or 4), depth float32 (height, width), a point cloud float32 (points, 3 or 6) or a "
-        f"vector; {images.advice(array, COLOURS)}"
+        f"vector; {images.advice(array, COLOURS)}, or observe others"
     )
 
 
 class Image(nn.Module):
     """Features of an image (h, w, 1, 3 or 4) uint8, by convolutions."""
 
-    scaled = False
+    scaling = None  # its range is known
 
     def __init__(self, where: str, key: str, shape: Sequence[int], **layers: Any) -> None:
         """Make the layers; ConfigError if they leave nothing of the image."""
@@ -73,8 +73,6 @@ class Image(nn.Module):
 class Depth(nn.Module):
     """Features of a depth image (h, w) or (h, w, 1), by convolutions."""
 
-    scaled = True
-
     def __init__(self, where: str, key: str, shape: Sequence[int], **layers: Any) -> None:
         """Make the layers; ConfigError if they leave nothing of the image."""
         super().__init__()
@@ -91,8 +89,6 @@ class Depth(nn.Module):
 
 class Vector(nn.Module):
     """Features of a vector such as proprioception, or of one number, by linear layers."""
-
-    scaled = True
 
     def __init__(self, size: int = 1, *, frames: int, widths: Sequence[int]) -> None:
         """Make the layers."""
@@ -114,8 +110,6 @@ class Cloud(nn.Module):
     2017, without its transformations of the input).
     """
 
-    scaled = True
-
     def __init__(self, size: int, *, frames: int, widths: Sequence[int]) -> None:
         """Make the layers for points of `size` numbers."""
         super().__init__()
@@ -126,6 +120,9 @@ class Cloud(nn.Module):
         """Return the features of clouds (n, f, points, 3 or 6)."""
         of_points: Tensor = self.layers(self.scaling(cloud.float()))
         return of_points.amax(dim=2).flatten(1)
+
+
+Sensor: TypeAlias = Image | Depth | Vector | Cloud
 
 
 def _convolutions(

@@ -32,7 +32,7 @@ TRAINS = {  # all others are refused
     "video_vqvae": {"tiny"},
     "vqvae": {"tiny"},
 }
-LENGTH, EPISODES = 10, 4
+LENGTH, EPISODES = 12, 4
 
 
 def stored(path: Path, image: ArraySpec) -> Path:
