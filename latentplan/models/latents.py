@@ -16,7 +16,7 @@ from torch import Tensor
 from latentplan.nn.observations import frames_of
 from latentplan.nn.symmetry import TurnActions
 from latentplan.protocols import EquivariantEncoder
-from latentplan.types import ArraySpec, Batch, Episode, Spec
+from latentplan.types import ArraySpec, Batch, Episode, PlanarSpec, Spec
 
 LATENTS = "latents"  # observation of such a store: (views, d)
 
@@ -61,8 +61,9 @@ def turn_actions_of(base: Any) -> TurnActions | None:
 
 def turned_pairs_of(base: Any) -> tuple[tuple[int, int], ...]:
     """Return the numbers of an action that `base` turns together."""
-    planar = base.spec.planar if isinstance(base, EquivariantEncoder) else None
-    return planar.pairs if planar is not None and base.elements > 1 else ()
+    planar: PlanarSpec | None = base.spec.planar
+    turns = isinstance(base, EquivariantEncoder) and base.elements > 1
+    return planar.pairs if planar is not None and turns else ()
 
 
 def one_view(batch: Batch, turn: TurnActions | None) -> tuple[Tensor, Tensor]:

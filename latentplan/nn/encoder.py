@@ -108,8 +108,9 @@ class Encoder(nn.Module):
                     f"{', '.join(map(str, self.spec.observation[key].shape))})"
                 )
             features.append(each(self._stacked(x)))
-        latents = self.output(features[0] if len(features) == 1 else torch.cat(features, dim=1))
-        return rearrange(latents, "(b t) d -> b t d", b=batch)
+        together = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+        latents: Tensor = rearrange(self.output(together), "(b t) d -> b t d", b=batch)
+        return latents
 
     @property
     def scaled(self) -> tuple[str, ...]:

@@ -71,16 +71,16 @@ class ActionScaling(Scaling):
             low[pair] = -high[pair]
         self.bounded = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(self.bounded, low, -1), np.where(self.bounded, high, 1)
-        self.middle, self.half = (high + low) / 2, (high - low) / 2
+        self.middle, self.reach = (high + low) / 2, (high - low) / 2
 
     def use_bounds(self) -> None:
         """Scale by the bounds, whatever the data; what has none is not scaled."""
-        self.set(self.middle, self.half)
+        self.set(self.middle, self.reach)
 
     def fit(self, moments: Moments) -> None:
         """Scale by the bounds, or by the mean and std of the data."""
         mean, std = moments.mean.copy(), moments.std.copy()
         for pair in self.pairs:
             mean[pair], std[pair] = 0, np.sqrt(np.square([mean[pair], std[pair]]).sum() / 2)
-        wide = self.bounded & (std >= NARROW * self.half)
-        self.set(np.where(wide, self.middle, mean), np.where(wide, self.half, std))
+        wide = self.bounded & (std >= NARROW * self.reach)
+        self.set(np.where(wide, self.middle, mean), np.where(wide, self.reach, std))
