@@ -247,6 +247,14 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation (population) of each number of an array over the data."""
+
+    mean: Array  # float64, of the shape of a row
+    std: Array  # float64; exactly 0 for a constant
+
+
+@dataclass(frozen=True)
 class Batch:
     """Training windows: T observations with the T - 1 actions between them."""
 

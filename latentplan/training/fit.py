@@ -15,10 +15,12 @@ from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
 from latentplan.files import replacing
-from latentplan.protocols import Dynamics, Learner
+from latentplan.nn.observations import frames_of
+from latentplan.protocols import Dynamics, Learner, Normalised
 from latentplan.training import checkpoint, header, run_folder, state, weights
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import train, writing
+from latentplan.training.statistics import statistics
 from latentplan.types import Batch, OnProgress, Parts, Progress, Stage, Training
 
 KEYPOINTS = "keypoints"  # privileged observation that one held-out figure reads
@@ -63,6 +65,8 @@ def fit(
     training = replace(training, window=_window(stage, learner))
     held = _held_out(store, learner, training, spec.tasks)
     done = state.steps_done(folder) if resume else 0
+    if done == 0 and isinstance(learner, Normalised):
+        learner.fit_statistics(*statistics(store, learner.scaled, held_out=training.held_out))
     if done < training.steps:
         pinned = {"pin_memory": session.device.type == "cuda"}
         chosen = {"seed": session.seed, "share": stage.share, **pinned}
@@ -154,9 +158,10 @@ def _held_out(store: ZarrStore, learner: Any, training: Training, tasks: Sequenc
     declared = learner.targets
     if not isinstance(learner, Dynamics):
         return HeldOut(batches())
+    frames = frames_of(learner)
     keypoints = KEYPOINTS if KEYPOINTS in store.spec.privileged else None
     targets = {*declared, *([keypoints] if keypoints else [])}
-    transitions = batches(length=learner.context + 1, batch=RETRIEVED, targets=sorted(targets))
+    transitions = batches(length=learner.context + frames, batch=RETRIEVED, targets=sorted(targets))
     if sum(len(batch.actions) for batch in transitions) < 2:
         raise StoreError(f"{store.path}: holds out 1 transition alone, need 2; collect more")
     return HeldOut(batches(), transitions, keypoints)
