@@ -7,7 +7,7 @@ checkers only, so that commands start fast.
 """
 
 from latentplan.types.arrays import Array, Observation, Tensors
-from latentplan.types.episodes import Batch, Episode, Label, Step, Tokens
+from latentplan.types.episodes import Batch, Episode, Label, Moments, Step, Tokens
 from latentplan.types.goals import Context, Goal, Plan
 from latentplan.types.progress import OnProgress, Progress
 from latentplan.types.specs import (
@@ -36,6 +36,7 @@ __all__ = [
     "Goal",
     "Label",
     "Loss",
+    "Moments",
     "Observation",
     "OnProgress",
     "Part",
