@@ -126,7 +126,7 @@ class AdaptableEnv(Protocol):
 class Policy(Protocol):
     """A policy of any kind: random actions, experts, baselines, clones, MPC, generative models.
 
-    Optional abilities: EnvPolicy, GoalChoosingPolicy, CostPredictor.
+    Optional abilities: EnvPolicy, PrivilegedPolicy, GoalChoosingPolicy, CostPredictor.
     """
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
@@ -143,11 +143,20 @@ class Policy(Protocol):
 class EnvPolicy(Protocol):
     """A policy that needs its env, for example to call the env's expert.
 
-    Only such a policy receives privileged observations.
+    Only such a policy receives all privileged observations.
     """
 
     def attach(self, env: Env) -> None:
         """Set the env before the first `reset`; ConfigError if the env lacks what is needed."""
+
+
+@runtime_checkable
+class PrivilegedPolicy(Protocol):
+    """A policy that reads some privileged observations, as its model declares."""
+
+    @property
+    def privileged(self) -> tuple[str, ...]:
+        """The keys of these observations; () for a policy of public observations alone."""
 
 
 @runtime_checkable
