@@ -82,19 +82,11 @@ def evaluate(
     check_range("evaluate.episodes", 1 if episodes is None else episodes, 1)
     check_range("evaluate.seed", seed, 0)
     kind, given = choose("evaluation", evaluation), as_overrides(overrides)
+    named: dict[str, Any] = {"policy": policy, "planner": planner, "objective": objective}
     if isinstance(agent, str | Path):
-        named = {"policy": policy, "planner": planner, "objective": objective}
         found = _of_run(agent, env, kind, named, goal_text, seed, device, given)
     else:
-        if planner is not None or objective != "goal" or (agent is not None and policy is not None):
-            raise ConfigError(
-                "evaluate.planner: only a run takes a policy, a planner and an objective by name; "
-                "an object has its own: latentplan.load(run, planner=..., objective=...)"
-            )
-        if agent is None and policy is None:
-            raise ConfigError("evaluate.run: found neither a run nor a policy; give one of them")
-        chosen = choose("policy", policy if agent is None else agent)
-        found = _of_policy(chosen, env, kind, goal_text, given)
+        found = _of_policy(_choose(agent, **named), env, kind, goal_text, given)
     made_with = {
         "env": found.env.name,
         **found.about,
@@ -114,6 +106,18 @@ def evaluate(
     if stopped:
         raise Interrupted(done)
     return done
+
+
+def _choose(agent: Any, *, policy: str | None, planner: str | None, objective: str) -> Choice:
+    """Return the policy that is not of a run: an object or a class, or a registered name."""
+    if planner is not None or objective != "goal" or (agent is not None and policy is not None):
+        raise ConfigError(
+            "evaluate.planner: only a run takes a policy, a planner and an objective by name; "
+            "an object has its own: latentplan.load(run, planner=..., objective=...)"
+        )
+    if agent is None and policy is None:
+        raise ConfigError("evaluate.run: found neither a run nor a policy; give one of them")
+    return choose("policy", policy if agent is None else agent)
 
 
 def _run(

@@ -19,6 +19,7 @@ from latentplan.types import OnProgress, Progress
 from latentplan.urls import local
 
 if TYPE_CHECKING:
+    from latentplan.data.importing import Opening
     from latentplan.data.importing import Progress as Count
     from latentplan.data.store import ZarrStore
 
@@ -70,8 +71,10 @@ def import_data(
         check_range("import.episodes", episodes, 1)
     workers = workers if workers is not None else (os.cpu_count() or 1) - 1  # this one writes
     check_range("import.workers", workers, 0)
+    if isinstance(budget, str):
+        budget = Budget.parse(budget, where="import.budget")
     chosen = choose("source", format)
-    filled = config.load(
+    settings = config.load(
         {"source": chosen.config},
         preset={"source": chosen.values},
         overrides=as_overrides(overrides),
@@ -79,28 +82,34 @@ def import_data(
     opening = importing.Opening(
         chosen.make,
         local(source, where="import.source"),
-        config=filled["source"],
+        config=settings["source"],
         keys=None if keys is None else tuple(keys),
         image_size=image_size,
-        budget=Budget.parse(budget, where="import.budget") if isinstance(budget, str) else budget,
+        budget=budget,
     )
+    return _filled(opening, chosen.name, out, episodes, workers, skip_bad, on_progress)
+
+
+def _filled(
+    opening: Opening,
+    name: str,
+    out: str | Path,
+    episodes: int | None,
+    workers: int,
+    skip_bad: bool,
+    on_progress: OnProgress | None,
+) -> Imported:
+    """Return a store that was filled from a data set of the source `name`."""
+    from latentplan.data import importing
+
     opened = opening.open()
     total = len(opened) if episodes is None else min(len(opened), episodes)
-    settings = {"format": chosen.name, **opened.settings}
-    count, begun, interrupted = importing.Progress(), time.monotonic(), False
-
-    def report(now: Count) -> None:
-        nonlocal count
-        count = now
-        if on_progress is not None:
-            figures = {"transitions": now.transitions, "skipped": now.skipped}
-            done = before + now.episodes
-            on_progress(Progress(f"import {chosen.name}", "episodes", done, total, figures))
-
+    settings = {"format": name, **opened.settings}
+    begun, interrupted = time.monotonic(), False
     with stores.filling(out, opened.spec, settings) as store:
-        before = len(store)
+        report = _Report(f"import {name}", total, before=len(store), then=on_progress)
         try:
-            report(count)
+            report(importing.Progress())
             importing.add(
                 store,
                 opening,
@@ -115,13 +124,29 @@ def import_data(
     notes = tuple(opened.notes)
     if episodes is not None and episodes > len(opened):
         notes += (f"episodes: {episodes} asked for, the data set has {len(opened)}",)
-    found = _summary(store, count, notes, opened.counts, time.monotonic() - begun)
+    found = _summary(store, report.count, notes, opened.counts, time.monotonic() - begun)
     if interrupted:
         raise Interrupted(found)
     if found.skipped and not found.episodes:
         most = next(iter(found.reasons))
         raise SourceError(f"{opening.path}: all {found.skipped} episodes are damaged: {most}")
     return found
+
+
+class _Report:
+    """What was imported so far, which is passed on as the progress of a task."""
+
+    count: Count
+
+    def __init__(self, task: str, total: int, *, before: int, then: OnProgress | None) -> None:
+        self._task, self._total, self._before, self._then = task, total, before, then
+
+    def __call__(self, count: Count) -> None:
+        self.count = count
+        if self._then is not None:
+            figures = {"transitions": count.transitions, "skipped": count.skipped}
+            done = self._before + count.episodes
+            self._then(Progress(self._task, "episodes", done, self._total, figures))
 
 
 def _summary(

@@ -68,12 +68,7 @@ def record(
             )
         found = _watched(address, episodes=episodes, steps=steps or STRETCH)
     else:
-        if backend not in (None, "sim"):
-            raise ConfigError(
-                f"record.backend: found {backend!r}; in one process there is sim alone; start a "
-                "node with `latentplan robot`, and record with its address"
-            )
-        check_planner(run, task)
+        _check_driven(backend, run, task)
         found = _driven(robot, run, episodes, steps, planner, seed, given)
     done = actions = 0
     interrupted = False
@@ -98,6 +93,16 @@ def record(
     if interrupted:
         raise Interrupted(result)
     return result
+
+
+def _check_driven(backend: str | None, run: str | None, task: str | None) -> None:
+    """Raise ConfigError unless the arm is simulated, and one of a run and a task plans."""
+    if backend not in (None, "sim"):
+        raise ConfigError(
+            f"record.backend: found {backend!r}; in one process there is sim alone; start a "
+            "node with `latentplan robot`, and record with its address"
+        )
+    check_planner(run, task)
 
 
 def _watched(address: str, *, episodes: int, steps: int) -> Generator[Found, None, None]:

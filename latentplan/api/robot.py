@@ -117,24 +117,36 @@ def drive(
     )
     if on_wait is not None:
         chosen.on_wait = on_wait
+    made_with = {"robot": connection.robot, "seed": seed}
+    return _drive(chosen, episodes, out, made_with=made_with, on_episode=on_episode)
+
+
+def _drive(
+    task: RobotTask,
+    episodes: int,
+    out: str | Path | None,
+    *,
+    made_with: Mapping[str, Any],
+    on_episode: Callable[[int, Record], None] | None,
+) -> Driven:
+    """Return the records of a task's episodes, written into the folder `out` if there is one."""
     records: list[Record] = []
     files: dict[str, Path] = {}
     folder: Path | None = None
     with ExitStack() as stack:
         try:
-            with chosen.connected() as arm:
+            with task.connected() as arm:
                 if out is not None:
                     folder = stack.enter_context(results.folder(out))
                 for index in range(episodes):
-                    records.append(chosen.episode(arm, index))
+                    records.append(task.episode(arm, index))
                     if on_episode is not None:
                         on_episode(index, records[-1])
                     if records[-1].fault:
                         raise RobotError(records[-1].fault)
         finally:  # the arm is at rest, whatever ended it
             if folder is not None:
-                made_with = {"robot": connection.robot, "seed": seed}
-                files = write(folder, records, chosen, made_with=made_with)
+                files = write(folder, records, task, made_with=made_with)
     return Driven(tuple(records), files)
 
 

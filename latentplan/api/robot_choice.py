@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentplan import config, registry
@@ -75,13 +75,7 @@ def choose(
     agent = assemble(found, parts, settings, seed=seed)
     if goal_text:
         set_instruction(agent, goal_text)
-    scene, camera = None, None
-    if connection.backend == "sim" and settings["backend"].scene:
-        if connection.here:
-            scene = lay(settings["backend"].scene)
-            camera = scene.cameras()[0]
-        else:  # the node has the scene
-            camera = cameras.of(env_of(settings["backend"].scene)[1])["top"]
+    scene, camera = _scene(connection, settings)
     return Planned(
         connection,
         settings,
@@ -93,6 +87,16 @@ def choose(
         steps=steps or PICKS,
         seed=seed,
     )
+
+
+def _scene(connection: Connection, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the scene that a simulated arm works on, if it is here, and the camera above it."""
+    if connection.backend != "sim" or not settings["backend"].scene:
+        return None, None
+    if connection.here:
+        scene = lay(settings["backend"].scene)
+        return scene, scene.cameras()[0]
+    return None, cameras.of(env_of(settings["backend"].scene)[1])["top"]  # the node has the scene
 
 
 def _reach(

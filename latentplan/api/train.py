@@ -86,10 +86,7 @@ def train(
             },
         )
         try:
-            if chosen.staged:
-                step, figures = _train_stages(job, stages, resume=resume)
-            else:
-                step, figures = _train_one(job, resume=resume)
+            step, figures = _execute(job, stages, resume=resume)
         except KeyboardInterrupt as e:
             done = state.steps_done(folder)
             so_far = Run(folder, folder / "best.safetensors", done, {}, count.steps)
@@ -189,6 +186,13 @@ def _of_class(
 
 def _names(kind: str) -> dict[str, str]:
     return registry.names(kind) if kind in registry.BUILT_IN else {}
+
+
+def _execute(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping[str, float]]:
+    """Train; return the step of the checkpoint and its held-out figures."""
+    if job.chosen.staged:
+        return _train_stages(job, cache, resume=resume)
+    return _train_one(job, resume=resume)
 
 
 def _train_one(job: _Job, *, resume: bool) -> tuple[int, Mapping[str, float]]:

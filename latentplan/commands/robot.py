@@ -13,6 +13,8 @@ from latentplan.commands.signals import terminable
 from latentplan.errors import ConfigError
 
 if TYPE_CHECKING:
+    from latentplan.api.connection import Connection
+    from latentplan.api.robot import Driven
     from latentplan.api.robot_tasks import Record
 
 EXAMPLE = "latentplan robot --backend sim --run rope-cfm --episodes 1"
@@ -51,17 +53,11 @@ def command(
 ) -> None:
     """Drive an arm, simulated or real, with a planner; or serve it to one."""
     from latentplan.api import connection, results
-    from latentplan.api.robot import drive, serve
+    from latentplan.api.robot import drive
 
-    found = connection.connection(
-        backend, robot=robot, address=address, python=python, reset=reset
-    )
+    found = connection.connection(backend, robot=robot, address=address, python=python, reset=reset)
     if run is None and task is None and address is not None:
-        if backend is None:
-            raise ConfigError("--backend: none given; a node needs one to reach its arm by")
-        print_line = lambda line: print(line, flush=True)  # noqa: E731
-        state, reason = serve(found, overrides=overrides or (), on_ready=print_line)
-        print(f"node: left {found.arm.name} {state}" + (f" ({reason})" if reason else ""))
+        be_node(found, overrides or ())
         return
     name = f"robot-{Path(run or task or '').resolve().name}"
     with terminable():
@@ -82,10 +78,26 @@ def command(
             on_episode=lambda index, record: print(line(index, record), flush=True),
             on_wait=lambda sentence: print(sentence, flush=True),
         )
+    print(summary(driven))
+
+
+def be_node(connection: Connection, overrides: list[str] | tuple[str, ...]) -> None:
+    """Be the node of an arm until a signal, and print the state that it is left in."""
+    from latentplan.api.robot import serve
+
+    if connection.backend is None:
+        raise ConfigError("--backend: none given; a node needs one to reach its arm by")
+    state, reason = serve(
+        connection, overrides=overrides, on_ready=lambda line: print(line, flush=True)
+    )
+    print(f"node: left {connection.arm.name} {state}" + (f" ({reason})" if reason else ""))
+
+
+def summary(driven: Driven) -> str:
+    """Return how many episodes succeeded, if several were judged, and where the results are."""
     judged = [record.success for record in driven.records if record.success is not None]
-    if len(judged) > 1:
-        print(f"success {sum(judged)} of {len(judged)}")
-    print(f"results: {driven.files['metrics.json']}")
+    rate = f"success {sum(judged)} of {len(judged)}\n" if len(judged) > 1 else ""
+    return f"{rate}results: {driven.files['metrics.json']}"
 
 
 def line(index: int, record: Record) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, StoreError, check_range
-from latentplan.types import Array, Batch
+from latentplan.types import Array, Batch, Spec
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples fill [0, 1) evenly
 
@@ -91,18 +91,7 @@ class Windows:
         self.keys = tuple(k for k in spec.observation if k not in spec.privileged)
         if keys is not None:
             self.keys = tuple(keys)
-        for name, wanted_keys in (("keys", self.keys), ("targets", targets)):
-            for key in wanted_keys:
-                if key not in spec.observation:
-                    known = ", ".join(spec.observation)
-                    raise ConfigError(
-                        f"Windows.{name}: no observation {key!r}; the store has: {known}"
-                    )
-                if name == "targets" and key not in spec.privileged:
-                    raise ConfigError(f"Windows.targets: {key!r} is not privileged; read it")
-        for name in reads:
-            if name not in OPTIONAL:
-                raise ConfigError(f"Windows.reads: {name!r} is not one of {', '.join(OPTIONAL)}")
+        _check_names(spec, keys=self.keys, targets=targets, reads=reads)
         self.targets, self.reads = tuple(targets), tuple(reads)
         self.length, self.batch, self.seed = length, batch, seed
         self._pin = pin_memory
@@ -112,24 +101,7 @@ class Windows:
         self._starts = _starts(store, length, episodes=episodes, split=split)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
-        self._gather: dict[str, Callable[[Array], Tensor]] = {}
-        wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
-        names = ["action", *(f"observation/{key}" for key in (*self.keys, *self.targets))]
-        names += ["reward"] if "rewards" in reads else []
-        bytes_of = {name: store.row_bytes(name) for name in names}
-        left = sum(bytes_of.values())
-        for name in sorted(names, key=lambda name: bytes_of[name]):
-            needed, of_all = int(wanted.sum()) * bytes_of[name], bytes_of[name] / left
-            left -= bytes_of[name]
-            if needed <= budget:
-                self._gather[name] = _InMemory(store, name, wanted=wanted)
-                budget -= needed
-            else:
-                mine = int(budget * of_all)  # several cameras share what there is
-                self._gather[name] = _Chunks(
-                    store, name, budget=mine, windows=batch, length=length
-                )
-                budget -= mine
+        self._gather = self._loaders(store, episodes=episodes, budget=budget)
         self._rows_of: dict[str, Array] = {}  # numbers (rows,) int64 that are made, not stored
         if "task" in reads:
             self._rows_of["task"] = task_ids(store, tasks)
@@ -162,6 +134,30 @@ class Windows:
             **{name: torch.from_numpy(found[rows]) for name, found in self._rows_of.items()},
         )
 
+    def _loaders(
+        self, store: ZarrStore, *, episodes: Array, budget: int
+    ) -> dict[str, Callable[[Array], Tensor]]:
+        """Return what loads rows of each array, the smallest of them from memory."""
+        found: dict[str, Callable[[Array], Tensor]] = {}
+        wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
+        names = ["action", *(f"observation/{key}" for key in (*self.keys, *self.targets))]
+        names += ["reward"] if "rewards" in self.reads else []
+        bytes_of = {name: store.row_bytes(name) for name in names}
+        left = sum(bytes_of.values())
+        for name in sorted(names, key=lambda name: bytes_of[name]):
+            needed, of_all = int(wanted.sum()) * bytes_of[name], bytes_of[name] / left
+            left -= bytes_of[name]
+            if needed <= budget:
+                found[name] = _InMemory(store, name, wanted=wanted)
+                budget -= needed
+            else:
+                mine = int(budget * of_all)  # several cameras share what there is
+                found[name] = _Chunks(
+                    store, name, budget=mine, windows=self.batch, length=self.length
+                )
+                budget -= mine
+        return found
+
     def _permute(self, epoch: int) -> Array:
         source = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         return np.random.default_rng(source).permutation(len(self))
@@ -170,6 +166,22 @@ class Windows:
         gathered = self._gather[name](rows.reshape(-1))
         windows = gathered.reshape(*rows.shape, *gathered.shape[1:])  # (b t) ... -> b t ...
         return windows.pin_memory() if self._pin else windows
+
+
+def _check_names(
+    spec: Spec, *, keys: Sequence[str], targets: Sequence[str], reads: Sequence[str]
+) -> None:
+    """Raise ConfigError for a name that the spec or `Batch` does not have."""
+    for name, wanted in (("keys", keys), ("targets", targets)):
+        for key in wanted:
+            if key not in spec.observation:
+                known = ", ".join(spec.observation)
+                raise ConfigError(f"Windows.{name}: no observation {key!r}; the store has: {known}")
+            if name == "targets" and key not in spec.privileged:
+                raise ConfigError(f"Windows.targets: {key!r} is not privileged; read it")
+    for name in reads:
+        if name not in OPTIONAL:
+            raise ConfigError(f"Windows.reads: {name!r} is not one of {', '.join(OPTIONAL)}")
 
 
 class _InMemory:

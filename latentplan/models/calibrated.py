@@ -15,7 +15,7 @@ errors, such as of a missed pick, do not dominate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,11 +26,19 @@ from torch import Tensor, nn
 from latentplan import registry
 from latentplan.errors import ConfigError, check_range
 from latentplan.models.goal_inverse import GoalInverse, InverseProposal
-from latentplan.models.latents import LATENTS, latent_spec, latents_of, one_view, turn_actions_of
+from latentplan.models.latents import (
+    LATENTS,
+    latent_spec,
+    latents_of,
+    one_view,
+    turn_actions_of,
+    turned_pairs_of,
+)
 from latentplan.nn.mlp import LatentMLP
-from latentplan.nn.observations import checked, encode
-from latentplan.nn.symmetry import TurnActions, turn_for_views
-from latentplan.protocols import EquivariantEncoder
+from latentplan.nn.observations import checked, encode, frames_of
+from latentplan.nn.scaling import ActionScaling
+from latentplan.nn.symmetry import turn_for_views
+from latentplan.protocols import EquivariantEncoder, Upgradable
 from latentplan.shapes import check
 from latentplan.types import (
     Batch,
@@ -39,6 +47,7 @@ from latentplan.types import (
     Goal,
     Label,
     Loss,
+    Moments,
     Part,
     Parts,
     Spec,
@@ -55,6 +64,7 @@ class LatentDynamics(nn.Module):
 
     targets: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    scaled: tuple[str, ...] = ()
 
     @dataclass(frozen=True)
     class Config:
@@ -71,22 +81,26 @@ class LatentDynamics(nn.Module):
             for width in self.hidden:
                 check_range("LatentDynamics.hidden", width, 1, 8192)
 
-    def __init__(
-        self, spec: Spec, config: Config | None = None, *, turn: TurnActions | None = None
-    ) -> None:
-        """Build the members for a store of latents; several views need `turn` for their actions."""
+    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
+        """Build the members for a store of the latents of `base`, which turns actions for views."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec, self.window = spec, c.ahead + 1
-        self.turn = turn
+        self.turn = turn_actions_of(base)
+        self.scaling = ActionScaling(spec.action, pairs=turned_pairs_of(base))
         _, size = spec.observation[LATENTS].shape
         self.members = nn.ModuleList(
             LatentMLP(size, spec.action.size, c.hidden) for _ in range(c.members)
         )
 
+    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
+        """Scale actions by their statistics: see `protocols.Normalised`."""
+        self.scaling.fit(actions)
+
     def unroll(self, z: Tensor, actions: Tensor) -> Tensor:
         """Return latents (B, N, H, d) after each of the actions (B, N, H, A), from z (B, d)."""
-        ahead = [member.unroll(z, actions) for member in self._each()]
+        scaled = self.scaling(actions)
+        ahead = [member.unroll(z, scaled) for member in self._each()]
         return ahead[0] if len(ahead) == 1 else torch.stack(ahead).mean(0)
 
     def loss(self, batch: Batch) -> Loss:
@@ -95,6 +109,7 @@ class LatentDynamics(nn.Module):
         Its figures are the same distances as shares of the distance that the latents moved.
         """
         z, actions = one_view(batch, self.turn)
+        actions = self.scaling(actions)
         predicted: list[Tensor] = [z] * len(self.members)
         losses, figures = [], {}
         for k in range(1, z.shape[1]):
@@ -161,11 +176,11 @@ class Calibrated(nn.Module):
         c = self.config = config or self.Config()
         self.base = base or _base(spec, c)
         self.spec = self.base.spec
-        of_latents, turn = latent_spec(spec, self.base), turn_actions_of(self.base)
-        self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics, turn=turn)
-        self.inverse = inverse or GoalInverse(of_latents, c.inverse, turn=turn)
+        of_latents = latent_spec(spec, self.base)
+        self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics, base=self.base)
+        self.inverse = inverse or GoalInverse(of_latents, c.inverse, base=self.base)
         self.views = self.base.views if isinstance(self.base, EquivariantEncoder) else 1
-        self.latent_dim = int(self.base.latent_dim)
+        self.latent_dim, self.frames = int(self.base.latent_dim), frames_of(self.base)
 
     @classmethod
     def stages(
@@ -194,6 +209,17 @@ class Calibrated(nn.Module):
             ),
             _on_latents("inverse", GoalInverse, config.inverse, training.inverse, steps="steps"),
         ]
+
+    @classmethod
+    def upgraded(cls, config: Mapping[str, Any], spec: Spec) -> tuple[Mapping[str, Any], Spec]:
+        """Return what a checkpoint states in today's words: see `protocols.Upgradable`."""
+        base = dict(config["base"])
+        model = registry.get("model", base["name"])
+        if not isinstance(model, Upgradable):
+            return config, spec
+        part = {key: base.pop(key) for key in ("name", "run") if key in base}
+        values, spec = model.upgraded(base, spec)
+        return {**config, "base": {**part, **values}}, spec
 
     @classmethod
     def assemble(
@@ -241,7 +267,7 @@ def _on_latents(
     """Return the stage of a learner of latents, in windows of as many steps as a field says."""
     return Stage(
         name,
-        lambda spec, parts: learner(spec, config, turn=turn_actions_of(parts["base"])),
+        lambda spec, parts: learner(spec, config, base=parts["base"]),
         config,
         training,
         data=LATENTS,

@@ -24,31 +24,27 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.nn import images, symmetry
+from latentplan.nn import symmetry
+from latentplan.nn.encoder import Encoder, EncoderConfig, observed
 from latentplan.nn.mlp import LatentMLP, mlp
+from latentplan.nn.scaling import ActionScaling
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, PlanarSpec, Spec, Tensors
-
-COLOURS = (1, 3, 4)  # numbers a pixel
+from latentplan.types import Batch, Context, Loss, Moments, PlanarSpec, Spec, Tensors
 
 
 class CFM(nn.Module):
-    """Contrastive forward model of one image: an encoder and a latent dynamics, by InfoNCE.
+    """Contrastive forward model: an encoder and a latent dynamics, by InfoNCE.
 
     A `protocols.Dynamics`; its latents are views x latent numbers wide.
     """
 
     context = 1  # the last latent is all that `rollout` needs
-    window, targets, reads = 2, (), ()
+    targets, reads = (), ()
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(EncoderConfig):
         """What the network is made of, and how it is trained."""
 
-        image: str = "rgb"  # observation key of the image
-        latent: int = 64  # numbers a view
-        channels: tuple[int, ...] = (16, 32, 64, 96)  # of the convolutions
-        strides: tuple[int, ...] = (2, 2, 2, 2)  # 1 (kernel 3) or 2 (kernel 4)
         dynamics: str = "residual"  # z + MLP(z, a), or locally_linear: tanh(MLP(z, a)) z
         hidden: tuple[int, ...] = (512, 512)  # widths of the dynamics' layers
         negatives: str = "next"  # next: z' of the whole batch; current: z of the others (paper)
@@ -58,17 +54,11 @@ class CFM(nn.Module):
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
-            check_range("CFM.latent", self.latent, 1, 4096)
+            super().__post_init__()
             check_range("CFM.views", self.views, 1, symmetry.ELEMENTS if self.symmetric else 1)
             check_range("CFM.ahead", self.ahead, 1, 100)
-            if len(self.channels) != len(self.strides) or not self.channels:
-                raise ConfigError(
-                    f"CFM.strides: {len(self.strides)} for {len(self.channels)} channels; "
-                    "give one a convolution"
-                )
-            for name in ("channels", "strides", "hidden"):
-                for value in getattr(self, name):
-                    check_range(f"CFM.{name}", value, 1, 2 if name == "strides" else 4096)
+            for width in self.hidden:
+                check_range("CFM.hidden", width, 1, 4096)
             for name, known in (
                 ("dynamics", ("residual", "locally_linear")),
                 ("negatives", ("next", "current")),
@@ -83,51 +73,56 @@ class CFM(nn.Module):
                 )
 
         def fitted(self, spec: Spec) -> CFM.Config:
-            """Return the config with `symmetric` decided by the data.
+            """Return the config with `observe` and `symmetric` decided by the data.
 
-            Raises ConfigError if the data lack the image, or a symmetry that is asked for.
+            Raises ConfigError if the data lack an observation, or a symmetry that is asked for.
             """
-            height, width, _ = images.size("CFM.image", self.image, spec, colours=COLOURS)
-            planar = spec.planar is not None and spec.planar.image == self.image
-            symmetric = planar and height == width if self.symmetric == "auto" else self.symmetric
+            keys = observed(self, spec)
+            planar = spec.planar is not None and keys == (spec.planar.image,)
+            sides = {size for key in keys for size in spec.observation[key].shape[:2]}
+            symmetric = planar and len(sides) == 1 if self.symmetric == "auto" else self.symmetric
             if symmetric and not planar:
                 raise ConfigError(
-                    "CFM.symmetric: found true, the data state no numbers of an action that are "
-                    f"vectors in the plane of {self.image!r} seen from straight above "
-                    "(Spec.planar); set it to auto or false"
+                    f"CFM.symmetric: found true for the observations {', '.join(keys)}, need one "
+                    "image from straight above alone, in whose plane numbers of an action are "
+                    "vectors (Spec.planar); set it to auto or false, or observe that image"
                 )
-            if symmetric and height != width:
+            if symmetric and len(sides) != 1:
+                height, width, _ = spec.observation[keys[0]].shape
                 raise ConfigError(
                     f"CFM.symmetric: found true and images of {height} x {width} pixels, need "
                     "square ones; set it to auto or false"
                 )
-            return replace(self, symmetric=bool(symmetric))  # checks `views` as well
+            return replace(self, observe=keys, symmetric=bool(symmetric))  # checks `views` as well
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
-        """Build the network for the images and actions of `spec`."""
+        """Build the network for the observations and actions of `spec`."""
         super().__init__()
         c = self.config = (config or self.Config()).fitted(spec)
-        height, width, colours = images.size("CFM.image", c.image, spec, colours=COLOURS)
-        read = {c.image} | ({spec.pick.image} if spec.pick else set())  # picks are planned in it
-        seen = {key: array for key, array in spec.observation.items() if key in read}
-        self.spec = replace(spec, observation=seen, privileged=())
-        self.latent_dim = c.views * c.latent
-        self.encoder = _encoder(colours, (height, width), c)
+        self.encoder = Encoder(spec, c)
+        self.spec = self.encoder.spec
+        self.latent_dim, self.frames, self.window = c.views * c.latent, c.frames, c.frames + 1
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else LatentMLP)(
             c.latent, spec.action.size, c.hidden
         )
+        turned = spec.planar.pairs if spec.planar and c.symmetric else ()
+        self.scaling = ActionScaling(spec.action, pairs=turned)
+        self.scaled = self.encoder.scaled
         self.matrices: Tensor
         self.register_buffer("matrices", symmetry.matrices(), persistent=False)
 
+    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
+        """Scale actions and observations by their statistics: see `protocols.Normalised`."""
+        self.scaling.fit(actions)
+        self.encoder.fit_statistics(observations)
+
     def encode(self, observations: Tensors) -> Tensor:
-        """Return (B, T, D) of images (B, T, h, w, 3) uint8: the latents of all views in a row."""
-        image = observations[self.config.image]
-        check("CFM.encode", image, "B T h w c")
-        batch = len(image)
-        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
-        views = torch.stack([symmetry.turn_image(x, g) for g in range(self.config.views)])
-        z = self.encoder(rearrange(views, "v n c h w -> (v n) c h w"))
-        latents: Tensor = rearrange(z, "(v b t) d -> b t (v d)", b=batch, t=image.shape[1])
+        """Return (B, T, D) of observations: the latents of all views in a row."""
+        v = self.config.views
+        if v > 1:
+            turned = [self._turned(observations, g) for g in range(v)]
+            observations = {key: torch.cat([each[key] for each in turned]) for key in turned[0]}
+        latents: Tensor = rearrange(self.encoder(observations), "(v b) t d -> b t (v d)", v=v)
         return latents
 
     @property
@@ -141,11 +136,9 @@ class CFM(nn.Module):
         return symmetry.ELEMENTS if self.config.symmetric else 1
 
     def encode_views(self, observations: Tensors) -> Tensor:
-        """Return all views (B, T, G, d) of images (B, T, h, w, 3)."""
-        image = observations[self.config.image]
-        x = _to_float(rearrange(image, "b t h w c -> (b t) c h w"))
-        z = [self.encoder(symmetry.turn_image(x, g)) for g in range(self.elements)]
-        return rearrange(torch.stack(z, 1), "(b t) g d -> b t g d", b=len(image))
+        """Return all views (B, T, G, d) of observations (B, T, ...)."""
+        z = [self.encoder(self._turned(observations, g)) for g in range(self.elements)]
+        return torch.stack(z, dim=2)
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`."""
@@ -165,23 +158,23 @@ class CFM(nn.Module):
         check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
         if v > 1:
             actions = symmetry.turn_for_views(actions, v, self.turn_actions)
-        latents = self.dynamics.unroll(z, actions)
+        latents = self.dynamics.unroll(z, self.scaling(actions))
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the InfoNCE of windows, and how often the true next image is the nearest."""
-        image, actions = batch.observations[self.config.image], batch.actions
-        check("CFM.loss.actions", actions, "B T A", B=len(image), T=image.shape[1] - 1)
-        x = rearrange(image, "b t h w c -> b t c h w")
+        observations, actions = batch.observations, batch.actions
+        b, t = observations[self.encoder.keys[0]].shape[:2]
+        check("CFM.loss.actions", actions, "B T A", B=b, T=t - 1)
         if self.config.symmetric:  # row i is turned by element i mod 8, not at random
-            x = x.clone()
+            (key,) = self.encoder.keys
+            image = observations[key].clone()
             for g in range(1, symmetry.ELEMENTS):
-                part = x[g :: symmetry.ELEMENTS]
-                part.copy_(symmetry.turn_image(part, g))
-            rows = torch.arange(len(x), device=x.device) % symmetry.ELEMENTS
-            actions = self.turn_actions(actions, rows)
-        z = self.encoder(_to_float(rearrange(x, "b t c h w -> (b t) c h w")))
-        z = rearrange(z, "(b t) d -> b t d", b=len(x))
+                part = image[g :: symmetry.ELEMENTS]
+                part.copy_(symmetry.turn_image(part, g, axes=(-3, -2)))
+            rows = torch.arange(b, device=image.device) % symmetry.ELEMENTS
+            observations, actions = {key: image}, self.turn_actions(actions, rows)
+        z, actions = self.encoder(observations), self.scaling(actions)
         losses, hits = [], []
         ahead = z
         for k in range(1, min(self.config.ahead, actions.shape[1]) + 1):
@@ -197,13 +190,24 @@ class CFM(nn.Module):
     def upgraded(cls, config: Mapping[str, Any], spec: Spec) -> tuple[Mapping[str, Any], Spec]:
         """Return what a checkpoint states in today's words: see `protocols.Upgradable`.
 
-        Before `Spec.planar`, a symmetric model turned all numbers of its actions in pairs.
+        Before `observe`, there was one image. Before `Spec.planar`, a symmetric model turned all
+        numbers of its actions in pairs.
         """
+        if "image" not in config:
+            return config, spec
+        config = dict(config)
+        image = str(config.pop("image"))
         if config.get("symmetric") is True and spec.planar is None:
-            image = str(config.get("image", cls.Config.image))
             pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
             spec = replace(spec, planar=PlanarSpec(image, pairs))
-        return config, spec
+        return {**config, "observe": [image]}, spec
+
+    def _turned(self, observations: Tensors, element: int) -> Tensors:
+        """Return the observations turned by one element; those of element 0 as they are."""
+        if element == 0:
+            return observations
+        (key,) = self.encoder.keys
+        return {key: symmetry.turn_image(observations[key], element, axes=(-3, -2))}
 
     def _logits(self, predicted: Tensor, now: Tensor, after: Tensor) -> Tensor:
         """Return (n, n) logits -||z'_i - z_j||^2 with the positives on the diagonal."""
@@ -240,26 +244,6 @@ class LocallyLinear(nn.Module):
             now = self(now, action)
             latents.append(now)
         return torch.stack(latents, dim=2)
-
-
-def _encoder(colours: int, size: tuple[int, int], c: CFM.Config) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    before, (height, width) = colours, size
-    for after, stride in zip(c.channels, c.strides, strict=True):
-        layers += [nn.Conv2d(before, after, 2 + stride, stride, 1), nn.LeakyReLU(0.2)]
-        before = after
-        size = (size[0] // stride, size[1] // stride)
-    if min(size) < 1:
-        raise ConfigError(
-            f"CFM.strides: {c.strides} leave nothing of images of {height} x {width} pixels; give "
-            "fewer channels and strides, or import or collect larger images (image_size)"
-        )
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size[0] * size[1], c.latent))
-
-
-def _to_float(image: Tensor) -> Tensor:
-    """Return uint8 images as floats in [-1, 1]."""
-    return image.float() / 127.5 - 1
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

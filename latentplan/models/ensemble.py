@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError
+from latentplan.nn.observations import frames_of
 from latentplan.protocols import Dynamics, Learner
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Tensors
@@ -31,8 +32,11 @@ class Ensemble(nn.Module):
             raise ConfigError("Ensemble.members: found none, need at least one")
         first = members[0]
         for number, member in enumerate(members):
-            for name in ("spec", "latent_dim", "context"):
-                here, there = getattr(first, name), getattr(member, name)
+            for name in ("spec", "latent_dim", "context", "frames"):
+                here, there = (
+                    frames_of(each) if name == "frames" else getattr(each, name)
+                    for each in (first, member)
+                )
                 if here != there:
                     found = "other" if name == "spec" else f"{there}, not {here},"
                     raise ConfigError(
@@ -40,7 +44,7 @@ class Ensemble(nn.Module):
                         "train all members on data of one spec with one config"
                     )
         self.members = nn.ModuleList(cast(Sequence[nn.Module], members))
-        self.spec, self.context = first.spec, first.context
+        self.spec, self.context, self.frames = first.spec, first.context, frames_of(first)
         self.latent_dim = len(members) * first.latent_dim
 
     @property

@@ -9,7 +9,9 @@ and many are both asked of it. Its samples are proposals that a dynamics model v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,11 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from latentplan.errors import check_range
-from latentplan.models.latents import LATENTS, one_view
+from latentplan.models.latents import LATENTS, one_view, turn_actions_of, turned_pairs_of
 from latentplan.nn.mlp import mlp
-from latentplan.nn.symmetry import TurnActions
+from latentplan.nn.scaling import ActionScaling
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, Spec
+from latentplan.types import Batch, Context, Loss, Moments, Spec
 
 # Multiples of these mod 1 fill the cube evenly (Roberts 2018, the R3 sequence): which step and
 # goal row i of a batch takes depends on i alone, so that a loss is the same each time.
@@ -33,6 +35,7 @@ class GoalInverse(nn.Module):
 
     targets: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    scaled: tuple[str, ...] = ()
 
     @dataclass(frozen=True)
     class Config:
@@ -42,7 +45,7 @@ class GoalInverse(nn.Module):
         hidden: tuple[int, ...] = (256, 256, 256)  # widths of the layers
         components: int = 16  # of the mixture
         hide: float = 0.3  # share of the rows whose number of steps is hidden
-        least_std: float = 0.02  # of a component, as a share of half the range of an action
+        least_std: float = 0.02  # of a component, of scaled actions (half their range is 1)
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -53,28 +56,31 @@ class GoalInverse(nn.Module):
             for width in self.hidden:
                 check_range("GoalInverse.hidden", width, 1, 8192)
 
-    def __init__(
-        self, spec: Spec, config: Config | None = None, *, turn: TurnActions | None = None
-    ) -> None:
-        """Build the network for a store of latents; several views need `turn` for their actions."""
+    def __init__(self, spec: Spec, config: Config | None = None, *, base: Any = None) -> None:
+        """Build the network for a store of the latents of `base`, which turns actions for views."""
         super().__init__()
         c = self.config = config or self.Config()
         self.spec, self.window = spec, c.steps + 1
-        self.turn = turn
+        self.turn = turn_actions_of(base)
+        self.scaling = ActionScaling(spec.action, pairs=turned_pairs_of(base))
+        self.scaling.use_bounds()
         _, size = spec.observation[LATENTS].shape
         self.steps = nn.Embedding(c.steps + 1, 32)  # the first is an unknown number
         self.input = nn.Linear(3 * size + 32, c.hidden[0])
         self.rest = mlp(c.hidden, c.components * (1 + 2 * spec.action.size))
-        low, high = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
-        self.centre: Tensor
-        self.span: Tensor
-        self.register_buffer("centre", (high + low) / 2, persistent=False)
-        self.register_buffer("span", (high - low) / 2, persistent=False)
+        self.low: Tensor
+        self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
+        self.high: Tensor
+        self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
         self.spread: Tensor
         self.register_buffer("spread", torch.tensor(SPREAD).double(), persistent=False)
 
+    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
+        """Scale actions by their statistics: see `protocols.Normalised`."""
+        self.scaling.fit(actions)
+
     def forward(self, z: Tensor, goal: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-shares (n, M), means and stds (n, M, A), the latter two in half ranges.
+        """Return log-shares (n, M), means and stds (n, M, A), the latter two scaled.
 
         Given latents and goals (n, d), and steps (n,) between them, 0 if unknown.
         """
@@ -86,10 +92,9 @@ class GoalInverse(nn.Module):
         return logits.log_softmax(-1), means, F.softplus(stds) + self.config.least_std
 
     def log_prob(self, z: Tensor, goal: Tensor, steps: Tensor, actions: Tensor) -> Tensor:
-        """Return the log-density (n,) of actions (n, A) in half ranges, in nats."""
+        """Return the log-density (n,) of actions (n, A), scaled, in nats."""
         shares, means, stds = self(z, goal, steps)
-        unit = torch.where(self.span > 0, (actions - self.centre) / self.span, 0.0)
-        error = (unit[:, None] - means) / stds
+        error = (self.scaling(actions)[:, None] - means) / stds
         density = -0.5 * error.square() - stds.log() - 0.9189385332046727  # log sqrt(2 pi)
         return torch.logsumexp(shares + density.sum(-1), dim=-1)
 
@@ -120,8 +125,8 @@ class GoalInverse(nn.Module):
         chosen = (shares.exp().cumsum(-1) < level).sum(-1).clamp_max(shares.shape[-1] - 1)
         row = torch.arange(len(chosen), device=z.device)
         noise = torch.randn((n, means.shape[-1]), **like).repeat(b, 1)
-        unit = means[row, chosen] + stds[row, chosen] * noise
-        return self._actions(unit).view(b, n, -1)
+        scaled = means[row, chosen] + stds[row, chosen] * noise
+        return self._actions(scaled).view(b, n, -1)
 
     @torch.no_grad()
     def likeliest(self, z: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
@@ -130,9 +135,9 @@ class GoalInverse(nn.Module):
         best = (shares - stds.log().sum(-1)).argmax(-1)
         return self._actions(means[torch.arange(len(z), device=z.device), best])
 
-    def _actions(self, unit: Tensor) -> Tensor:
-        """Return actions (..., A) of numbers in half ranges, within the bounds."""
-        return self.centre + self.span * unit.clamp(-1, 1)
+    def _actions(self, scaled: Tensor) -> Tensor:
+        """Return actions (..., A) of scaled ones, within the bounds."""
+        return self.scaling.inverse(scaled).clamp(self.low, self.high)
 
 
 class InverseProposal:

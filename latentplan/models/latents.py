@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from latentplan.nn.observations import frames_of
 from latentplan.nn.symmetry import TurnActions
-from latentplan.protocols import EquivariantEncoder
-from latentplan.types import ArraySpec, Batch, Episode, Spec
+from latentplan.protocols import Dynamics, EquivariantEncoder
+from latentplan.types import ArraySpec, Batch, Episode, PlanarSpec, Spec
 
 LATENTS = "latents"  # observation of such a store: (views, d)
 
@@ -31,6 +32,10 @@ def latent_spec(spec: Spec, base: Any) -> Spec:
 
 def latents_of(episodes: Sequence[Episode], base: Any) -> Iterable[Episode]:
     """Yield each episode with latents in place of its observations."""
+    if frames_of(base) > 1 and len(episodes) > 1:  # stacked within an episode
+        for episode in episodes:
+            yield from latents_of([episode], base)
+        return
     device = next(base.parameters()).device
     lengths = [len(episode) + 1 for episode in episodes]
     observations = {
@@ -52,6 +57,14 @@ def latents_of(episodes: Sequence[Episode], base: Any) -> Iterable[Episode]:
 def turn_actions_of(base: Any) -> TurnActions | None:
     """Return how `base` turns actions; None if its latents have a single view."""
     return base.turn_actions if isinstance(base, EquivariantEncoder) else None
+
+
+def turned_pairs_of(base: Any) -> tuple[tuple[int, int], ...]:
+    """Return the numbers of an action that `base` turns together."""
+    if not isinstance(base, EquivariantEncoder) or base.elements == 1:
+        return ()
+    planar: PlanarSpec | None = cast(Dynamics, base).spec.planar
+    return planar.pairs if planar is not None else ()
 
 
 def one_view(batch: Batch, turn: TurnActions | None) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def size(
         depths = " or ".join(map(str, colours))
         raise ConfigError(
             f"{where}: {key!r} is {array.dtype} {array.shape}, need uint8 (height, width, "
-            f"{depths}), 0 to 255; {_advice(array, colours)}"
+            f"{depths}), 0 to 255; {advice(array, colours)}"
         )
     height, width, depth = array.shape
     return height, width, depth
@@ -83,7 +83,7 @@ def _is_image(array: ArraySpec, colours: Sequence[int]) -> bool:
     return array.dtype == "uint8" and len(array.shape) == 3 and array.shape[2] in colours
 
 
-def _advice(array: ArraySpec, colours: Sequence[int]) -> str:
+def advice(array: ArraySpec, colours: Sequence[int]) -> str:
     """Return what to do about observations that are not images."""
     shape = array.shape
     if len(shape) == 3 and shape[2] not in colours and shape[0] in (1, 3, 4):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import LatentplanError, PlanningError, ShapeError
-from latentplan.protocols import Dynamics
+from latentplan.protocols import Dynamics, FrameStacking
 from latentplan.shapes import check_finite
 from latentplan.types import Array, Observation, Spec
 
@@ -43,13 +43,22 @@ def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array
     return inputs
 
 
-def encode(model: Dynamics, inputs: Mapping[str, Array]) -> Tensor:
-    """Return the latent (1, 1, D) of `checked` arrays; PlanningError if the model raises."""
+def frames_of(model: object) -> int:
+    """Return how many observations in a row a latent of a model is of."""
+    return model.frames if isinstance(model, FrameStacking) else 1
+
+
+def encode(model: Dynamics, *inputs: Mapping[str, Array]) -> Tensor:
+    """Return the latent (1, 1, D) of the last of `checked` arrays in a row.
+
+    Raises PlanningError if the model raises.
+    """
     device = device_of(model)
     try:
         with torch.no_grad():
-            tensors = {key: torch.from_numpy(x).to(device)[None, None] for key, x in inputs.items()}
-            return model.encode(tensors)
+            rows = {key: np.stack([each[key] for each in inputs]) for key in inputs[-1]}
+            tensors = {key: torch.from_numpy(x).to(device)[None] for key, x in rows.items()}
+            return model.encode(tensors)[:, -1:]
     except LatentplanError:
         raise
     except Exception as e:

@@ -18,11 +18,14 @@ ELEMENTS = 8
 TurnActions: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def turn_image(image: Tensor, element: int) -> Tensor:
-    """Return images (..., h, w) with h = w, flipped and turned by one element."""
+def turn_image(image: Tensor, element: int, *, axes: tuple[int, int] = (-2, -1)) -> Tensor:
+    """Return images (..., h, w) with h = w, flipped and turned by one element.
+
+    `axes` are those of height and width.
+    """
     if element >= 4:
-        image = image.flip(-1)
-    return torch.rot90(image, element % 4, dims=(-2, -1))
+        image = image.flip(axes[1])
+    return torch.rot90(image, element % 4, dims=axes)
 
 
 def matrices() -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from latentplan import registry
 from latentplan.errors import ConfigError, PlanningError, check_range
 from latentplan.planning.mpc import MPC
 from latentplan.planning.problem import Problem, Scored
+from latentplan.planning.receding_horizon import RecedingHorizonConfig
 from latentplan.planning.solver import Solver
 from latentplan.protocols import (
     ActionProposer,
@@ -23,7 +24,7 @@ from latentplan.protocols import (
     ObjectiveFactory,
     Proposal,
 )
-from latentplan.types import Context, Goal, Part, Spec
+from latentplan.types import Context, Goal, Spec
 
 
 class GenerativePolicy(MPC):
@@ -37,34 +38,22 @@ class GenerativePolicy(MPC):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(RecedingHorizonConfig):
         """Settings."""
 
         candidates: int = 1  # action sequences generated for a plan
-        horizon: int = 4  # H, actions of a plan
-        chunk: int = 1  # actions sent before planning again; at most the horizon
-        deadline_ms: float | None = None  # time limit of `act`, encoding included, ms
-        action_rate_limit: tuple[float, ...] = ()  # largest change of each number between steps
-        replan_threshold: float | None = None  # see MPC.Config
-        dtype: str = "float32"  # precision of rollouts, see MPC.Config
-        proposer: Part = Part("model")  # {run: RUN}: another model that generates the actions
+        horizon: int = 4  # H, actions of a plan; at least the chunk
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""
+            super().__post_init__()
             check_range("GenerativePolicy.candidates", self.candidates, 1)
             check_range("GenerativePolicy.horizon", self.horizon, 1)
-            self.loop()
 
         def loop(self) -> MPC.Config:
-            """Return the same settings as those of the MPC loop."""
-            return MPC.Config(
-                chunk=self.chunk,
-                warm_start=False,
-                deadline_ms=self.deadline_ms,
-                action_rate_limit=self.action_rate_limit,
-                replan_threshold=self.replan_threshold,
-                dtype=self.dtype,
-            )
+            """Return the settings of the MPC loop, which does not search from the last plan."""
+            shared = {each.name: getattr(self, each.name) for each in fields(RecedingHorizonConfig)}
+            return MPC.Config(**shared, warm_start=False)
 
     def __init__(
         self,

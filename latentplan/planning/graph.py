@@ -25,6 +25,10 @@ from latentplan.planning.solver import Solver
 from latentplan.protocols import Dynamics, Planner
 
 KEPT = 8  # captured solves in the cache; each holds memory on the device
+INDIVISIBLE = (
+    "MPC.cuda_graph: a captured solve runs as a whole: it cannot keep deadline_ms or use proposals "
+    "of a model; leave these out (propose=false), or cuda_graph"
+)
 WARM_UP = 3  # runs before a capture, in which libraries choose kernels and allocate buffers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentplan.nn.observations import checked, device_of, encode
+from latentplan.nn.observations import checked, device_of, encode, frames_of
 from latentplan.protocols import Dynamics
 from latentplan.types import Array, Context, Observation
 
@@ -32,7 +32,8 @@ class ObservationHistory:
         """Start empty."""
         self.model, self.device = model, device_of(model)
         self._steps: deque[_Step] = deque(maxlen=model.context)
-        self._inputs: dict[str, Array] | None = None  # of the last observation
+        # The last observations, as many as a latent is of, the newest last.
+        self._inputs: deque[dict[str, Array]] = deque(maxlen=frames_of(model))
         action = model.spec.action
         rest = np.clip(np.zeros(action.size), action.low, action.high)
         self._rest = torch.tensor(rest[None], dtype=torch.float32, device=self.device)
@@ -43,7 +44,8 @@ class ObservationHistory:
         """Append an observation; ShapeError unless it has the model's keys."""
         inputs = checked(where, self.model.spec, observation)
         self._steps.append(self._step(inputs))
-        self._inputs, self._sent = inputs, None
+        self._inputs.append(inputs)
+        self._sent = None
 
     def instruct(self, text: str) -> None:
         """Set the task by name; a name that is not among the spec's tasks has id 0."""
@@ -64,7 +66,8 @@ class ObservationHistory:
     def clear(self) -> None:
         """Drop all observations and actions; the task stays."""
         self._steps.clear()
-        self._inputs = self._sent = None
+        self._inputs.clear()
+        self._sent = None
 
     def context(self) -> Context:
         """Return the context (B = 1) that ends with the last observation.
@@ -79,13 +82,14 @@ class ObservationHistory:
         If it equals the last observation, return the context of that one. Raises as `observe` does.
         """
         inputs = checked(where, self.model.spec, observation)
-        if self._inputs is not None and _equal(inputs, self._inputs):
+        if self._inputs and _equal(inputs, self._inputs[-1]):
             return self.context()
         return self._context([*self._steps, self._step(inputs)])
 
     def _step(self, inputs: Mapping[str, Array]) -> _Step:
         began = self._sent is not None and self.started
-        return _Step(cast(Tensor, self._sent) if began else self._rest, encode(self.model, inputs))
+        frames = [*self._inputs, inputs][-frames_of(self.model) :]
+        return _Step(cast(Tensor, self._sent) if began else self._rest, encode(self.model, *frames))
 
     def _context(self, steps: list[_Step]) -> Context:
         count = self.model.context

@@ -24,15 +24,35 @@ class Latency:
 
 
 class Stopwatch:
-    """The durations of the latest calls."""
+    """The durations of the latest calls, and the time left in the present one."""
 
     def __init__(self) -> None:
         """Start without a call."""
         self._milliseconds: deque[float] = deque(maxlen=KEPT)
+        self._began = 0.0  # of the present call, by perf_counter, s
 
-    def add(self, milliseconds: float) -> None:
-        """Append the duration of a call."""
-        self._milliseconds.append(milliseconds)
+    def start(self) -> None:
+        """Begin a call; one that was not stopped is not counted."""
+        self._began = perf_counter()
+
+    def stop(self) -> None:
+        """End the call and record its duration."""
+        self._milliseconds.append(self._elapsed())
+
+    def remaining(self, where: str, deadline_ms: float | None) -> float | None:
+        """Return the time left before a deadline, ms; None without a deadline.
+
+        Raises a PlanningError that begins with `where` if no time is left.
+        """
+        if deadline_ms is None:
+            return None
+        took = self._elapsed()
+        if took >= deadline_ms:
+            raise PlanningError(
+                f"{where}: {deadline_ms:g} ms were over before planning began: encoding took "
+                f"{took:.1f} ms; set it higher"
+            )
+        return deadline_ms - took
 
     @property
     def latency(self) -> Latency:
@@ -42,19 +62,5 @@ class Stopwatch:
         p50, p90, p99 = np.percentile(self._milliseconds, (50, 90, 99))
         return Latency(len(self._milliseconds), float(p50), float(p90), float(p99))
 
-
-def remaining(where: str, deadline_ms: float | None, *, since: float) -> float | None:
-    """Return the time left before a deadline, ms; None without a deadline.
-
-    `since` is the start by `perf_counter`, s. Raises a PlanningError that begins with `where` if
-    no time is left.
-    """
-    if deadline_ms is None:
-        return None
-    took = (perf_counter() - since) * 1e3
-    if took >= deadline_ms:
-        raise PlanningError(
-            f"{where}: {deadline_ms:g} ms were over before planning began: encoding took "
-            f"{took:.1f} ms; set it higher"
-        )
-    return deadline_ms - took
+    def _elapsed(self) -> float:
+        return (perf_counter() - self._began) * 1e3

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentplan import shapes
+from latentplan.errors import ConfigError, PlanningError
+from latentplan.nn.observations import device_of
 from latentplan.planning import graph, spaces
+from latentplan.planning.execution import Prediction
 from latentplan.planning.history import Histories
+from latentplan.planning.model_proposal import ModelProposal
 from latentplan.planning.precision import Precision
 from latentplan.planning.problem import Problem
 from latentplan.planning.solver import carry_over
 from latentplan.protocols import (
     Constraint,
     Dynamics,
+    GoalChecker,
     Objective,
     ObjectiveFactory,
     Planner,
     Proposal,
 )
-from latentplan.types import Context, Goal, Observation, Plan
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The latents that a model predicts for a plan."""
-
-    latents: Tensor  # (H + 1, D), the start first
-
-    def missed(self, latent: Tensor, step: int, threshold: float) -> bool:
-        """Return whether a latent (D,) is further from the prediction than the threshold allows.
-
-        The error is relative to the change predicted from the start to `step`.
-        """
-        start, predicted = self.latents[0], self.latents[step]
-        # Negated, so that a NaN counts as a miss and the plan is dropped.
-        return not bool((latent - predicted).norm() <= threshold * (predicted - start).norm())
+from latentplan.types import Array, Context, Goal, Observation, Plan
 
 
 class ModelPlanner:
-    """Planner of one model and objective; its only state is the random generator."""
+    """Planner of one model and objective; its only state is the goal and the random generator."""
 
     def __init__(
         self,
@@ -49,7 +40,7 @@ class ModelPlanner:
         planner: Planner,
         objective: ObjectiveFactory,
         *,
-        generator: torch.Generator,
+        seed: int = 0,
         proposals: Sequence[Proposal] = (),
         constraints: Sequence[Constraint] = (),
         dtype: str = "float32",
@@ -57,16 +48,45 @@ class ModelPlanner:
         action_rate_limit: Sequence[float] = (),
     ) -> None:
         """Take the components; ConfigError if a setting does not fit the model or its device."""
-        self.model, self.objective, self.generator = model, objective, generator
-        self.proposals, self.constraints = proposals, constraints
+        self.model, self.objective = model, objective
+        self.generator = torch.Generator(device_of(model)).manual_seed(seed)
+        self.proposals, self.constraints = tuple(proposals), tuple(constraints)
+        self._of_models = [each for each in self.proposals if isinstance(each, ModelProposal)]
+        if cuda_graph and self._of_models:
+            raise ConfigError(graph.INDIVISIBLE)
         self.precision = Precision(model, dtype)
         self.planner = graph.capture(planner, model) if cuda_graph else planner
+        self.goal: Goal | None = None
         self.rate_limit = tuple(action_rate_limit)
         spaces.check_rate_limit("MPC.action_rate_limit", self.rate_limit, model.spec)
 
+    def seed(self, seed: Any) -> None:
+        """Restart the random numbers; from a SeedSequence or Generator, an int is drawn."""
+        if not isinstance(seed, int | np.integer):
+            seed = np.random.default_rng(seed).integers(2**63)
+        self.generator.manual_seed(int(seed))
+
+    def aim(self, goal: Goal) -> None:
+        """Set the goal, also of the models that propose actions.
+
+        Raises ConfigError or ShapeError, and keeps the previous one, if the objective or a model
+        cannot use it.
+        """
+        made = [each.model.proposal(goal) for each in self._of_models]
+        if isinstance(self.objective, GoalChecker):
+            self.objective.check(goal, self.model)
+        for each, proposal in zip(self._of_models, made, strict=True):
+            each.proposal = proposal
+        self.goal = goal
+
+    def need_goal(self) -> Goal:
+        """Return the goal; PlanningError unless one is set."""
+        if self.goal is None:
+            raise PlanningError("no goal is set: call goal(observation) first")
+        return self.goal
+
     def plan(
         self,
-        goal: Goal,
         context: Context,
         observation: Observation,
         *,
@@ -82,7 +102,7 @@ class ModelPlanner:
             rate_limit=self.rate_limit,
             previous=previous,
         )
-        objective = self._objective(goal, context)
+        objective = self._objective(context)
         with self.precision.rounding():
             return self.planner.plan(
                 self.precision.context(context),
@@ -96,39 +116,50 @@ class ModelPlanner:
                 deadline_ms=deadline_ms,
             )
 
-    def evaluate(
-        self, goal: Goal, context: Context, observation: Observation, actions: Tensor
-    ) -> Tensor:
-        """Return the predicted cost (N,) of candidates (N, H, A), without drawing numbers."""
+    def evaluate(self, context: Context, observation: Observation, actions: Array) -> Array:
+        """Return the predicted cost (N,) of actions (N, A) or (N, H, A), without drawing numbers.
+
+        Raises ShapeError for another shape.
+        """
         device = self.generator.device
+        candidates = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
+        candidates = candidates[:, None] if candidates.ndim == 2 else candidates
+        shapes.check("MPC.evaluate.actions", candidates, "N H A", A=self.model.spec.action.size)
         with torch.no_grad(), self.precision.rounding():
             problem = Problem(
                 self.precision.context(context),
                 self.precision.model,
-                self._objective(goal, context),
+                self._objective(context),
                 spaces.from_observation(self.model.spec, observation, device=device),
                 self.generator,
-                actions.shape[1],
+                candidates.shape[1],
             )
-            return problem.prepare().score(actions[None].to(device)).cost[0]
+            cost: Array = problem.prepare().score(candidates[None].to(device)).cost[0].cpu().numpy()
+        return cost
 
     @torch.no_grad()
-    def predict(self, context: Context, plan: Plan) -> Prediction:
+    def predict(self, context: Context, plan: Plan, *, threshold: float) -> Prediction:
         """Return the latents predicted for a plan, in full precision."""
         ahead = self.model.rollout(self.model.prepare(context), plan.actions[:, None])
-        return Prediction(torch.cat([context.latents[0, -1:], ahead[0, 0]]))
+        return Prediction(torch.cat([context.latents[0, -1:], ahead[0, 0]]), threshold)
 
-    def warm_up(self, goal: Goal, histories: Histories) -> None:
-        """Plan twice from the goal's observation or a blank one, then restore all state."""
+    def warm_up(self, histories: Histories) -> None:
+        """Plan twice from the goal's observation or a blank one, then restore all state.
+
+        Within an episode it does nothing.
+        """
+        goal = self.need_goal()
+        if histories[self.model].started:
+            return
         drawn, plan = self.generator.get_state(), None
         observation = histories.blank() | dict(goal.observation or {})
         histories.observe("MPC.warm_up", observation)
         for _ in range(2):  # without a warm start, and with one
             rest, context = carry_over(plan, 1), histories[self.model].context()
-            plan = self.plan(goal, context, observation, warm_start=rest)
+            plan = self.plan(context, observation, warm_start=rest)
         histories.clear()
         self.generator.set_state(drawn)
 
     @torch.no_grad()
-    def _objective(self, goal: Goal, context: Context) -> Objective:
-        return self.objective(goal, context, self.model)
+    def _objective(self, context: Context) -> Objective:
+        return self.objective(self.need_goal(), context, self.model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from latentplan.errors import ConfigError, PlanningError
-from latentplan.planning.history import ObservationHistory
+from latentplan.planning.history import Histories, ObservationHistory
 from latentplan.protocols import ActionProposer, Dynamics, Proposal
 from latentplan.types import Context
 
@@ -53,3 +55,22 @@ class OwnProposal(ModelProposal):
     def extend(self, context: Context, count: int, *, generator: torch.Generator) -> Tensor:
         """Return next actions (B, n, A) from B contexts, whose latents may be predicted ones."""
         return self.sample(context, count, horizon=1, generator=generator)[:, :, 0]
+
+
+def proposers(
+    model: Dynamics, others: Sequence[Dynamics], *, own: bool | str
+) -> Sequence[Dynamics]:
+    """Return the models that propose: `others`, and with `own` the planning model before them.
+
+    With "auto", the planning model is one if it proposes actions.
+    """
+    proposes = isinstance(model, ActionProposer) if own == "auto" else own
+    return [model, *others] if proposes and model not in others else others
+
+
+def of_models(
+    models: Sequence[Dynamics], histories: Histories, planning: Dynamics
+) -> list[ModelProposal]:
+    """Return the proposal of each model; ConfigError if one proposes no actions."""
+    kinds = [OwnProposal if each is planning else ModelProposal for each in models]
+    return [kind(each, histories[each]) for kind, each in zip(kinds, models, strict=True)]

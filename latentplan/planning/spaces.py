@@ -16,7 +16,7 @@ from latentplan import shapes
 from latentplan.data.images import pixel_to_action, segment
 from latentplan.errors import ConfigError, ShapeError
 from latentplan.protocols import ActionSpace
-from latentplan.types import Observation, Spec
+from latentplan.types import Array, Observation, Spec
 
 POINTS = 1024  # most picks on an object, spread evenly over its pixels
 
@@ -169,6 +169,13 @@ def bounds(spec: Spec, *, device: torch.device | str = "cpu") -> tuple[Tensor, T
         torch.tensor(low, dtype=torch.float32, device=device),
         torch.tensor(high, dtype=torch.float32, device=device),
     )
+
+
+def action(where: str, values: Array, spec: Spec) -> Tensor:
+    """Return an action (A,) as a tensor (1, A) float32; ShapeError that begins with `where`."""
+    given = torch.as_tensor(np.asarray(values, np.float32))
+    shapes.check(where, given, "A", A=spec.action.size)
+    return given[None]
 
 
 def check_rate_limit(where: str, limit: Sequence[float], spec: Spec) -> None:

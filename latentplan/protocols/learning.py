@@ -12,6 +12,7 @@ from latentplan.types import (
     Derived,
     Label,
     Loss,
+    Moments,
     Parts,
     Spec,
     Stage,
@@ -43,6 +44,21 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class Normalised(Protocol):
+    """A Learner that scales its inputs by statistics of the training episodes.
+
+    The scaling is saved with its weights.
+    """
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Observations whose statistics it needs, beside those of the actions."""
+
+    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
+        """Set the scaling; called once, before the first step of training."""
+
+
+@runtime_checkable
 class FittedConfig(Protocol):
     """A Config of a Learner with fields that are derived from the data."""
 
@@ -62,6 +78,14 @@ class Upgradable(Protocol):
         cls, config: Mapping[str, Any], spec: Spec
     ) -> tuple[Mapping[str, Any], Spec]:
         """Return the config values and the spec of a checkpoint as they are stated today."""
+
+
+@runtime_checkable
+class UpgradableWeights(Protocol):
+    """A module, of a network or inside it, that reads weights of earlier versions."""
+
+    def upgraded_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the module's weights by their names of today, which some have already."""
 
 
 @runtime_checkable
@@ -110,6 +134,18 @@ class Dynamics(Protocol):
 
     def rollout(self, prepared: Any, actions: Tensor) -> Tensor:
         """Return the latents (B, N, H, D) after each of the actions (B, N, H, A)."""
+
+
+@runtime_checkable
+class FrameStacking(Protocol):
+    """A Dynamics whose latents are of several observations in a row, such as for velocities.
+
+    `encode` repeats the first observation before the start of what it is given.
+    """
+
+    @property
+    def frames(self) -> int:
+        """The number of observations, the newest among them, that a latent is of."""
 
 
 @runtime_checkable

@@ -127,10 +127,7 @@ def _built(build: Any, part: headers.NetworkHeader, path: Path) -> tuple[Any, An
     """
     largest = max(budget.allowed().bytes, 2 * 512 * path.stat().st_blocks)  # of what it really has
     try:
-        values, spec = part.config, part.spec
-        if isinstance(build, Upgradable):
-            values, spec = build.upgraded(values, spec)
-        settings = config.from_values(build.Config, values)
+        settings, spec = _settings(build, part)
         with budget.using(replace(budget.allowed(), bytes=largest)), budget.reading(apart=True):
             with Allocations(f"{path}: {part.kind} {part.name!r}"):
                 return build(spec, settings), settings
@@ -141,6 +138,14 @@ def _built(build: Any, part: headers.NetworkHeader, path: Path) -> tuple[Any, An
         raise CheckpointError(
             f"{path}: header does not fit this version of latentplan: {said}"
         ) from e
+
+
+def _settings(build: Any, part: headers.NetworkHeader) -> tuple[Any, Spec]:
+    """Return the Config and the spec that a header states, also one of an earlier version."""
+    values, spec = part.config, part.spec
+    if isinstance(build, Upgradable):
+        values, spec = build.upgraded(values, spec)
+    return config.from_values(build.Config, values), spec
 
 
 def select(
@@ -181,8 +186,7 @@ def with_parts_of_runs(settings: Any) -> Any:
             continue
         file = find(part.run)
         _, found = select(read_header(file), file, kind=part.kind)
-        schema = _class_of(found, file).Config
-        filled = config.from_values(schema, found.config)
+        filled, _ = _settings(_class_of(found, file), found)
         changed[each.name] = replace(part, name=found.name, config=filled)
     return replace(settings, **changed)
 

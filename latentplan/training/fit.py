@@ -15,10 +15,12 @@ from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
 from latentplan.files import replacing
-from latentplan.protocols import Dynamics, Learner
+from latentplan.nn.observations import frames_of
+from latentplan.protocols import Dynamics, Learner, Normalised
 from latentplan.training import checkpoint, header, run_folder, state, weights
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import train, writing
+from latentplan.training.statistics import statistics
 from latentplan.types import Batch, OnProgress, Parts, Progress, Stage, Training
 
 KEYPOINTS = "keypoints"  # privileged observation that one held-out figure reads
@@ -60,28 +62,21 @@ def fit(
     torch.manual_seed(session.seed)
     learner = stage.build(spec, parts).to(session.device)
     contracts.check_protocol(stage.name, Learner, learner)
-    window = training.window or learner.window
-    if window < learner.window:
-        raise ConfigError(
-            f"training.window: {window} is fewer than the {learner.window} observations that "
-            f"{stage.name} needs; set it higher, or to 0 for the fewest"
-        )
-    training = replace(training, window=window)
+    training = replace(training, window=_window(stage, learner))
     held = _held_out(store, learner, training, spec.tasks)
     done = state.steps_done(folder) if resume else 0
+    if done == 0 and isinstance(learner, Normalised):
+        learner.fit_statistics(*statistics(store, learner.scaled, held_out=training.held_out))
     if done < training.steps:
         pinned = {"pin_memory": session.device.type == "cuda"}
         chosen = {"seed": session.seed, "share": stage.share, **pinned}
         windows = _windows(store, learner, training, spec.tasks, **chosen)
+        settings = settings or {
+            "model": config.to_values(learner.config),
+            "training": config.to_values(training),
+        }
         with writing(folder), run_folder.claim(folder):
-            settings = settings or {
-                "model": config.to_values(learner.config),
-                "training": config.to_values(training),
-            }
-            config.save_yaml(folder / run_folder.CONFIG, settings)
-            for name, value in {"spec.json": spec.to_json(), **(files or {})}.items():
-                with replacing(folder / name) as partial:
-                    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+            _describe(folder, settings, {"spec.json": spec.to_json(), **(files or {})})
 
             def advance(step: int, figures: Mapping[str, float]) -> None:
                 session.on_progress(
@@ -102,6 +97,25 @@ def fit(
                 advance=advance,
             )
     return _best(stage, learner, folder)
+
+
+def _window(stage: Stage, learner: Any) -> int:
+    """Return the number of observations of a training window."""
+    window, needed = stage.training.window, int(learner.window)
+    if 0 < window < needed:
+        raise ConfigError(
+            f"training.window: {window} is fewer than the {needed} observations that "
+            f"{stage.name} needs; set it higher, or to 0 for the fewest"
+        )
+    return window or needed
+
+
+def _describe(folder: Path, settings: Mapping[str, Any], files: Mapping[str, object]) -> None:
+    """Write the settings of a training, and JSON values by file name."""
+    config.save_yaml(folder / run_folder.CONFIG, settings)
+    for name, value in files.items():
+        with replacing(folder / name) as partial:
+            partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def _best(stage: Stage, learner: Any, folder: Path) -> tuple[Any, dict[str, float]]:
@@ -144,9 +158,10 @@ def _held_out(store: ZarrStore, learner: Any, training: Training, tasks: Sequenc
     declared = learner.targets
     if not isinstance(learner, Dynamics):
         return HeldOut(batches())
+    frames = frames_of(learner)
     keypoints = KEYPOINTS if KEYPOINTS in store.spec.privileged else None
     targets = {*declared, *([keypoints] if keypoints else [])}
-    transitions = batches(length=learner.context + 1, batch=RETRIEVED, targets=sorted(targets))
+    transitions = batches(length=learner.context + frames, batch=RETRIEVED, targets=sorted(targets))
     if sum(len(batch.actions) for batch in transitions) < 2:
         raise StoreError(f"{store.path}: holds out 1 transition alone, need 2; collect more")
     return HeldOut(batches(), transitions, keypoints)

@@ -25,7 +25,8 @@ class HeldOut:
     """The batches that held-out figures are computed on, never trained on."""
 
     windows: Sequence[Batch]  # as in training
-    # different windows of context + 1 observations; () for a learner that is no Dynamics
+    # different windows of context + frames observations (1 unless they are stacked); () for a
+    # learner that is no Dynamics
     transitions: Sequence[Batch] = ()
     keypoints: str | None = None  # target (K, 2 or 3), metres; read for `spearman` alone
 
@@ -55,14 +56,15 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
             parts.append(loss.parts)
         for batch in held_out.transitions:
             seen = for_model(batch, model)
-            z = model.encode(seen.observations)  # b (t + 1) d
-            past = Context(z[:, :t], seen.actions[:, : t - 1])
-            step = model.rollout(model.prepare(past), seen.actions[:, None, t - 1 :])  # b 1 1 d
+            z = model.encode(seen.observations)[:, -t - 1 :]  # b (t + 1) d
+            actions = seen.actions[:, -t:]
+            past = Context(z[:, :t], actions[:, : t - 1])
+            step = model.rollout(model.prepare(past), actions[:, None, t - 1 :])  # b 1 1 d
             predicted.append(step[:, 0, 0])
             nexts.append(z[:, t])
             latents.append(z[:, 0])
             if held_out.keypoints is not None:
-                points.append(batch.targets[held_out.keypoints][:, 0])
+                points.append(batch.targets[held_out.keypoints][:, -t - 1])
     model.train(trained)
 
     mean = {"loss": float(torch.stack(losses).mean())}

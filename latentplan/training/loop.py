@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from latentplan.errors import CheckpointError, TrainingError
@@ -21,7 +23,7 @@ from latentplan.training import checkpoint, state
 from latentplan.training.curves import Curves
 from latentplan.training.heldout import HeldOut, evaluate, for_model
 from latentplan.training.state import State
-from latentplan.types import Training
+from latentplan.types import Batch, Loss, Training
 
 
 def train(
@@ -48,72 +50,105 @@ def train(
     Raises TrainingError if the loss or its gradient is not finite, CheckpointError if a file cannot
     be written: what was saved before stays good. Ctrl-C saves, then raises KeyboardInterrupt.
     """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    ema = None
-    if config.ema:
-        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-        ema = AveragedModel(model, multi_avg_fn=average)
-    kept = ema.module if ema is not None else model
-    now = State(model, optimizer=optimizer, ema=ema)
+    now = State(model, optimizer=_optimizer(model, config), ema=_averaged(model, config))
     if resume and (run / state.FILE).exists():
         now.restore(run)
     else:  # so that a run whose state is missing was not merely stopped early
         with writing(run):
             now.save(run)
+    kept = model if now.ema is None else now.ema.module
     loss_of = torch.compile(model.loss) if config.compile else model.loss
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    save = partial(checkpoint.save, model=kept, kind=kind, name=name)
     model.train()
-
-    def save(path: Path) -> None:
-        checkpoint.save(path, kept, kind=kind, name=name, step=now.step, metrics=now.figures)
-
-    def due(every: int) -> bool:
-        return now.step % every == 0 or now.step == config.steps
-
     with writing(run), Curves(run, start=now.step) as curves, Interrupt() as interrupt:
         for batch in islice(windows.batches(now.step), max(0, config.steps - now.step)):
             torch.manual_seed(_seed(seed, now.step))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(now.step, config)
-            with amp:
-                loss = loss_of(for_model(batch, model))
-            optimizer.zero_grad()
-            loss.total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            if ema is not None:
-                ema.update_parameters(model)
+            now.add(_step(now, for_model(batch, model), loss_of=loss_of, config=config))
             now.step += 1
-            now.add({**loss.parts, "loss": loss.total, "grad_norm": norm})
 
-            log, judge = due(config.log_every), due(config.eval_every)
-            keep = due(config.save_every) or interrupt.asked
-            fields: dict[str, float] = {}
-            if log or judge or keep:  # the only moments that wait for the GPU
-                if not now.finite():
-                    raise _diverged(run, now.step, "the loss or its gradient")
-            if log:
-                fields = {**now.mean(), "learning_rate": learning_rate(now.step - 1, config)}
-                curves.scalars(fields, now.step)
-            if judge:
-                now.figures = evaluate(kept, held_out)
-                if not math.isfinite(now.figures["loss"]):
-                    raise _diverged(run, now.step, "the held-out loss")
-                curves.scalars({f"held_out/{k}": v for k, v in now.figures.items()}, now.step)
-                if now.figures["loss"] < now.best:
-                    now.best = now.figures["loss"]
-                    save(run / "best.safetensors")
-            if keep:
+            due = Due.at(now.step, config, stop=interrupt.asked)
+            if due.any and not now.finite():  # the only moments that wait for the GPU
+                raise _diverged(run, now.step, "the loss or its gradient")
+            figures = _log(now, curves, config) if due.log else {}
+            if due.evaluate and _evaluate(now, kept, held_out, curves=curves, run=run):
+                save(run / "best.safetensors", step=now.step, metrics=now.figures)
+            if due.save:
                 curves.flush()
-                save(run / "last.safetensors")
-                now.save(run)  # last: where this exists, so do the files that go with it
-            advance(now.step, {k: fields[k] for k in ("loss",) if k in fields})
+                save(run / "last.safetensors", step=now.step, metrics=now.figures)
+                now.save(run)  # last: if this exists, so do the files that go with it
+            advance(now.step, figures)
             if interrupt.asked:
                 raise KeyboardInterrupt
     return now.figures
+
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+    @classmethod
+    def at(cls, step: int, config: Training, *, stop: bool) -> Due:
+        """Return what follows step number `step`; a training that stops is saved."""
+        every = (config.log_every, config.eval_every, config.save_every)
+        log, evaluate, save = (step % each == 0 or step == config.steps for each in every)
+        return cls(log, evaluate, save or stop)
+
+    @property
+    def any(self) -> bool:
+        """Whether anything follows."""
+        return any(self)
+
+
+def _optimizer(model: Any, config: Training) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _averaged(model: Any, config: Training) -> AveragedModel | None:
+    if not config.ema:
+        return None
+    average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average)
+
+
+def _step(
+    now: State, batch: Batch, *, loss_of: Callable[[Batch], Loss], config: Training
+) -> dict[str, Tensor]:
+    """Update the weights by one batch; return the parts of the loss and the gradient's norm."""
+    for group in now.optimizer.param_groups:
+        group["lr"] = learning_rate(now.step, config)
+    device = next(now.model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        loss = loss_of(batch)
+    now.optimizer.zero_grad()
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(now.model.parameters(), config.clip)
+    now.optimizer.step()
+    if now.ema is not None:
+        now.ema.update_parameters(now.model)
+    return {**loss.parts, "loss": loss.total, "grad_norm": norm}
+
+
+def _log(now: State, curves: Curves, config: Training) -> dict[str, float]:
+    """Add a point to the training curve; return its loss for the progress."""
+    means = now.mean()
+    curves.scalars(means | {"learning_rate": learning_rate(now.step - 1, config)}, now.step)
+    return {"loss": means["loss"]}
+
+
+def _evaluate(now: State, model: Any, held_out: HeldOut, *, curves: Curves, run: Path) -> bool:
+    """Update the held-out figures; return whether their loss is the lowest so far."""
+    now.figures = evaluate(model, held_out)
+    if not math.isfinite(now.figures["loss"]):
+        raise _diverged(run, now.step, "the held-out loss")
+    curves.scalars({f"held_out/{k}": v for k, v in now.figures.items()}, now.step)
+    best = now.figures["loss"] < now.best
+    now.best = min(now.best, now.figures["loss"])
+    return best
 
 
 def learning_rate(step: int, config: Training) -> float:

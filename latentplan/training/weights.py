@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import CheckpointError
+from latentplan.protocols import UpgradableWeights
 
 NAMES = {  # of dtypes in safetensors
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -24,13 +25,26 @@ def fill(model: nn.Module, found: Mapping[str, Any], path: Path | str) -> None:
 
     Shapes and dtypes are compared before any slice is read; CheckpointError names the first that
     does not fit. Weights stored in half precision are converted to the model's; no other is.
+    Those of earlier versions are first renamed, by every `protocols.UpgradableWeights`.
     """
+    found = _upgraded(model, found)
     _check_fit(model, found, path)
     tensors: dict[str, Tensor] = {key: value[...] for key, value in found.items()}
     for key, value in tensors.items():
         if value.is_floating_point() and value.isnan().any():
             raise CheckpointError(f"{path}: weight {key!r} holds a NaN; train it again")
     model.load_state_dict(tensors)
+
+
+def _upgraded(model: nn.Module, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    for path, module in model.named_modules():
+        if isinstance(module, UpgradableWeights):
+            prefix = f"{path}." if path else ""
+            own = {k.removeprefix(prefix): found[k] for k in found if k.startswith(prefix)}
+            others = {k: found[k] for k in found if not k.startswith(prefix)}
+            today = module.upgraded_weights(own)
+            found = others | {prefix + k: value for k, value in today.items()}
+    return found
 
 
 def _check_fit(model: nn.Module, tensors: Mapping[str, Any], path: Path | str) -> None:

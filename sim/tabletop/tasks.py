@@ -62,7 +62,7 @@ class Task:
         return bool(changed)
 
 
-def _tasks() -> Iterator[Task]:
+def _furniture_tasks() -> Iterator[Task]:
     opens = ("open the drawer", "pull out the drawer", "pull the handle of the drawer")
     yield Task("open_drawer", DRAWER, 1, 0.12, 0.15, (*opens, "go open the drawer"))
     closes = ("close the drawer", "push in the drawer", "push the handle of the drawer")
@@ -95,6 +95,9 @@ def _tasks() -> Iterator[Task]:
                 f"use the switch to turn {name} the light",
             ),
         )
+
+
+def _block_tasks() -> Iterator[Task]:
     for number, colour in enumerate(COLOURS):
         for name, way in (("left", -1), ("right", 1)):
             yield Task(
@@ -126,7 +129,7 @@ def _tasks() -> Iterator[Task]:
         )
 
 
-TASKS = {task.name: task for task in _tasks()}
+TASKS = {task.name: task for task in (*_furniture_tasks(), *_block_tasks())}
 
 
 def encode(scene: Scene) -> Array:

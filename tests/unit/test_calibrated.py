@@ -143,7 +143,7 @@ PLANAR = Spec(
 def test_a_learner_of_latents_turns_actions_and_keeps_no_weights_of_the_base(learner):
     base = CFM(PLANAR, CFM.Config(latent=8))
     spec = latent_spec(PLANAR, base)
-    model = learner(spec, turn=base.turn_actions)
+    model = learner(spec, base=base)
     z, actions = torch.randn(8, model.window, 8, 8), torch.rand(8, model.window - 1, 4)
     row = torch.arange(8)  # row i is read in view i
     alone = Batch({LATENTS: z[row, :, row, None]}, base.turn_actions(actions, row))

@@ -102,8 +102,10 @@ def test_the_papers_network_has_the_papers_size():
 class Position(nn.Module):
     """Reads a latent of two numbers off the first pixel."""
 
-    def forward(self, x):
-        return x[:, :2, 0, 0]
+    keys = ("rgb",)
+
+    def forward(self, observations):
+        return observations["rgb"][:, :, 0, 0, :2].float() / 127.5 - 1
 
 
 class Same(nn.Module):
@@ -176,15 +178,16 @@ def test_other_numbers_than_the_stated_pairs_never_turn():
     kept = [0, 2, 3, 5, 6]
     assert torch.equal(turned[:, kept], actions[:, kept])
     assert torch.equal(turned[:, 4], -actions[:, 1]) and torch.equal(turned[:, 1], actions[:, 4])
-    assert CFM(spec, CFM.Config(latent=2)).config.symmetric is True
-    assert CFM(spec, CFM.Config(latent=2, image="wrist")).config.symmetric is False
+    for observe, symmetric in ((("rgb",), True), (("wrist",), False), ((), False)):
+        config = CFM.Config(latent=2, observe=observe)
+        assert CFM(spec, config).config.symmetric is symmetric
 
 
 def test_without_planar_vectors_there_is_no_symmetry():
     picks = replace(SPEC, pick=PickSpec("rgb", (0, 0, 0)))
     for spec in (SPEC, picks):
         assert CFM(spec, CFM.Config(latent=2)).config.symmetric is False
-        with pytest.raises(ConfigError, match=r"CFM.symmetric: found true, .*set it to auto or f"):
+        with pytest.raises(ConfigError, match=r"CFM.symmetric: found true .*set it to auto or f"):
             CFM(spec, CFM.Config(latent=2, symmetric=True))
         with pytest.raises(ConfigError, match="CFM.views"):
             CFM(spec, CFM.Config(latent=2, views=8))
@@ -193,25 +196,35 @@ def test_without_planar_vectors_there_is_no_symmetry():
 def test_only_what_is_read_is_asked_for():
     more = {"state": ArraySpec((7,)), "front": ArraySpec((32, 32, 3), "uint8")}
     spec = replace(SPEC, observation={**SPEC.observation, **more}, privileged=("state",))
-    assert set(CFM(spec).spec.observation) == {"rgb"}
+    above = CFM.Config(observe=("rgb",))
+    assert set(CFM(spec).spec.observation) == {"rgb", "front"}
+    assert set(CFM(spec, above).spec.observation) == {"rgb"}
     picks = replace(spec, pick=PickSpec("front", (0, 0, 0)))  # which the planner segments
-    assert set(CFM(picks).spec.observation) == {"rgb", "front"}
+    assert set(CFM(picks, above).spec.observation) == {"rgb", "front"}
 
 
 @pytest.mark.parametrize("views", [1, 8])
 def test_a_checkpoint_of_before_acts_as_it_did(tmp_path, views):
-    """Before `Spec.planar` it turned all numbers of its actions in pairs."""
+    """It had one image, whose layers were a list, and turned all numbers of actions in pairs."""
     torch.manual_seed(0)
-    pairs = ((0, 1), (2, 3))
-    turning = replace(SPEC, planar=PlanarSpec("rgb", pairs))
+    turning = replace(SPEC, planar=PlanarSpec("rgb", ((0, 1), (2, 3))))
     model = CFM(turning, CFM.Config(latent=4, views=views)).eval()
-    model.spec = replace(model.spec, planar=None)  # as its header had it
-    file = tmp_path / "best.safetensors"
-    checkpoint.save(file, model, name="cfm", step=1, metrics={})
-    model.spec = replace(model.spec, planar=turning.planar)
+    now, file = tmp_path / "now.safetensors", tmp_path / "best.safetensors"
+    checkpoint.save(now, model, name="cfm", step=1, metrics={})
+    tensors, header = checkpoint.read(now, format=checkpoint.FORMAT)
+    settings = {"image": "rgb", **header["config"]}
+    header["config"] = {k: v for k, v in settings.items() if k not in ("observe", "widths")}
+    header["spec"]["planar"] = None
+    names = {key: key.replace("sensors.0.layers.", "").replace("output", "9") for key in tensors}
+    before = {names[key]: tensors[key] for key in tensors if not key.startswith("scaling")}
+    assert {"encoder.0.weight", "encoder.6.bias", "encoder.9.weight"} < set(before)
+    checkpoint.write(file, before, format=checkpoint.FORMAT, header=header)
     found = checkpoint.load(file).model
-    z = torch.randn(2, 1, model.latent_dim)
+    assert found.config == model.config and found.spec == model.spec
+    seen = {"rgb": torch.randint(0, 256, (2, 1, 64, 64, 3), dtype=torch.uint8)}
     actions = torch.rand(2, 3, 2, 4)
+    z = model.encode(seen)
+    assert torch.equal(found.encode(seen), z)
     context = Context(z, actions[:, 0, :0])
     assert torch.equal(
         found.rollout(found.prepare(context), actions),
@@ -226,4 +239,4 @@ def test_data_that_do_not_fit_are_named():
     with pytest.raises(ConfigError, match="CFM.symmetric: .* 48 x 64 pixels"):
         CFM(above, CFM.Config(symmetric=True))
     with pytest.raises(ConfigError, match="no observation 'front'"):
-        CFM(SPEC, CFM.Config(image="front"))
+        CFM(SPEC, CFM.Config(observe=("front",)))

@@ -11,7 +11,7 @@ from toy_problem import at, build, every_planner, objective, problem, seeded, so
 
 from latentplan.errors import ConfigError, PlanningError
 from latentplan.objectives.goal import GoalDistance
-from latentplan.planning import latency, mpc, solver
+from latentplan.planning import latency, solver
 from latentplan.planning.cem import CEM
 from latentplan.planning.graph import Captured
 from latentplan.planning.mpc import MPC
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (latency, mpc, solver):
+    for module in (latency, solver):
         monkeypatch.setattr(module, "perf_counter", clock)
     return clock
 

@@ -34,12 +34,12 @@ from latentplan.types import Goal
 # Where the CPU may wait for the GPU, or copy to it inside a solve, and why.
 ANSWER = "planning/solver.py:finish"
 ACTION = "planning/mpc.py:act"
-MISSED = "planning/model_planner.py:missed"
+MISSED = "planning/execution.py:missed"
 CLOCK = "planning/solver.py:_wait"
 PLANNING = {
     ANSWER: "a plan whose cost is not finite raises; once a plan, after the solve",
     ACTION: "the robot needs the action; once an action",
-    "planning/mpc.py:evaluate": "the costs are returned as an array",
+    "planning/model_planner.py:evaluate": "the costs are returned as an array",
     MISSED: "whether to plan again, for `replan_threshold` alone",
     CLOCK: "for a deadline alone, whose clock is read between two rounds",
     "planning/noise.py:_tensor": "the basis of the noise, computed once per horizon",

@@ -246,7 +246,7 @@ def test_wrong_data_and_settings_are_told(data: Path, tmp_path: Path) -> None:
         (data, ["steps=x"], ConfigError, "Training.steps: found 'x'"),
         (data, ["step=3"], ConfigError, "did you mean 'steps'"),
         (data, ["precision=float16"], ConfigError, "need float32 or bfloat16"),
-        (data, ["model.image=keypoints"], ConfigError, "no observation 'keypoints'"),
+        (data, ["model.observe=[keypoints]"], ConfigError, "no observation 'keypoints'"),
     ]:
         with pytest.raises(error) as caught:
             latentplan.train("cfm", data=path, run=run, overrides=[*SMALL, *overrides])

@@ -72,34 +72,7 @@ def declare(
         raise ConfigError("model.language: no episode in the data has a sentence")
     sentences = embed(tasks) if config.language else None  # fails, if so, before any training
     c = config.fitted(spec, tasks=tasks)
-    seen = c.observed(spec)
     hidden = c.inverse.reads == "hidden"
-    tokenizer = Stage(
-        "tokenizer",
-        lambda spec, parts: registry.build(c.tokenizer, seen),
-        {"part": configs.to_values(c.tokenizer), "images": list(c.images)},
-        training.tokenizer,
-        kind=c.tokenizer.kind,
-        registered=c.tokenizer.name,
-        run=c.tokenizer.run,
-    )
-    ldm = Stage(
-        "ldm",
-        lambda spec, parts: LDM(seen, c.ldm),
-        c.ldm,
-        training.ldm,
-        window=c.ldm.span + 1,
-        window_from="model.ldm.horizon",
-        run=c.ldm_run,
-    )
-    tokens = Derived(
-        "tokens",
-        lambda spec, parts: token_spec(seen, parts["tokenizer"], parts["ldm"]),
-        lambda episodes, parts: [tokenised(e, parts, c, tasks) for e in episodes],
-        {"tasks": list(tasks), "language": c.language},
-        parts=("tokenizer", "ldm"),
-        codebooks={TOKENS: "tokenizer", CODES: "ldm"},
-    )
     transformer = Stage(
         "transformer",
         lambda spec, parts: VideoTransformer(spec, c.transformer, sentences=sentences),
@@ -136,7 +109,41 @@ def declare(
         data="tokens",
         share=c.inverse.labelled,
     )
-    return tokenizer, ldm, tokens, transformer, *([states] if hidden else []), inverse, dynamics
+    tokenized = _tokenized(c, training, seen=c.observed(spec), tasks=tasks)
+    return *tokenized, transformer, *([states] if hidden else []), inverse, dynamics
+
+
+def _tokenized(
+    c: VideoWorld.Config, training: StageTraining, *, seen: Spec, tasks: Sequence[str]
+) -> tuple[Stage | Derived, ...]:
+    """Return the stages of the tokenizer and the latent codes, and the tokens that they make."""
+    tokenizer = Stage(
+        "tokenizer",
+        lambda spec, parts: registry.build(c.tokenizer, seen),
+        {"part": configs.to_values(c.tokenizer), "images": list(c.images)},
+        training.tokenizer,
+        kind=c.tokenizer.kind,
+        registered=c.tokenizer.name,
+        run=c.tokenizer.run,
+    )
+    ldm = Stage(
+        "ldm",
+        lambda spec, parts: LDM(seen, c.ldm),
+        c.ldm,
+        training.ldm,
+        window=c.ldm.span + 1,
+        window_from="model.ldm.horizon",
+        run=c.ldm_run,
+    )
+    tokens = Derived(
+        "tokens",
+        lambda spec, parts: token_spec(seen, parts["tokenizer"], parts["ldm"]),
+        lambda episodes, parts: [tokenised(e, parts, c, tasks) for e in episodes],
+        {"tasks": list(tasks), "language": c.language},
+        parts=("tokenizer", "ldm"),
+        codebooks={TOKENS: "tokenizer", CODES: "ldm"},
+    )
+    return tokenizer, ldm, tokens
 
 
 def task_names(labels: Sequence[Label], *, language: bool = False) -> tuple[str, ...]:
