@@ -193,10 +193,10 @@ class CFM(nn.Module):
         Before `observe`, there was one image. Before `Spec.planar`, a symmetric model turned all
         numbers of its actions in pairs.
         """
-        if "observe" in config:
+        if "image" not in config:
             return config, spec
         config = dict(config)
-        image = str(config.pop("image", "rgb"))
+        image = str(config.pop("image"))
         if config.get("symmetric") is True and spec.planar is None:
             pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
             spec = replace(spec, planar=PlanarSpec(image, pairs))

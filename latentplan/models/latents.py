@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from latentplan.nn.observations import frames_of
 from latentplan.nn.symmetry import TurnActions
-from latentplan.protocols import EquivariantEncoder
+from latentplan.protocols import Dynamics, EquivariantEncoder
 from latentplan.types import ArraySpec, Batch, Episode, PlanarSpec, Spec
 
 LATENTS = "latents"  # observation of such a store: (views, d)
@@ -61,9 +61,10 @@ def turn_actions_of(base: Any) -> TurnActions | None:
 
 def turned_pairs_of(base: Any) -> tuple[tuple[int, int], ...]:
     """Return the numbers of an action that `base` turns together."""
-    planar: PlanarSpec | None = base.spec.planar
-    turns = isinstance(base, EquivariantEncoder) and base.elements > 1
-    return planar.pairs if planar is not None and turns else ()
+    if not isinstance(base, EquivariantEncoder) or base.elements == 1:
+        return ()
+    planar: PlanarSpec | None = cast(Dynamics, base).spec.planar
+    return planar.pairs if planar is not None else ()
 
 
 def one_view(batch: Batch, turn: TurnActions | None) -> tuple[Tensor, Tensor]:

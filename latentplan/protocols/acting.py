@@ -190,10 +190,16 @@ class Evaluation(Protocol):
         """Return the figures shown when a trial finishes, by name."""
 
     def metrics(self, trials: Sequence[Any], *, seed: int) -> Any:
-        """Return the metrics of one or more trials: an object with `to_json()` and `table()`."""
+        """Return the metrics of one or more trials: an object with `to_json()` and `table()`.
+
+        Both have a policy without learning beside the evaluated one: random, noop or oracle.
+        """
 
     def records(self, trials: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return JSON values of each trial, from which the metrics can be recomputed."""
+        """Return JSON values of each trial, from which the metrics can be recomputed.
+
+        Keys of measured times end in `_ms`.
+        """
 
 
 @runtime_checkable
