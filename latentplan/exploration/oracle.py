@@ -53,7 +53,8 @@ class Oracle:
 
     def act(self, observation: Observation) -> Array:
         """Return the expert's action (A,)."""
-        return self._attached().oracle(observation, self._chosen())
+        target = self._chosen()
+        return self._attached().oracle(observation, target)
 
     def guess(self, observation: Observation, rng: np.random.Generator) -> Array:
         """Return one of the actions (A,) among which the expert chooses, the first most often.
