@@ -16,6 +16,7 @@ from latentplan.errors import ContractError
 
 PROTOCOLS: dict[str, type] = {
     "env": protocols.Env,
+    "evaluation": protocols.Evaluation,
     "model": protocols.Learner,
     "objective": protocols.ObjectiveFactory,
     "planner": protocols.Planner,
@@ -25,6 +26,7 @@ PROTOCOLS: dict[str, type] = {
 }
 ARGUMENTS = {  # positional arguments of the class by kind, see protocols.Component
     "env": ("config",),
+    "evaluation": ("config",),
     "model": ("spec", "config"),
     "objective": ("config",),
     "planner": ("config",),

@@ -5,19 +5,14 @@ The meaning of a field is the comment after it in the source, its range what `__
 
 from __future__ import annotations
 
-import ast
-import inspect
-import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as fields_of
-from functools import cache
 from importlib import import_module
-from io import StringIO
-from textwrap import dedent
 from typing import Any, get_args, get_type_hints
 
 from latentplan import config, registry
+from latentplan.comments import comments
 from latentplan.errors import ConfigError, ranges, unknown
 from latentplan.types import Part
 
@@ -96,30 +91,6 @@ def fields(schema: type, filled: Any, prefix: str = "") -> Iterator[Field]:
             value = value.config or registry.get(value.kind, value.name).Config()
         if is_dataclass(value) and not isinstance(value, Part):
             yield from fields(type(value), value, f"{name}.")
-
-
-def comments(schema: type) -> dict[str, str]:
-    """Return the comment after each field of a dataclass, its base classes included."""
-    found: dict[str, str] = {}
-    for part in reversed(schema.__mro__):
-        if is_dataclass(part):
-            found |= {n: text for n, text in _comments(part).items() if text or n not in found}
-    return found
-
-
-@cache
-def _comments(schema: type) -> dict[str, str]:
-    source = dedent(inspect.getsource(schema))
-    tokens = tokenize.generate_tokens(StringIO(source).readline)
-    texts = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    (tree,) = ast.parse(source).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for statement in tree.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            last = statement.end_lineno or statement.lineno
-            found[statement.target.id] = texts.get(last, "")
-    return found
 
 
 def _part(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +13,24 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from latentplan import config, contracts, registry
-from latentplan.errors import ContractError, LatentplanError, MissingDependency, unknown
+from latentplan.comments import comments
+from latentplan.errors import (
+    ConfigError,
+    ContractError,
+    LatentplanError,
+    MissingDependency,
+    unknown,
+)
 from latentplan.types import Array, Spec
 
 KINDS = (
     "env",
+    "evaluation",
     "model",
     "objective",
     "planner",
     "policy",
+    "source",
     "tokenizer",
 )  # one module of this package each
 
@@ -43,6 +52,8 @@ class Subject:
     make: Any  # the class
     config: Any = None  # object of its Config; None if it has no Config
     spec: Spec | None = None  # spec for which a model is built; None for that of the suite
+    data: Path | None = None  # data set that a source reads
+    env: Subject | None = None  # env of an evaluation; None for that of the suite
 
     def build(self, *before: Any) -> Any:
         """Return a new object, built from the arguments `before` and the settings.
@@ -67,13 +78,28 @@ class Result:
 
 
 def subject(
-    kind: str, name: str, *, overrides: Sequence[str] = (), spec: Spec | None = None
+    kind: str,
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    spec: Spec | None = None,
+    data: str | Path | None = None,
+    env: str | None = None,
 ) -> Subject:
     """Return the subject of a registered name, a preset or `MODULE:CLASS`.
 
-    Raises UnknownName if there is none, ContractError if it does not implement the protocol of its
-    kind, and ConfigError if an override is not one of its settings.
+    A source needs the path of its `data`; `env` is that of an evaluation. Raises UnknownName if
+    there is none, ContractError if it does not implement the protocol of its kind, and ConfigError
+    if an override is not one of its settings.
     """
+    found = _chosen(kind, name, overrides)
+    if kind == "source" and data is None:
+        raise ConfigError(f"source {name!r}: found no data; name the path of some that it reads")
+    world = None if env is None else _chosen("env", env, ())
+    return replace(found, spec=spec, data=None if data is None else Path(data), env=world)
+
+
+def _chosen(kind: str, name: str, overrides: Sequence[str]) -> Subject:
     if kind not in KINDS:
         raise unknown("kind to check", kind, KINDS)
     values: Mapping[str, Any] = {}
@@ -86,12 +112,12 @@ def subject(
     if not hasattr(make, "Config"):
         if overrides:
             raise ContractError(f"{kind} {name!r}: has no Config, found {overrides[0]!r}")
-        return Subject(kind, name, make, spec=spec)
+        return Subject(kind, name, make)
     # A preset may also have sections of other kinds.
     known = {kind, *(field.name for field in fields(make.Config))}
     own = {key: value for key, value in values.items() if key in known}
     filled = config.load({kind: make.Config}, preset=own, overrides=overrides)[kind]
-    return Subject(kind, name, make, filled, spec)
+    return Subject(kind, name, make, filled)
 
 
 def checks(kind: str) -> dict[str, Check]:
@@ -135,6 +161,15 @@ def require(kept: bool, found: str) -> None:
     """Raise Broken with the text `found` unless `kept`."""
     if not kept:
         raise Broken(found)
+
+
+def require_commented_config(subject: Subject) -> None:
+    """Raise Broken unless a config survives a round trip, and each field has a comment."""
+    schema = subject.make.Config
+    values = config.to_values(schema())
+    require(config.from_values(schema, values) == schema(), f"{values} is another Config")
+    bare = [name for name, comment in comments(schema).items() if not comment]
+    require(not bare, f"fields without a comment: {', '.join(bare)}")
 
 
 def refuses(where: str, error: type[Exception], called: Callable[[], Any]) -> None:

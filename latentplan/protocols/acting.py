@@ -106,6 +106,14 @@ class ExpertEnv(Protocol):
 
 
 @runtime_checkable
+class CandidateExpert(Protocol):
+    """An env whose oracle tries candidate actions in the simulator and takes the best."""
+
+    def candidates(self, observation: Observation, goal: Observation) -> Iterator[Array]:
+        """Yield these actions (A,), the one that is likeliest to be the best first."""
+
+
+@runtime_checkable
 class RenderedEnv(Protocol):
     """An env that renders an image for people to watch."""
 
@@ -182,10 +190,16 @@ class Evaluation(Protocol):
         """Return the figures shown when a trial finishes, by name."""
 
     def metrics(self, trials: Sequence[Any], *, seed: int) -> Any:
-        """Return the metrics of one or more trials: an object with `to_json()` and `table()`."""
+        """Return the metrics of one or more trials: an object with `to_json()` and `table()`.
+
+        Both have a policy without learning beside the evaluated one: random, noop or oracle.
+        """
 
     def records(self, trials: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return JSON values of each trial, from which the metrics can be recomputed."""
+        """Return JSON values of each trial, from which the metrics can be recomputed.
+
+        Keys of measured times end in `_ms`.
+        """
 
 
 @runtime_checkable

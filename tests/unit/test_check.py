@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import robomimic_writer
 
 from latentplan.cli import main
 
@@ -58,11 +59,24 @@ def test_a_broken_promise_is_one_line_and_exit_2(capsys):
         ("planner", "cem_lookahead"),  # a preset that sets an objective as well
         ("policy", "random"),
         ("tokenizer", "vqvae"),
+        ("evaluation", "goals"),
     ],
 )
 def test_every_kind_can_be_checked(kind, name, capsys):
     assert main(["check", kind, name]) == 0
     assert " 0 failed, " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_source_is_checked_on_data(tmp_path, capsys):
+    data = robomimic_writer.write(tmp_path / "a=b.hdf5")
+    assert main(["check", "source", "robomimic", str(data)]) == 0
+    assert " 0 failed, " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_evaluation_is_checked_in_an_env(capsys):
+    assert main(["check", "evaluation", "calvin-lh", "lamps:Lamps", "limit=2", "chains=2"]) == 0
+    assert capsys.readouterr().out.endswith("7 ok, 0 failed, 0 skipped\n")
+    assert main(["check", "evaluation", "goals", "own_envs:Loose", "length=2", "states=0"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -75,6 +89,12 @@ def test_every_kind_can_be_checked(kind, name, capsys):
         (["env", "ropes"], "did you mean 'rope'"),
         (["envs", "rope"], "did you mean 'env'"),
         (["env", "own_envs:Kept", "disks=2"], "did you mean 'discs'"),
+        (["source", "robomimic"], "source 'robomimic': found no data; name the path of some"),
+        (["source", "robomimics", "x"], "did you mean 'robomimic'"),
+        (["source", "own_envs:Half", "x"], "source 'own_envs:Half': has no Config"),
+        (["evaluation", "goal"], "did you mean 'goals'"),
+        (["evaluation", "goals", "ropes"], "did you mean 'rope'"),
+        (["evaluation", "own_envs:Half"], "evaluation 'own_envs:Half': has no Config"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(arguments, told, capsys):
