@@ -7,6 +7,7 @@ protocols of their own, such as `HasSuccessThreshold`.
 
 from latentplan.protocols.acting import (
     AdaptableEnv,
+    CandidateExpert,
     CostPredictor,
     Env,
     EnvPolicy,
@@ -68,6 +69,7 @@ __all__ = [
     "ActionSpace",
     "AdaptableEnv",
     "AnnotatedSource",
+    "CandidateExpert",
     "CountingSource",
     "Component",
     "Configured",

@@ -106,6 +106,14 @@ class ExpertEnv(Protocol):
 
 
 @runtime_checkable
+class CandidateExpert(Protocol):
+    """An env whose oracle tries candidate actions in the simulator and takes the best."""
+
+    def candidates(self, observation: Observation, goal: Observation) -> Iterator[Array]:
+        """Yield these actions (A,), the one that is likeliest to be the best first."""
+
+
+@runtime_checkable
 class RenderedEnv(Protocol):
     """An env that renders an image for people to watch."""
 

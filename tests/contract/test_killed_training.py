@@ -16,9 +16,9 @@ def test_killed_at_any_file_and_resumed_it_is_the_same_run(
 ) -> None:
     data, whole, cut = stored(tmp_path / "data.zarr"), tmp_path / "whole", tmp_path / "cut"
     overrides = [*settings(kind, name), *small(name)]
-    assert driven(kind, name, data, whole, moments=["end"], overrides=overrides)[0][0] == 0
+    assert driven(name, data, whole, moments=["end"], overrides=overrides)[0][0] == 0
     moments = [f"replace:{n}" for n in (1, -2, 3, -5, 7, -9, 12)]
-    found = driven(kind, name, data, cut, moments=[*moments, "end"], overrides=overrides)
+    found = driven(name, data, cut, moments=[*moments, "end"], overrides=overrides)
     codes = [code for code, _ in found]
     kills = codes.count(-9)
     assert kills >= 4 and set(codes[:kills]) == {-9} and set(codes[kills:]) == {0}

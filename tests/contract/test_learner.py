@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainings import every_name, settings, stored, tensors
+from trainings import every_name, settings, small, stored, tensors
 
 from latentplan import registry
 from latentplan.api.train import train
@@ -33,7 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(kind: str, name: str, data: Path, folder: Path, **options: object) -> None:
-    train(name, kind=kind, data=data, run=folder, overrides=settings(kind, name), **options)
+    overrides = [*settings(kind, name), *small(name)]
+    train(name, kind=kind, data=data, run=folder, overrides=overrides, **options)
 
 
 class StopAt:
@@ -98,14 +99,14 @@ def test_what_a_resume_needs_is_never_made_again_in_silence(
 
 
 def learners(kind: str, name: str, data: Path, folder: Path):
-    """Yield (stage, learner, store) for every network that is trained, each with trained parts."""
+    """Yield (stage, learner, store) for every network that is trained, of its default size."""
     build = registry.get(kind, name)
     store = ZarrStore.open(data)
     if not issubclass(build, Staged):
         spec = run_folder.public(store, privileged=getattr(build, "privileged", ()))
         yield Stage(name, lambda spec, parts: build(spec)), build(spec), store
         return
-    run(kind, name, data, folder)
+    train(name, kind=kind, data=data, run=folder, overrides=settings(kind, name))
     spec = run_folder.public(store)
     labels = [label for _, label in store.labels()]
     chosen = {"training": build.Training(), "spec": spec, "labels": labels}

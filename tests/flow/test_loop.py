@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from full_disk import files_of_at_most
-from processes import killed, refused, started, told
+from processes import Command, killed, refused, told
 
 import latentplan
 from latentplan.cli import main
@@ -34,10 +34,10 @@ SHORT = ["evaluation.length=12", "evaluation.states=2"]
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with rope.zarr, run/ and report/ that the three commands made."""
     folder = tmp_path_factory.mktemp("loop")
-    assert "16 episodes, 320 transitions" in told(started(folder, *COLLECT, "--out", "rope.zarr"))
-    assert "held out: loss" in told(started(folder, *TRAIN, "--run", "run"))
+    assert "16 episodes, 320 transitions" in told(Command(folder, *COLLECT, "--out", "rope.zarr"))
+    assert "held out: loss" in told(Command(folder, *TRAIN, "--run", "run"))
     assert "progress" in told(
-        started(folder, "plan", "--run", "run", "--episodes", "2", "--out", "report", *SHORT)
+        Command(folder, "plan", "--run", "run", "--episodes", "2", "--out", "report", *SHORT)
     )
     return folder
 
@@ -100,11 +100,11 @@ def test_a_run_is_embedded_in_a_loop(loop: Path) -> None:
 def test_kill_9_while_collecting_then_again_gives_the_same_data(loop: Path, tmp_path: Path) -> None:
     out = tmp_path / "rope.zarr"
     nth = int(np.random.default_rng().integers(0, 12))
-    killed(started(tmp_path, *COLLECT, "--out", out.name), when=out / f".pending/*{nth}.npz")
+    killed(Command(tmp_path, *COLLECT, "--out", out.name), when=out / f".pending/*{nth}.npz")
     with ZarrStore.open(out) as store:
         kept = len(store)
     assert 0 < kept < 16
-    again = told(started(tmp_path, *COLLECT, "--out", out.name))
+    again = told(Command(tmp_path, *COLLECT, "--out", out.name))
     assert f"new {16 - kept} episodes" in again
     found, wanted = (zarr.open_group(path, mode="r") for path in (out, loop / "rope.zarr"))
     for name in (
@@ -118,9 +118,9 @@ def test_kill_9_while_collecting_then_again_gives_the_same_data(loop: Path, tmp_
 def test_kill_9_while_training_then_resume_gives_the_same_run(loop: Path, tmp_path: Path) -> None:
     (tmp_path / "rope.zarr").symlink_to(loop / "rope.zarr")
     run = tmp_path / "run"
-    killed(started(tmp_path, *TRAIN, "--run", "run"), when=run / "last.safetensors")
+    killed(Command(tmp_path, *TRAIN, "--run", "run"), when=run / "last.safetensors")
     assert state.steps_done(run) < 30  # 0 if it was killed between the two files
-    assert "step 30" in told(started(tmp_path, *TRAIN, "--run", "run", "--resume"))
+    assert "step 30" in told(Command(tmp_path, *TRAIN, "--run", "run", "--resume"))
     assert (run / "log.jsonl").read_text() == (loop / "run/log.jsonl").read_text()
     for name, form in [
         *((name, checkpoint.FORMAT) for name in ("best", "last")),
@@ -222,9 +222,8 @@ def test_no_opengl_is_told_before_anything_is_made(here: Path) -> None:
         ["collect", "rope", "--episodes", "2", "--out", "a.zarr"],
         ["plan", "--run", "run", "--out", "report"],
     ):
-        process = started(here, *argv, MUJOCO_GL="glfw")
-        _, err = process.communicate(timeout=60)
-        assert (process.returncode, err.count("\n")) == (2, 1)
+        code, _, err = Command(here, *argv, MUJOCO_GL="glfw").end()
+        assert (code, err.count("\n")) == (2, 1)
         assert "MUJOCO_GL: found 'glfw', which needs a screen; set egl or osmesa" in err
     assert contents(here) == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import killed, refused, started, told
+from processes import Command, killed, refused, told
 
 from latentplan.cli import main
 from latentplan.data.store import ZarrStore
@@ -31,8 +31,8 @@ TRAIN = [
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with demos.zarr, and run/ whose training was killed half way."""
     folder = tmp_path_factory.mktemp("videoworld")
-    assert "6 episodes" in told(started(folder, *COLLECT, "--out", "demos.zarr"))
-    killed(started(folder, *TRAIN), when=folder / "run/stages/tokens-*.zarr")
+    assert "6 episodes" in told(Command(folder, *COLLECT, "--out", "demos.zarr"))
+    killed(Command(folder, *TRAIN), when=folder / "run/stages/tokens-*.zarr")
     return folder
 
 

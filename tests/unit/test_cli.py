@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from processes import Command
 from toy import ToyEnv
 
 from latentplan import cli, registry
@@ -149,15 +150,13 @@ def test_the_exit_code_reaches_the_shell() -> None:
 def test_ctrl_c_ends_with_130_and_keeps_what_was_done(tmp_path: Path) -> None:
     out = tmp_path / "data.zarr"
     argv = ["collect", "rope", "--episodes", "100000", "--out", str(out), "--workers", "1"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "latentplan.cli", *argv], stderr=subprocess.PIPE, text=True
-    )
+    running = Command(tmp_path, *argv)
     deadline = time.monotonic() + 60
     while not list(out.glob(".pending/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=30)
-    assert running.returncode == 130, told
+    os.kill(running.pid, signal.SIGINT)
+    code, _, told = running.end(within=30)
+    assert code == 130, told
     assert "Traceback" not in told
     assert "interrupted; what was done is kept" in told
     assert main(["show", str(out), "--out", str(tmp_path / "sheet.png")]) == 0

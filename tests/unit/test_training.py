@@ -87,12 +87,12 @@ def contents(run: Path) -> dict[str, Any]:
 def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, "steps=60", "training.ema=0.9"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    ended = driven("model", "cfm", data, whole, moments=["end"], overrides=overrides)
+    ended = driven("cfm", data, whole, moments=["end"], overrides=overrides)
     assert ended == [(0, 60)]
     files = [f"replace:{n}" for n in (1, 3, 4, 5, 6, 7, 9)]
     times = ["kill:20+0.001", "kill:28+0.013", "kill:36+0.007", "interrupt:44+0.004"]
     moments = [*files, *times, "end"]
-    found = driven("model", "cfm", data, cut, moments=moments, overrides=overrides)
+    found = driven("cfm", data, cut, moments=moments, overrides=overrides)
     steps = [done for _, done in found]
     assert [code for code, _ in found] == [-9] * (len(files) + 3) + [130, 0]
     assert steps == sorted(steps)
