@@ -18,6 +18,7 @@ import typer
 
 from latentplan import __version__
 from latentplan.commands import (
+    bench,
     calibrate,
     check,
     collect,
@@ -45,7 +46,12 @@ OF_THE_DISK = (
     *(errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ESTALE),
 )
 # Functions of the library whose parameters are options of a command, by the command.
-FUNCTIONS = {"plan": "evaluate", "record": "record|robot", "replay": "replay|robot"}
+FUNCTIONS = {
+    "bench": "bench_models",
+    "plan": "evaluate",
+    "record": "record|robot",
+    "replay": "replay|robot",
+}
 
 app = typer.Typer(
     name="latentplan",
@@ -91,6 +97,7 @@ COMMANDS: dict[str, Any] = {
 }
 for _name, _module in COMMANDS.items():
     app.command(name=_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+app.add_typer(bench.app, name="bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,11 @@ from trainings import small
 from latentplan import registry
 from latentplan.conformance.suite import subject
 from latentplan.models.ensemble import Ensemble
+from latentplan.protocols import PrivilegedModel
 from latentplan.types import ActionSpec, ArraySpec, PickSpec, PlanarSpec, Spec
 
 SIDE = 32  # pixels of an image
+POINTS = 5  # of models that read the simulator's keypoints
 PICK = PickSpec("rgb", (150, 150, 150))
 BOX = Spec(
     {"rgb": ArraySpec((SIDE, SIDE, 3), "uint8")},
@@ -33,6 +35,8 @@ SETTINGS = {
 VARIANTS = {  # of the registered models
     "cfm, four views": ("cfm", ["model.views=4"]),
     "cfm_paper": ("cfm", ["model.dynamics=locally_linear", "model.negatives=current"]),
+    "jepa, vicreg": ("jepa", ["model.against=vicreg"]),
+    "keypoints, line": ("keypoints", ["model.orders=line"]),
     "videoworld, frames": ("videoworld", ["model.inverse.reads=frames"]),
     "videoworld, sentences": (
         "videoworld",
@@ -57,4 +61,7 @@ def model(name: str, *, picks: bool = False):
     registered, settings = VARIANTS.get(name, (name, []))
     chosen = [*small(registered), *SETTINGS.get(registered, ()), *settings]
     spec = replace(BOX, pick=PICK) if picks else BOX
+    if isinstance(registry.get("model", registered), PrivilegedModel):
+        seen = {**spec.observation, "keypoints": ArraySpec((POINTS, 2), "float32", "m")}
+        spec = replace(spec, observation=seen, privileged=("keypoints",))
     return subject("model", registered, overrides=chosen).build(spec).eval().requires_grad_(False)

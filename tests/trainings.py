@@ -28,6 +28,16 @@ STEPS, EPISODES, LENGTH = 4, 5, 17
 every_name = pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
 SMALL = {
     "cfm": ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
+    **dict.fromkeys(
+        ("autoencoder", "jepa", "joint"),
+        ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
+    ),
+    "keypoints": ["model.hidden=[8]"],
+    "pixel": ["model.size=8", "model.channels=[8,8]"],
+    "planet": [
+        *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),
+        *("model.recurrent=8", "model.context=2"),
+    ],
     "videoworld": [
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),

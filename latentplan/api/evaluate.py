@@ -14,6 +14,7 @@ from latentplan.api import results
 from latentplan.api.choice import Choice, Overrides, as_overrides, choose
 from latentplan.api.fit import check_fit
 from latentplan.errors import CheckpointError, ConfigError, Interrupted, check_range
+from latentplan.evaluation.baselines import declared
 from latentplan.files import replacing
 from latentplan.protocols import (
     AdaptableEnv,
@@ -96,6 +97,7 @@ def evaluate(
     world: Env = found.env.build(found.settings["env"])
     try:
         acts = found.build(world)
+        made_with["privileged"] = list(declared(acts))
         with nullcontext() if out is None else results.folder(out) as folder:
             name = found.env.name
             trials, stopped = _run(evaluator, acts, world, name, episodes, seed, on_progress)
@@ -278,13 +280,15 @@ def _write(
     """Write all that is known of an evaluation, and return the files by name."""
     import yaml
 
-    named = ("env", "policy", "planner", "objective", "checkpoint", "device")
+    named = ("env", "policy", "planner", "objective", "checkpoint", "privileged", "device")
     settings = {k: made_with[k] for k in named}
     settings |= {"episodes": metrics.episodes, "seed": metrics.seed, "config": made_with["config"]}
     texts = {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),
         "episodes.json": json.dumps(evaluator.records(trials)),
     }
+    if read := made_with["privileged"]:
+        name += f" (reads {', '.join(read)} of the simulator)"
     drawn: IllustratedEvaluation | None = None
     if isinstance(evaluator, IllustratedEvaluation):
         drawn = evaluator

@@ -37,12 +37,10 @@ def _observations(model: Spec, env: Spec) -> list[str]:
     """Return what is wrong with the env's observations, for a model."""
     wrong = []
     for key, array in model.observation.items():
-        if key in model.privileged:
-            continue
         need, given = (array.shape, array.dtype), env.observation.get(key)
         if given is None:
             wrong.append(f"observation {key!r} is missing")
-        elif key in env.privileged:
+        elif key in env.privileged and key not in model.privileged:
             wrong.append(f"observation {key!r} is privileged there")
         elif (given.shape, given.dtype) != need:
             wrong.append(

@@ -11,7 +11,7 @@ from latentplan import config, registry
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, Interrupted, check_range, unknown
-from latentplan.protocols import Component, Configured, FittedConfig, Staged
+from latentplan.protocols import Component, Configured, FittedConfig, PrivilegedModel, Staged
 from latentplan.training import checkpoint, header, run_folder, stages, state
 from latentplan.training.fit import Session, fit
 from latentplan.training.loop import writing
@@ -70,7 +70,8 @@ def train(
     with ZarrStore.open(data) as store:
         identity = run_folder.identity(store)
         if isinstance(own, FittedConfig) and not chosen.staged:
-            own = own.fitted(run_folder.public(store))
+            shown = _privileged(chosen.network)
+            own = own.fitted(run_folder.public(store, privileged=shown))
         job = _Job(
             chosen,
             own,
@@ -106,6 +107,7 @@ class _Choice:
     preset: Mapping[str, Any] = field(default_factory=dict)
     config: Any = None  # of a network that is built already
     staged: bool = False
+    network: Any = None  # its class
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,13 @@ def _choose(model: Any, kind: str | None) -> _Choice:
     kind, name = places[0] if places else (kind or "model", path)
     if isinstance(model, Configured) and built:
         return _Choice(
-            lambda spec, config: model, kind, name, name, {"training": Training}, {}, model.config
+            lambda spec, config: model,
+            kind,
+            name,
+            name,
+            {"training": Training},
+            config=model.config,
+            network=found,
         )
     return _of_class(found, kind, name, found.__qualname__, {})
 
@@ -181,11 +189,15 @@ def _of_class(
 ) -> _Choice:
     staged = issubclass(found, Staged)
     sections = {kind: found.Config, "training": found.Training if staged else Training}
-    return _Choice(found, kind, name, label, sections, preset, staged=staged)
+    return _Choice(found, kind, name, label, sections, preset, staged=staged, network=found)
 
 
 def _names(kind: str) -> dict[str, str]:
     return registry.names(kind) if kind in registry.BUILT_IN else {}
+
+
+def _privileged(network: Any) -> tuple[str, ...]:
+    return network.privileged if isinstance(network, PrivilegedModel) else ()
 
 
 def _execute(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping[str, float]]:
@@ -205,6 +217,7 @@ def _train_one(job: _Job, *, resume: bool) -> tuple[int, Mapping[str, float]]:
         training=job.training,
         kind=chosen.kind,
         registered=chosen.name,
+        privileged=_privileged(chosen.network),
     )
     fit(stage, {}, job.store, job.folder, session=job.session, settings=job.written, resume=resume)
     best = job.folder / "best.safetensors"
@@ -221,7 +234,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
     given = {"spec": spec, "labels": [Label(text, task) for text, task in texts]}
     steps = model.stages(job.config, training=job.training, **given)
     stages.check_lengths(steps, job.store)
-    stages.check_builds(steps, spec)
+    stages.check_builds(steps, job.store)
     with writing(job.folder), run_folder.claim(job.folder):
         config.save_yaml(job.folder / run_folder.CONFIG, job.written)
         trained = stages.execute(steps, job.store, cache, session=job.session)

@@ -94,5 +94,7 @@ def show(found: Evaluated) -> None:
     Console().print(table)
     for note in figures.notes:
         print(note)
+    if read := found.settings["privileged"]:
+        print(f"the model reads {', '.join(read)} of the simulator: a bound, not a result")
     name = "report.html" if "report.html" in found.files else "metrics.json"
     print(f"{name.partition('.')[0]}: {found.files[name]}")

@@ -18,6 +18,11 @@ SPEC = Spec(
     },
     action=ActionSpec((-1.0,) * 4, (1.0,) * 4),
 )
+PRIVILEGED = replace(  # for a model that reads simulator state
+    SPEC,
+    observation={**SPEC.observation, "keypoints": ArraySpec((9, 2), "float32", "points, m")},
+    privileged=("keypoints",),
+)
 
 
 def seeded(seed: int = 0) -> Generator:

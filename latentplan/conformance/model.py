@@ -14,7 +14,14 @@ from torch import Tensor
 from latentplan.conformance import data
 from latentplan.conformance.suite import NotApplicable, Subject, refuses, require
 from latentplan.errors import ShapeError
-from latentplan.protocols import ActionProposer, Dynamics, Learner, SubgoalModel, VideoModel
+from latentplan.protocols import (
+    ActionProposer,
+    Dynamics,
+    Learner,
+    PrivilegedModel,
+    SubgoalModel,
+    VideoModel,
+)
 from latentplan.types import Batch, Context, Goal, Tensors
 
 NOISE = 0.1  # on weights: nothing is almost zero, so that what leaks is seen
@@ -201,7 +208,8 @@ def check_proposal(subject: Subject) -> None:
 def built(subject: Subject) -> Any:
     """Return a new model of the subject's spec, else of the suite's, with the same weights."""
     torch.manual_seed(0)
-    return subject.build(subject.spec or data.SPEC).eval()
+    suite = data.PRIVILEGED if isinstance(subject.make, PrivilegedModel) else data.SPEC
+    return subject.build(subject.spec or suite).eval()
 
 
 def noisy(subject: Subject) -> Any:

@@ -140,7 +140,8 @@ class Windows:
         """Return what loads rows of each array, the smallest of them from memory."""
         found: dict[str, Callable[[Array], Tensor]] = {}
         wanted = np.repeat(episodes, np.diff(store.ends, prepend=0))  # (rows,) bool
-        names = ["action", *(f"observation/{key}" for key in (*self.keys, *self.targets))]
+        seen = dict.fromkeys((*self.keys, *self.targets))  # a PrivilegedModel reads a target itself
+        names = ["action", *(f"observation/{key}" for key in seen)]
         names += ["reward"] if "rewards" in self.reads else []
         bytes_of = {name: store.row_bytes(name) for name in names}
         left = sum(bytes_of.values())

@@ -6,7 +6,7 @@ import numpy as np
 
 from latentplan import registry
 from latentplan.errors import ShapeError
-from latentplan.protocols import CostPredictor, Env, EnvPolicy, Policy
+from latentplan.protocols import CostPredictor, Env, EnvPolicy, Policy, PrivilegedPolicy
 from latentplan.types import Array, Observation, Spec
 
 
@@ -31,19 +31,27 @@ def baselines(env: Env) -> dict[str, Policy]:
 def visible(policy: Policy, observation: Observation, spec: Spec) -> Observation:
     """Return the keys of an observation that a policy may read.
 
-    Only a policy of the env itself, such as its expert, may read privileged keys.
+    Only a policy of the env itself, such as its expert, may read all privileged keys, and a
+    PrivilegedPolicy those that it declares.
     """
     if isinstance(policy, EnvPolicy):
         return observation
-    return {k: v for k, v in observation.items() if k not in spec.privileged}
+    hidden = {*spec.privileged} - {*declared(policy)}
+    return {k: v for k, v in observation.items() if k not in hidden}
+
+
+def declared(policy: object) -> tuple[str, ...]:
+    """Return the privileged keys that a policy declares to read."""
+    return policy.privileged if isinstance(policy, PrivilegedPolicy) else ()
 
 
 def predicted_cost(
     policy: CostPredictor, observation: Observation, actions: Array, spec: Spec
 ) -> Array:
     """Return the cost (K,) that a policy predicts for actions (K, A)."""
-    public = {k: v for k, v in observation.items() if k not in spec.privileged}
-    cost = np.asarray(policy.evaluate(public, actions), np.float64)
+    hidden = {*spec.privileged} - {*declared(policy)}
+    seen = {k: v for k, v in observation.items() if k not in hidden}
+    cost = np.asarray(policy.evaluate(seen, actions), np.float64)
     if cost.shape != (len(actions),):
         raise ShapeError(
             f"CostPredictor.evaluate: found shape {cost.shape}, need (K={len(actions)},) costs"

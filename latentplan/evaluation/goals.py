@@ -110,13 +110,17 @@ class Goals:
         """
         count = self.count(episodes)
         check_range("evaluate.seed", seed, 0)
-        runner = _Runner(policy, env, self.config)
+        runner = _Runner(policy, env, self.config, self.controls)
         total = count * self.config.length
         draw = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EVALUATION,)))
         chosen = draw.choice(total, min(self.config.states, total), replace=False)
         compared = [divmod(int(c), self.config.length) for c in chosen]  # trial, step
         for index in range(count):
             yield runner.trial(index, {step for trial, step in compared if trial == index}, seed)
+
+    def controls(self, env: Env) -> Mapping[str, Policy]:
+        """Return the policies that attempt each trial beside the planner, by name."""
+        return baselines(env)
 
     def figures(self, trial: Trial) -> dict[str, str]:
         """Return the figures shown when a trial finishes, by name."""
@@ -162,8 +166,14 @@ class Goals:
 class _Runner:
     """Runs the trials of one planner in one env."""
 
-    def __init__(self, policy: Policy, env: Env, config: Goals.Config) -> None:
-        self.policy, self.env, self.config = policy, env, config
+    def __init__(
+        self,
+        policy: Policy,
+        env: Env,
+        config: Goals.Config,
+        controls: Callable[[Env], Mapping[str, Policy]],
+    ) -> None:
+        self.policy, self.env, self.config, self.controls = policy, env, config, controls
         self.view = image_key(env.data_spec)
 
     def trial(self, index: int, steps: set[int], seed: int) -> Trial:
@@ -197,7 +207,7 @@ class _Runner:
         attempts = {
             "planner": self._attempt(planned, goal, start_seed, seed=plan_seed, before_step=compare)
         }
-        for name, policy in baselines(self.env).items():
+        for name, policy in self.controls(self.env).items():
             attempts[name] = self._attempt(policy, goal, start_seed, seed=exploring)
         image = None if self.view is None else goal[self.view]
         env = self.env

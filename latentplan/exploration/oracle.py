@@ -11,8 +11,10 @@ from latentplan.errors import ConfigError, check_range
 from latentplan.exploration.box import Box
 from latentplan.exploration.noise import ActionNoise, NoiseConfig
 from latentplan.exploration.picks import RandomPick
-from latentplan.protocols import Env, Policy
+from latentplan.protocols import CandidateExpert, Env, Policy
 from latentplan.types import Array, Goal, Observation, Spec
+
+FIRST = 0.25  # probability of an expert's first candidate; of the next, as much of what is left
 
 
 class Oracle:
@@ -51,9 +53,24 @@ class Oracle:
 
     def act(self, observation: Observation) -> Array:
         """Return the expert's action (A,)."""
+        target = self._chosen()
+        return self._attached().oracle(observation, target)
+
+    def guess(self, observation: Observation, rng: np.random.Generator) -> Array:
+        """Return one of the actions (A,) among which the expert chooses, the first most often.
+
+        It is not tried in the simulator. An expert that tries none gives its action.
+        """
+        env = self._attached()
+        if not isinstance(env, CandidateExpert):
+            return self.act(observation)
+        candidates = list(env.candidates(observation, self._chosen()))
+        return candidates[min(int(rng.geometric(FIRST)), len(candidates)) - 1]
+
+    def _chosen(self) -> Observation:
         if self._target is None:
             raise ConfigError("policy oracle: found no goal; reset(goal) comes before act")
-        return self._attached().oracle(observation, self._target)
+        return self._target
 
     def _attached(self) -> Env:
         if self._env is None:
@@ -68,9 +85,13 @@ class NoisyOracle:
     class Config(NoiseConfig):
         """The noise of the actions; 1 is half of an action's range."""
 
+        verify: bool = True  # whether an expert that tries candidate actions in the simulator does
+        # so; else one is drawn, some 20 times as fast
+
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Take the spec of the actions; `attach` must follow."""
-        self._noise = ActionNoise(spec, (config or self.Config()).std(spec))
+        self.config = config or self.Config()
+        self._noise = ActionNoise(spec, self.config.std(spec))
         self._expert = Oracle(spec)
         self._rng = np.random.default_rng()
 
@@ -90,7 +111,11 @@ class NoisyOracle:
 
     def act(self, observation: Observation) -> Array:
         """Return an action (A,) float32 inside the bounds."""
-        return self._noise.add(self._expert.act(observation), self._rng)
+        if self.config.verify:
+            action = self._expert.act(observation)
+        else:
+            action = self._expert.guess(observation, self._rng)
+        return self._noise.add(action, self._rng)
 
 
 class Mixture:

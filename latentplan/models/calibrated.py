@@ -38,7 +38,12 @@ from latentplan.nn.mlp import LatentMLP
 from latentplan.nn.observations import checked, encode, frames_of
 from latentplan.nn.scaling import ActionScaling
 from latentplan.nn.symmetry import turn_for_views
-from latentplan.protocols import EquivariantEncoder, Upgradable
+from latentplan.protocols import (
+    EquivariantEncoder,
+    PrivilegedModel,
+    SymmetricDynamics,
+    Upgradable,
+)
 from latentplan.shapes import check
 from latentplan.types import (
     Batch,
@@ -196,6 +201,7 @@ class Calibrated(nn.Module):
                 kind="model",
                 registered=config.base.name,
                 run=config.base.run,
+                privileged=_privileged(config.base.name),
             ),
             Derived(
                 LATENTS,
@@ -247,6 +253,12 @@ class Calibrated(nn.Module):
         latents = self.dynamics.unroll(prepared, actions)
         return rearrange(latents, "(b v) n h d -> b n h (v d)", v=v)
 
+    def equivalents(self, latents: Tensor) -> Tensor:
+        """Return the latents (S, ..., D) that describe the same states, as the encoder says."""
+        if isinstance(self.base, SymmetricDynamics):
+            return self.base.equivalents(latents)
+        return latents[None]
+
     def proposal(self, goal: Goal) -> InverseProposal:
         """Return actions towards a goal observation, the likeliest first.
 
@@ -257,8 +269,9 @@ class Calibrated(nn.Module):
                 "goal.observation: found none, need one: calibrated proposes actions towards an "
                 "observation; set propose=false for other goals"
             )
-        latent = encode(self, checked("goal.observation", self.spec, goal.observation))[0]
-        return InverseProposal(self.inverse, latent[:, : self.latent_dim // self.views])
+        latent = encode(self, checked("goal.observation", self.spec, goal.observation))[0, 0]
+        goals = self.equivalents(latent)[:, : self.latent_dim // self.views]
+        return InverseProposal(self.inverse, goals)
 
 
 def _on_latents(
@@ -275,6 +288,11 @@ def _on_latents(
         window=getattr(config, steps) + 1,
         window_from=f"model.{name}.{steps}",
     )
+
+
+def _privileged(name: str) -> tuple[str, ...]:
+    model = registry.get("model", name)
+    return model.privileged if isinstance(model, PrivilegedModel) else ()
 
 
 def _base(spec: Spec, config: Calibrated.Config) -> Any:

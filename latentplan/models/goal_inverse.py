@@ -150,7 +150,7 @@ class InverseProposal:
     STEPS = 4  # numbers of steps to the goal that are asked for, from 1 on, beside an unknown one
 
     def __init__(self, inverse: GoalInverse, goal: Tensor) -> None:
-        """Take the goal's latent (1, d) of the first view."""
+        """Take the latents (S, d) of the first view that describe the goal; the nearest is it."""
         self.inverse, self.goal = inverse, goal
 
     def sample(
@@ -159,7 +159,7 @@ class InverseProposal:
         """Return (B, n, H, A): the likeliest action, then samples; the rest is no motion."""
         check("InverseProposal.context", context.latents, "B T D")
         now = context.latents[:, -1, : self.goal.shape[-1]].to(self.goal)
-        goal = self.goal.expand(len(now), -1)
+        goal = self.goal.expand(len(now), -1) if len(self.goal) == 1 else self._nearest(now)
         unknown = torch.zeros(len(now), dtype=torch.long, device=now.device)
         actions = self.inverse.likeliest(now, goal, unknown)[:, None]
         if count > 1:
@@ -168,3 +168,8 @@ class InverseProposal:
             drawn = self.inverse.sample(now, goal, steps, generator=generator)
             actions = torch.cat([actions, drawn[:, 1:]], dim=1)
         return F.pad(actions[:, :, None], (0, 0, 0, horizon - 1))
+
+    def _nearest(self, now: Tensor) -> Tensor:
+        """Return the goals (B, d) that are the nearest to latents (B, d)."""
+        away = (self.goal - now[:, None]).square().sum(-1)  # b s
+        return self.goal[away.argmin(-1)]

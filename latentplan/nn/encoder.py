@@ -6,6 +6,7 @@ by one linear layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn.sensors import Sensor, sensor
 from latentplan.types import Moments, Spec, Tensors
+
+LAYER = re.compile(r"([0-9]{1,4})\.(weight|bias)")  # of a list of layers
 
 T = TypeVar("T")
 
@@ -136,12 +139,13 @@ class Encoder(nn.Module):
 
     def upgraded_weights(self, weights: Mapping[str, T]) -> dict[str, T]:
         """Return the weights by today's names; before, the layers of the one image were a list."""
-        last = max((int(key.partition(".")[0]) for key in weights if key[0].isdigit()), default=0)
+        numbers = {key: LAYER.fullmatch(key) for key in weights}
+        last = max((int(found[1]) for found in numbers.values() if found), default=0)
 
         def today(key: str) -> str:
-            number, _, rest = key.partition(".")
-            if not number.isdigit():
+            found = numbers[key]
+            if found is None:
                 return key
-            return f"output.{rest}" if int(number) == last else f"sensors.0.layers.{key}"
+            return f"output.{found[2]}" if int(found[1]) == last else f"sensors.0.layers.{key}"
 
         return {today(key): value for key, value in weights.items()}

@@ -40,12 +40,14 @@ def size(
     return height, width, depth
 
 
-def keys(where: str, chosen: Sequence[str], spec: Spec) -> tuple[str, ...]:
+def keys(
+    where: str, chosen: Sequence[str], spec: Spec, *, colours: Sequence[int] = COLOURS
+) -> tuple[str, ...]:
     """Return `chosen`, or the images of `spec` if that is empty; ConfigError if there are none."""
     found = tuple(chosen) or tuple(
         key
         for key, array in spec.observation.items()
-        if key not in spec.privileged and _is_image(array, COLOURS)
+        if key not in spec.privileged and _is_image(array, colours)
     )
     if not found:
         seen = ", ".join(
@@ -54,8 +56,9 @@ def keys(where: str, chosen: Sequence[str], spec: Spec) -> tuple[str, ...]:
             if key not in spec.privileged
         )
         raise ConfigError(
-            f"{where}: the data have no images, uint8 (height, width, 3), only: {seen or 'nothing'}"
-            "; collect or import some with a camera"
+            f"{where}: the data have no images, uint8 (height, width, "
+            f"{' or '.join(map(str, colours))}), only: {seen or 'nothing'}; collect or import some "
+            "with a camera"
         )
     return found
 

@@ -17,7 +17,7 @@ from latentplan.types import Array, Observation, Spec
 
 
 def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array]:
-    """Return copies of the public arrays of `spec`, of its dtypes.
+    """Return copies of the arrays of a model's `spec`, of its dtypes.
 
     Raises ShapeError that begins with `where` unless the observation has them, finite.
     """
@@ -26,8 +26,6 @@ def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array
         raise ShapeError(f"{where}: found {found}, need a mapping from names to arrays")
     inputs = {}
     for key, array in spec.observation.items():
-        if key in spec.privileged:
-            continue
         if key not in observation:
             given = ", ".join(sorted(observation)) or "nothing"
             raise ShapeError(f"{where}: the observation has no {key!r}, only {given}")

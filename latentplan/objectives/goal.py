@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from latentplan import shapes
 from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn.observations import checked, encode
-from latentplan.protocols import Dynamics
+from latentplan.protocols import Dynamics, Objective, SymmetricDynamics
 from latentplan.types import Context, Goal
 
 
@@ -48,9 +49,16 @@ class GoalDistance:
         """Raise ConfigError without a goal observation, ShapeError if it does not fit the model."""
         self._latent(goal, model)
 
-    def __call__(self, goal: Goal, context: Context, model: Dynamics) -> LatentDistance:
-        """Return the distance to the goal, which is encoded once."""
-        return LatentDistance(self._latent(goal, model), self.config)
+    def __call__(self, goal: Goal, context: Context, model: Dynamics) -> Objective:
+        """Return the distance to the goal, which is encoded once.
+
+        If several latents describe the goal, it is the distance to the nearest of them.
+        """
+        latent = self._latent(goal, model)
+        if not isinstance(model, SymmetricDynamics):
+            return LatentDistance(latent, self.config)
+        found = [LatentDistance(each, self.config) for each in model.equivalents(latent)]
+        return found[0] if len(found) == 1 else Nearest(found)
 
     def _latent(self, goal: Goal, model: Dynamics) -> Tensor:
         """Return the goal's latent (1, D)."""
@@ -65,6 +73,18 @@ class GoalDistance:
             inputs = checked("goal.observation", model.spec, goal.observation)
             self._latents[model] = encode(model, inputs)[:, 0]
         return self._latents[model]
+
+
+class Nearest:
+    """A `protocols.Objective`: the cost of the goal that is the cheapest to reach."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        """Take one objective for each goal."""
+        self.objectives = tuple(objectives)
+
+    def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Return cost (B, N) of latents (B, N, H, D) reached by actions (B, N, H, A)."""
+        return torch.stack([each(latents, actions) for each in self.objectives]).amin(0)
 
 
 class LatentDistance:

@@ -114,6 +114,11 @@ class Histories:
         """Return the history of a model."""
         return self._by_model[model]
 
+    @property
+    def privileged(self) -> tuple[str, ...]:
+        """The privileged observations that the models declare to read."""
+        return tuple(sorted({key for each in self._by_model for key in each.spec.privileged}))
+
     def observe(self, where: str, observation: Observation) -> None:
         """Append an observation; ShapeError unless it has the keys of every model."""
         for each in self._by_model.values():

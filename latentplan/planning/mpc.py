@@ -72,6 +72,7 @@ class MPC:
         c.check(type(self).__name__, model=model, planner=self.planner, proposers=proposers)
         proposers = model_proposal.proposers(model, proposers, own=c.propose)
         self._histories = Histories([model, *proposers])
+        self.privileged = self._histories.privileged
         self._planner = ModelPlanner(
             model,
             self.planner,

@@ -7,6 +7,7 @@ protocols of their own, such as `HasSuccessThreshold`.
 
 from latentplan.protocols.acting import (
     AdaptableEnv,
+    CandidateExpert,
     CostPredictor,
     Env,
     EnvPolicy,
@@ -18,6 +19,7 @@ from latentplan.protocols.acting import (
     HasSuccessThreshold,
     IllustratedEvaluation,
     Policy,
+    PrivilegedPolicy,
     RenderedEnv,
 )
 from latentplan.protocols.component import Component, Configured
@@ -40,8 +42,10 @@ from latentplan.protocols.learning import (
     LanguageConfig,
     Learner,
     Normalised,
+    PrivilegedModel,
     ScalarTokenizer,
     Staged,
+    SymmetricDynamics,
     Tokenizer,
     Upgradable,
     UpgradableWeights,
@@ -65,6 +69,7 @@ __all__ = [
     "ActionSpace",
     "AdaptableEnv",
     "AnnotatedSource",
+    "CandidateExpert",
     "CountingSource",
     "Component",
     "Configured",
@@ -96,6 +101,8 @@ __all__ = [
     "ObjectiveFactory",
     "Planner",
     "Policy",
+    "PrivilegedModel",
+    "PrivilegedPolicy",
     "Proposal",
     "RenderedEnv",
     "ScalarTokenizer",
@@ -103,6 +110,7 @@ __all__ = [
     "Staged",
     "StepProposal",
     "SubgoalModel",
+    "SymmetricDynamics",
     "Tokenizer",
     "Upgradable",
     "UpgradableWeights",

@@ -106,6 +106,14 @@ class ExpertEnv(Protocol):
 
 
 @runtime_checkable
+class CandidateExpert(Protocol):
+    """An env whose oracle tries candidate actions in the simulator and takes the best."""
+
+    def candidates(self, observation: Observation, goal: Observation) -> Iterator[Array]:
+        """Yield these actions (A,), the one that is likeliest to be the best first."""
+
+
+@runtime_checkable
 class RenderedEnv(Protocol):
     """An env that renders an image for people to watch."""
 
@@ -126,7 +134,7 @@ class AdaptableEnv(Protocol):
 class Policy(Protocol):
     """A policy of any kind: random actions, experts, baselines, clones, MPC, generative models.
 
-    Optional abilities: EnvPolicy, GoalChoosingPolicy, CostPredictor.
+    Optional abilities: EnvPolicy, PrivilegedPolicy, GoalChoosingPolicy, CostPredictor.
     """
 
     def reset(self, goal: Goal | None = None, *, seed: Any = None) -> None:
@@ -143,11 +151,20 @@ class Policy(Protocol):
 class EnvPolicy(Protocol):
     """A policy that needs its env, for example to call the env's expert.
 
-    Only such a policy receives privileged observations.
+    Only such a policy receives all privileged observations.
     """
 
     def attach(self, env: Env) -> None:
         """Set the env before the first `reset`; ConfigError if the env lacks what is needed."""
+
+
+@runtime_checkable
+class PrivilegedPolicy(Protocol):
+    """A policy that reads some privileged observations, as its model declares."""
+
+    @property
+    def privileged(self) -> tuple[str, ...]:
+        """The keys of these observations; () for a policy of public observations alone."""
 
 
 @runtime_checkable

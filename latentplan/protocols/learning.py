@@ -33,7 +33,7 @@ class Learner(Protocol):
     Its class has a dataclass `Config` and is built as `Class(spec, config)`.
     """
 
-    spec: Spec  # observations that it reads, none of them privileged
+    spec: Spec  # observations that it reads, none privileged unless a PrivilegedModel
     config: Any  # the Config that it was built from
     window: int  # least number of observations in a training window
     targets: tuple[str, ...]  # privileged observations that its loss reads
@@ -269,6 +269,25 @@ class EquivariantEncoder(Protocol):
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`, (B,) int64."""
+
+
+@runtime_checkable
+class PrivilegedModel(Protocol):
+    """A model class that reads simulator state: a bound to compare with, of no use without it.
+
+    Its spec has these observations and lists them in `Spec.privileged`, which a checkpoint keeps
+    and all results of `latentplan.evaluate` state. No other model is given privileged observations.
+    """
+
+    privileged: tuple[str, ...]  # observation keys that it reads even if they are privileged
+
+
+@runtime_checkable
+class SymmetricDynamics(Protocol):
+    """A Dynamics of which several latents describe one state, such as points in either order."""
+
+    def equivalents(self, latents: Tensor) -> Tensor:
+        """Return the latents (S, ..., D) that describe the same states as latents (..., D)."""
 
 
 @runtime_checkable

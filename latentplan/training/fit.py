@@ -57,7 +57,7 @@ def fit(
     lacks what a Learner has or its windows are too short, StoreError if the store does not fit,
     and as `run_folder.check_state` and `loop.train`.
     """
-    spec, training = run_folder.public(store), stage.training
+    spec, training = run_folder.public(store, privileged=stage.privileged), stage.training
     run_folder.check_state(folder)
     torch.manual_seed(session.seed)
     learner = stage.build(spec, parts).to(session.device)

@@ -33,13 +33,15 @@ class HeldOut:
 
 @torch.no_grad()
 def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """Return `loss`, `top1`, `top1_of` and, if there are keypoints, `spearman`.
+    """Return `loss`, `top1`, `top1_of`, `error` and, if there are keypoints, `spearman`.
 
     Without transitions: `loss` and the means of its parts.
 
     `loss` is the mean of the model's own loss over the windows. `top1` is the share of transitions
     whose predicted latent lies nearest to its own next latent among `top1_of` of them; a tie
-    counts its share, so a collapsed encoder scores 1 / top1_of. `spearman` is the rank correlation
+    counts its share, so a collapsed encoder scores 1 / top1_of. `error` is the mean distance of
+    predicted to next latents, as a share of that from the latents before them: 1 is no better than
+    to predict no change, and a collapsed encoder has it. `spearman` is the rank correlation
     of latent with keypoint distance over pairs of states; keypoints are kept from the model.
     """
     trained = model.training
@@ -47,7 +49,7 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
     device = next(model.parameters()).device
     t = model.context if held_out.transitions else 0
     losses, parts = [], []
-    predicted, nexts, latents, points = [], [], [], []
+    predicted, nexts, before, latents, points = [], [], [], [], []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(SEED)
         for batch in held_out.windows:
@@ -62,6 +64,7 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
             step = model.rollout(model.prepare(past), actions[:, None, t - 1 :])  # b 1 1 d
             predicted.append(step[:, 0, 0])
             nexts.append(z[:, t])
+            before.append(z[:, t - 1])
             latents.append(z[:, 0])
             if held_out.keypoints is not None:
                 points.append(batch.targets[held_out.keypoints][:, -t - 1])
@@ -74,6 +77,7 @@ def evaluate(model: Any, held_out: HeldOut) -> dict[str, float]:
         **mean,
         "top1": top1(torch.cat(predicted), torch.cat(nexts)),
         "top1_of": sum(map(len, nexts)),
+        "error": error(*(torch.cat(each) for each in (predicted, nexts, before))),
     }
     if held_out.keypoints is not None:
         figures["spearman"] = spearman(*distances(torch.cat(latents), torch.cat(points)))
@@ -87,6 +91,16 @@ def top1(predicted: Tensor, nexts: Tensor) -> float:
     )
     nearest = away == away.amin(dim=1, keepdim=True)  # n n, several in a tie
     return float((nearest.diagonal() / nearest.sum(dim=1).clamp(min=1)).mean())
+
+
+def error(predicted: Tensor, nexts: Tensor, before: Tensor) -> float:
+    """Return the mean distance of `predicted` (n, d) to `nexts` (n, d), as a share of the change.
+
+    1 if nothing changes.
+    """
+    moved = (nexts - before).norm(dim=-1).mean()
+    away = (predicted - nexts).norm(dim=-1).mean()
+    return float(away / moved) if moved > 0 else 1.0
 
 
 def distances(latents: Tensor, points: Tensor) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -146,9 +146,14 @@ def identity(store: ZarrStore) -> dict[str, Any]:
     }
 
 
-def public(store: ZarrStore) -> Spec:
-    """Return a store's spec for a learner: without privileged observations, with the tasks."""
+def public(store: ZarrStore, *, privileged: Sequence[str] = ()) -> Spec:
+    """Return a store's spec for a learner, with the tasks of its labels.
+
+    Of privileged observations it has those alone that a PrivilegedModel declares.
+    """
     spec = store.spec
-    seen = {k: a for k, a in spec.observation.items() if k not in spec.privileged}
+    hidden = {*spec.privileged} - {*privileged}
+    seen = {k: a for k, a in spec.observation.items() if k not in hidden}
+    declared = tuple(k for k in spec.privileged if k not in hidden)
     tasks = spec.tasks or tuple(sorted({label.task for _, label in store.labels()} - {""}))
-    return replace(spec, observation=seen, privileged=(), tasks=tasks)
+    return replace(spec, observation=seen, privileged=declared, tasks=tasks)

@@ -149,18 +149,20 @@ def check_lengths(steps: Sequence[Stage | Derived], store: ZarrStore) -> None:
                 )
 
 
-def check_builds(steps: Sequence[Stage | Derived], spec: Spec) -> None:
-    """Build every network and spec of the stages for data of `spec`, and drop them.
+def check_builds(steps: Sequence[Stage | Derived], store: ZarrStore) -> None:
+    """Build every network and spec of the stages for the data of `store`, and drop them.
 
     So that what does not fit the data raises ConfigError before anything is trained.
     """
-    specs, parts = {"": spec}, dict[str, Any]()
+    specs, parts = dict[str, Spec](), dict[str, Any]()
     for step in steps:
         own = {name: parts[name] for name in step.parts}
+        shown = step.privileged if isinstance(step, Stage) else ()
+        spec = specs[step.data] if step.data else run_folder.public(store, privileged=shown)
         if isinstance(step, Stage):
-            parts[step.name] = step.build(specs[step.data], own)
+            parts[step.name] = step.build(spec, own)
         else:
-            specs[step.name] = step.spec(specs[step.data], own)
+            specs[step.name] = step.spec(spec, own)
 
 
 def check_usage(where: str, ids: Array, size: int, *, stage: str) -> float:
@@ -204,7 +206,7 @@ def _frozen(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the network of another run, and what identifies it; CheckpointError if it is unfit."""
     file = checkpoint.find(stage.run)
-    own = stage.build(run_folder.public(store), parts)
+    own = stage.build(run_folder.public(store, privileged=stage.privileged), parts)
     found = checkpoint.load(
         file,
         kind=stage.kind,

@@ -98,6 +98,7 @@ class Stage:
     kind: str = "part"  # registry kind of the network, if it has one
     registered: str = ""  # registry name of the network, if it has one
     run: str = ""  # trained run whose network of this name or kind is used, frozen
+    privileged: tuple[str, ...] = ()  # keys of a PrivilegedModel, which its spec then has
 
 
 @dataclass(frozen=True)

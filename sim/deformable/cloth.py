@@ -135,11 +135,11 @@ class Cloth(Deformable):
         Each drag is simulated, so `observation` must be the current one; this takes as long as 18
         steps, or 72 if no single drag helps. The episode continues unchanged.
         """
-        drags, cost = partial(self._drags, goal=goal), partial(self._cost, goal=goal)
+        drags, cost = partial(self.candidates, goal=goal), partial(self._cost, goal=goal)
         return lookahead.best(self, observation, propose=drags, cost=cost)
 
-    def _drags(self, observation: Observation, *, goal: Observation) -> Iterator[Array]:
-        """Yield drags of the points that are farthest from their targets."""
+    def candidates(self, observation: Observation, goal: Observation) -> Iterator[Array]:
+        """Yield drags (5,) of the points that are farthest from their targets, to and beyond."""
         points = observation["keypoints"]
         missing = self._places(observation, goal) - points[:, :2]
         for grip in self._worst(points, missing):

@@ -94,12 +94,12 @@ class Rope(Deformable):
         simulated: `observation` must be the current one. The episode continues unchanged.
         """
         if self.config.task == "shape":
-            drags, cost = partial(self._drags, goal=goal), partial(self.distance, goal=goal)
+            drags, cost = partial(self.candidates, goal=goal), partial(self.distance, goal=goal)
             return lookahead.best(self, observation, propose=drags, cost=cost)
-        return next(self._drags(observation, goal=goal))
+        return next(self.candidates(observation, goal))
 
-    def _drags(self, observation: Observation, *, goal: Observation) -> Iterator[Array]:
-        """Yield drags of links to their targets and beyond, starting with the farthest link."""
+    def candidates(self, observation: Observation, goal: Observation) -> Iterator[Array]:
+        """Yield drags (4,) of links to their targets and beyond, the farthest link first."""
         c, points = self.config, observation["keypoints"]
         error = self._target(observation, goal) - points
         missing = (error[1:] + error[:-1]) / 2  # error of the links' centres

@@ -20,10 +20,15 @@ from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
 
 CONSTANT = np.float32(0.1)  # that float32 rounds
 SPEC = Spec(
-    {"rgb": ArraySpec((32, 32, 3), "uint8"), "state": ArraySpec((3,))},
+    {
+        "rgb": ArraySpec((32, 32, 3), "uint8"),
+        "state": ArraySpec((3,)),
+        "keypoints": ArraySpec((2, 2)),
+    },
     # One number is constant by its bounds, and one in the data alone.
     ActionSpec((-1.0, float(CONSTANT), -1.0), (1.0, float(CONSTANT), 1.0)),
     env="toy",
+    privileged=("keypoints",),
 )
 LENGTH, EPISODES = 12, 5
 
@@ -44,7 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             state = np.stack([np.full(LENGTH, 0.3), rng.normal(size=LENGTH), np.zeros(LENGTH)], 1)
             actions = rng.uniform(-1, 1, (LENGTH - 1, 3)).astype(np.float32)
             actions[:, 1], actions[:, 2] = CONSTANT, 0.5
-            seen = {"rgb": images, "state": state.astype(np.float32)}
+            points = np.zeros((LENGTH, 2, 2), np.float32)
+            points[:, 1] = state[:, 1:]
+            seen = {"rgb": images, "state": state.astype(np.float32), "keypoints": points}
             rewards = np.zeros(LENGTH - 1, np.float32)
             store.append(Episode(seen, actions, rewards, labels=(Label("do it", "it"),)))
     return path

@@ -14,7 +14,7 @@ from latentplan import registry
 from latentplan.api.train import train
 from latentplan.data.store import ZarrStore
 from latentplan.errors import CheckpointError, ConfigError, Interrupted
-from latentplan.protocols import Learner, Staged
+from latentplan.protocols import Learner, PrivilegedModel, Staged
 from latentplan.training import run_folder, state
 from latentplan.training.fit import _windows
 from latentplan.training.heldout import for_model
@@ -103,7 +103,7 @@ def learners(kind: str, name: str, data: Path, folder: Path):
     build = registry.get(kind, name)
     store = ZarrStore.open(data)
     if not issubclass(build, Staged):
-        spec = run_folder.public(store)
+        spec = run_folder.public(store, privileged=getattr(build, "privileged", ()))
         yield Stage(name, lambda spec, parts: build(spec)), build(spec), store
         return
     train(name, kind=kind, data=data, run=folder, overrides=settings(kind, name))
@@ -129,7 +129,9 @@ def test_each_network_is_a_learner_whose_loss_trains_every_weight_and_falls(
     for stage, learner, store in learners(kind, name, data, tmp_path / "run"):
         where = f"{name}, {stage.name}"
         assert isinstance(learner, Learner), where
-        assert not set(learner.spec.observation) & set(store.spec.privileged), where
+        read = set(learner.spec.observation) & set(store.spec.privileged)
+        declared = set(learner.privileged) if isinstance(learner, PrivilegedModel) else set()
+        assert read == declared == set(learner.spec.privileged), where
         learner.train()
         length = max(learner.window, stage.training.window, 5 if not stage.data else 2)
         chosen = Training(batch=8, window=length)

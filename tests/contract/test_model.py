@@ -7,9 +7,16 @@ from latentplan.conformance.suite import NotApplicable, Subject, checks, subject
 
 DYNAMICS = {"latents", "rows", "later_actions", "prepared", "wrong_shapes"}
 VIDEO = {"log_prob", "samples"}
+LEARNED = {"loss"} | DYNAMICS
 APPLIES = {
+    "autoencoder": LEARNED,
     "calibrated": DYNAMICS | {"proposal"},
-    "cfm": {"loss"} | DYNAMICS,
+    "cfm": LEARNED,
+    "jepa": LEARNED,
+    "joint": LEARNED,
+    "keypoints": LEARNED,
+    "pixel": LEARNED,
+    "planet": LEARNED,
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},
 }

@@ -25,9 +25,11 @@ IMAGES = {
     "vector": ArraySpec((5,), "float32"),
     "signed": ArraySpec((32, 32, 3), "int64"),
 }
+ENCODED = {"gray_channel", "four_channels", "oblong"}
 TRAINS = {  # all others are refused
-    "cfm": {"gray_channel", "four_channels", "oblong", "vector"},
-    "calibrated": {"gray_channel", "four_channels", "oblong", "vector"},
+    **dict.fromkeys(("autoencoder", "planet"), ENCODED),
+    **dict.fromkeys(("calibrated", "cfm", "jepa", "joint"), ENCODED | {"vector"}),
+    "pixel": ENCODED | {"tiny"},
     "videogpt": {"tiny"},
     "video_vqvae": {"tiny"},
     "vqvae": {"tiny"},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import point_world
 import pytest
+
+from latentplan.protocols import Normalised
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Blocks that run one after the other in one namespace; later ones stand for the reader's code.
@@ -13,7 +16,7 @@ PAGES = {
     "arms.md": 1,
     "cameras.md": 1,
     "envs.md": 1,
-    "extending.md": 5,
+    "extending.md": 6,
     "python.md": 2,
     "tabletop.md": 1,
 }
@@ -33,3 +36,4 @@ def test_python_runs(
         exec(compile(block, f"{page}[{number}]", "exec", dont_inherit=True), namespace)
     if page == "extending.md":
         assert float(capsys.readouterr().out) > 0.8  # success of the example's planner
+        assert isinstance(namespace["MyDynamics"](point_world.spec(("joints",))), Normalised)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from latentplan.errors import ConfigError, UnstablePhysics
+from latentplan.exploration.oracle import NoisyOracle
 from latentplan.sim.deformable import folds
 from latentplan.sim.deformable.cloth import Cloth
 from latentplan.sim.rendering.mujoco_renderer import mujoco
@@ -49,6 +50,24 @@ def test_a_corner_goes_where_it_is_carried_and_threads_hold(env):
     assert np.linalg.norm(end[80] - points[80]) < 0.02  # the other end did not slide along
     assert threads(env, end).max() < 1.15
     assert end[0, 2] > env.config.radius * 1.5  # on top of the rest
+
+
+def test_drags_of_an_expert_that_tries_none_flatten_it_all_the_same():
+    env = Cloth()
+    policy = NoisyOracle(env.data_spec, NoisyOracle.Config(verify=False))
+    policy.attach(env)
+    start, most = [], []
+    for seed in range(3):
+        policy.reset(seed=seed)
+        observation, _ = env.reset(seed=seed)
+        covered = [env.coverage(observation)]
+        for _ in range(15):
+            observation = env.step(policy.act(observation)).observation
+            covered.append(env.coverage(observation))
+        start.append(covered[0])
+        most.append(max(covered))
+    env.close()
+    assert np.mean(most) > np.mean(start) + 0.2
 
 
 def test_the_uppermost_layer_is_taken(env):

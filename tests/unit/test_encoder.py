@@ -152,3 +152,9 @@ def test_frames_of_one_episode_are_not_stacked_on_those_of_another():
     for episode, found in zip(episodes, together, strict=True):
         (alone,) = latents_of([episode], model)
         assert np.array_equal(found.observations[LATENTS], alone.observations[LATENTS])
+
+
+def test_weights_of_any_name_are_left_as_they_are():
+    encoder = Encoder(spec(("front",)), EncoderConfig(**SMALL))
+    for name in ("", ".", "².weight", "9" * 5000 + ".bias", "output.weight", "0"):
+        assert encoder.upgraded_weights({name: 1}) == {name: 1}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import CUDA, VECTOR_QUANTIZE, FakeCuda
-from small_models import SIDE, VARIANTS, having, model
+from small_models import POINTS, SIDE, VARIANTS, having, model
 from toy_model import ToyModel, toy_spec
 from toy_problem import HalfSpace, Scripted, at, build, every_planner, objective
 
@@ -50,6 +50,7 @@ SOLVE = ("planning/solver.py:solve",)
 
 SEEN = {"rgb": np.full((SIDE, SIDE, 3), 40, np.uint8)}
 SEEN["rgb"][10:20, 10:20] = 200  # what can be picked
+SEEN["keypoints"] = np.zeros((POINTS, 2), np.float32)
 GOAL = Goal(SEEN)
 
 MODELS, VIDEO_MODELS = having("rollout"), having("log_prob")

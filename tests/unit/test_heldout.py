@@ -46,6 +46,16 @@ def test_an_exact_model_is_perfect(context: int) -> None:
     assert figures["loss"] == pytest.approx(0, abs=1e-9)
     assert figures["top1"] == 1.0
     assert figures["top1_of"] == 4 * SIZE
+    assert figures["error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_error_is_a_share_of_the_change() -> None:
+    model = ToyModel(toy_spec())
+    data = batches(model, noise=0.5)
+    with torch.no_grad():
+        model.A.copy_(torch.eye(4))
+        model.B.zero_()  # predicts no change
+    assert judged(model, data)["error"] == pytest.approx(1.0)
 
 
 def test_the_loss_is_the_mean_of_the_models_own() -> None:
@@ -74,7 +84,7 @@ def test_a_collapsed_encoder_scores_chance() -> None:
     model.B.data.zero_()
     figures = judged(model, batches(model), "keypoints")
     assert figures["top1"] == pytest.approx(1 / (4 * SIZE))
-    assert figures["spearman"] == 0.0
+    assert figures["spearman"] == 0.0 and figures["error"] == 1.0
 
 
 def test_keypoints_are_kept_from_the_model() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,6 +87,23 @@ def test_the_oracle_reaches_its_goals_and_noise_costs() -> None:
     assert oracle == exact < 0.02 * start
     assert exact < some < 0.4 * start
     assert much > 0.8 * start
+
+
+def test_an_expert_that_verifies_nothing_draws_one_of_its_candidates() -> None:
+    class Guided(ToyEnv):
+        def candidates(self, observation: Observation, goal: Observation) -> Iterator[np.ndarray]:
+            yield from np.linspace([-0.6] * 4, [0.6] * 4, 3, dtype=np.float32)
+
+        def oracle(self, observation: Observation, goal: Observation) -> np.ndarray:
+            raise AssertionError("nothing is tried")
+
+    env = Guided()
+    policy = NoisyOracle(env.data_spec, NoisyOracle.Config(noise=0, aim=0, verify=False))
+    policy.attach(env)
+    policy.reset(seed=0)
+    drawn = np.array([policy.act({})[0] for _ in range(2000)])
+    shares = [np.mean(np.isclose(drawn, each)) for each in (-0.6, 0, 0.6)]
+    assert np.allclose(shares, [0.25, 0.75 * 0.25, 0.75**2], atol=0.03)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.data.export import statistics
+from latentplan.data.export import arrow, statistics
 from latentplan.data.export.statistics import Statistics
 from latentplan.data.export.video import Videos
 from latentplan.data.sources.lerobot_files import EPISODES, INFO, OURS, TASKS, needed
@@ -147,7 +146,7 @@ class LerobotWriter:
         folder.mkdir(parents=True)
         self._pack()
         parquet.write_table(pyarrow.concat_tables(self._tables), folder / "file-000.parquet")
-        parquet.write_table(_tasks_table(self._tasks), self.folder / TASKS)
+        parquet.write_table(arrow.tasks_table(self._tasks), self.folder / TASKS)
         together = self._statistics.items()
         _write_json(
             self.folder / "meta/stats.json",
@@ -201,8 +200,8 @@ class LerobotWriter:
         import pyarrow
         from pyarrow import parquet
 
-        arrays = {name: _nested(values) for name, values in columns.items()}
-        arrays |= {name: _pngs(values) for name, values in images.items()}
+        arrays = {name: arrow.numbers(values) for name, values in columns.items()}
+        arrays |= {name: arrow.pngs(values) for name, values in images.items()}
         table = pyarrow.table(arrays)
         if self._table is None or self._written() >= self.config.data_mib * MIB:
             if self._table is not None:
@@ -329,47 +328,6 @@ def _texts(episode: Episode) -> list[str]:
 
 def _number(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "names": None}
-
-
-def _nested(values: Array) -> Any:
-    """Return rows (n, ...) as an arrow array: numbers, lists of a size, lists of lists."""
-    import pyarrow
-
-    array = pyarrow.array(values.reshape(-1))
-    for size in reversed(values.shape[1:]):
-        array = pyarrow.FixedSizeListArray.from_arrays(array, size)
-    if values.ndim == 2 and values.shape[1] == 1:
-        return array.flatten()  # LeRobot keeps rows of one number as numbers
-    return array
-
-
-def _pngs(images: Array) -> Any:
-    import pyarrow
-    from PIL import Image
-
-    stored = []
-    for place, image in enumerate(images):
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, format="PNG")
-        stored.append({"bytes": content.getvalue(), "path": f"frame-{place:06d}.png"})
-    kinds = [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
-    return pyarrow.array(stored, type=pyarrow.struct(kinds))
-
-
-def _tasks_table(tasks: Mapping[str, int]) -> Any:
-    """Return the table of tasks with its sentences as the index (of pandas)."""
-    import pyarrow
-
-    index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
-    column = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64"}
-    pandas = {
-        "index_columns": ["task"],
-        "column_indexes": [],
-        "columns": [column | {"numpy_type": "int64", "metadata": None}, index | {"metadata": None}],
-        "pandas_version": "2.0.0",
-    }
-    table = pyarrow.table({"task_index": list(tasks.values()), "task": list(tasks)})
-    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
 def _write_json(path: Path, values: Any) -> None:
