@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from latentplan.api.collect import collect
     from latentplan.api.evaluate import evaluate
     from latentplan.api.improve import improve
+    from latentplan.api.join import join
     from latentplan.api.load import load
     from latentplan.api.robot import connect
     from latentplan.api.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "collect", "connect", "evaluate", "improve", "load", "train"]
+__all__ = ["__version__", "collect", "connect", "evaluate", "improve", "join", "load", "train"]
 
 MODULES = {  # of api, imported when first asked for: they need numpy or torch
     "collect": "collect",
     "connect": "robot",
     "evaluate": "evaluate",
     "improve": "improve",
+    "join": "join",
     "load": "load",
     "train": "train",
 }

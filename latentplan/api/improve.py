@@ -11,20 +11,19 @@ the same model, with the same settings, on all of them:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentplan import registry
-from latentplan.api import stores
 from latentplan.api.choice import Overrides, as_overrides
 from latentplan.api.collect import collect
+from latentplan.api.join import join
 from latentplan.api.train import KINDS, Run, train
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, check_range
 from latentplan.training import run_folder
-from latentplan.types import OnProgress, Progress
+from latentplan.types import OnProgress
 from latentplan.urls import local
 
 OF_COLLECTION = ("env.", "policy.", "collect.")  # overrides; the others are of training
@@ -83,11 +82,12 @@ def improve(
             overrides=[*origin.collecting, *collecting],
             on_progress=on_progress,
         )
-        _join(place / "data.zarr", [data, place / "planned.zarr"], on_progress)
+        joined = place / "data.zarr"
+        join([data, place / "planned.zarr"], out=joined, on_progress=on_progress)
         found = train(
             origin.model,
             kind=origin.kind,
-            data=place / "data.zarr",
+            data=joined,
             run=place / "run",
             resume=True,
             seed=origin.seed,
@@ -96,7 +96,7 @@ def improve(
             on_progress=on_progress,
         )
         done.append(found)
-        data, policy = place / "data.zarr", found.folder
+        data, policy = joined, found.folder
     return Improved(tuple(done))
 
 
@@ -143,20 +143,3 @@ class _Origin:
 
 def _unnamed(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "name"}
-
-
-def _join(out: Path, parts: Sequence[Path], on_progress: OnProgress) -> None:
-    """Fill the store `out` with the episodes of all parts, in their order."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(ZarrStore.open(part)) for part in parts]
-        total = sum(map(len, opened))
-        settings = {**opened[0].settings, "joined": [run_folder.identity(each) for each in opened]}
-        store = stack.enter_context(stores.open_or_create(out, opened[0].spec, settings))
-        done = len(store)
-        for part in opened:
-            for index in range(len(part)):
-                if done:  # appended by an earlier call
-                    done -= 1
-                    continue
-                store.append(part.episode(index))
-                on_progress(Progress("join", "episodes", len(store), total, {}))

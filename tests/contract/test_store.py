@@ -9,7 +9,6 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -240,13 +239,19 @@ def test_a_crash_at_any_step_loses_at_most_the_episode_in_flight(
 
 
 def test_ctrl_c_amid_an_episode_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> None:
+    archives = []
+
+    def interrupted(archive: zipfile.ZipFile, *_: object) -> None:
+        archives.append(archive)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(zipfile, "_ZipWriteFile", interrupted)  # whose end a zip then misses
     with pytest.raises(KeyboardInterrupt):
         pending.write(Folder(tmp_path), 0, episode(0))
     assert not list(tmp_path.iterdir())
+    (archive,) = archives
+    archive._writing = False  # or it would warn that it cannot be closed
+    archive.close()
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

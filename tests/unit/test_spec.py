@@ -39,7 +39,7 @@ def test_rope_and_cloth_are_seen_from_above_in_stores_of_before_too(make, contro
     assert "planar" not in before and Spec.from_json(before) == spec
     pairs = ((0, 1), (2, 3)) if control == "pick" else ((0, 1),)  # z and the grip stay
     assert spec.planar == PlanarSpec("rgb", pairs)
-    assert CFM(spec, CFM.Config(latent=2)).config.symmetric is True
+    assert CFM(spec, CFM.Config(latent=2, observe=("rgb",))).config.symmetric is True
 
 
 @pytest.mark.parametrize("pairs", [[[0, 5]], [[0, 0]], [[0, 1], [1, 2]], [[0]], [[0, "x"]], 3])
