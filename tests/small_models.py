@@ -53,6 +53,14 @@ def having(method: str) -> list[str]:
     return found
 
 
+def box(learner) -> Spec:
+    """Return BOX, with the simulator's keypoints if the learner declares that it reads them."""
+    if not isinstance(learner, PrivilegedModel):
+        return BOX
+    seen = {**BOX.observation, "keypoints": ArraySpec((POINTS, 2), "float32", "m")}
+    return replace(BOX, observation=seen, privileged=("keypoints",))
+
+
 @cache
 def model(name: str, *, picks: bool = False):
     """Return a small frozen model, the same each time."""
@@ -60,8 +68,6 @@ def model(name: str, *, picks: bool = False):
         return Ensemble([model.__wrapped__("cfm", picks=picks) for _ in range(2)])
     registered, settings = VARIANTS.get(name, (name, []))
     chosen = [*small(registered), *SETTINGS.get(registered, ()), *settings]
-    spec = replace(BOX, pick=PICK) if picks else BOX
-    if isinstance(registry.get("model", registered), PrivilegedModel):
-        seen = {**spec.observation, "keypoints": ArraySpec((POINTS, 2), "float32", "m")}
-        spec = replace(spec, observation=seen, privileged=("keypoints",))
+    spec = box(registry.get("model", registered))
+    spec = replace(spec, pick=PICK) if picks else spec
     return subject("model", registered, overrides=chosen).build(spec).eval().requires_grad_(False)

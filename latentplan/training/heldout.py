@@ -100,7 +100,7 @@ def error(predicted: Tensor, nexts: Tensor, before: Tensor) -> float:
     """
     moved = (nexts - before).norm(dim=-1).mean()
     away = (predicted - nexts).norm(dim=-1).mean()
-    return float(away / moved) if moved > 0 else 1.0
+    return float(torch.where(moved > 0, away / moved, 1.0))
 
 
 def distances(latents: Tensor, points: Tensor) -> tuple[Array, Array]:
