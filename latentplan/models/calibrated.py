@@ -35,7 +35,7 @@ from latentplan.models.latents import (
     turned_pairs_of,
 )
 from latentplan.nn.mlp import LatentMLP
-from latentplan.nn.observations import checked, encode, frames_of
+from latentplan.nn.observations import checked, encode, frames_of, privileged_of
 from latentplan.nn.scaling import ActionScaling
 from latentplan.nn.symmetry import turn_for_views
 from latentplan.protocols import (
@@ -180,6 +180,7 @@ class Calibrated(nn.Module):
         super().__init__()
         c = self.config = config or self.Config()
         self.base = base or _base(spec, c)
+        self.privileged = privileged_of(self.base)
         self.spec = self.base.spec
         of_latents = latent_spec(spec, self.base)
         self.dynamics = dynamics or LatentDynamics(of_latents, c.dynamics, base=self.base)
@@ -269,7 +270,7 @@ class Calibrated(nn.Module):
                 "goal.observation: found none, need one: calibrated proposes actions towards an "
                 "observation; set propose=false for other goals"
             )
-        latent = encode(self, checked("goal.observation", self.spec, goal.observation))[0, 0]
+        latent = encode(self, checked("goal.observation", self, goal.observation))[0, 0]
         goals = self.equivalents(latent)[:, : self.latent_dim // self.views]
         return InverseProposal(self.inverse, goals)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError
-from latentplan.nn.observations import frames_of
+from latentplan.nn.observations import frames_of, privileged_of
 from latentplan.protocols import Dynamics, Learner
 from latentplan.shapes import check
 from latentplan.types import Batch, Context, Loss, Tensors
@@ -61,6 +61,11 @@ class Ensemble(nn.Module):
     def reads(self) -> tuple[str, ...]:
         """Optional fields of Batch that a member's loss reads."""
         return tuple(sorted({name for each in self._learners() for name in each.reads}))
+
+    @property
+    def privileged(self) -> tuple[str, ...]:
+        """Privileged observations that a member declares to read."""
+        return tuple(sorted({key for each in self._each() for key in privileged_of(each)}))
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, M d) of observations, each (B, T, ...)."""

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.errors import LatentplanError, PlanningError, ShapeError
-from latentplan.protocols import Dynamics, FrameStacking
+from latentplan.protocols import Dynamics, FrameStacking, PrivilegedModel
 from latentplan.shapes import check_finite
-from latentplan.types import Array, Observation, Spec
+from latentplan.types import Array, Observation
 
 
-def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array]:
-    """Return copies of the arrays of a model's `spec`, of its dtypes.
+def privileged_of(model: Dynamics) -> tuple[str, ...]:
+    """Return the privileged observations that a model declares to read."""
+    return model.privileged if isinstance(model, PrivilegedModel) else ()
+
+
+def checked(where: str, model: Dynamics, observation: Observation) -> dict[str, Array]:
+    """Return copies of the arrays that a model reads, of the dtypes of its spec.
 
     Raises ShapeError that begins with `where` unless the observation has them, finite.
     """
@@ -25,7 +30,10 @@ def checked(where: str, spec: Spec, observation: Observation) -> dict[str, Array
         found = type(observation).__name__
         raise ShapeError(f"{where}: found {found}, need a mapping from names to arrays")
     inputs = {}
-    for key, array in spec.observation.items():
+    hidden = {*model.spec.privileged} - {*privileged_of(model)}
+    for key, array in model.spec.observation.items():
+        if key in hidden:
+            continue
         if key not in observation:
             given = ", ".join(sorted(observation)) or "nothing"
             raise ShapeError(f"{where}: the observation has no {key!r}, only {given}")

@@ -70,7 +70,7 @@ class GoalDistance:
                     "goal.observation: found none, objective goal needs one; a goal in words needs "
                     "objective subgoal, or policy generative, and a model such as videoworld"
                 )
-            inputs = checked("goal.observation", model.spec, goal.observation)
+            inputs = checked("goal.observation", model, goal.observation)
             self._latents[model] = encode(model, inputs)[:, 0]
         return self._latents[model]
 

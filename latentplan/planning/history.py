@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentplan.nn.observations import checked, device_of, encode, frames_of
+from latentplan.nn.observations import checked, device_of, encode, frames_of, privileged_of
 from latentplan.protocols import Dynamics
 from latentplan.types import Array, Context, Observation
 
@@ -42,7 +42,7 @@ class ObservationHistory:
 
     def observe(self, where: str, observation: Observation) -> None:
         """Append an observation; ShapeError unless it has the model's keys."""
-        inputs = checked(where, self.model.spec, observation)
+        inputs = checked(where, self.model, observation)
         self._steps.append(self._step(inputs))
         self._inputs.append(inputs)
         self._sent = None
@@ -81,7 +81,7 @@ class ObservationHistory:
 
         If it equals the last observation, return the context of that one. Raises as `observe` does.
         """
-        inputs = checked(where, self.model.spec, observation)
+        inputs = checked(where, self.model, observation)
         if self._inputs and _equal(inputs, self._inputs[-1]):
             return self.context()
         return self._context([*self._steps, self._step(inputs)])
@@ -117,7 +117,7 @@ class Histories:
     @property
     def privileged(self) -> tuple[str, ...]:
         """The privileged observations that the models declare to read."""
-        return tuple(sorted({key for each in self._by_model for key in each.spec.privileged}))
+        return tuple(sorted({key for each in self._by_model for key in privileged_of(each)}))
 
     def observe(self, where: str, observation: Observation) -> None:
         """Append an observation; ShapeError unless it has the keys of every model."""

@@ -104,7 +104,7 @@ def test_a_section_and_a_class_are_shown(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["model"], "model: which one? known: calibrated, cfm"),
+        (["model"], "model: which one? known: autoencoder, calibrated, cfm"),
         (["models", "cfm"], "did you mean 'model'"),
         (["model", "cfn"], "did you mean 'cfm'"),
         (["mpc", "cem"], "it is a section and has no names"),
