@@ -24,22 +24,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
+from latentplan.models.latent_model import EncodingModel
 from latentplan.nn import symmetry
 from latentplan.nn.encoder import Encoder, EncoderConfig, observed
 from latentplan.nn.mlp import LatentMLP, mlp
-from latentplan.nn.scaling import ActionScaling
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, Moments, PlanarSpec, Spec, Tensors
+from latentplan.types import Batch, Context, Loss, PlanarSpec, Spec, Tensors
 
 
-class CFM(nn.Module):
+class CFM(EncodingModel):
     """Contrastive forward model: an encoder and a latent dynamics, by InfoNCE.
 
     A `protocols.Dynamics`; its latents are views x latent numbers wide.
     """
 
     context = 1  # the last latent is all that `rollout` needs
-    targets, reads = (), ()
 
     @dataclass(frozen=True)
     class Config(EncoderConfig):
@@ -97,64 +96,36 @@ class CFM(nn.Module):
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build the network for the observations and actions of `spec`."""
-        super().__init__()
-        c = self.config = (config or self.Config()).fitted(spec)
-        self.encoder = Encoder(spec, c)
-        self.spec = self.encoder.spec
-        self.latent_dim, self.frames, self.window = c.views * c.latent, c.frames, c.frames + 1
+        c = (config or self.Config()).fitted(spec)
+        super().__init__(spec, Encoder(spec, c), symmetric=bool(c.symmetric))
+        self.config, self.views = c, c.views
+        self.latent_dim, self.window = c.views * c.latent, c.frames + 1
         self.dynamics = (LocallyLinear if c.dynamics == "locally_linear" else LatentMLP)(
             c.latent, spec.action.size, c.hidden
         )
-        turned = spec.planar.pairs if spec.planar and c.symmetric else ()
-        self.scaling = ActionScaling(spec.action, pairs=turned)
-        self.scaled = self.encoder.scaled
-        self.matrices: Tensor
-        self.register_buffer("matrices", symmetry.matrices(), persistent=False)
-
-    def fit_statistics(self, actions: Moments, observations: Mapping[str, Moments]) -> None:
-        """Scale actions and observations by their statistics: see `protocols.Normalised`."""
-        self.scaling.fit(actions)
-        self.encoder.fit_statistics(observations)
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return (B, T, D) of observations: the latents of all views in a row."""
-        v = self.config.views
+        v = self.views
         if v > 1:
             turned = [self._turned(observations, g) for g in range(v)]
             observations = {key: torch.cat([each[key] for each in turned]) for key in turned[0]}
         latents: Tensor = rearrange(self.encoder(observations), "(v b) t d -> b t (v d)", v=v)
         return latents
 
-    @property
-    def views(self) -> int:
-        """The number of views that `encode` concatenates."""
-        return self.config.views
-
-    @property
-    def elements(self) -> int:
-        """The number of turns and flips that the model is trained under."""
-        return symmetry.ELEMENTS if self.config.symmetric else 1
-
     def encode_views(self, observations: Tensors) -> Tensor:
         """Return all views (B, T, G, d) of observations (B, T, ...)."""
         z = [self.encoder(self._turned(observations, g)) for g in range(self.elements)]
         return torch.stack(z, dim=2)
 
-    def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
-        """Return actions (B, ..., A), row i turned by element `elements[i]`."""
-        assert self.spec.planar is not None  # the config is not symmetric otherwise
-        shape = (len(elements), *[1] * (actions.ndim - 2), 2, 2)
-        matrices = self.matrices[elements].view(shape)
-        return symmetry.turn_vectors(actions, matrices, self.spec.planar.pairs)
-
     def prepare(self, context: Context) -> Tensor:
         """Return the last latent of every view (B v, d)."""
         check("CFM.prepare.context", context.latents, "B T D", D=self.latent_dim)
-        return rearrange(context.latents[:, -1], "b (v d) -> (b v) d", v=self.config.views)
+        return rearrange(context.latents[:, -1], "b (v d) -> (b v) d", v=self.views)
 
     def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
         """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B v, d)."""
-        v, z = self.config.views, prepared
+        v, z = self.views, prepared
         check("CFM.rollout.actions", actions, "B N H A", B=len(z) // v, A=self.spec.action.size)
         if v > 1:
             actions = symmetry.turn_for_views(actions, v, self.turn_actions)
@@ -163,18 +134,10 @@ class CFM(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the InfoNCE of windows, and how often the true next image is the nearest."""
-        observations, actions = batch.observations, batch.actions
-        b, t = observations[self.encoder.keys[0]].shape[:2]
-        check("CFM.loss.actions", actions, "B T A", B=b, T=t - 1)
-        if self.config.symmetric:  # row i is turned by element i mod 8, not at random
-            (key,) = self.encoder.keys
-            image = observations[key].clone()
-            for g in range(1, symmetry.ELEMENTS):
-                part = image[g :: symmetry.ELEMENTS]
-                part.copy_(symmetry.turn_image(part, g, axes=(-3, -2)))
-            rows = torch.arange(b, device=image.device) % symmetry.ELEMENTS
-            observations, actions = {key: image}, self.turn_actions(actions, rows)
-        z, actions = self.encoder(observations), self.scaling(actions)
+        b, t = batch.observations[self.encoder.keys[0]].shape[:2]
+        check("CFM.loss.actions", batch.actions, "B T A", B=b, T=t - 1)
+        observations, actions = self.turned(batch)
+        z = self.encoder(observations)
         losses, hits = [], []
         ahead = z
         for k in range(1, min(self.config.ahead, actions.shape[1]) + 1):
@@ -201,13 +164,6 @@ class CFM(nn.Module):
             pairs = tuple((first, first + 1) for first in range(0, spec.action.size - 1, 2))
             spec = replace(spec, planar=PlanarSpec(image, pairs))
         return {**config, "observe": [image]}, spec
-
-    def _turned(self, observations: Tensors, element: int) -> Tensors:
-        """Return the observations turned by one element; those of element 0 as they are."""
-        if element == 0:
-            return observations
-        (key,) = self.encoder.keys
-        return {key: symmetry.turn_image(observations[key], element, axes=(-3, -2))}
 
     def _logits(self, predicted: Tensor, now: Tensor, after: Tensor) -> Tensor:
         """Return (n, n) logits -||z'_i - z_j||^2 with the positives on the diagonal."""

@@ -1,6 +1,7 @@
 """An encoder with a latent dynamics, trained on turned windows: what several models share.
 
-They differ in the loss that makes the latents: see `autoencoder`, `joint`, `jepa` and `planet`.
+They differ in the loss that makes the latents: see `cfm`, `autoencoder`, `joint`, `jepa` and
+`planet`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ class EncodingModel(nn.Module):
 
     If `Spec.planar` states which numbers of an action are vectors in the plane of the one image
     that is encoded, image and action are turned together, and it is a
-    `protocols.EquivariantEncoder`. It plans with a single view.
+    `protocols.EquivariantEncoder`.
     """
 
     targets: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    views = 1
+    views: int = 1  # that `encode` concatenates
 
     def __init__(self, spec: Spec, encoder: Any, *, symmetric: bool) -> None:
         """Take an encoder with the `keys` that it reads and their `spec`."""
@@ -61,13 +62,8 @@ class EncodingModel(nn.Module):
 
     def encode_views(self, observations: Tensors) -> Tensor:
         """Return the latents (B, T, G, D) of observations under every turn and flip."""
-        if self.elements == 1:
-            return self.encode(observations)[:, :, None]
-        (key,) = self.encoder.keys
-        turned = [
-            symmetry.turn_image(observations[key], g, axes=(-3, -2)) for g in range(self.elements)
-        ]
-        return torch.stack([self.encode({key: image}) for image in turned], dim=2)
+        z = [self.encode(self._turned(observations, g)) for g in range(self.elements)]
+        return torch.stack(z, dim=2)
 
     def turn_actions(self, actions: Tensor, elements: Tensor) -> Tensor:
         """Return actions (B, ..., A), row i turned by element `elements[i]`."""
@@ -89,6 +85,13 @@ class EncodingModel(nn.Module):
             part.copy_(symmetry.turn_image(part, g, axes=(-3, -2)))
         rows = torch.arange(len(image), device=image.device) % symmetry.ELEMENTS
         return {key: image}, self.scaling(self.turn_actions(batch.actions, rows))
+
+    def _turned(self, observations: Tensors, element: int) -> Tensors:
+        """Return the observations turned by one element; those of element 0 as they are."""
+        if element == 0:
+            return observations
+        (key,) = self.encoder.keys
+        return {key: symmetry.turn_image(observations[key], element, axes=(-3, -2))}
 
 
 class LatentModel(EncodingModel):
