@@ -21,6 +21,7 @@ from latentplan.real_robot.robot import Reading, Setpoint, View
 from latentplan.robots.description import Arm
 
 GATHER = 0.05  # s between requests to rosapi
+RETRY = 0.5  # s between attempts to connect while `open` waits for the server
 TYPES = {
     "trajectory": "trajectory_msgs/JointTrajectory",
     "positions": "std_msgs/Float64MultiArray",
@@ -45,7 +46,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         port: int = 9090  # of the server
         ros: int = 2  # version of ROS, 1 or 2; they name the parts of a time differently
         namespace: str = "/"  # of topics without a leading /
-        latency: float = 5.0  # s that the server may take to answer
+        latency: float = 5.0  # s that the server may take to start and to answer
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
@@ -74,7 +75,7 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         self._inbox, self._lost = Inbox(self.arm, self._views, config), ""
         where = f"rosbridge {config.host}:{config.port}"
         self._ros = ros = roslibpy.Ros(config.host, config.port)
-        ros.factory.maxRetries = 0  # see the class
+        ros.factory.maxDelay = RETRY  # a server that starts just now is connected to as well
         ros.factory.on_ready(self._prepare)
         ros.on("close", lambda _: self._lose(f"{where}: the connection is lost; open it again"))
         try:
@@ -186,11 +187,13 @@ class RosbridgeDriver(TopicDriver["RosbridgeDriver.Config"]):
         topic.subscribe(hear)
 
     def _prepare(self, proto: Any) -> None:
-        """Send small messages at once, and fail on the server's errors.
+        """Send small messages at once, never reconnect, and fail on the server's errors.
 
-        Otherwise a setpoint waits up to 40 ms for the server to acknowledge the one before.
+        Otherwise a setpoint waits up to 40 ms for the server to acknowledge the one before, and
+        reaches the arm late when a lost connection returns.
         """
         proto.transport.setTcpNoDelay(True)
+        proto.factory.maxRetries = 0
 
         def complain(message: Mapping[str, Any]) -> None:
             if message.get("level") == "error":

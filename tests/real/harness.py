@@ -101,6 +101,7 @@ class Rig:
         setup = self.setup
         for i, command in enumerate(setup.before):
             self.start(f"before{i}", command)
+            self.ready(f"before{i}")
         given = {"arm": setup.arm, "recorder": setup.recorder, "camera": setup.camera}
         for name, command in given.items():
             if command is not None:

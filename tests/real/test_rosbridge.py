@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ def hub_without_rosapi() -> Iterator[int]:
     yield from serve("alone")
 
 
-def serve(*words: str) -> Iterator[int]:
-    port = free_port()
+def serve(*words: str, port: int = 0) -> Iterator[int]:
+    port = port or free_port()
     command = [sys.executable, str(HERE / "rosbridge_hub.py"), str(port), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -114,6 +115,27 @@ def test_a_missing_server_and_another_publisher_are_errors(
     with pytest.raises(RobotError, match=f"publishes {COMMANDS}, too"):
         driver(hub, latency=20).open()
     ros.close()
+
+
+def test_a_server_that_starts_later_is_waited_for_and_one_that_left_is_not() -> None:
+    port = free_port()
+    arm = driver(port, latency=20, exclusive=False)
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(arm.open)
+        time.sleep(0.3)  # at least one attempt found nobody
+        assert not opening.done()
+        for _ in serve(port=port):
+            opening.result(20)
+    with pytest.raises(RobotError, match="the connection is lost; open it again"):
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            arm.reading()
+            time.sleep(0.005)
+    for _ in serve(port=port):
+        time.sleep(1)  # twice the time between attempts
+        with pytest.raises(RobotError, match="not connected"):
+            arm.write(Setpoint(PANDA.column("home"), np.zeros(7), np.zeros(7), 0.04))
+    arm.close()
 
 
 @pytest.mark.parametrize("mode", ["trajectory", "positions", "twist"])
