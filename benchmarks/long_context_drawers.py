@@ -1,10 +1,12 @@
 """A toy task that needs memory: a block is seen once, in one of four drawers, 500 steps ago.
 
 The images have 8 x 8 pixels. At one of the first steps the block is shown in a drawer; then all
-drawers are closed and an arm wanders at random along a strip; at last one drawer is opened, and the
+drawers are closed and an arm wanders at random along a strip; at last a drawer is opened, and the
 image shows the block, or an empty drawer: the same image for each of the four. So the goal, the
-image of the block, does not say where it is; only the step at the beginning does. A plan is one of
-the four openings: that whose predicted image is nearest to the goal.
+image of the block, does not say where it is; only the step at the beginning does. Half of the data
+are wanderings of 3 to 600 steps, then eight openings at random; the other half are 30 openings soon
+after the cue, without which the rule takes far longer to learn. A trial has one opening. A plan is
+one of the four openings: that whose predicted image is nearest to the goal.
 """
 
 from __future__ import annotations
@@ -32,33 +34,38 @@ GREY, BROWN, RED, WHITE, BLUE = (np.array(c, np.uint8) for c in
                                  ((90, 90, 90), (130, 90, 40), (230, 30, 30), (250, 250, 250),
                                   (30, 60, 220)))  # fmt: skip
 SHORT, LONG = (3, 30), (500, 600)  # steps between the cue and the opening
-LONG_SHARE, EPISODES, TRIALS = 0.25, 480, 200
-CONTEXT, WINDOW, HORIZON = 640, 64, 1
-TOKENIZER = ["model.tokenizer.patch=8", "model.tokenizer.channels=[32]",
-             "model.tokenizer.levels=[5,5,3]"]  # fmt: skip
+DELAYS = {"short": SHORT, "middle": (100, 150), "long": LONG}
+EPISODES, OPENINGS, PLAY, TRIALS = 480, 8, 30, 200
+TOKENIZER = {"levels": "[8,5,3]", "patch": 8, "channels": "[48]"}
 NETWORK = ["model.transformer.width=64", "model.transformer.layers=2",
-           "model.transformer.heads=4", f"model.horizon={HORIZON}"]  # fmt: skip
-SCHEDULE = {"learning_rate": 0.002, "warmup": 50, "clip": 1.0, "eval_every": 100,
+           "model.transformer.heads=4", "model.transformer.action_weight=0",
+           "model.horizon=1"]  # fmt: skip
+SCHEDULE = {"steps": 500, "learning_rate": 0.003, "warmup": 50, "clip": 1.0, "eval_every": 50,
             "save_every": 100}  # fmt: skip
 MODELS = {  # batches are rows of the longest context
-    "long": ["model.contexts=[40,640]", "model.thetas=[1e4,1e6]", "model.efforts=[1.0,0.15]",
-             "training.transformer.steps=800", "training.transformer.batch=2"],
-    "window": ["model.contexts=[40,64]", "model.thetas=[1e4,1e4]", "model.efforts=[1.0,0.15]",
-               "training.transformer.steps=800", "training.transformer.batch=20"],
+    "long": ["model.contexts=[40,160,640]", "model.thetas=[1e4,1e5,1e6]",
+             "model.efforts=[1.0,0.3,0.25]", "training.transformer.batch=2"],
+    "window": ["model.contexts=[40,64]", "model.thetas=[1e4,1e4]", "model.efforts=[1.0,0.5]",
+               "training.transformer.batch=20"],
 }  # fmt: skip
 
 
 def measure(out: Path) -> dict[str, Any]:
     """Return the success after short and long delays, with a long context and with a window."""
-    data = out / "drawers.zarr"
+    data, tokenizer = out / "drawers.zarr", out / "tokenizer"
+    if not tokenizer.exists():
+        collect_frames(out / "frames.zarr")
     if not data.exists():
         collect(data, EPISODES)
-    found: dict[str, Any] = {"chance": 1 / DRAWERS, "steps_between": {"short": SHORT, "long": LONG}}
+    values = {**{f"tokenizer.{key}": each for key, each in TOKENIZER.items()},
+              "training.steps": 800, "training.batch": 32, "training.learning_rate": 0.003}
+    train("vqvae", kind="tokenizer", data=out / "frames.zarr", run=tokenizer, resume=True,
+          overrides=[f"{key}={each}" for key, each in values.items()], on_progress=_print)
+    check_tokens(checkpoint.load(checkpoint.find(tokenizer), kind="tokenizer").model)
+    found: dict[str, Any] = {"chance": 1 / DRAWERS, "steps_between": DELAYS}
     for name, own in MODELS.items():
-        overrides = [*TOKENIZER, *NETWORK, *own]
+        overrides = [f"model.tokenizer={{run: {tokenizer}}}", *NETWORK, *own]
         overrides += [f"training.transformer.{key}={value}" for key, value in SCHEDULE.items()]
-        overrides += ["training.tokenizer.steps=300", "training.tokenizer.batch=64",
-                      "training.tokenizer.learning_rate=0.002"]  # fmt: skip
         run = train("lwm", data=data, run=out / name, overrides=overrides, resume=True,
                     cache=out / "stages", on_progress=_print)  # fmt: skip
         model = checkpoint.load(checkpoint.find(run.folder)).model
@@ -66,8 +73,7 @@ def measure(out: Path) -> dict[str, Any]:
         found[name] = {
             "context": model.context,
             "figures": dict(run.figures),
-            **{delay: success(model, draw, steps) for delay, steps in
-               (("short", SHORT), ("long", LONG))},
+            **{delay: success(model, draw, steps) for delay, steps in DELAYS.items()},
         }  # fmt: skip
         print(name, found[name])
     return found
@@ -79,17 +85,42 @@ def _print(progress: Progress) -> None:
 
 
 def collect(path: Path, count: int) -> None:
-    """Write episodes of both lengths, each with one opening at random."""
+    """Write wanderings of 3 to 600 steps (log-uniform) with openings at their end, and play."""
     draw = np.random.default_rng(0)
     with ZarrStore.create(path, SPEC) as store:
-        for _ in range(count):
-            between = LONG if draw.random() < LONG_SHARE else SHORT
-            images, actions, drawer = wander(draw, between)
-            opened = int(draw.integers(DRAWERS))
-            images.append(opening(shown=opened == drawer))
-            actions.append(open_action(opened))
+        for number in range(count):
+            play = number % 2
+            steps = int(np.exp(draw.uniform(np.log(SHORT[0]), np.log(LONG[1]))))
+            images, actions, drawer = wander(draw, (1, 3) if play else (steps, steps + 1))
+            for opened in draw.integers(DRAWERS, size=PLAY if play else OPENINGS).tolist():
+                images.append(opening(shown=opened == drawer))
+                actions.append(open_action(opened))
             sent = np.stack(actions)
             store.append(Episode({"rgb": np.stack(images)}, sent, np.zeros(len(sent), np.float32)))
+
+
+def frames() -> list[Array]:
+    """Return all images of the task."""
+    scenes = [scene(place, None) for place in range(PLACES)]
+    cues = [scene(0, drawer) for drawer in range(DRAWERS)]
+    return [*scenes, *cues, opening(shown=True), opening(shown=False)]
+
+
+def collect_frames(path: Path) -> None:
+    """Write all images equally often, for the tokenizer: it merges those that are too rare."""
+    images = np.stack(frames())
+    actions = np.zeros((len(images) - 1, 1 + DRAWERS), np.float32)
+    with ZarrStore.create(path, SPEC) as store:
+        for _ in range(20):
+            store.append(Episode({"rgb": images}, actions, np.zeros(len(actions), np.float32)))
+
+
+def check_tokens(tokenizer: Any) -> None:
+    """Exit unless every image has a token of its own."""
+    images = torch.from_numpy(np.stack(frames()))[None]
+    ids = tokenizer.encode({"rgb": images}).ids.flatten()
+    if len(ids.unique()) < len(ids):
+        raise SystemExit(f"{len(ids)} images have {len(ids.unique())} tokens")
 
 
 def wander(
@@ -108,12 +139,13 @@ def wander(
 
 
 def scene(place: int, drawer: int | None) -> Array:
-    """Return the image (8, 8, 3) of closed drawers, or of the block shown in one, and the arm."""
+    """Return the image (8, 8, 3) of closed drawers and the arm, or of the block in a drawer."""
     image = np.full((8, 8, 3), GREY)
     image[:4] = BROWN
-    image[6:, place : place + 3] = BLUE
-    if drawer is not None:
-        image[:4, 2 * drawer : 2 * drawer + 2] = RED
+    if drawer is None:
+        image[4:, place : place + 4] = BLUE
+    else:
+        image[:, 2 * drawer : 2 * drawer + 2] = RED
     return image
 
 

@@ -43,12 +43,12 @@ def _mean(of: list[float]) -> str:
 
 
 def _drawers(of: dict[str, Any]) -> list[list[str]]:
-    short, long = (f"{a} to {b - 1} steps ago" for a, b in of["steps_between"].values())
-    rows = [["success, block seen", short, long]]
+    delays = of["steps_between"]
+    rows = [["success, block seen", *(f"{a} to {b - 1} steps ago" for a, b in delays.values())]]
     for name in ("long", "window"):
         about = f"{of[name]['context']} steps of context"
-        rows.append([about, *(_share(of[name][delay]) for delay in ("short", "long"))])
-    return [*rows, ["a drawer at random (control)", *[f"{of['chance']:.2f}"] * 2]]
+        rows.append([about, *(_share(of[name][delay]) for delay in delays)])
+    return [*rows, ["a drawer at random (control)", *[f"{of['chance']:.2f}"] * len(delays)]]
 
 
 def _needle(of: dict[str, Any]) -> list[list[str]]:
@@ -64,9 +64,9 @@ def _memory(of: dict[str, Any]) -> list[list[str]]:
     rows = [["MiB of forward and backward", *names]]
     for length in of["blockwise"]["MiB"]:
         cells = [of[name]["MiB"].get(length) for name in names]
-        shown = ["" if cell is None else f"{min(cell):.0f} to {max(cell):.0f}" for cell in cells]
+        shown = ["" if cell is None else f"{cell:.0f}" for cell in cells]
         rows.append([f"{int(length):,} positions", *shown])
-    fits = [("exponent of the length", "exponent", 1, 2), ("R² of a line", "r_squared", 1, 3),
+    fits = [("R² of a line", "r_squared", 1, 3),
             ("KiB a position, of a line", "bytes_per_position", 1024, 1)]  # fmt: skip
     for about, key, unit, digits in fits:
         row = [about]
