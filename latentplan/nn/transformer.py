@@ -1,4 +1,4 @@
-"""A causal transformer with rotary positions, and a key-value cache to go on from.
+"""A (block-)causal transformer with rotary positions, and a key-value cache to go on from.
 
 Pre-norm blocks (RMSNorm), rotary position embedding (Su et al., arXiv 2104.09864) and SwiGLU
 (Shazeer, arXiv 2002.05202): the usual decoder, as VideoWorld's backbone.
@@ -60,14 +60,20 @@ class Growing:
 
 
 class Transformer(nn.Module):
-    """Causal self-attention blocks over (B, L, width), whatever the positions mean."""
+    """Causal self-attention blocks over (B, L, width), whatever the positions mean.
 
-    def __init__(self, width: int, *, layers: int, heads: int, dropout: float = 0.0) -> None:
+    With `block` above 1 attention is block-causal: `block` positions in a row, such as the tokens
+    of a frame, attend to each other and to all before them. If they are all, it is bidirectional.
+    """
+
+    def __init__(
+        self, width: int, *, layers: int, heads: int, dropout: float = 0.0, block: int = 1
+    ) -> None:
         """Make the blocks; `width` is a multiple of twice `heads`."""
         super().__init__()
         self.width, self.heads = width, heads
         self.blocks: nn.ModuleList = nn.ModuleList(
-            Block(width, heads, dropout) for _ in range(layers)
+            Block(width, heads, dropout, span=block) for _ in range(layers)
         )
         self.norm = RMSNorm(width)
         half = width // heads // 2
@@ -103,10 +109,10 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention, then a gated MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Make the layers."""
+    def __init__(self, width: int, heads: int, dropout: float, *, span: int = 1) -> None:
+        """Make the layers; `span` positions in a row attend to each other in both directions."""
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.span = heads, dropout, span
         self.before_attention, self.before_mlp = RMSNorm(width), RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -130,9 +136,11 @@ class Block(nn.Module):
         if known is not None:
             known[0, :, :, past:], known[1, :, :, past:] = k, v
             k, v = known.unbind()
-            if past and causal:  # row i attends to the past and to new rows up to i
+            if past and causal and self.span == 1:  # row i attends to the past and rows up to i
                 mask = torch.ones(*q.shape[2:3], k.shape[2], dtype=torch.bool, device=x.device)
                 mask, causal = mask.tril(past), False
+        if self.span > 1:
+            mask, causal = _block_mask(q.shape[2], past, self.span, device=x.device), False
         # Without dropout here: with it the attention would not be fused, and take twice the time.
         values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self._drop(self.out(values.transpose(1, 2).flatten(2)))
@@ -160,6 +168,17 @@ class RMSNorm(nn.Module):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=LEAST)
         out: Tensor = x * (self.scale / length) * self.weight
         return out
+
+
+def _block_mask(length: int, past: int, span: int, *, device: torch.device) -> Tensor | None:
+    """Return which of past + length positions each of the last `length` attends to; None for all.
+
+    `past` is a multiple of the span.
+    """
+    if length <= span:
+        return None
+    block = torch.arange(past + length, device=device) // span
+    return block <= block[past:, None]
 
 
 def _turn(x: Tensor, turns: Turns) -> Tensor:
