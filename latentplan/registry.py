@@ -46,6 +46,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "keypoints": "latentplan.models.keypoints:Keypoints",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
+        "teco": "latentplan.models.teco.teco:TECO",
         "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },

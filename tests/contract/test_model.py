@@ -17,6 +17,7 @@ APPLIES = {
     "keypoints": LEARNED,
     "pixel": LEARNED,
     "planet": LEARNED,
+    "teco": DYNAMICS | VIDEO | {"decoded"},
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},
 }

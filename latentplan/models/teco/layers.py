@@ -1,0 +1,92 @@
+"""The code book and the decoder of TECO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.nn import images
+from latentplan.nn.quantizer import Quantized
+
+
+class CodeBook(nn.Module):
+    """The second code book: the nearest by cosine in few dimensions (Yu et al., arXiv 2110.04627).
+
+    Batch normalisation without weights before it, so that all codes are in use from the start.
+    """
+
+    def __init__(self, channels: int, *, codes: int, width: int, decay: float) -> None:
+        """Make the projections, and a book of `codes` vectors of `width` numbers."""
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.scale = width**0.5  # of unit vectors, so that their numbers have variance 1
+        self.before = nn.Linear(channels, width)
+        self.spread = nn.BatchNorm1d(width, affine=False)
+        self.after = nn.Linear(width, channels)
+        self.book: Any = VectorQuantize(
+            dim=width, codebook_size=codes, use_cosine_sim=True, commitment_weight=0.25, decay=decay
+        )
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Return the quantization of x (..., channels)."""
+        flat, shape = self.spread(self.before(x).flatten(0, -2)), x.shape[:-1]
+        if not self.training:  # the book's own search would wait for the GPU
+            ids = (F.normalize(flat, dim=-1) @ self.book.codebook.T).argmax(-1).view(shape)
+            return Quantized(self.vectors(ids), ids, x.new_zeros(()))
+        vectors, ids, loss = self.book(flat[None])
+        out = self.after(self.scale * vectors[0]).unflatten(0, shape)
+        return Quantized(out, ids.view(shape), loss.sum())
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Return the vectors (..., channels) of ids (...)."""
+        flat = self.book.get_output_from_indices(ids.reshape(1, -1))
+        found: Tensor = self.after(self.scale * flat).view(*ids.shape, -1)
+        return found
+
+
+class Decoder(nn.Module):
+    """Convolutions from memory and code vectors to logits of all tokens."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        cameras: int,
+        vocabulary: int,
+        stride: int,
+        blocks: int,
+        previous: int,
+    ) -> None:
+        """Make the layers; `previous` are the channels of the tokens before, 0 without them."""
+        super().__init__()
+        self.cameras = cameras
+        half = max(8, channels // 2)
+        self.cells = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 3, padding=1),
+            *(images.Residual(channels) for _ in range(blocks)),
+            nn.Conv2d(channels, half * stride**2, 1),
+            nn.PixelShuffle(stride),
+        )
+        self.join = nn.Conv2d(half + previous, channels, 3, padding=1)
+        self.head = nn.Conv2d(channels, cameras * (vocabulary + (previous > 0)), 1)
+
+    def forward(
+        self, memory: Tensor, vectors: Tensor, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return logits (n, K, vocabulary), and of the token before (n, K, 1) what to add.
+
+        Of memory and code vectors (n, channels, y, x), and maps of the tokens before.
+        """
+        x = self.cells(torch.cat([memory, vectors], dim=1))
+        if previous is not None:
+            x = torch.cat([x, previous], dim=1)
+        out = self.head(F.silu(self.join(x)))
+        out = rearrange(out, "n (v k) y x -> n (v y x) k", v=self.cameras)
+        if previous is None:
+            return out, None
+        return out[..., :-1], out[..., -1:]
