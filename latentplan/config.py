@@ -280,7 +280,8 @@ def _part(where: str, before: Part, value: Any) -> Part:
     preset = resolve(before.kind, name or before.name)
     schema = registry.get(before.kind, preset.base).Config
     same = preset.base == before.name and before.config is not None and not name
-    filled = before.config if same else _replace(where, schema(), preset.values.get("model", {}))
+    values_of = preset.values.get(before.kind, {})
+    filled = before.config if same else _replace(where, schema(), values_of)
     return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 

@@ -50,6 +50,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
     "tokenizer": {
+        "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },

@@ -35,6 +35,7 @@ LEARNERS = {
     "vqvae": ("tokenizer", "vqvae", ["tokenizer.background=true"]),
     "vqvae, vq": ("tokenizer", "vqvae", ["tokenizer.quantizer=vq"]),
     "video_vqvae": ("tokenizer", "video_vqvae", []),
+    "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
