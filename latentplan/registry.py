@@ -44,6 +44,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "jepa": "latentplan.models.jepa:JEPA",
         "joint": "latentplan.models.joint:Joint",
         "keypoints": "latentplan.models.keypoints:Keypoints",
+        "lwm": "latentplan.models.lwm.lwm:LWM",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
         "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",

@@ -15,6 +15,7 @@ APPLIES = {
     "jepa": LEARNED,
     "joint": LEARNED,
     "keypoints": LEARNED,
+    "lwm": DYNAMICS,
     "pixel": LEARNED,
     "planet": LEARNED,
     "videogpt": VIDEO,

@@ -38,6 +38,7 @@ LEARNERS = {
     "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
+    "lwm": ("model", "lwm", ["model.transformer.tasks=true"]),
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
