@@ -44,6 +44,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "jepa": "latentplan.models.jepa:JEPA",
         "joint": "latentplan.models.joint:Joint",
         "keypoints": "latentplan.models.keypoints:Keypoints",
+        "lwm": "latentplan.models.lwm.lwm:LWM",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
         "teco": "latentplan.models.teco.teco:TECO",
@@ -51,6 +52,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
     "tokenizer": {
+        "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },

@@ -33,6 +33,11 @@ SMALL = {
         ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
     ),
     "keypoints": ["model.hidden=[8]"],
+    "lwm": [
+        *("model.contexts=[3,6]", "model.horizon=2", "model.transformer.width=16"),
+        *("model.transformer.layers=1", "model.transformer.heads=2", "model.tokenizer.patch=8"),
+        *("model.tokenizer.channels=[8]", "model.tokenizer.levels=[5,3]"),
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),

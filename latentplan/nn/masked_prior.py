@@ -71,7 +71,7 @@ class MaskedPrior(nn.Module):
         self.condition = nn.Linear(condition, c.width)
         self.place = nn.Parameter(0.02 * torch.randn(tokens, c.width))
         self.body = Transformer(
-            c.width, layers=c.layers, heads=c.heads, dropout=c.dropout, block=tokens
+            c.width, layers=c.layers, heads=c.heads, dropout=c.dropout, causal=False
         )
         self.head = nn.Linear(c.width, vocabulary)
         for layer in (self.embed, self.head):

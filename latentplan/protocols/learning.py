@@ -59,6 +59,16 @@ class Normalised(Protocol):
 
 
 @runtime_checkable
+class PackedLearner(Protocol):
+    """A Learner whose training windows are packed: each is filled with several short episodes.
+
+    It reads `segments`, which tell them apart. Episodes shorter than a window are trained on, too.
+    """
+
+    packed: bool  # True
+
+
+@runtime_checkable
 class FittedConfig(Protocol):
     """A Config of a Learner with fields that are derived from the data."""
 

@@ -15,6 +15,7 @@ APPLIES = {
     "jepa": LEARNED,
     "joint": LEARNED,
     "keypoints": LEARNED,
+    "lwm": DYNAMICS,
     "pixel": LEARNED,
     "planet": LEARNED,
     "teco": DYNAMICS | VIDEO | {"decoded"},

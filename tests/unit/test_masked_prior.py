@@ -80,7 +80,7 @@ def test_wrong_grids_and_settings_are_refused(prior):
 @pytest.mark.parametrize("block", [1, 3])
 def test_block_causal_attention_sees_its_block_and_what_is_before(block):
     torch.manual_seed(0)
-    body = Transformer(16, layers=2, heads=2, block=block)
+    body = Transformer(16, layers=2, heads=2, span=block)
     x = torch.randn(1, 9, 16)
     found = body(x)
     for changed in range(9):

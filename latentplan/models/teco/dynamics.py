@@ -165,7 +165,7 @@ class TemporalDynamics(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(cells, c.width))
         self.time = nn.Parameter(0.02 * torch.randn(c.clip - 1, 1, c.width))
         self.body = Transformer(
-            c.width, layers=c.layers, heads=c.heads, dropout=c.dropout, block=cells
+            c.width, layers=c.layers, heads=c.heads, dropout=c.dropout, span=cells
         )
         modulated = 2 * c.channels if c.previous else c.channels  # scale and shift, or h alone
         self.out = nn.ConvTranspose2d(c.width, modulated, c.pool, c.pool)
