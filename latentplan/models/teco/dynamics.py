@@ -11,7 +11,7 @@ The prior makes z_t consistent, and z_t the tokens of a frame. DropLoss computes
 few random frames a clip, while the transformer attends to all.
 
 Differs, with `previous` (off in the paper): prior and decoder also read features of e_{t-1}, which
-h_t modulates (FiLM, arXiv 1709.07871), and the decoder may copy its tokens by a gate (a pointer
+h_t scales and shifts (arXiv 1709.07871), and the decoder may copy its tokens by a gate (a pointer
 network, arXiv 1506.03134), so that a still scene is right from the first step of training. A share
 of these tokens is replaced in training, since imagined frames have errors, and a share of the
 frames is decoded without codes. The code book follows the encoder by running means.
