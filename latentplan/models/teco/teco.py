@@ -86,9 +86,10 @@ class TECO(nn.Module):
     ) -> None:
         """Put the networks together, or build those that are not given."""
         super().__init__()
-        c = self.config = config or self.Config()
+        c = config or self.Config()
         self.spec = c.observed(spec)
         self.cameras = tuple(self.spec.observation)
+        c = self.config = replace(c, images=self.cameras)  # in this order when it is loaded
         self.tokenizer = tokenizer or _tokenizer(self.spec, c)
         tokens = token_spec(self.spec, self.tokenizer)
         self.dynamics = dynamics or _dynamics(tokens, self.tokenizer, c)
