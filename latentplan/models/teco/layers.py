@@ -1,16 +1,60 @@
-"""The code book and the decoder of TECO."""
+"""The code book and the decoder of TECO, and what its dynamics keeps of a video."""
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentplan.errors import ConfigError
 from latentplan.nn import images
 from latentplan.nn.quantizer import Quantized
+from latentplan.nn.transformer import Cache
+
+
+class Grid(NamedTuple):
+    """How the tokens of a frame lie: ids of the first camera, row by row, then of the next."""
+
+    cameras: int
+    side: int  # tokens a side of a camera
+
+    @classmethod
+    def of(cls, tokens: int, cameras: int) -> Grid:
+        """Return the grid of `tokens`; ConfigError unless it is a square for each camera."""
+        side = isqrt(tokens // cameras)
+        if cameras * side**2 != tokens:
+            raise ConfigError(
+                f"TECO.tokenizer: {tokens} tokens of {cameras} cameras are not one square grid a "
+                "camera; take another tokenizer"
+            )
+        return cls(cameras, side)
+
+
+@dataclass
+class History:
+    """The frames so far of n videos, of which the transformer keeps keys and values."""
+
+    tokens: Tensor  # (n, T, K)
+    actions: Tensor | None  # (n, T - 1, A), between them; None for any
+    newest: Tensor  # (n, c, y, x), code vectors of the last frame, not yet in the cache
+    cache: Cache  # of the frames before
+
+    def repeat(self, count: int) -> History:
+        """Return `count` adjacent copies of each video; they share nothing with this one."""
+        cache = copy(self.cache)
+        cache.repeat(count)
+        tokens, newest, actions = (
+            None if each is None else each.repeat_interleave(count, dim=0)
+            for each in (self.tokens, self.newest, self.actions)
+        )
+        assert tokens is not None and newest is not None
+        return History(tokens, actions, newest, cache)
 
 
 class CodeBook(nn.Module):

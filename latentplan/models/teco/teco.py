@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.teco.dynamics import TOKENS, History, TemporalDynamics, fitted
+from latentplan.models.teco.dynamics import TOKENS, TemporalDynamics, fitted
+from latentplan.models.teco.layers import History
 from latentplan.nn import images
 from latentplan.shapes import check
 from latentplan.types import (
