@@ -33,8 +33,8 @@ COLOURS = torch.tensor(
 SPEC = Spec({TOKENS: ArraySpec((SIDE**2,), "int32")}, ActionSpec((-1.0,), (1.0,)))
 CONFIG = TemporalDynamics.Config(
     vocabulary=len(COLOURS), cameras=1, clip=FRAMES, context=FAR + 1, embedding=8, channels=32,
-    codes=64, pool=2, width=64, layers=2, heads=4, noise=0.0, drop_loss=0.5, code_dropout=0.0,
-    action_dropout=0.0, prior=MaskedPrior.Config(width=32, layers=1, draft=2, rounds=0),
+    codes=32, stride=1, pool=4, width=64, layers=2, heads=4, noise=0.0, drop_loss=0.7,
+    action_dropout=0.0, prior=MaskedPrior.Config(width=64, layers=2, draft=2, rounds=0),
 )  # fmt: skip
 WINDOW = 4  # frames of the control
 
