@@ -100,8 +100,8 @@ def _interval(statistic: Any, sums: Sequence[Array], draws: Array) -> dict[str, 
     finite = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(finite):
         return {"value": None, "ci95": None}
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return {"value": round(float(values[0]), 4), "ci95": [round(low, 4), round(high, 4)]}
+    ends = np.percentile(finite, [2.5, 97.5]).tolist()
+    return {"value": round(float(values[0]), 4), "ci95": [round(end, 4) for end in ends]}
 
 
 def _kept(overlaps: Sequence[Array], draws: Array) -> dict[str, Any]:

@@ -202,6 +202,20 @@ def test_it_trains_with_the_tokenizer_of_a_run(run, tmp_path):
     assert b.sample(given, 3, actions=sent(4))["rgb"].shape == (2, 3, SIDE, SIDE, 3)
 
 
+def test_cameras_keep_their_order_when_it_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    swapped = replace(SPEC, observation=dict(reversed(SPEC.observation.items())))
+    made = TECO(swapped, CONFIG).eval()
+    made.tokenizer.position.data.normal_()
+    made.tokenizer.camera.data.normal_()
+    checkpoint.save(tmp_path / "a.safetensors", made, kind="model", name="teco", step=1, metrics={})
+    again = checkpoint.load(tmp_path / "a.safetensors").model
+    assert again.cameras == made.cameras == ("wrist", "rgb")
+    given = frames(2)
+    assert all(torch.equal(v, made.sample(given, 1, temperature=0.0)[k])
+               for k, v in again.sample(given, 1, temperature=0.0).items())  # fmt: skip
+
+
 def test_images_of_another_size_than_the_tokenizers_are_refused(run, tmp_path):
     data = stored(tmp_path / "data.zarr", side=32)
     with pytest.raises(CheckpointError, match="tokenizer observes"):

@@ -12,18 +12,16 @@ few random frames a clip, while the transformer attends to all.
 
 Differs, with `previous` (off in the paper): prior and decoder also read features of e_{t-1}, which
 h_t scales and shifts (arXiv 1709.07871), and the decoder may copy its tokens by a gate (a pointer
-network, arXiv 1506.03134), so that a still scene is right from the first step of training. A share
-of these tokens is replaced in training, since imagined frames have errors, and a share of the
-frames is decoded without codes. The code book follows the encoder by running means.
+network, arXiv 1506.03134), so that a still scene is right from the first step of training. Cells
+in which no token changes have a code of their own, which is easy to predict. A share of the tokens
+before is replaced in training, since imagined frames have errors, and a share of the frames is
+decoded without codes. The code book follows the encoder by running means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
-from math import isqrt
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +29,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.teco.layers import CodeBook, Decoder
+from latentplan.models.teco.layers import CodeBook, Decoder, Grid, History
 from latentplan.nn import images
 from latentplan.nn.masked_prior import MaskedPrior
 from latentplan.nn.quantizer import Quantized, usage
@@ -40,45 +38,6 @@ from latentplan.nn.transformer import Cache, Transformer
 from latentplan.types import Batch, Loss, Moments, Spec
 
 TOKENS = "tokens"  # observation (K,) of a store of tokens
-
-
-class Grid(NamedTuple):
-    """How the tokens of a frame lie: ids of the first camera, row by row, then of the next."""
-
-    cameras: int
-    side: int  # tokens a side of a camera
-
-    @classmethod
-    def of(cls, tokens: int, cameras: int) -> Grid:
-        """Return the grid of `tokens`; ConfigError unless it is a square for each camera."""
-        side = isqrt(tokens // cameras)
-        if cameras * side**2 != tokens:
-            raise ConfigError(
-                f"TECO.tokenizer: {tokens} tokens of {cameras} cameras are not one square grid a "
-                "camera; take another tokenizer"
-            )
-        return cls(cameras, side)
-
-
-@dataclass
-class History:
-    """The frames so far of n videos, of which the transformer keeps keys and values."""
-
-    tokens: Tensor  # (n, T, K)
-    actions: Tensor | None  # (n, T - 1, A), between them; None for any
-    newest: Tensor  # (n, c, y, x), code vectors of the last frame, not yet in the cache
-    cache: Cache  # of the frames before
-
-    def repeat(self, count: int) -> History:
-        """Return `count` adjacent copies of each video; they share nothing with this one."""
-        cache = copy(self.cache)
-        cache.repeat(count)
-        tokens, newest, actions = (
-            None if each is None else each.repeat_interleave(count, dim=0)
-            for each in (self.tokens, self.newest, self.actions)
-        )
-        assert tokens is not None and newest is not None
-        return History(tokens, actions, newest, cache)
 
 
 class TemporalDynamics(nn.Module):
@@ -171,7 +130,7 @@ class TemporalDynamics(nn.Module):
         self.out = nn.ConvTranspose2d(c.width, modulated, c.pool, c.pool)
         self.mix = images.Residual(c.channels)
         self.prior = MaskedPrior(
-            self.side**2, vocabulary=c.codes, condition=c.channels, config=c.prior
+            self.side**2, vocabulary=c.codes + 1, condition=c.channels, config=c.prior
         )
         self.decoder = Decoder(
             c.channels,
@@ -217,7 +176,7 @@ class TemporalDynamics(nn.Module):
             "prior": prior.nats.detach(),
             "prior_hits": prior.hits,
             "moved": right.sum() / moved.sum().clamp(min=1),
-            **usage(codes.ids, c.codes),
+            **usage(codes.ids, c.codes + 1),
         }
         total = nats + codes_a_token * prior.nats + 0.01 * first_nats + codes.loss
         return Loss(total, parts)
@@ -251,8 +210,15 @@ class TemporalDynamics(nn.Module):
         maps = self.embed_maps(ids)
         pairs = torch.cat([maps[:, :-1], maps[:, 1:]], dim=2)
         flat = self.change(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
-        vectors, codes, loss = self.book(flat.movedim(2, -1))
+        vectors, codes, loss = self.book(flat.movedim(2, -1), self._changed(ids))
         return maps, Quantized(vectors.movedim(-1, 2), codes.flatten(2), loss)
+
+    def _changed(self, ids: Tensor) -> Tensor:
+        """Return in which cells (b, t - 1, y, x) a token (b, t, K) changes; in the paper all."""
+        (v, _), s, y = self.grid, self.config.stride, self.side
+        differ = ids[:, 1:] != ids[:, :-1]
+        cells = rearrange(differ, "b t (v y p x q) -> b t y x (v p q)", v=v, y=y, p=s, x=y, q=s)
+        return cells.any(-1) | (not self.config.previous)
 
     def embed_maps(self, ids: Tensor) -> Tensor:
         """Return (..., cameras embedding, g, g) of ids (..., K)."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.teco.dynamics import TOKENS, History, TemporalDynamics, fitted
+from latentplan.models.teco.dynamics import TOKENS, TemporalDynamics, fitted
+from latentplan.models.teco.layers import History
 from latentplan.nn import images
 from latentplan.shapes import check
 from latentplan.types import (
@@ -86,9 +87,10 @@ class TECO(nn.Module):
     ) -> None:
         """Put the networks together, or build those that are not given."""
         super().__init__()
-        c = self.config = config or self.Config()
+        c = config or self.Config()
         self.spec = c.observed(spec)
         self.cameras = tuple(self.spec.observation)
+        c = self.config = replace(c, images=self.cameras)  # in this order when it is loaded
         self.tokenizer = tokenizer or _tokenizer(self.spec, c)
         tokens = token_spec(self.spec, self.tokenizer)
         self.dynamics = dynamics or _dynamics(tokens, self.tokenizer, c)
