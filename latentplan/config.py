@@ -6,7 +6,7 @@ The only module that uses OmegaConf; it returns plain values and frozen dataclas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -336,10 +336,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-@cache
-def _hints(schema: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields; to evaluate them takes longer than to use them."""
-    return get_type_hints(schema)
+# The types of a dataclass's fields; to evaluate them takes longer than to use them.
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _names(schema: type) -> list[str]:
