@@ -44,6 +44,10 @@ $(DEMO)/report/.$(GOALS)-goals: $(DEMO)/run/best.safetensors
 	$(BIN)/latentplan plan --run $(DEMO)/run --episodes $(GOALS) --out $(DEMO)/report
 	@touch $@
 
+# What Python compiles is kept even where the environment says otherwise: the install compiles
+# nothing, and every process that a test starts would compile torch again, for four seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file's tests run in one process, so that they share what they made. The files start in their
 # order, since those of contract/ and flow/ take longest; xdist would put files of few tests last.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \

@@ -109,6 +109,9 @@ def load(
     return {name: from_values(schema, merged[name]) for name, schema in sections.items()}
 
 
+_OTHER = object()
+
+
 def from_values(schema: type[T], values: Mapping[str, Any]) -> T:
     """Return the dataclass `schema` filled with plain values; `to_values` is the inverse.
 
@@ -129,7 +132,7 @@ def _plain(value: Any, hint: Any = None) -> Any:
         run = {"run": value.run} if value.run else {}
         return {"name": value.name, **run, **fields_of} if value.name else run
     if is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value))
+        hints = _hints(type(value))
         return {f.name: _plain(getattr(value, f.name), hints[f.name]) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
@@ -222,7 +225,7 @@ def _section(key: str, sections: Mapping[str, type]) -> str:
 
 def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
     """Return `config` with `values` instead of its own, each of its field's type."""
-    hints = get_type_hints(type(config))
+    hints = _hints(type(config))
     known = _names(type(config))
     changed: dict[str, Any] = {}
     for key, value in values.items():
@@ -280,12 +283,15 @@ def _part(where: str, before: Part, value: Any) -> Part:
     preset = resolve(before.kind, name or before.name)
     schema = registry.get(before.kind, preset.base).Config
     same = preset.base == before.name and before.config is not None and not name
-    filled = before.config if same else _replace(where, schema(), preset.values.get("model", {}))
+    values_of = preset.values.get(before.kind, {})
+    filled = before.config if same else _replace(where, schema(), values_of)
     return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 
 def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
     """Return `value` converted to the type `hint` of a field: 2 to 2.0, a list to a tuple."""
+    if (simple := _simple(value, hint)) is not _OTHER:  # OmegaConf takes a millisecond for each
+        return simple
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -305,6 +311,20 @@ def _typed(where: str, key: str, value: Any, hint: Any) -> Any:
     return typed
 
 
+def _simple(value: Any, hint: Any) -> Any:
+    """Return a number, a text or a list of them as its type, _OTHER where OmegaConf decides."""
+    if type(value) is hint and hint in (bool, int, float, str):
+        return value
+    if type(value) is int and hint is float and abs(value) < 1 << 53:
+        return float(value)
+    items = get_args(hint)
+    if get_origin(hint) is not tuple or type(value) is not list or not items:
+        return _OTHER
+    items = items[:1] * len(value) if items[1:] == (...,) else items
+    found = tuple(map(_simple, value, items)) if len(items) == len(value) else (_OTHER,)
+    return _OTHER if any(each is _OTHER for each in found) else found
+
+
 @cache
 def _field(key: str, hint: Any) -> type:
     """Return a dataclass of one field; OmegaConf would convert all fields of a larger one."""
@@ -314,6 +334,12 @@ def _field(key: str, hint: Any) -> type:
 def _options(hint: Any) -> tuple[Any, ...]:
     """Return what a hint allows: the members of a union, else the hint itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+@cache
+def _hints(schema: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; to evaluate them takes longer than to use them."""
+    return get_type_hints(schema)
 
 
 def _names(schema: type) -> list[str]:
@@ -327,7 +353,7 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None) -> None:
     """Merge a layer into plain values; a part with another name or run loses its former fields."""
-    hints = get_type_hints(schema) if is_dataclass(schema) else {}
+    hints = _hints(schema) if is_dataclass(schema) else {}
     for key, value in layer.items():
         inner = next((o for o in _options(hints.get(key)) if is_dataclass(o)), None)
         if inner is Part and not isinstance(value, Mapping):

@@ -33,6 +33,11 @@ SMALL = {
         ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
     ),
     "keypoints": ["model.hidden=[8]"],
+    "lwm": [
+        *("model.contexts=[3,6]", "model.horizon=2", "model.transformer.width=16"),
+        *("model.transformer.layers=1", "model.transformer.heads=2", "model.tokenizer.patch=8"),
+        *("model.tokenizer.channels=[8]", "model.tokenizer.levels=[5,3]"),
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),
@@ -42,6 +47,13 @@ SMALL = {
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),
         *("ldm.horizon=2", "ldm.decoded=1", "transformer.horizon=2", "inverse.chunk=2"),
+    ],
+    "teco": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.dynamics.clip=4"),
+        *("model.dynamics.channels=8", "model.dynamics.width=16", "model.dynamics.layers=1"),
+        *("model.dynamics.heads=2", "model.dynamics.codes=16", "model.dynamics.prior.width=16"),
+        *("model.dynamics.prior.layers=1", "model.dynamics.prior.draft=2"),
+        *("model.dynamics.prior.rounds=0", "model.dynamics.embedding=8"),
     ],
     "videogpt": [
         *("model.prior.width=16", "model.prior.layers=1", "model.prior.channels=8"),

@@ -70,8 +70,7 @@ def train(
     with ZarrStore.open(data) as store:
         identity = run_folder.identity(store)
         if isinstance(own, FittedConfig) and not chosen.staged:
-            shown = _privileged(chosen.network)
-            own = own.fitted(run_folder.public(store, privileged=shown))
+            own = own.fitted(run_folder.public(store, privileged=_privileged(chosen.network)))
         job = _Job(
             chosen,
             own,

@@ -98,7 +98,7 @@ class Windows:
         held_out = is_test(np.arange(len(store)), test_fraction)
         left_out = is_test(np.arange(len(store)), 1 - share * (1 - test_fraction))
         episodes = held_out if split == "test" else ~(held_out | left_out)  # (episodes,) bool
-        self._starts = _starts(store, length, episodes=episodes, split=split)
+        self._places = self._arrange(store, episodes=episodes, split=split)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
         self._gather = self._loaders(store, episodes=episodes, budget=budget)
@@ -111,7 +111,7 @@ class Windows:
 
     def __len__(self) -> int:
         """Return the number of different windows."""
-        return len(self._starts)
+        return len(self._places)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yield batch number `start`, `start + 1`, ... without end."""
@@ -121,11 +121,26 @@ class Windows:
 
     def __getitem__(self, index: int) -> Batch:
         """Return batch number `index`: observations (B, T, ...) and actions (B, T - 1, A)."""
+        return self._gathered(self._rows(self._chosen(index)))
+
+    def _chosen(self, index: int) -> Array:
+        """Return which windows (B,) batch number `index` is of."""
         epoch, rank = divmod(index * self.batch + np.arange(self.batch), len(self))
         chosen = np.empty(self.batch, np.int64)
         for number in np.unique(epoch):
             chosen[epoch == number] = self._permutation(int(number))[rank[epoch == number]]
-        rows = self._starts[chosen][:, None] + np.arange(self.length)  # (B, T)
+        return chosen
+
+    def _arrange(self, store: ZarrStore, *, episodes: Array, split: str) -> Array:
+        """Return the first row of each window, in the `episodes` (n,) bool."""
+        return _starts(store, self.length, episodes=episodes, split=split)
+
+    def _rows(self, chosen: Array) -> Array:
+        """Return the rows (B, T) of windows (B,)."""
+        return np.asarray(self._places[chosen][:, None] + np.arange(self.length))
+
+    def _gathered(self, rows: Array) -> Batch:
+        """Return the batch of rows (B, T) of the store."""
         return Batch(
             observations={key: self._load(f"observation/{key}", rows) for key in self.keys},
             actions=self._load("action", rows[:, :-1]),

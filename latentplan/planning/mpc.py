@@ -26,10 +26,9 @@ from latentplan.types import Array, Context, Goal, Observation, Plan
 class MPC:
     """Policy that plans with a model, a planner and an objective.
 
-    It keeps the state that a planner does not: the goal, the recent observations and actions, and
-    the rest of the last plan. Observations need only the keys that the model was trained on. It is
-    thread-safe: each call waits for the one in progress, so that a goal set during `act` applies
-    from the next `act` on.
+    It keeps the goal, the recent observations and actions, and the rest of the last plan, which a
+    planner does not. Observations need only the keys that the model was trained on. It is
+    thread-safe: a call waits for the one in progress; a goal set during `act` applies to the next.
     """
 
     @dataclass(frozen=True)

@@ -59,6 +59,16 @@ class Normalised(Protocol):
 
 
 @runtime_checkable
+class PackedLearner(Protocol):
+    """A Learner whose training windows are packed: each is filled with several short episodes.
+
+    It reads `segments`, which tell them apart. Episodes shorter than a window are trained on, too.
+    """
+
+    packed: bool  # True
+
+
+@runtime_checkable
 class FittedConfig(Protocol):
     """A Config of a Learner with fields that are derived from the data."""
 
@@ -225,6 +235,21 @@ class VideoModel(Protocol):
 
         `actions`, if given, are T - 1 + steps. Temperature 0 selects the most likely tokens.
         """
+
+
+@runtime_checkable
+class DecodableDynamics(Dynamics, Protocol):
+    """A Dynamics whose latents can be decoded to images."""
+
+    def decode(self, latents: Tensor) -> Tensors:
+        """Return the images (B, T, h, w, 3) uint8 of each camera, of latents (B, T, D)."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """A model of the tokens that its tokenizer makes of images."""
+
+    tokenizer: Tokenizer
 
 
 @runtime_checkable

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from latentplan import config, contracts
+from latentplan.data.packing import PackedWindows
 from latentplan.data.store import ZarrStore
 from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
 from latentplan.files import replacing
 from latentplan.nn.observations import frames_of
-from latentplan.protocols import Dynamics, Learner, Normalised
+from latentplan.protocols import Dynamics, Learner, Normalised, PackedLearner
 from latentplan.training import checkpoint, header, run_folder, state, weights
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import train, writing
@@ -140,7 +141,8 @@ def _windows(
     """Return windows with what the learner declares, and nothing else."""
     declared = {"keys": [*learner.spec.observation], "targets": learner.targets}
     chosen = {"length": training.window, "batch": training.batch, **declared, **options}
-    return Windows(
+    make = PackedWindows if isinstance(learner, PackedLearner) else Windows
+    return make(
         store, test_fraction=training.held_out, reads=learner.reads, tasks=tasks, **chosen
     )
 

@@ -82,7 +82,7 @@ class Batch:
     # The fields below are filled only for a learner that reads them.
     rewards: Tensor | None = None  # (B, T - 1) float32
     task: Tensor | None = None  # (B, T) int64 task ids: index in Spec.tasks plus 1, 0 for none
-    segments: Tensor | None = None  # (B, T) int64, equal for rows of the same episode
+    segments: Tensor | None = None  # (B, T) int64, equal within an episode; -1 is padding
     targets: Tensors = field(default_factory=dict)  # privileged, (B, T, ...): Learner.targets
 
 

@@ -15,8 +15,10 @@ APPLIES = {
     "jepa": LEARNED,
     "joint": LEARNED,
     "keypoints": LEARNED,
+    "lwm": DYNAMICS,
     "pixel": LEARNED,
     "planet": LEARNED,
+    "teco": DYNAMICS | VIDEO | {"decoded"},
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},
 }

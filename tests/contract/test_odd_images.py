@@ -49,13 +49,20 @@ def stored(path: Path, image: ArraySpec) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a store of each kind of images."""
+    folder = tmp_path_factory.mktemp("stores")
+    return {name: stored(folder / f"{name}.zarr", image) for name, image in IMAGES.items()}
+
+
 @pytest.mark.parametrize("image", IMAGES)
 @every_name
 def test_it_trains_or_refuses_in_one_line_before_anything_is_written(
-    kind: str, name: str, image: str, tmp_path: Path
+    kind: str, name: str, image: str, stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    data, run = stored(tmp_path / "data.zarr", IMAGES[image]), tmp_path / "run"
-    options = {"kind": kind, "data": data, "run": run, "overrides": settings(kind, name)}
+    run = tmp_path / "run"
+    options = {"kind": kind, "data": stores[image], "run": run, "overrides": settings(kind, name)}
     if image in TRAINS.get(name, ()):
         train(name, **options)
         points = [json.loads(line) for log in run.rglob("log.jsonl") for line in log.open()]
