@@ -225,7 +225,7 @@ def _section(key: str, sections: Mapping[str, type]) -> str:
 
 def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
     """Return `config` with `values` instead of its own, each of its field's type."""
-    hints = _hints(type(config))
+    hints = _hints(cast(Any, type(config)))
     known = _names(type(config))
     changed: dict[str, Any] = {}
     for key, value in values.items():
@@ -351,7 +351,7 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None) -> None:
     """Merge a layer into plain values; a part with another name or run loses its former fields."""
-    hints = _hints(schema) if is_dataclass(schema) else {}
+    hints = _hints(cast(Any, schema)) if is_dataclass(schema) else {}
     for key, value in layer.items():
         inner = next((o for o in _options(hints.get(key)) if is_dataclass(o)), None)
         if inner is Part and not isinstance(value, Mapping):
