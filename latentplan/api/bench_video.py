@@ -29,7 +29,7 @@ from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 from latentplan.protocols import DecodableDynamics, TokenModel, VideoModel
 from latentplan.training import checkpoint, run_folder
-from latentplan.types import Array, Context, OnProgress, Progress, Tensors
+from latentplan.types import Array, Context, OnProgress, Progress, Spec, Tensors
 from latentplan.urls import local
 
 BATCH = 16  # clips imagined at a time
@@ -79,12 +79,7 @@ def bench_video(
     check_range("bench_video.temperature", temperature, 0.0)
     if split not in ("test", "all"):
         raise ConfigError(f"bench_video.split: found {split!r}, need test or all")
-    if not runs:
-        raise ConfigError("bench_video.runs: found none, need at least one trained run")
-    names = [_name(run) for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    models = {name: _load(run, device) for name, run in zip(names, runs, strict=True)}
+    models = _models(runs, device)
     folder = local(out, where="bench_video.out")
     with ZarrStore.open(data) as store:
         camera = camera or _first_image(store)
@@ -92,23 +87,10 @@ def bench_video(
             raise ConfigError(f"bench_video.camera: {store.path} has no images {camera!r}")
         found = _clips(store, context + steps, count=clips, split=split, seed=seed)
         spec, identity, path = store.spec, run_folder.identity(store), str(store.path)
-    truth = found.frames[camera][:, context:]
-    last = found.frames[camera][:, context - 1]
-    marks = objects.masks(truth, spec)
-
-    def errors(imagined: Array) -> open_loop.Errors:
-        seen = objects.masks(imagined, spec)
-        return open_loop.errors(truth, imagined, last=last, masks=marks, found=seen)
-
-    still = np.repeat(last[:, None], steps, axis=1)
-    repeat = errors(still)
-    horizons = sorted({*(k for k in HORIZONS if k < steps), steps})
-
-    def figures(imagined: Array) -> dict[str, Any]:
-        return open_loop.figures(errors(imagined), repeat, steps=horizons, seed=seed)
-
-    rows: dict[str, Any] = {REPEAT: figures(still)}
-    shown, refused = {"truth": truth}, {}
+    judge = _Judge(found.frames[camera][:, context - 1 :], spec, seed)
+    drawing: dict[str, Any] = {"context": context, "temperature": temperature, "seed": seed}
+    rows: dict[str, Any] = {REPEAT: judge.figures(judge.still)}
+    shown, refused = {"truth": judge.truth}, {}
     for done, (name, model) in enumerate(models.items()):
         on_progress(Progress("bench video", "models", done, len(models)))
         reason = _unfit(model, found, camera)
@@ -116,21 +98,13 @@ def bench_video(
             refused[name] = reason
             continue
         if isinstance(model, TokenModel):
-            shown[f"{name}: tokenizer"] = ceiling = _reconstructed(model, found, camera, steps)
-            rows[f"{name}: tokenizer"] = figures(ceiling)
-        shown[name] = imagined = _imagined(
-            model, found, camera, context=context, temperature=temperature, seed=seed
-        )
-        rows[name] = figures(imagined)
+            shown[f"{name}: tokenizer"] = _reconstructed(model, found, camera, steps)
+        shown[name] = _imagined(model, found, camera, **drawing)
+    rows |= {name: judge.figures(each) for name, each in shown.items() if name != "truth"}
     on_progress(Progress("bench video", "models", len(models), len(models)))
-    made = {
-        "settings": {
-            "steps": steps, "context": context, "clips": len(truth), "split": split,
-            "camera": camera, "temperature": temperature, "seed": seed, "device": device,
-        },
-        "data": {"path": path, **identity},
-        **provenance(),
-    }  # fmt: skip
+    settings = {**drawing, "steps": steps, "clips": len(judge.truth), "split": split}
+    settings |= {"camera": camera, "device": device}
+    made = {"settings": settings, "data": {"path": path, **identity}, **provenance()}
     return _write(folder, rows, refused, made, shown, camera=camera)
 
 
@@ -142,8 +116,41 @@ class _Clips:
     actions: Array  # (n, t - 1, A)
 
 
-def _load(run: str | Path, device: str) -> Any:
-    return checkpoint.load(checkpoint.find(run), device=device).model
+class _Judge:
+    """What happened in clips, and how far from it imagined frames are."""
+
+    def __init__(self, frames: Array, spec: Spec, seed: int) -> None:
+        """Take frames (n, 1 + steps, h, w, 3) of a camera: the last given, and those that came."""
+        last, self.truth = frames[:, 0], frames[:, 1:]
+        steps = self.truth.shape[1]
+        self.still = np.repeat(last[:, None], steps, axis=1)  # the control
+        self.spec, self.seed, self.last = spec, seed, last
+        self.marks = objects.masks(self.truth, spec)
+        self.repeated = self._errors(self.still)
+        self.horizons = sorted({*(k for k in HORIZONS if k < steps), steps})
+
+    def figures(self, imagined: Array) -> dict[str, Any]:
+        """Return the figures of imagined frames (n, steps, h, w, 3) at each horizon."""
+        found = self._errors(imagined)
+        return open_loop.figures(found, self.repeated, steps=self.horizons, seed=self.seed)
+
+    def _errors(self, imagined: Array) -> open_loop.Errors:
+        seen = objects.masks(imagined, self.spec)
+        return open_loop.errors(self.truth, imagined, last=self.last, masks=self.marks, found=seen)
+
+
+def _models(runs: Sequence[str | Path], device: str) -> dict[str, Any]:
+    """Return the models of runs by short names, or by paths where two names are the same."""
+    if not runs:
+        raise ConfigError("bench_video.runs: found none, need at least one trained run")
+    names = [_name(run) for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    files = [checkpoint.find(run) for run in runs]
+    return {
+        name: checkpoint.load(file, device=device).model
+        for name, file in zip(names, files, strict=True)
+    }
 
 
 def _name(run: str | Path) -> str:
