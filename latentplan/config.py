@@ -6,7 +6,7 @@ The only module that uses OmegaConf; it returns plain values and frozen dataclas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -225,7 +225,7 @@ def _section(key: str, sections: Mapping[str, type]) -> str:
 
 def _replace(where: str, config: T, values: Mapping[str, Any]) -> T:
     """Return `config` with `values` instead of its own, each of its field's type."""
-    hints = _hints(type(config))
+    hints = _hints(cast(Any, type(config)))
     known = _names(type(config))
     changed: dict[str, Any] = {}
     for key, value in values.items():
@@ -283,7 +283,8 @@ def _part(where: str, before: Part, value: Any) -> Part:
     preset = resolve(before.kind, name or before.name)
     schema = registry.get(before.kind, preset.base).Config
     same = preset.base == before.name and before.config is not None and not name
-    filled = before.config if same else _replace(where, schema(), preset.values.get("model", {}))
+    values_of = preset.values.get(before.kind, {})
+    filled = before.config if same else _replace(where, schema(), values_of)
     return Part(before.kind, preset.base, _replace(where, filled, values), run)
 
 
@@ -335,10 +336,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-@cache
-def _hints(schema: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields; to evaluate them takes longer than to use them."""
-    return get_type_hints(schema)
+# The types of a dataclass's fields; to evaluate them takes longer than to use them.
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _names(schema: type) -> list[str]:
@@ -352,7 +351,7 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 def _update(target: dict[str, Any], layer: Mapping[str, Any], schema: Any = None) -> None:
     """Merge a layer into plain values; a part with another name or run loses its former fields."""
-    hints = _hints(schema) if is_dataclass(schema) else {}
+    hints = _hints(cast(Any, schema)) if is_dataclass(schema) else {}
     for key, value in layer.items():
         inner = next((o for o in _options(hints.get(key)) if is_dataclass(o)), None)
         if inner is Part and not isinstance(value, Mapping):

@@ -47,10 +47,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "lwm": "latentplan.models.lwm.lwm:LWM",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
+        "teco": "latentplan.models.teco.teco:TECO",
         "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
     "tokenizer": {
+        "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },

@@ -6,6 +6,7 @@ Hypothesis derandomised. `make fuzz` searches with random examples.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -34,6 +35,17 @@ settings.load_profile("default")
 # Hypothesis draws constants of the modules that are loaded so far, so that examples would depend
 # on the tests that ran before in the same process, and a seed would not replay a failure.
 providers._get_local_constants = lambda: providers._local_constants
+
+
+# Modules and collected tests live as long as the run. To look for garbage among them took a fifth
+# of the collection of tests, and some seconds afterwards.
+gc.disable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

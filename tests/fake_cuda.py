@@ -47,6 +47,7 @@ VECTOR_QUANTIZE = {
     "nn/quantizer.py:forward": "VectorQuantize reads whether its code book is initialised, and "
     "whether codes are dead; finite scalar quantization, the default, does neither",
     "tokenizers/video_vqvae.py:_quantized": "VectorQuantize, too",
+    "models/teco/layers.py:forward": "VectorQuantize, too",
 }
 UNSEEN = {aten.repeat_interleave: "Tensor"}  # the overload that reads
 

@@ -48,6 +48,13 @@ SMALL = {
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),
         *("ldm.horizon=2", "ldm.decoded=1", "transformer.horizon=2", "inverse.chunk=2"),
     ],
+    "teco": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.dynamics.clip=4"),
+        *("model.dynamics.channels=8", "model.dynamics.width=16", "model.dynamics.layers=1"),
+        *("model.dynamics.heads=2", "model.dynamics.codes=16", "model.dynamics.prior.width=16"),
+        *("model.dynamics.prior.layers=1", "model.dynamics.prior.draft=2"),
+        *("model.dynamics.prior.rounds=0", "model.dynamics.embedding=8"),
+    ],
     "videogpt": [
         *("model.prior.width=16", "model.prior.layers=1", "model.prior.channels=8"),
         *("model.tokenizer.width=8", "model.tokenizer.embedding=8", "model.tokenizer.codes=32"),

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from latentplan.commands.options import Device, number
+from latentplan.commands.options import Device, Seed, number
 
 EXAMPLE = "latentplan bench models --suite rope --seeds 1 --out runs/models"
+VIDEO_EXAMPLE = "latentplan bench video runs/teco --data tabletop.zarr --out runs/video"
 
 app = typer.Typer(
     help="Train and compare on the same data, goals and budget.",
@@ -79,4 +80,45 @@ def models(
             on_progress=bars,
         )
     print(found.page.read_text(encoding="utf-8").partition("\n`dynamics` is")[0].strip())
+    print(f"page: {found.page}")
+
+
+@app.command(epilog=f"Example: {VIDEO_EXAMPLE}")
+def video(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Trained models of video.")],
+    data: Annotated[str, typer.Option(help="Store with held-out clips.")],
+    out: Annotated[str, typer.Option(help="Folder for results.json, results.md and an image.")],
+    steps: Annotated[int, number("Frames to imagine.")] = 16,
+    context: Annotated[int, number("Frames given.")] = 2,
+    clips: Annotated[int, number("Clips at most, one an episode.")] = 64,
+    split: Annotated[
+        str, typer.Option(help="test: held-out tenth of the episodes; all: of a store of its own.")
+    ] = "test",
+    camera: Annotated[str, typer.Option(help="Images compared. Default: the first.")] = "",
+    temperature: Annotated[
+        float, typer.Option(help="0 for the likeliest frames, else samples.")
+    ] = 0.0,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Compare imagined video with what happened, open loop under the actions sent."""
+    from latentplan.api.bench_video import bench_video
+    from latentplan.commands.progress import Bars
+
+    with Bars() as bars:
+        found = bench_video(
+            runs,
+            data=data,
+            out=out,
+            steps=steps,
+            context=context,
+            clips=clips,
+            split=split,
+            camera=camera,
+            temperature=temperature,
+            seed=seed,
+            device=device,
+            on_progress=bars,
+        )
+    print(found.page.read_text(encoding="utf-8").partition("\nFigures are pooled")[0].strip())
     print(f"page: {found.page}")

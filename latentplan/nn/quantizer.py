@@ -29,11 +29,18 @@ class Quantizer(nn.Module):
     2309.15505). `vq`: the nearest of `prod(levels)` learned vectors (van den Oord et al., arXiv
     1711.00937), moved by running means. Before either, batch normalisation without weights brings
     the numbers to mean 0 and variance 1, so that they use all levels from the first step. `whiten`
-    decorrelates them as well, since two equal numbers waste one.
+    decorrelates them as well, since two equal numbers waste one. Without `normalise` the numbers
+    stay as they are.
     """
 
     def __init__(
-        self, width: int, *, levels: tuple[int, ...], kind: str = "fsq", whiten: bool = False
+        self,
+        width: int,
+        *,
+        levels: tuple[int, ...],
+        kind: str = "fsq",
+        whiten: bool = False,
+        normalise: bool = True,
     ) -> None:
         """Make the projections, and the book of a `vq`."""
         super().__init__()
@@ -42,7 +49,9 @@ class Quantizer(nn.Module):
         self.kind, self.size = kind, prod(levels)
         numbers = len(levels)
         self.before = nn.Linear(width, numbers)
-        self.spread = Whitening(numbers) if whiten else nn.BatchNorm1d(numbers, affine=False)
+        self.spread: nn.Module = nn.Identity()
+        if normalise:
+            self.spread = Whitening(numbers) if whiten else nn.BatchNorm1d(numbers, affine=False)
         self.after = nn.Linear(numbers, width)
         if kind == "fsq":
             self.book: Any = FSQ(levels=list(levels), dim=numbers)

@@ -14,3 +14,10 @@ def draw(shares: Tensor, *, generator: Generator | None = None) -> Tensor:
     """
     waits = torch.empty_like(shares).exponential_(generator=generator)
     return (shares / waits).argmax(-1)
+
+
+def choose(logits: Tensor, temperature: float, *, generator: Generator | None = None) -> Tensor:
+    """Return ids (...) drawn from logits (..., n); the likeliest at temperature 0."""
+    if not temperature:
+        return logits.argmax(-1)
+    return draw((logits / temperature).softmax(-1), generator=generator)

@@ -60,29 +60,46 @@ class Growing:
 
 
 class Transformer(nn.Module):
-    """Causal self-attention blocks over (B, L, width), whatever the positions mean."""
+    """Self-attention blocks over (B, L, width), causal by default, whatever the positions mean.
 
-    def __init__(self, width: int, *, layers: int, heads: int, dropout: float = 0.0) -> None:
-        """Make the blocks; `width` is a multiple of twice `heads`."""
+    With `span` above 1 attention is block-causal: `span` positions in a row, such as the tokens of
+    a frame, attend to each other and to all before them.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        layers: int,
+        heads: int,
+        dropout: float = 0.0,
+        causal: bool = True,
+        span: int = 1,
+        base: float = 1e4,
+    ) -> None:
+        """Make the blocks; `width` is a multiple of twice `heads`, `base` that of the rotations."""
         super().__init__()
         self.width, self.heads = width, heads
         self.blocks: nn.ModuleList = nn.ModuleList(
-            Block(width, heads, dropout) for _ in range(layers)
+            Block(width, heads, dropout, causal=causal, span=span) for _ in range(layers)
         )
         self.norm = RMSNorm(width)
         half = width // heads // 2
         self.rates: Tensor  # (half,) rad a position
-        self.register_buffer("rates", 1e4 ** (-torch.arange(half) / half), persistent=False)
+        self.register_buffer("rates", base ** (-torch.arange(half) / half), persistent=False)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Return (B, L, width) of x (B, L, width), which follows the positions in `cache`.
 
-        The cache then holds x as well.
+        The cache then holds x as well. Without a cache, `mask` (L, L) or (B, 1, L, L) bool is True
+        where a position (row) attends to another (column), in place of the causal mask.
         """
         if cache is None:
             turns = self.turns(x.shape[1]).unbind()
             for block in self.blocks:
-                x = block(x, turns)
+                x = block(x, turns, mask=mask)
         else:
             start, end = cache.length, cache.length + x.shape[1]
             turns = cache.turns[:, start:end].unbind()
@@ -103,10 +120,12 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention, then a gated MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, *, causal: bool = True, span: int = 1
+    ) -> None:
         """Make the layers."""
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.causal, self.span = heads, dropout, causal, span
         self.before_attention, self.before_mlp = RMSNorm(width), RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -115,7 +134,13 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(
-        self, x: Tensor, turns: Turns, known: Tensor | None = None, past: int = 0
+        self,
+        x: Tensor,
+        turns: Turns,
+        known: Tensor | None = None,
+        past: int = 0,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Return (B, L, width).
 
@@ -126,13 +151,15 @@ class Block(nn.Module):
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, heads).permute(2, 0, 3, 1, 4)
         q, k = _turn(qkv[:2], turns).unbind()
         v = qkv[2]
-        mask, causal = None, x.shape[1] > 1
+        causal = self.causal and mask is None and x.shape[1] > 1
         if known is not None:
             known[0, :, :, past:], known[1, :, :, past:] = k, v
             k, v = known.unbind()
-            if past and causal:  # row i attends to the past and to new rows up to i
-                mask = torch.ones(*q.shape[2:3], k.shape[2], dtype=torch.bool, device=x.device)
-                mask, causal = mask.tril(past), False
+        if self.span > 1 and mask is None:
+            mask, causal = _block_mask(x.shape[1], past, self.span, device=x.device), False
+        elif past and causal:  # row i attends to the past and to new rows up to i
+            mask = torch.ones(*q.shape[2:3], k.shape[2], dtype=torch.bool, device=x.device)
+            mask, causal = mask.tril(past), False
         # Without dropout here: with it the attention would not be fused, and take twice the time.
         values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self._drop(self.out(values.transpose(1, 2).flatten(2)))
@@ -160,6 +187,17 @@ class RMSNorm(nn.Module):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=LEAST)
         out: Tensor = x * (self.scale / length) * self.weight
         return out
+
+
+def _block_mask(length: int, past: int, span: int, *, device: torch.device) -> Tensor | None:
+    """Return which of past + length positions each of the last `length` attends to; None for all.
+
+    `past` is a multiple of the span.
+    """
+    if length <= span:
+        return None
+    block = torch.arange(past + length, device=device) // span
+    return block <= block[past:, None]
 
 
 def _turn(x: Tensor, turns: Turns) -> Tensor:

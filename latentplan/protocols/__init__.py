@@ -31,6 +31,7 @@ from latentplan.protocols.data import (
     Windows,
 )
 from latentplan.protocols.learning import (
+    DecodableDynamics,
     DefaultPlanner,
     DefaultPolicy,
     Dynamics,
@@ -48,6 +49,7 @@ from latentplan.protocols.learning import (
     Staged,
     SymmetricDynamics,
     Tokenizer,
+    TokenModel,
     Upgradable,
     UpgradableWeights,
     VideoModel,
@@ -93,7 +95,9 @@ __all__ = [
     "GoalSampler",
     "HasEpisodeLength",
     "HasSuccessThreshold",
+    "DecodableDynamics",
     "Illustrated",
+    "TokenModel",
     "IllustratedEvaluation",
     "LanguageConfig",
     "Learner",

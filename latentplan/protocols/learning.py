@@ -238,6 +238,21 @@ class VideoModel(Protocol):
 
 
 @runtime_checkable
+class DecodableDynamics(Dynamics, Protocol):
+    """A Dynamics whose latents can be decoded to images."""
+
+    def decode(self, latents: Tensor) -> Tensors:
+        """Return the images (B, T, h, w, 3) uint8 of each camera, of latents (B, T, D)."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """A model of the tokens that its tokenizer makes of images."""
+
+    tokenizer: Tokenizer
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """A model with images or videos of its predictions, for `latentplan show RUN`."""
 

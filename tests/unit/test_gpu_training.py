@@ -35,16 +35,18 @@ LEARNERS = {
     "vqvae": ("tokenizer", "vqvae", ["tokenizer.background=true"]),
     "vqvae, vq": ("tokenizer", "vqvae", ["tokenizer.quantizer=vq"]),
     "video_vqvae": ("tokenizer", "video_vqvae", []),
+    "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
     "lwm": ("model", "lwm", ["model.transformer.tasks=true"]),
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
+    "teco": ("model", "teco", []),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
 }
 
 
-VECTOR_QUANTIZED = {"vqvae, vq", "video_vqvae", "videogpt"}
+VECTOR_QUANTIZED = {"vqvae, vq", "video_vqvae", "videogpt", "teco"}
 
 
 def declared(kind, name, settings):
@@ -155,6 +157,7 @@ def test_held_out_figures_are_computed_on_the_gpu(monkeypatch):
 
 STORES = {  # what is written comes from the CPU
     "models/latents.py:latents_of": "the latents",
+    "models/teco/teco.py:tokenized": "the tokens",
     "models/videogpt/clips.py:clips_of": "the tokens",
     "models/videoworld/stages.py:tokenised": "the tokens and codes",
     "models/videoworld/stages.py:_states": "the states",
@@ -162,7 +165,7 @@ STORES = {  # what is written comes from the CPU
 }
 
 
-@pytest.mark.parametrize("name", ["calibrated", "videogpt", "videoworld"])
+@pytest.mark.parametrize("name", ["calibrated", "teco", "videogpt", "videoworld"])
 def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
     stores = {"": [recorded()]}
     for step, parts, _ in declared(*LEARNERS[name]):

@@ -149,7 +149,7 @@ class Prior(nn.Module):
         flat = conditions.flatten(1, 2)
         drawn = [*ids.unbind(1)]
         while True:
-            drawn.append(_draw(self.head(hidden), temperature, generator))
+            drawn.append(sampling.choose(self.head(hidden), temperature, generator=generator))
             if len(drawn) == length:
                 return torch.stack(drawn, dim=1).view(b, -1, self.tokens)
             x = self.embed(drawn[-1]) + flat[:, len(drawn)]
@@ -221,11 +221,3 @@ class _FrameEncoder(nn.Module):
         maps = rearrange(maps, "(b v) c y x -> b v y x c", b=len(frames))
         out: Tensor = self.out(F.silu(maps))
         return out
-
-
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Return ids (n,) drawn from logits (n, vocabulary); the likeliest at temperature 0."""
-    if not temperature:
-        return logits.argmax(-1)
-    shares = F.softmax(logits / temperature, dim=-1)
-    return sampling.draw(shares, generator=generator)

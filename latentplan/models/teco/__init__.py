@@ -1,0 +1,1 @@
+"""TECO: a world model of video with a long memory."""
