@@ -44,7 +44,7 @@ SCHEDULE = {"steps": 500, "learning_rate": 0.003, "warmup": 50, "clip": 1.0, "ev
             "save_every": 100}  # fmt: skip
 MODELS = {  # batches are rows of the longest context
     "long": ["model.contexts=[40,160,640]", "model.thetas=[1e4,1e5,1e6]",
-             "model.efforts=[1.0,0.3,0.25]", "training.transformer.batch=2"],
+             "model.efforts=[1.0,0.3,0.8]", "training.transformer.batch=2"],
     "window": ["model.contexts=[40,64]", "model.thetas=[1e4,1e4]", "model.efforts=[1.0,0.5]",
                "training.transformer.batch=20"],
 }  # fmt: skip

@@ -10,6 +10,7 @@ returns the log-sum-exp; on other devices it is written out, with the softmax in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -204,7 +205,7 @@ def attend_written_out(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return what `attend` does, by its formula."""
-    with torch.autocast(q.device.type, enabled=False):
+    with _in_float32(q.device.type):
         scores = _scores(q, k, bias)
         log_sum = scores.logsumexp(-1)  # -inf without a key
         weights = (scores - log_sum.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
@@ -216,13 +217,20 @@ def backward_written_out(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `attend_backward` does, by its formula."""
     dtype = inputs[0].dtype
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with _in_float32(inputs[0].device.type):
         (grad, out, log_sum), (q, k, v) = ([x.float() for x in some] for some in (result, inputs))
         weights = (_scores(q, k, bias) - log_sum[..., None]).exp()
         mean = (grad * out).sum(-1, keepdim=True)
         of_scores = weights * (grad @ v.mT - mean) * q.shape[-1] ** -0.5
         dq, dk, dv = of_scores @ k, of_scores.mT @ q, weights.mT @ grad
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+def _in_float32(device: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast, on a device that has it."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

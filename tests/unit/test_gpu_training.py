@@ -28,6 +28,10 @@ TRAINING = {
     "tokenizers/video_vqvae.py:forward": "the momentum of the first ten batches",
 }
 BASELINES = ("autoencoder", "jepa", "joint", "keypoints", "pixel", "planet")
+LWM = [  # one stage: the fake GPU holds no weights that a second could begin with
+    *("model.contexts=[6]", "model.thetas=[1e4]", "model.efforts=[1.0]"),
+    "model.transformer.tasks=true",
+]
 ARM = Convention("ee_delta", rotation="rotvec", frame="base", gripper="close_is_-1")
 LEARNERS = {
     "cfm": ("model", "cfm", []),
@@ -38,7 +42,7 @@ LEARNERS = {
     "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
-    "lwm": ("model", "lwm", ["model.transformer.tasks=true"]),
+    "lwm": ("model", "lwm", LWM),
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
     "teco": ("model", "teco", []),
