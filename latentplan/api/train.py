@@ -233,7 +233,7 @@ def _train_stages(job: _Job, cache: Path, *, resume: bool) -> tuple[int, Mapping
     given = {"spec": spec, "labels": [Label(text, task) for text, task in texts]}
     steps = model.stages(job.config, training=job.training, **given)
     stages.check_lengths(steps, job.store)
-    stages.check_builds(steps, job.store)
+    stages.check_builds(steps, job.store, job.session.device)
     with writing(job.folder), run_folder.claim(job.folder):
         config.save_yaml(job.folder / run_folder.CONFIG, job.written)
         trained = stages.execute(steps, job.store, cache, session=job.session)

@@ -263,7 +263,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, format: str, header: obj
     """
     # A tensor that shares memory with another (tied weights) is stored once for each name.
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    text = json.dumps(header, sort_keys=True)
+    text = json.dumps(header)  # in its order: that of the observations is the order of cameras
     try:
         with replacing(path) as partial:
             partial.write_bytes(serialize(own, {"format": format, "header": text}))

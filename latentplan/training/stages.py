@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from latentplan import config, foreign
 from latentplan.data.derived import derive
@@ -78,7 +79,8 @@ class _Execution:
         }
 
         if stage.run:
-            network, made_of["run"] = _frozen(stage, parts, store, self.session)
+            spec = run_folder.public(store, privileged=stage.privileged)
+            network, made_of["run"] = _frozen(stage, parts, spec, self.session.device)
             self.digests[stage.name] = _digest(made_of)
         else:
             digest = self.digests[stage.name] = _digest(made_of)
@@ -149,17 +151,22 @@ def check_lengths(steps: Sequence[Stage | Derived], store: ZarrStore) -> None:
                 )
 
 
-def check_builds(steps: Sequence[Stage | Derived], store: ZarrStore) -> None:
+def check_builds(
+    steps: Sequence[Stage | Derived], store: ZarrStore, device: torch.device
+) -> None:
     """Build every network and spec of the stages for the data of `store`, and drop them.
 
-    So that what does not fit the data raises ConfigError before anything is trained.
+    So that what does not fit the data raises ConfigError, and a run whose network does not,
+    CheckpointError, before anything is written.
     """
     specs, parts = dict[str, Spec](), dict[str, Any]()
     for step in steps:
         own = {name: parts[name] for name in step.parts}
         shown = step.privileged if isinstance(step, Stage) else ()
         spec = specs[step.data] if step.data else run_folder.public(store, privileged=shown)
-        if isinstance(step, Stage):
+        if isinstance(step, Stage) and step.run:
+            parts[step.name], _ = _frozen(step, own, spec, device)
+        elif isinstance(step, Stage):
             parts[step.name] = step.build(spec, own)
         else:
             specs[step.name] = step.spec(spec, own)
@@ -202,17 +209,17 @@ def check_stage(folder: Path, made_of: Mapping[str, Any]) -> None:
 
 
 def _frozen(
-    stage: Stage, parts: Parts, store: ZarrStore, session: Session
+    stage: Stage, parts: Parts, spec: Spec, device: torch.device
 ) -> tuple[Any, dict[str, Any]]:
     """Return the network of another run, and what identifies it; CheckpointError if it is unfit."""
     file = checkpoint.find(stage.run)
-    own = stage.build(run_folder.public(store, privileged=stage.privileged), parts)
+    own = stage.build(spec, parts)
     found = checkpoint.load(
         file,
         kind=stage.kind,
         name=stage.name if stage.kind == "part" else "",
         build=type(own) if stage.kind == "part" else None,
-        device=str(session.device),
+        device=str(device),
     )
     observed, here = ({k: (a.shape, a.dtype) for k, a in each.observation.items()} for each in (
         found.spec, own.spec

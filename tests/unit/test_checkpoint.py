@@ -15,7 +15,9 @@ from toy_model import ToyModel, toy_spec
 from latentplan import registry
 from latentplan.errors import CheckpointError, ConfigError, MissingDependency
 from latentplan.models.cfm import CFM
+from latentplan.tokenizers.vqvae import VQVAE
 from latentplan.training import checkpoint
+from latentplan.types import ActionSpec, ArraySpec, Spec
 
 FIGURES = {"loss": 0.1 + 0.2, "top1": 0.75}
 
@@ -179,3 +181,20 @@ def test_a_full_disk_leaves_the_earlier_file(file: Path) -> None:
         checkpoint.save(file, cfm(), name="cfm", step=8, metrics={})
     assert file.read_bytes() == before
     assert [p.name for p in file.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_cameras_keep_their_order(tmp_path: Path) -> None:
+    image = ArraySpec((16, 16, 3), "uint8")
+    spec = Spec({"wide": image, "near": image}, ActionSpec((-1.0,), (1.0,)))
+    model = VQVAE(spec, VQVAE.Config(channels=(8,), patch=8, levels=(4, 3))).eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # what cameras have of their own begins as equal
+            weight.add_(torch.randn_like(weight))
+    checkpoint.save(
+        tmp_path / "a.safetensors", model, name="vqvae", step=1, metrics={}, kind="tokenizer"
+    )
+    found = checkpoint.load(tmp_path / "a.safetensors", kind="tokenizer").model
+    assert [*found.spec.observation] == ["wide", "near"]
+    pixels = torch.randint(0, 256, (2, 2, 1, 16, 16, 3), dtype=torch.uint8)
+    seen = dict(zip(("near", "wide"), pixels, strict=True))
+    assert torch.equal(found.encode(seen).ids, model.encode(seen).ids)

@@ -205,6 +205,7 @@ def test_frozen_parts_of_other_settings_or_pictures_are_refused(tmp_path):
     wide = stored(tmp_path / "wide.zarr", spec=large)
     with pytest.raises(CheckpointError, match=r"its tokenizer observes .*32.* is to observe .*64"):
         trained(wide, tmp_path / "third", *frozen(tmp_path / "first"))
+    assert not (tmp_path / "second").exists() and not (tmp_path / "third").exists()
 
 
 def test_an_inverse_dynamics_that_reads_frames_needs_no_states(tmp_path):
