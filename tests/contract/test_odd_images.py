@@ -30,6 +30,7 @@ TRAINS = {  # all others are refused
     **dict.fromkeys(("autoencoder", "planet"), ENCODED),
     **dict.fromkeys(("calibrated", "cfm", "jepa", "joint"), ENCODED | {"vector"}),
     "pixel": ENCODED | {"tiny"},
+    "lwm": {"tiny"},
     "videogpt": {"tiny"},
     "video_vqvae": {"tiny"},
     "vqvae": {"tiny"},
