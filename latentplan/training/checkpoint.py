@@ -80,7 +80,9 @@ def save(
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{path}: weight {key!r} is not finite in {dtype}")
     whole = headers.of(model, kind=kind, name=name)
-    header = Header(**vars(whole), step=step, metrics=metrics, parts=dict(parts or {}))
+    header = Header(
+        **vars(whole), step=step, metrics=dict(sorted(metrics.items())), parts=dict(parts or {})
+    )
     write(Path(path), own, format=FORMAT, header=header.to_json())
 
 
@@ -305,9 +307,10 @@ def _opened(path: Path, format: str) -> Iterator[tuple[Any, Any]]:
     """Yield the file of tensors and its header's JSON values; CheckpointError also in the block."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
-    foreign.check_regular(path, error=CheckpointError)
+    # safe_open opens its path twice, and a training may replace the file in between.
+    whole = foreign.opened(path, error=CheckpointError)
     try:
-        with safe_open(path, framework="pt") as file:
+        with whole, safe_open(f"/proc/self/fd/{whole.fileno()}", framework="pt") as file:
             meta = file.metadata() or {}
             found = meta.get("format", "none")
             before = (found, format) == (BEFORE, FORMAT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Curves:
         with replacing(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._log = path.open("a")
+        _wait_for_a_later_name(run / "tensorboard")
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -49,6 +51,18 @@ class Curves:
         """Close the files."""
         self._log.close()
         self._events.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait until an event file that is made now sorts after those in the folder: at most a second.
+
+    TensorBoard reads them by name, which is the second and then the number of the process; read in
+    another order, a resumed run would lose the points after its restart.
+    """
+    names = (file.name.split(".") for file in folder.glob("events.out.tfevents.*"))
+    seconds = [int(name[3]) for name in names if name[3].isdigit()]
+    if seconds:
+        time.sleep(min(1.0, max(0.0, max(seconds) + 1 - time.time())))
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -198,3 +198,20 @@ def test_cameras_keep_their_order(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (2, 2, 1, 16, 16, 3), dtype=torch.uint8)
     seen = dict(zip(("near", "wide"), pixels, strict=True))
     assert torch.equal(found.encode(seen).ids, model.encode(seen).ids)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "b.safetensors"
+    checkpoint.save(other, cfm(), name="cfm", step=8, metrics=FIGURES)
+    opening = checkpoint.safe_open
+
+    def late(path: str, **options: str) -> object:
+        os.replace(other, file)
+        return opening(path, **options)
+
+    monkeypatch.setattr(checkpoint, "safe_open", late)
+    assert checkpoint.read_header(file).step == 7
+    monkeypatch.undo()
+    assert checkpoint.read_header(file).step == 8

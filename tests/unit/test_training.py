@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,17 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_run(data: Path, tmp_pat
     left = {p.name for p in cut.iterdir()} - {p.name for p in whole.iterdir()}
     assert all(".partial" in name for name in left)
     assert events(cut) == events(whole)
+
+
+def test_event_files_of_one_second_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start, process in ((0, 9), (1, 10)):  # "10" sorts before "9"
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with curves.Curves(tmp_path, start=start) as written:
+            for step in range(start + 1, 4):
+                written.scalars({"loss": float(process)}, step)
+    assert events(tmp_path) == {"loss": [(1, 9.0), (2, 10.0), (3, 10.0)]}
 
 
 def events(run: Path) -> dict[str, list[tuple[int, float]]]:
