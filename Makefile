@@ -50,14 +50,16 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # A file's tests run in one process, so that they share what they made. The files start in their
 # order, since those of contract/ and flow/ take longest; xdist would put files of few tests last.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
-  --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+CORES := $(shell nproc)
 
+# Now and then a test waits for another process, so there is a worker more than cores. Tests that
+# wait in real time are slow ones and have the cores for themselves.
 test: gl open3d
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -n $$(($(CORES) + 1)) -m "not slow"
 
 test-slow: gl
-	@$(PYTEST) -m slow
+	@$(PYTEST) -n $(CORES) -m slow
 
 test-all:
 	@$(MAKE) --no-print-directory test-ros1
@@ -70,7 +72,7 @@ SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
 fuzz: gl
 	@echo "To replay: make fuzz SEED=$(SEED), or the @reproduce_failure line of a failure"
-	@$(PYTEST) -m hypothesis --hypothesis-profile=search --hypothesis-seed=$(SEED)
+	@$(PYTEST) -n $(CORES) -m hypothesis --hypothesis-profile=search --hypothesis-seed=$(SEED)
 
 # ROS 2 sees latentplan and what it needs behind its own packages. What is missing is a failure.
 test-ros2: gl $(ROS2)/.ready
