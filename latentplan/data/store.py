@@ -257,13 +257,13 @@ class ZarrStore:
             self._release()
 
     def _push(self, episode: Episode) -> None:
-        self._pending.append(episode)
         last = int(self.ends[-1]) if len(self.ends) else 0
-        self.ends = np.append(self.ends, last + len(episode) + 1)
+        ends, pending = np.append(self.ends, last + len(episode) + 1), [*self._pending, episode]
+        self.ends, self._pending = ends, pending  # no call in between, where Ctrl-C could come
 
     def _pop(self) -> None:
-        self._pending.pop()
-        self.ends = self.ends[:-1]
+        ends, pending = self.ends[:-1], self._pending[:-1]
+        self.ends, self._pending = ends, pending
 
     def _wait(self, episode: Episode) -> None:
         """Write an episode to a file of its own, and count it."""
