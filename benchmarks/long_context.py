@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from latentplan.data.packing import PADDING, pack
 from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.lwm import transformer as lwm_transformer
 from latentplan.models.lwm.lwm import LWM
-from latentplan.models.lwm.stream import TOKENS, Stream
+from latentplan.models.lwm.stream import Stream
 from latentplan.models.lwm.transformer import LongTransformer
 from latentplan.types import ActionSpec, ArraySpec, Batch, Context, Spec
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from latentplan.evaluation import open_loop
 from latentplan.evaluation.provenance import provenance
-from latentplan.models.teco.dynamics import TOKENS, TemporalDynamics
+from latentplan.models.frame_tokens import TOKENS
+from latentplan.models.teco.dynamics import TemporalDynamics
 from latentplan.nn.masked_prior import MaskedPrior
 from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latentplan.api.bench_tables import head, interval, line, origin
+
 COLUMNS = (
     *("model", "dynamics", "proposals", "planner", "progress (95 %)", "success", "strict"),
     *("final, cm (95 %)", "act ms", "error", "top1", "CPU min", "seeds"),
@@ -25,7 +27,7 @@ def render(envs: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> st
     parts = ["# Comparison of models", ""]
     for env, found in envs.items():
         parts += [f"## {env}", "", *_table(found), ""]
-    b, machine = made["settings"], made["machine"]
+    b = made["settings"]
     parts += [
         LEGEND,
         "",
@@ -39,11 +41,7 @@ def render(envs: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> st
             for env, found in envs.items()
         ),
         "",
-        f"    {made['command']}",
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, GPU {machine['gpu'] or 'none'}, device "
-        f"{made['device']}; {', '.join(f'{k} {v}' for k, v in made['versions'].items())}; "
-        f"{made['created']}.",
+        *origin(made, device=made["device"]),
     ]
     return "\n".join(parts) + "\n"
 
@@ -67,7 +65,7 @@ def _table(found: Mapping[str, Any]) -> list[str]:
                 str(row["seeds"]),
             )
         )
-    return [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, rows)]
+    return [*head(COLUMNS), *map(line, rows)]
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -90,11 +88,4 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(value: Sequence[float] | None, digits: int, scale: float = 1.0) -> str:
-    if value is None:
-        return ""
-    low, high = (f"{scale * each:.{digits}f}" for each in value)
-    return f" ({low} to {high})"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return "" if value is None else interval(value, digits, scale)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.api.bench_tables import head, interval, line, origin
 from latentplan.files import replacing
 from latentplan.types import Array
 
@@ -28,17 +29,16 @@ def render(
     first = next(iter(rows.values()))
     for k in first:
         names = list(first[k]["kept"])
-        head = ["", "moving PSNR, dB", "gain, dB", "PSNR, dB", *(f"{n} kept" for n in names)]
-        parts += [f"## {k} frame{'s' if k != '1' else ''}", "", _line(head)]
-        parts.append(_line(["---"] * len(head)))
+        columns = ["", "moving PSNR, dB", "gain, dB", "PSNR, dB", *(f"{n} kept" for n in names)]
+        parts += [f"## {k} frame{'s' if k != '1' else ''}", "", *head(columns)]
         for name, found in rows.items():
             row = found[k]
             cells = [_number(row[each]) for each in ("psnr_moving", "gain", "psnr")]
             cells += [_number(row["kept"][each], percent=True) for each in names]
-            parts.append(_line([name, *cells]))
+            parts.append(line([name, *cells]))
         parts.append("")
     parts += [f"`{name}` cannot be compared: it {reason}." for name, reason in refused.items()]
-    s, machine = made["settings"], made["machine"]
+    s = made["settings"]
     parts += [
         *([""] if refused else []),
         LEGEND,
@@ -46,11 +46,7 @@ def render(
         f"{s['clips']} clips of {made['data']['path']} ({s['split']}), {s['context']} frames "
         f"given, camera {s['camera']}, temperature {s['temperature']}, seed {s['seed']}.",
         "",
-        f"    {made['command']}",
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, GPU {machine['gpu'] or 'none'}, device "
-        f"{s['device']}; {', '.join(f'{k} {v}' for k, v in made['versions'].items())}; "
-        f"{made['created']}.",
+        *origin(made, device=s["device"]),
     ]
     return "\n".join(parts) + "\n"
 
@@ -68,14 +64,14 @@ def draw(path: Path, shown: Mapping[str, Array]) -> None:
     figure, axes = pyplot.subplots(
         len(rows), len(times), figsize=(1.1 * len(times) + 1.2, 1.1 * len(rows)), squeeze=False
     )
-    for line, (name, clip) in zip(axes, rows, strict=True):
-        for axis, t in zip(line, times, strict=True):
+    for across, (name, clip) in zip(axes, rows, strict=True):
+        for axis, t in zip(across, times, strict=True):
             axis.imshow(np.asarray(shown[name][clip, t]), interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             if axis.get_subplotspec().is_first_row():
                 axis.set_title(f"{t + 1}", fontsize=8)
-        line[0].set_ylabel(name.replace(": ", "\n"), fontsize=6)
+        across[0].set_ylabel(name.replace(": ", "\n"), fontsize=6)
     figure.tight_layout(pad=0.2)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
@@ -86,9 +82,5 @@ def _number(found: Mapping[str, Any], *, percent: bool = False) -> str:
     if found["value"] is None:
         return ""
     scale, digits = (100, 0) if percent else (1, 1)
-    value, low, high = (f"{scale * x:.{digits}f}" for x in (found["value"], *found["ci95"]))
-    return f"{value}{' %' if percent else ''} ({low} to {high})"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    value = f"{scale * found['value']:.{digits}f}{' %' if percent else ''}"
+    return value + interval(found["ci95"], digits, scale)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from latentplan.types import Array, PickSpec, Spec
+from latentplan.data.images import segment
+from latentplan.types import Array, Spec
 
 Colours = tuple[tuple[int, int, int], ...]
 BACKGROUND = "background"
@@ -43,7 +44,7 @@ def masks(images: Array, spec: Spec) -> dict[str, Array]:
     """
     if spec.env in PALETTES:
         return _nearest(images, PALETTES[spec.env])
-    return {name: _within(images, spec.pick) for name in known(spec) if spec.pick is not None}
+    return {name: segment(images, spec.pick) for name in known(spec) if spec.pick is not None}
 
 
 def _nearest(images: Array, palette: Mapping[str, Colours]) -> dict[str, Array]:
@@ -60,8 +61,3 @@ def _nearest(images: Array, palette: Mapping[str, Colours]) -> dict[str, Array]:
         for name in palette
         if name != BACKGROUND
     }
-
-
-def _within(images: Array, pick: PickSpec) -> Array:
-    low, high = np.array(pick.low), np.array(pick.high)
-    return np.asarray(((images >= low) & (images <= high)).all(-1))

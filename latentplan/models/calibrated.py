@@ -194,14 +194,11 @@ class Calibrated(nn.Module):
     ) -> Sequence[Stage | Derived]:
         """Return the encoder's model, the store of its latents, and the networks on them."""
         return [
-            Stage(
+            Stage.of_part(
                 "base",
-                lambda spec, parts: _base(spec, config),
                 config.base,
+                lambda spec, parts: _base(spec, config),
                 training.base,
-                kind="model",
-                registered=config.base.name,
-                run=config.base.run,
                 privileged=_privileged(config.base.name),
             ),
             Derived(

@@ -84,9 +84,8 @@ class Transformer(nn.Module):
             Block(width, heads, dropout, causal=causal, span=span) for _ in range(layers)
         )
         self.norm = RMSNorm(width)
-        half = width // heads // 2
         self.rates: Tensor  # (half,) rad a position
-        self.register_buffer("rates", base ** (-torch.arange(half) / half), persistent=False)
+        self.register_buffer("rates", rotary_rates(width // heads, base=base), persistent=False)
 
     def forward(
         self, x: Tensor, cache: Cache | None = None, *, mask: Tensor | None = None
@@ -111,10 +110,7 @@ class Transformer(nn.Module):
 
     def turns(self, length: int) -> Tensor:
         """Return the rotations of the first positions (2, L, d): cosines and signed sines."""
-        positions = torch.arange(length, device=self.rates.device, dtype=self.rates.dtype)
-        angles = torch.outer(positions, self.rates)  # l half
-        cos, sin = angles.cos(), angles.sin()
-        return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
+        return rotations(self.rates, range(length))
 
 
 class Block(nn.Module):
@@ -149,7 +145,7 @@ class Block(nn.Module):
         """
         heads = (3, self.heads, x.shape[-1] // self.heads)
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, heads).permute(2, 0, 3, 1, 4)
-        q, k = _turn(qkv[:2], turns).unbind()
+        q, k = turn(qkv[:2], turns).unbind()
         v = qkv[2]
         causal = self.causal and mask is None and x.shape[1] > 1
         if known is not None:
@@ -163,8 +159,13 @@ class Block(nn.Module):
         # Without dropout here: with it the attention would not be fused, and take twice the time.
         values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self._drop(self.out(values.transpose(1, 2).flatten(2)))
+        return x + self._drop(self.mlp(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return what the gated MLP adds to x (..., width)."""
         gate, up = self.up(self.before_mlp(x)).chunk(2, dim=-1)
-        return x + self._drop(self.down(F.silu(gate) * up))
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.training else x
@@ -200,7 +201,21 @@ def _block_mask(length: int, past: int, span: int, *, device: torch.device) -> T
     return block <= block[past:, None]
 
 
-def _turn(x: Tensor, turns: Turns) -> Tensor:
+def rotary_rates(size: int, *, base: float) -> Tensor:
+    """Return how fast each pair of a head's `size` numbers turns (size / 2,), rad a position."""
+    half = size // 2
+    return base ** (-torch.arange(half) / half)
+
+
+def rotations(rates: Tensor, positions: range) -> Tensor:
+    """Return the rotations of positions in a row (2, L, d): cosines and signed sines."""
+    at = torch.arange(positions.start, positions.stop, device=rates.device, dtype=rates.dtype)
+    angles = torch.outer(at, rates)  # l half
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
+
+
+def turn(x: Tensor, turns: Turns) -> Tensor:
     """Rotate the pairs (x_i, x_{i + half}) of (..., L, d) by their position's angles."""
     cos, sin = turns
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

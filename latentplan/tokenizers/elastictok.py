@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from latentplan import png
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
-from latentplan.files import replacing
 from latentplan.nn import images, quantizer
 from latentplan.nn.transformer import Transformer
 from latentplan.protocols import EpisodeStore
@@ -234,8 +234,6 @@ class ElasticTok(nn.Module):
 
     def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
         """Draw held-out frames of `store` and their reconstructions from few to all tokens."""
-        from matplotlib.image import imsave
-
         for key in self.images:
             if key not in store.spec.observation:
                 raise StoreError(f"data: has no images {key}, which ElasticTok observes")
@@ -256,9 +254,7 @@ class ElasticTok(nn.Module):
             found = [f"{n}: {db}" for n, db in zip(lengths, psnr, strict=True)]
             framed = F.pad(grid, (0, 0, 0, 2, 0, 2), value=255)  # a white line between images
             image = rearrange(framed, "r b h w c -> (r h) (b w) c").cpu().numpy()
-            file = folder / f"tokens_{key}.png"
-            with replacing(file) as draft:
-                imsave(draft, image, format="png")
+            file = png.write(folder / f"tokens_{key}.png", image)
             yield file, f"held-out frames, then decoded from tokens: {', '.join(found)}"
 
     def _blocks(self, observations: Tensors) -> Tensor:

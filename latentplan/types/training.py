@@ -100,6 +100,32 @@ class Stage:
     run: str = ""  # trained run whose network of this name or kind is used, frozen
     privileged: tuple[str, ...] = ()  # keys of a PrivilegedModel, which its spec then has
 
+    @classmethod
+    def of_part(
+        cls,
+        name: str,
+        part: Part,
+        build: Callable[[Spec, Parts], Any],
+        training: Training,
+        *,
+        config: Any = None,
+        privileged: tuple[str, ...] = (),
+    ) -> Stage:
+        """Return the stage of a network that a config names: one to train, or that of a run.
+
+        `config` is what `build` depends on, if that is more than the part.
+        """
+        return cls(
+            name,
+            build,
+            part if config is None else config,
+            training,
+            kind=part.kind,
+            registered=part.name,
+            run=part.run,
+            privileged=privileged,
+        )
+
 
 @dataclass(frozen=True)
 class Derived:

@@ -14,8 +14,9 @@ from latentplan.api.train import train
 from latentplan.data.packing import PADDING
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, ShapeError
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.lwm.lwm import LWM
-from latentplan.models.lwm.stream import PROPRIOCEPTION, TOKENS, Stream
+from latentplan.models.lwm.stream import PROPRIOCEPTION, Stream
 from latentplan.types import (
     ActionSpec,
     ArraySpec,

@@ -9,7 +9,8 @@ from moving_square import FEW, SIDE, SIZE, stored
 
 from latentplan.api.train import train
 from latentplan.errors import CheckpointError, ConfigError, ShapeError
-from latentplan.models.teco.dynamics import TOKENS, TemporalDynamics, _cells, fitted
+from latentplan.models.frame_tokens import TOKENS
+from latentplan.models.teco.dynamics import TemporalDynamics, _cells, fitted
 from latentplan.models.teco.teco import TECO, token_spec
 from latentplan.nn.masked_prior import MaskedPrior
 from latentplan.protocols import DecodableDynamics, Staged, TokenModel, VideoModel

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from latentplan import config as configs
 from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.lwm.stream import PROPRIOCEPTION, TOKENS, Prepared, Stream
+from latentplan.models.frame_tokens import TOKENS, check_stride, token_array, tokens_of
+from latentplan.models.lwm.stream import PROPRIOCEPTION, Prepared, Stream
 from latentplan.nn import images
 from latentplan.protocols import ScalarTokenizer
 from latentplan.shapes import check
@@ -44,8 +45,6 @@ from latentplan.types import (
     Tokens,
     Training,
 )
-
-FRAMES = 64  # encoded at a time
 
 
 class LWM(nn.Module):
@@ -138,14 +137,12 @@ class LWM(nn.Module):
                 "model.transformer.tasks: found true, the data's labels name no task; set it to "
                 "false"
             )
-        tokenizer = Stage(
+        tokenizer = Stage.of_part(
             "tokenizer",
+            config.tokenizer,
             lambda spec, parts: _tokenizer(spec, config),
-            {"part": configs.to_values(config.tokenizer), "images": list(config.images)},
             training.tokenizer,
-            kind="tokenizer",
-            registered=config.tokenizer.name,
-            run=config.tokenizer.run,
+            config={"part": configs.to_values(config.tokenizer), "images": list(config.images)},
         )
         keys = vectors(spec, config)
         streams = Derived(
@@ -167,7 +164,8 @@ class LWM(nn.Module):
 
     def encode(self, observations: Tensors) -> Tensor:
         """Return the latents (B, T, D) of observations, each (B, T, ...); images are uint8."""
-        ids = token_ids(self.tokenizer, {key: observations[key] for key in self.cameras})
+        tokens = self.tokenizer.encode({key: observations[key] for key in self.cameras})
+        ids = used_ids(tokens, vocabulary=self.tokenizer.vocabulary)
         numbers = self.transformer.codes[ids].flatten(2)  # b t (k d)
         if not self.vectors:
             return numbers
@@ -267,21 +265,16 @@ def joined(observations: Tensors, spec: Spec) -> Tensor:
     return torch.cat(rows, dim=-1)
 
 
-def token_ids(tokenizer: Any, frames: Tensors) -> Tensor:
-    """Return the ids (B, T, K) of images; tokens that are not in use have the id `vocabulary`."""
-    tokens = tokenizer.encode(frames)
-    ids: Tensor = tokens.ids
-    return ids if tokens.mask is None else ids.masked_fill(~tokens.mask, tokenizer.vocabulary)
+def used_ids(tokens: Tokens, *, vocabulary: int) -> Tensor:
+    """Return the ids (B, T, K) of encoded images; tokens not in use have the id `vocabulary`."""
+    ids = tokens.ids
+    return ids if tokens.mask is None else ids.masked_fill(~tokens.mask, vocabulary)
 
 
 def stream_spec(spec: Spec, tokenizer: Any, config: LWM.Config) -> Spec:
     """Return the spec of a store of streams; ConfigError for a tokenizer of several frames."""
-    if tokenizer.stride != 1:
-        raise ConfigError(
-            f"LWM.tokenizer: {config.tokenizer.name} takes {tokenizer.stride} observations a token "
-            "frame, need 1"
-        )
-    found = {TOKENS: ArraySpec((tokenizer.tokens,), "int32", "tokens of all cameras")}
+    check_stride("LWM.tokenizer", tokenizer, config.tokenizer.name)
+    found = {TOKENS: token_array(tokenizer)}
     keys = vectors(spec, config)
     if keys:
         size = sum(int(np.prod(spec.observation[key].shape)) for key in keys)
@@ -289,20 +282,13 @@ def stream_spec(spec: Spec, tokenizer: Any, config: LWM.Config) -> Spec:
     return replace(spec, observation=found, privileged=(), pick=None, planar=None)
 
 
-@torch.no_grad()
 def streams_of(
     episodes: Sequence[Episode], tokenizer: Any, keys: Sequence[str]
 ) -> Iterable[Episode]:
     """Yield for each episode its stream, with the same actions and labels; `keys` are vectors."""
-    device = next(tokenizer.parameters()).device
-    cameras = [*tokenizer.spec.observation]
+    ids = partial(used_ids, vocabulary=tokenizer.vocabulary)
     for episode in episodes:
-        seen = {key: torch.from_numpy(episode.observations[key])[None] for key in cameras}
-        ids = [
-            token_ids(tokenizer, {k: v[:, at : at + FRAMES].to(device) for k, v in seen.items()})
-            for at in range(0, len(episode) + 1, FRAMES)
-        ]
-        stream: dict[str, Array] = {TOKENS: torch.cat(ids, dim=1)[0].int().cpu().numpy()}
+        stream: dict[str, Array] = {TOKENS: tokens_of(episode, tokenizer, ids=ids)}
         if keys:
             rows = [episode.observations[key].reshape(len(episode) + 1, -1) for key in keys]
             stream[PROPRIOCEPTION] = np.concatenate(rows, axis=1).astype(np.float32)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from latentplan.data.packing import PADDING, example_weights, position_weights
 from latentplan.errors import ConfigError, check_range
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.lwm.transformer import Continuation, LongTransformer, Prefix
 from latentplan.nn.blockwise import CHUNK, blockwise
 from latentplan.nn.quantizer import FSQCodebook
 from latentplan.nn.scaling import ActionScaling, Scaling
 from latentplan.types import Batch, Loss, Moments, Spec
 
-TOKENS, PROPRIOCEPTION = "tokens", "proprioception"  # observations of a store of streams
+PROPRIOCEPTION = "proprioception"  # observation (P,) of a store of streams
 TASK, IMAGE, PROPRIO, ACTION = range(4)  # modality ids
 WEIGHTING = {"example": example_weights, "position": position_weights}
 

@@ -25,10 +25,9 @@ from latentplan.nn.blockwise import (
     blockwise,
     blockwise_attention,
 )
-from latentplan.nn.transformer import RMSNorm
+from latentplan.nn.transformer import Block, RMSNorm, Turns, rotary_rates, rotations, turn
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, d) -> the same
-Turn = tuple[Tensor, Tensor]  # cosines and sines (L, d / 2) of the positions
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,8 @@ class LongTransformer(nn.Module):
         self.block, self.chunk = block, chunk
         self.layers = nn.ModuleList(_Layer(width, heads, chunk) for _ in range(layers))
         self.norm = RMSNorm(width)
-        half = width // heads // 2
         self.rates: Tensor  # (half,) rad a position
-        self.register_buffer("rates", theta ** (-torch.arange(half) / half), persistent=False)
+        self.register_buffer("rates", rotary_rates(width // heads, base=theta), persistent=False)
 
     def forward(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
         """Return (B, L, width) of x (B, L, width); with `segments` (B, L), ids are kept apart."""
@@ -145,51 +143,31 @@ class LongTransformer(nn.Module):
         return blockwise_attention(q, k, v, segments=segments, **chosen)
 
     def _run(self, x: Tensor, start: int, attention: Callable[[int], Attention]) -> Tensor:
-        positions = torch.arange(start, start + x.shape[1], device=x.device)
-        angles = torch.outer(positions.to(self.rates.dtype), self.rates)  # l half
-        turn = (angles.cos(), angles.sin())
+        turns = rotations(self.rates, range(start, start + x.shape[1])).unbind()
         for index, layer in enumerate(self.layers):
-            x = layer(x, turn, attention(index))
+            x = layer(x, turns, attention(index))
         out: Tensor = self.norm(x)
         return out
 
 
-class _Layer(nn.Module):
-    """Attention, then a gated MLP, each added to its input."""
+class _Layer(Block):
+    """A block whose attention is given, and whose MLP goes through chunks."""
 
     def __init__(self, width: int, heads: int, chunk: int) -> None:
         """Make the layers."""
-        super().__init__()
-        self.heads, self.chunk = heads, chunk
-        self.before_attention, self.before_mlp = RMSNorm(width), RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        hidden = -(-8 * width // 3 // 16) * 16  # as many weights as an MLP of 4 width
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        super().__init__(width, heads, dropout=0.0)
+        self.chunk = chunk
 
-    def forward(self, x: Tensor, turn: Turn, attention: Attention) -> Tensor:
+    def forward(self, x: Tensor, turns: Turns, attention: Attention) -> Tensor:  # type: ignore[override]
         """Return (B, L, width) of x (B, L, width)."""
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each b heads l d
-        q, k = (_rotate(each, turn).to(v.dtype) for each in (q, k))
+        q, k = (turn(each, turns).to(v.dtype) for each in (q, k))  # turned in float32
         x = x + self.out(attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + blockwise(self._mlp, x, chunk=self.chunk)
+        return x + blockwise(self.mlp, x, chunk=self.chunk)
 
     def nothing(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values (B, heads, 0, d) of no positions."""
         b, _, width = like.shape
         empty = like.new_zeros(b, self.heads, 0, width // self.heads)
         return empty, empty
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.up(self.before_mlp(x)).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * up)
-        return out
-
-
-def _rotate(x: Tensor, turn: Turn) -> Tensor:
-    """Turn the pairs (x_i, x_{i + half}) of (..., L, d) by the angles of cosines and sines."""
-    cos, sin = turn
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

@@ -29,6 +29,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.teco.layers import CodeBook, Decoder, Grid, History
 from latentplan.nn import images
 from latentplan.nn.masked_prior import MaskedPrior
@@ -36,8 +37,6 @@ from latentplan.nn.quantizer import Quantized, usage
 from latentplan.nn.scaling import ActionScaling
 from latentplan.nn.transformer import Cache, Transformer
 from latentplan.types import Batch, Loss, Moments, Spec
-
-TOKENS = "tokens"  # observation (K,) of a store of tokens
 
 
 class TemporalDynamics(nn.Module):

@@ -18,14 +18,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan import registry
-from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.teco.dynamics import TOKENS, TemporalDynamics, fitted
+from latentplan.errors import ShapeError, check_range
+from latentplan.models.frame_tokens import TOKENS, check_stride, token_array, tokens_of
+from latentplan.models.teco.dynamics import TemporalDynamics, fitted
 from latentplan.models.teco.layers import History
 from latentplan.nn import images
 from latentplan.shapes import check
 from latentplan.types import (
-    Array,
-    ArraySpec,
     Context,
     Derived,
     Episode,
@@ -39,7 +38,6 @@ from latentplan.types import (
     Training,
 )
 
-FRAMES = 64  # tokenized at a time
 NEAREST = 4096  # latents of tokens compared with all embeddings at a time
 
 
@@ -104,14 +102,11 @@ class TECO(nn.Module):
         """Return the tokenizer, the store of tokenized frames, and the dynamics."""
         seen = config.observed(spec)
         return [
-            Stage(
+            Stage.of_part(
                 "tokenizer",
-                lambda spec, parts: _tokenizer(seen, config),
                 config.tokenizer,
+                lambda spec, parts: _tokenizer(seen, config),
                 training.tokenizer,
-                kind="tokenizer",
-                registered=config.tokenizer.name,
-                run=config.tokenizer.run,
             ),
             Derived(
                 "tokens",
@@ -243,34 +238,19 @@ class TECO(nn.Module):
 
 def token_spec(spec: Spec, tokenizer: Any) -> Spec:
     """Return the spec of a store of tokens."""
-    array = ArraySpec((tokenizer.tokens,), "int32", "tokens of the frame, all cameras")
-    return replace(spec, observation={TOKENS: array}, privileged=(), pick=None, planar=None)
+    seen = {TOKENS: token_array(tokenizer)}
+    return replace(spec, observation=seen, privileged=(), pick=None, planar=None)
 
 
-@torch.no_grad()
 def tokenized(episode: Episode, tokenizer: Any) -> Episode:
     """Return an episode of tokens, with the same actions and labels."""
-    device = next(tokenizer.parameters()).device
-    found = []
-    for start in range(0, len(episode) + 1, FRAMES):
-        some = {
-            key: torch.from_numpy(episode.observations[key][None, start : start + FRAMES])
-            for key in tokenizer.spec.observation
-        }
-        tokens = tokenizer.encode({key: each.to(device) for key, each in some.items()})
-        found.append(tokens.ids[0].int().cpu())
-    ids: Array = torch.cat(found).numpy()
-    return replace(episode, observations={TOKENS: ids})
+    return replace(episode, observations={TOKENS: tokens_of(episode, tokenizer)})
 
 
 def _tokenizer(spec: Spec, config: TECO.Config) -> Any:
     """Return an untrained tokenizer; ConfigError unless it encodes single frames."""
     made = registry.build(config.tokenizer, spec)
-    if made.stride != 1:
-        raise ConfigError(
-            f"TECO.tokenizer: {config.tokenizer.name} takes {made.stride} observations a token "
-            "frame, need 1; take one of single frames, such as vqvae"
-        )
+    check_stride("TECO.tokenizer", made, config.tokenizer.name)
     return made
 
 

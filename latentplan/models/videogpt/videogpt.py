@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan import mp4, registry
+from latentplan import mp4, png, registry
 from latentplan.data.windows import Windows
 from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
-from latentplan.files import replacing
 from latentplan.models.videogpt.clips import (
     TOKENS,
     by_token_frame,
@@ -35,7 +34,6 @@ from latentplan.models.videogpt.clips import (
 )
 from latentplan.models.videogpt.prior import Prior
 from latentplan.types import (
-    Array,
     Derived,
     Label,
     Part,
@@ -93,7 +91,7 @@ class VideoGPT(nn.Module):
         """Put the networks together, or build those that are not given."""
         super().__init__()
         c = self.config = config or self.Config()
-        self.tokenizer = tokenizer or _tokenizer(spec, c)
+        self.tokenizer = tokenizer or registry.build(c.tokenizer, spec)
         self.spec = self.tokenizer.spec
         self.cameras = tuple(self.spec.observation)
         self.stride = self.tokenizer.stride
@@ -111,14 +109,11 @@ class VideoGPT(nn.Module):
             )
         clips = {"clip": config.clip, "context": config.context, "every": config.every}
         return [
-            Stage(
+            Stage.of_part(
                 "tokenizer",
-                lambda spec, parts: _tokenizer(spec, config),
                 config.tokenizer,
+                lambda spec, parts: registry.build(config.tokenizer, spec),
                 training.tokenizer,
-                kind="tokenizer",
-                registered=config.tokenizer.name,
-                run=config.tokenizer.run,
             ),
             Derived(
                 "clips",
@@ -231,7 +226,7 @@ class VideoGPT(nn.Module):
             grid = grid.repeat_interleave(scale, dim=3).repeat_interleave(scale, dim=4)
             grid = F.pad(grid, (0, 0, 0, 2, 0, 2), value=255)  # a white line between images
             image = rearrange(grid, "b p t h w c -> (b p h) (t w) c").numpy()
-            yield _png(folder / f"samples_{key}.png", image), f"{about}, time to the right"
+            yield png.write(folder / f"samples_{key}.png", image), f"{about}, time to the right"
             video = rearrange(grid, "b p t h w c -> t (b h) (p w) c").numpy()
             file = folder / f"samples_{key}.mp4"
             mp4.encode(file, video, fps=4)
@@ -279,21 +274,6 @@ class VideoGPT(nn.Module):
         if actions is not None:
             actions = by_token_frame(actions, steps, self.stride)
         return self.prior.conditions(first, actions, task)[:, :steps]
-
-
-def _png(path: Path, image: Array) -> Path:
-    """Write an image (h, w, 3) uint8."""
-    from matplotlib.image import imsave
-
-    with replacing(path) as partial:
-        imsave(partial, image, format="png")
-    return path
-
-
-def _tokenizer(spec: Spec, config: VideoGPT.Config) -> Any:
-    """Return an untrained tokenizer."""
-    build = registry.get("tokenizer", config.tokenizer.name)
-    return build(spec, config.tokenizer.config)
 
 
 def _prior(spec: Spec, tokenizer: Any, config: VideoGPT.Config) -> Prior:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
-from latentplan.models.videoworld.video_transformer import TOKENS
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.nn.quantizer import FSQCodebook
 from latentplan.types import Batch, Loss, Spec
 

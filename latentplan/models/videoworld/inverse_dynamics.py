@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, check_range
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.videoworld.conditioning import FrameEncoder
 from latentplan.models.videoworld.video_transformer import (
     CODES,
     HIDDEN,
-    TOKENS,
     VideoTransformer,
 )
 from latentplan.types import Batch, Loss, Spec

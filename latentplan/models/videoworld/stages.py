@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from latentplan import config as configs
 from latentplan import registry
 from latentplan.errors import ConfigError
+from latentplan.models.frame_tokens import FRAMES, TOKENS, token_array, tokens_of
 from latentplan.models.videoworld.dynamics import TokenDynamics
 from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
@@ -24,7 +24,6 @@ from latentplan.models.videoworld.video_transformer import (
     CODES,
     HIDDEN,
     TASK,
-    TOKENS,
     VideoTransformer,
 )
 from latentplan.nn.sentences import embed
@@ -44,7 +43,6 @@ from latentplan.types import (
 if TYPE_CHECKING:
     from latentplan.models.videoworld.videoworld import VideoWorld
 
-FRAMES = 64  # encoded at a time
 PLANS = 256  # generated at a time
 
 
@@ -117,14 +115,12 @@ def _tokenized(
     c: VideoWorld.Config, training: StageTraining, *, seen: Spec, tasks: Sequence[str]
 ) -> tuple[Stage | Derived, ...]:
     """Return the stages of the tokenizer and the latent codes, and the tokens that they make."""
-    tokenizer = Stage(
+    tokenizer = Stage.of_part(
         "tokenizer",
+        c.tokenizer,
         lambda spec, parts: registry.build(c.tokenizer, seen),
-        {"part": configs.to_values(c.tokenizer), "images": list(c.images)},
         training.tokenizer,
-        kind=c.tokenizer.kind,
-        registered=c.tokenizer.name,
-        run=c.tokenizer.run,
+        config={"part": configs.to_values(c.tokenizer), "images": list(c.images)},
     )
     ldm = Stage(
         "ldm",
@@ -157,7 +153,7 @@ def token_spec(spec: Spec, tokenizer: Tokenizer, ldm: LDM) -> Spec:
     return replace(
         spec,
         observation={
-            TOKENS: ArraySpec((tokenizer.tokens,), "int32", "tokens of the frame, all cameras"),
+            TOKENS: token_array(tokenizer),
             CODES: ArraySpec((ldm.config.horizon,), "int32", "what changes over the next frames"),
             TASK: ArraySpec((), "int32", "task id at the frame, 0 for none"),
         },
@@ -182,14 +178,10 @@ def tokenised(
     tokenizer, ldm = parts["tokenizer"], parts["ldm"]
     device = next(ldm.parameters()).device
     images = {k: torch.from_numpy(episode.observations[k]).to(device) for k in c.images}
-    tokens: list[Tensor] = []
-    codes: list[Tensor] = []
-    for start in range(0, len(episode) + 1, FRAMES):
-        rows = slice(start, start + FRAMES)
-        tokens.append(tokenizer.encode({k: v[None, rows] for k, v in images.items()}).ids[0])
-        codes.append(ldm.encode_video(images, rows=rows))
+    starts = range(0, len(episode) + 1, FRAMES)
+    codes = [ldm.encode_video(images, rows=slice(start, start + FRAMES)) for start in starts]
     observations: dict[str, Array] = {
-        TOKENS: torch.cat(tokens).int().cpu().numpy(),
+        TOKENS: tokens_of(episode, tokenizer),
         CODES: torch.cat(codes).int().cpu().numpy(),
         TASK: _task_ids(episode, tasks, language=c.language),
     }

@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentplan.errors import ConfigError, ShapeError, check_range
+from latentplan.models.frame_tokens import TOKENS
 from latentplan.models.videoworld.conditioning import FrameEncoder, TaskSentences
 from latentplan.nn import sampling
 from latentplan.nn.transformer import Growing, Transformer
 from latentplan.shapes import check
 from latentplan.types import Batch, Loss, Spec
 
-TOKENS, CODES, TASK = "tokens", "codes", "task"  # observation keys of a store of tokens
+CODES, TASK = "codes", "task"  # further observations of a store of tokens
 HIDDEN = "hidden"  # the key of the transformer's states, in a store of them
 ALIKE = 0.5  # least cosine at which a new sentence maps to the nearest known one
 
