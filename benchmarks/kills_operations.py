@@ -10,16 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-EPISODES, LENGTH = 6, 17  # of the store that is trained on and exported
-FEW = ("steps=4", "batch=4", "save_every=1", "eval_every=2", "log_every=1")
-FEW += ("held_out=0.3", "warmup=2")
-STAGES = {
-    "calibrated": ("base", "dynamics", "inverse"),
-    "videogpt": ("tokenizer", "prior"),
-    "videoworld": ("tokenizer", "ldm", "transformer", "inverse", "dynamics"),
-}
 TIMES = re.compile(r"created|command|seconds|_ms_|act_ms|duration|rate")  # keys that differ by run
 
 
@@ -77,26 +67,9 @@ def _import(format: str) -> tuple[str, ...]:
 
 def trainings() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Return the command lines that train each registered model and tokenizer, tiny."""
-    cfm = ("channels=[4,4]", "strides=[2,2]", "hidden=[8,8]", "latent=4", "symmetric=false")
-    tiny = {
-        "cfm": ("cfm", *cfm, "window=2"),
-        "calibrated": (
-            *("calibrated", *(f"model.base.{each}" for each in cfm), "training.base.window=2"),
-            *("model.dynamics.hidden=[8]", "model.dynamics.members=2", "model.inverse.hidden=[8]"),
-        ),
-        "vqvae": ("vqvae", "channels=[8]", "levels=[4,3]", "patch=8"),
-        "video_vqvae": ("video_vqvae", "width=8", "codes=16", "tokenizer.clip=4"),
-        "videogpt": (
-            *("videogpt", "model.tokenizer.width=8", "model.tokenizer.codes=16"),
-            *("model.tokenizer.clip=4", "model.clip=4", "model.prior.width=16"),
-            *("model.prior.layers=1", "model.prior.heads=2", "model.prior.channels=8"),
-        ),
-        "videoworld": (
-            *("videoworld_tiny", "model.tokenizer.channels=[8]", "model.tokenizer.levels=[4,3]"),
-            *("model.ldm.channels=[8]", "model.ldm.levels=[3,3]", "model.transformer.width=16"),
-            *("model.transformer.layers=1", "model.inverse.width=16", "model.dynamics.width=16"),
-        ),
-    }
+    from trainings import NAMES, settings, small
+
+    tiny = {name: (*small(name), *settings(kind, name)) for kind, name in NAMES}
     lines = {name: (_train(name, *values),) for name, values in tiny.items()}
     members = tuple(
         (*_train("cfm", *tiny["cfm"], run=f"member-{seed}"), "--seed", str(seed))
@@ -105,10 +78,8 @@ def trainings() -> dict[str, tuple[tuple[str, ...], ...]]:
     return {**lines, "an ensemble of cfm": members}
 
 
-def _train(name: str, preset: str, *values: str, run: str = "run") -> tuple[str, ...]:
-    places = [f"training.{stage}" for stage in STAGES.get(name, ())] or ["training"]
-    few = [f"{place}.{each}" for place in places for each in FEW]
-    return ("train", preset, "--data", "IN/squares.zarr", "--run", run, "--resume", *values, *few)
+def _train(name: str, *values: str, run: str = "run") -> tuple[str, ...]:
+    return ("train", name, "--data", "IN/squares.zarr", "--run", run, "--resume", *values)
 
 
 def prepare(folder: Path) -> None:
@@ -119,6 +90,7 @@ def prepare(folder: Path) -> None:
     import minari_writer
     import rlbench_writer
     import robomimic_writer
+    from trainings import stored
 
     from latentplan.cli import main
 
@@ -129,32 +101,12 @@ def prepare(folder: Path) -> None:
     minari_writer.write(folder / "minari")
     rlbench_writer.write_rlbench(folder / "rlbench", episodes=6)
     robomimic_writer.write(folder / SOURCES["robomimic"], numbers=tuple(range(20)))
-    squares(folder / "squares.zarr")
+    stored(folder / "squares.zarr")
     line = ("collect", "toy:ToyEnv", "--out", f"{folder}/toy.zarr", "--episodes", "8")
     assert main([*line, "--workers", "0", "length=5"]) == 0
     (line,) = trainings()["cfm"]
     data = {"IN/squares.zarr": f"{folder}/toy.zarr", "run": f"{folder}/run"}
-    assert main([data.get(word, word) for word in line]) == 0
-
-
-def squares(path: Path) -> None:
-    """Write a store of two tasks: a square that moves with the action."""
-    from latentplan.data.store import ZarrStore
-    from latentplan.types import ActionSpec, ArraySpec, Episode, Label, Spec
-
-    images = {"rgb": ArraySpec((64, 64, 3), "uint8")}
-    spec = Spec(images, ActionSpec((-1.0,) * 4, (1.0,) * 4), env="squares")
-    with ZarrStore.create(path, spec) as store:
-        for number in range(EPISODES):
-            rng = np.random.default_rng(number)
-            actions = rng.uniform(-1, 1, (LENGTH - 1, 4)).astype(np.float32)
-            moved = np.cumsum(np.r_[[[24, 24]], 12 * actions[:, :2]], axis=0)
-            drawn = np.full((LENGTH, 64, 64, 3), 30 + 10 * number, np.uint8)
-            for image, (x, y) in zip(drawn, np.clip(moved, 0, 48).astype(int), strict=True):
-                image[y : y + 16, x : x + 16] = rng.integers(100, 256, 3)
-            rewards = rng.normal(size=LENGTH - 1).astype(np.float32)
-            label = Label(f"do task {number % 2}", f"task_{number % 2}")
-            store.append(Episode({"rgb": drawn}, actions, rewards, labels=(label,)))
+    assert main([*(data.get(word, word) for word in line), "training.window=2"]) == 0  # as it fits
 
 
 def digest(folder: Path) -> dict[str, str]:
