@@ -160,16 +160,16 @@ def test_held_out_figures_are_computed_on_the_gpu(monkeypatch):
 
 
 STORES = {  # what is written comes from the CPU
+    "models/frame_tokens.py:tokens_of": "the tokens",
     "models/latents.py:latents_of": "the latents",
-    "models/teco/teco.py:tokenized": "the tokens",
     "models/videogpt/clips.py:clips_of": "the tokens",
-    "models/videoworld/stages.py:tokenised": "the tokens and codes",
+    "models/videoworld/stages.py:tokenised": "the codes",
     "models/videoworld/stages.py:_states": "the states",
     **VECTOR_QUANTIZE,
 }
 
 
-@pytest.mark.parametrize("name", ["calibrated", "teco", "videogpt", "videoworld"])
+@pytest.mark.parametrize("name", ["calibrated", "lwm", "teco", "videogpt", "videoworld"])
 def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
     stores = {"": [recorded()]}
     for step, parts, _ in declared(*LEARNERS[name]):
