@@ -32,6 +32,7 @@ class DeformableConfig:
     custom: Pose = Pose()  # pose of the camera `custom`
     cloud: Cloud = Cloud()  # processing of the cameras' points; observe=[cloud]
     randomise: Randomisation = Randomisation()  # changes between episodes or steps
+    rectify: bool = False  # map `rgb` to the view of the unmoved camera, by the true pose
     view: float = 0.3  # half the side of the table in the image
     workspace: float = 0.25  # largest |x| and |y| of the gripper
     drag: float = 0.1  # length of a drag of 1 along one axis

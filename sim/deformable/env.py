@@ -60,6 +60,9 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed. `cameras` and
     `observe` add more, see `sensors.Sensors`; `cameras()` returns the cameras' poses.
 
+    rectify: `rgb` shows the table as the camera `top` does at its own pose, however it is moved
+    (`rectification.rectify`), so that a pick still refers to the same point of the table.
+
     randomise: a reset draws every setting that has a range, and `info["randomised"]` of reset and
     step holds the drawn numbers, by name. With randomise.per=step the privileged observation
     `randomised` holds those that change. A goal drawn by `reset` is of the episode's own object;
@@ -165,10 +168,11 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self.rewind(state)
 
     def cameras(self) -> dict[str, Camera]:
-        """Return the cameras in use, by name, at their current poses."""
-        if self._conditions is not None:
-            return self._conditions.cameras()
-        return dict(self._cameras)
+        """Return the cameras in use, by name, at the poses that their images show."""
+        placed = self._placed()
+        if self.config.rectify:
+            placed["top"] = self._cameras["top"]
+        return placed
 
     def views(self) -> dict[str, str]:
         """Return the camera of each image (h, w, 3), by observation key."""
@@ -381,11 +385,17 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
             self._engine.place_camera(camera)
         self._engine.set_appearance(self._conditions.appearance())
 
+    def _placed(self) -> dict[str, Camera]:
+        """Return the cameras in use, by name, at their current poses."""
+        if self._conditions is not None:
+            return self._conditions.cameras()
+        return dict(self._cameras)
+
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}
 
     def _observe(self) -> dict[str, Array]:
-        seen = self._sensors.read(self._engine, self.cameras(), self._conditions)
+        seen = self._sensors.read(self._engine, self._placed(), self._conditions)
         seen["keypoints"] = self._keypoints()
         if self.config.control == "velocity":
             seen["gripper"] = np.append(self._engine.gripper(), self._closed).astype(np.float32)

@@ -9,6 +9,7 @@ from latentplan.errors import ConfigError, unknown
 from latentplan.sim.randomisation import Conditions
 from latentplan.sim.rendering import cameras, clouds
 from latentplan.sim.rendering.cameras import Camera
+from latentplan.sim.rendering.rectification import rectify
 from latentplan.types import Array, ArraySpec
 
 KINDS = ("rgb", "depth", "segmentation", "cloud")
@@ -21,6 +22,11 @@ def check(where: str, config: Any) -> None:
         if kind not in KINDS:
             raise ConfigError(f"{where}.observe: {unknown('kind', kind, KINDS)}")
     cameras.of(config)  # raises for an invalid custom one
+    if config.rectify and "top" in config.cameras and set(config.observe) != {"rgb"}:
+        raise ConfigError(
+            f"{where}.rectify: found true and observe={list(config.observe)} of the camera top, of "
+            "which it maps the colour image alone; set observe=[rgb], or other cameras"
+        )
 
 
 class Renderer(Protocol):
@@ -46,6 +52,8 @@ class Sensors:
                     self._images[f"{kind}_{camera}"] = (camera, kind)
         self._numbers = {camera: number for number, camera in enumerate(cameras.NAMES)}
         self._size = config.image
+        self._nominal = cameras.of(config)["top"] if config.rectify else None
+        self._height = config.radius
         self._from: tuple[str, ...] = config.cameras if "cloud" in config.observe else ()
         self._cloud = config.cloud
         used = {camera for camera, _ in self._images.values()} | set(self._from)
@@ -81,6 +89,8 @@ class Sensors:
         seen = {}
         for key, (camera, kind) in self._images.items():
             seen[key] = self._take(renderer, camera, kind, conditions)
+        if self._nominal is not None:
+            seen["rgb"] = rectify(seen["rgb"], placed["top"], self._nominal, height=self._height)
         if self._from:
             depths = [
                 seen[f"depth_{camera}"]

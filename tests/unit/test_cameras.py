@@ -11,6 +11,7 @@ from latentplan.sim.deformable.engines.engine import ENGINES
 from latentplan.sim.deformable.rope import Rope
 from latentplan.sim.rendering import cameras
 from latentplan.sim.rendering.cameras import Camera, unproject
+from latentplan.sim.rendering.rectification import rectify
 
 KINDS = ("rgb", "depth", "segmentation")
 
@@ -188,3 +189,27 @@ def test_a_depth_image_of_another_shape_is_refused():
         cameras.of(Rope.Config())["top"].unproject(np.ones((4, 4, 1)))
     with pytest.raises(ShapeError, match="extrinsics"):
         unproject(np.ones((4, 4)), intrinsics=np.eye(3), extrinsics=np.eye(3))
+
+
+def test_rectifying_moves_a_point_of_the_plane_to_its_pixel():
+    wanted = Camera("c", (0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0), fovy=40.0)
+    taken = wanted.moved((0.02, -0.01, 0.1), (0.05, -0.04, 0.1), zoom=1.1)
+    point = np.array([0.1, -0.05, 0.02])
+    rows, columns = np.indices((64, 64))
+    u, v = taken.project(point)[0]
+    spot = 200 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / 8)
+    image = np.repeat(spot[..., None], 3, 2).astype(np.uint8)
+    seen = rectify(image, taken, wanted, height=0.02)[..., 0] / 1.0
+    middle = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
+    assert middle == pytest.approx(wanted.project(point)[0], abs=0.2)  # pixels
+
+
+def test_rectifying_fills_what_the_image_does_not_contain_with_its_median_colour():
+    wanted = Camera("c", (0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0))
+    image = np.full((64, 64, 3), (10, 20, 30), np.uint8)
+    image[:3] = 255
+    away = wanted.moved((5.0, 0.0, 0.0), (0, 0, 0))
+    assert (rectify(image, away, wanted) == (10, 20, 30)).all()
+    assert rectify(image, wanted, wanted) is image
+    with pytest.raises(ShapeError, match=r"rectify\.image"):
+        rectify(image[1:], away, wanted)

@@ -7,6 +7,7 @@ import pytest
 
 from latentplan.api.collect import collect
 from latentplan.api.show import describe
+from latentplan.data.images import segment
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError
 from latentplan.sim.deformable.cloth import Cloth
@@ -294,6 +295,32 @@ def test_cameras_move_and_say_where_they_are():
             assert abs(np.median(points[..., 2])) < 1e-3
     assert len(where) == 8
     env.close()
+
+
+def test_a_rectified_image_shows_the_table_as_the_unmoved_camera_does():
+    moved = Randomisation(camera_shift=(-0.03, 0.03), camera_turn=(5, 5), camera_zoom=(1.1, 1.2))
+    plain, turned = Rope(Rope.Config(image=128)), rope(moved, image=128)
+    rectified = rope(moved, image=128, rectify=True)
+    for seed in range(3):
+        want, mask, got = (
+            segment(env.reset(seed=seed)[0]["rgb"], env.data_spec.pick)
+            for env in (plain, turned, rectified)
+        )
+        assert centre(got) == pytest.approx(centre(want), abs=1.5)  # pixels
+        assert np.abs(centre(mask) - centre(want)).max() > 10
+        assert rectified.cameras() == plain.cameras() != turned.cameras()
+    for env in (plain, turned, rectified):
+        env.close()
+
+
+def centre(mask):
+    return np.argwhere(mask).mean(0)
+
+
+def test_only_colour_images_of_the_top_camera_are_rectified():
+    with pytest.raises(ConfigError, match=r"Rope\.rectify: .*\['rgb', 'depth'\].*observe=\[rgb\]"):
+        Rope.Config(rectify=True, observe=("rgb", "depth"))
+    Rope.Config(rectify=True, observe=("depth",), cameras=("side",))
 
 
 def test_noise_is_as_large_as_drawn_and_new_each_time():
