@@ -68,10 +68,7 @@ class Metrics:
             ("noop", self.noop_final, self.noop_best),
             ("oracle", self.oracle_final, self.oracle_best),
         ]
-        low, high = self.progress_ci95
-        interval = f" (95 %: {low:.2f} to {high:.2f})" if self.episodes > 1 else ""
-        count = f"{self.episodes} trials" if self.episodes > 1 else "1 trial"
-        notes = [f"progress {self.progress:.2f}{interval} over {count}"]
+        notes = [self._progress_note()]
         if self.success is not None:
             notes.append(self._success_note())
         return Table(
@@ -82,6 +79,14 @@ class Metrics:
             ),
             tuple(notes),
         )
+
+    def _progress_note(self) -> str:
+        count = f"{self.episodes} trials" if self.episodes > 1 else "1 trial"
+        if math.isnan(self.progress):
+            return f"progress undefined over {count}: the oracle ends no nearer than random actions"
+        low, high = self.progress_ci95
+        interval = "" if math.isnan(low) else f" (95 %: {low:.2f} to {high:.2f})"
+        return f"progress {self.progress:.2f}{interval} over {count}"
 
     def _success_note(self) -> str:
         strict = self.strict_success

@@ -181,3 +181,14 @@ def test_episodes_json_is_enough_to_check_the_summary():
     finals = [v["distance"]["planner"][-1] for v in values]
     assert np.mean(finals) == summarise(trials, seed=0).final
     assert values[0]["predicted"] == [None, 2.0]
+
+
+def test_progress_is_undefined_in_words_if_the_oracle_is_no_better_than_random():
+    short = trial(attempt(10, 9), attempt(10, 9), attempt(10, 10))
+    found = summarise([short, short], seed=0)
+    assert math.isnan(found.progress)
+    assert found.table().notes == (
+        "progress undefined over 2 trials: the oracle ends no nearer than random actions",
+    )
+    assert summarise(two_trials(), seed=0).table().notes[0].startswith("progress 0.62 (95 %: ")
+    assert summarise(two_trials()[1:], seed=0).table().notes == ("progress 0.25 over 1 trial",)
