@@ -53,6 +53,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "tokenizer": {
         "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
+        "lqae": "latentplan.tokenizers.lqae.lqae:LQAE",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },
@@ -71,6 +72,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "goal": "latentplan.objectives.goal:GoalDistance",
         "pessimistic": "latentplan.objectives.pessimistic:Pessimistic",
         "subgoal": "latentplan.objectives.subgoal:Subgoal",
+        "text": "latentplan.objectives.text:TextGoal",
     },
     "evaluation": {
         "goals": "latentplan.evaluation.goals:Goals",

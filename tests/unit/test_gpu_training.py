@@ -40,6 +40,7 @@ LEARNERS = {
     "vqvae, vq": ("tokenizer", "vqvae", ["tokenizer.quantizer=vq"]),
     "video_vqvae": ("tokenizer", "video_vqvae", []),
     "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
+    "lqae": ("tokenizer", "lqae", []),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
     "lwm": ("model", "lwm", LWM),
