@@ -47,6 +47,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "lwm": "latentplan.models.lwm.lwm:LWM",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
+        "povt": "latentplan.models.povt.povt:POVT",
         "teco": "latentplan.models.teco.teco:TECO",
         "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",

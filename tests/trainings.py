@@ -47,6 +47,11 @@ SMALL = {
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),
         *("model.recurrent=8", "model.context=2"),
     ],
+    "povt": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.prior.memory=3"),
+        *("model.prior.width=16", "model.prior.layers=1", "model.prior.heads=2"),
+        *("model.prior.channels=8", "model.prior.glimpse=8", "model.prior.bins=16"),
+    ],
     "videoworld": [
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),

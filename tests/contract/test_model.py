@@ -18,6 +18,7 @@ APPLIES = {
     "lwm": DYNAMICS,
     "pixel": LEARNED,
     "planet": LEARNED,
+    "povt": VIDEO,
     "teco": DYNAMICS | VIDEO | {"decoded"},
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},
