@@ -46,6 +46,8 @@ LEARNERS = {
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
     "teco": ("model", "teco", []),
+    "multistep_inverse": ("model", "multistep_inverse", []),
+    "calibrated, episodes": ("model", "calibrated", ["model.inverse.episodes=true"]),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
 }
 
@@ -169,7 +171,7 @@ STORES = {  # what is written comes from the CPU
 }
 
 
-@pytest.mark.parametrize("name", ["calibrated", "lwm", "teco", "videogpt", "videoworld"])
+@pytest.mark.parametrize("name", ["calibrated", "lwm", "multistep_inverse", "teco", "videogpt", "videoworld"])
 def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
     stores = {"": [recorded()]}
     for step, parts, _ in declared(*LEARNERS[name]):
