@@ -14,7 +14,8 @@ from latentplan.models.latents import LATENTS
 from latentplan.models.multistep.multistep_inverse import MultistepInverse
 from latentplan.models.multistep.network import MultistepNetwork
 from latentplan.protocols import PackedLearner
-from latentplan.types import ActionSpec, ArraySpec, Batch, Spec
+from latentplan.tokenizers.vqvae import VQVAE
+from latentplan.types import ActionSpec, ArraySpec, Batch, Part, Spec
 
 LATENT_SPEC = Spec({LATENTS: ArraySpec((1, 2))}, ActionSpec((-1.0, -1.0), (1.0, 1.0)))
 # Tokens of a 4 x 4 map of one camera, and the position of the gripper.
@@ -131,3 +132,14 @@ def test_a_vector_that_is_none_is_refused_by_name():
         MultistepInverse.Config(vectors=("rgb",)).observed(spec)
     assert list(MultistepInverse.Config(vectors=()).observed(spec).observation) == ["rgb"]
     assert list(MultistepInverse.Config().observed(spec).observation) == ["rgb", "robot_obs"]
+
+
+def test_cameras_have_the_order_of_the_tokenizer_that_is_given():
+    images = {key: ArraySpec((32, 32, 3), "uint8") for key in ("rgb_static", "rgb_gripper")}
+    spec = Spec(images, ActionSpec((-1.0,), (1.0,)))
+    turned = Spec(dict(reversed(images.items())), spec.action)
+    small = VQVAE.Config(patch=4, channels=(16,))
+    config = MultistepInverse.Config(tokenizer=Part("tokenizer", "vqvae", small), network=SMALL)
+    model = MultistepInverse(spec, config, tokenizer=VQVAE(turned, small))
+    assert model.config.images == ("rgb_gripper", "rgb_static")
+    assert MultistepInverse(spec, model.config).tokenizer.images == model.config.images
