@@ -48,12 +48,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "multistep_inverse": "latentplan.models.multistep.multistep_inverse:MultistepInverse",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
+        "povt": "latentplan.models.povt.povt:POVT",
         "teco": "latentplan.models.teco.teco:TECO",
         "videogpt": "latentplan.models.videogpt.videogpt:VideoGPT",
         "videoworld": "latentplan.models.videoworld.videoworld:VideoWorld",
     },
     "tokenizer": {
         "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
+        "lqae": "latentplan.tokenizers.lqae.lqae:LQAE",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },
@@ -72,6 +74,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "goal": "latentplan.objectives.goal:GoalDistance",
         "pessimistic": "latentplan.objectives.pessimistic:Pessimistic",
         "subgoal": "latentplan.objectives.subgoal:Subgoal",
+        "text": "latentplan.objectives.text:TextGoal",
     },
     "evaluation": {
         "goals": "latentplan.evaluation.goals:Goals",

@@ -19,6 +19,7 @@ APPLIES = {
     "multistep_inverse": DYNAMICS | {"proposal"},
     "pixel": LEARNED,
     "planet": LEARNED,
+    "povt": VIDEO,
     "teco": DYNAMICS | VIDEO | {"decoded"},
     "videogpt": VIDEO,
     "videoworld": DYNAMICS | VIDEO | {"decoded", "subgoal", "proposal"},
