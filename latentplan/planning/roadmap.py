@@ -99,8 +99,7 @@ class Roadmap:
 
     def _distances_of_steps(self) -> Array:
         """Return the median distance of latents 1 to `reach` stored actions apart, rising."""
-        medians, between = [], np.diff(self._rows)
-        stride = int(between.min(initial=1)) if len(between) else 1
+        medians, stride = [], int(self._rows[1] - self._rows[0]) if len(self._rows) > 1 else 1
         for k in range(1, self.config.reach + 1):
             shift = max(round(k / stride), 1)
             same = self._episodes[shift:] == self._episodes[:-shift]
