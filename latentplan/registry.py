@@ -45,6 +45,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "joint": "latentplan.models.joint:Joint",
         "keypoints": "latentplan.models.keypoints:Keypoints",
         "lwm": "latentplan.models.lwm.lwm:LWM",
+        "multistep_inverse": "latentplan.models.multistep.multistep_inverse:MultistepInverse",
         "pixel": "latentplan.models.pixel:Pixel",
         "planet": "latentplan.models.planet:PlaNet",
         "povt": "latentplan.models.povt.povt:POVT",

@@ -42,6 +42,11 @@ SMALL = {
         *("model.transformer.layers=1", "model.transformer.heads=2", "model.tokenizer.patch=8"),
         *("model.tokenizer.channels=[8]", "model.tokenizer.levels=[5,3]"),
     ],
+    "multistep_inverse": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.network.latent=8"),
+        *("model.network.channels=[8]", "model.network.hidden=[8]", "model.network.row=8"),
+        "model.network.inverse.hidden=[8]",
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),

@@ -16,6 +16,7 @@ APPLIES = {
     "joint": LEARNED,
     "keypoints": LEARNED,
     "lwm": DYNAMICS,
+    "multistep_inverse": DYNAMICS | {"proposal"},
     "pixel": LEARNED,
     "planet": LEARNED,
     "povt": VIDEO,

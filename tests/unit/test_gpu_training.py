@@ -48,6 +48,8 @@ LEARNERS = {
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
     "povt": ("model", "povt", []),
     "teco": ("model", "teco", []),
+    "multistep_inverse": ("model", "multistep_inverse", []),
+    "calibrated, episodes": ("model", "calibrated", ["model.inverse.episodes=true"]),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
 }
 
@@ -172,7 +174,10 @@ STORES = {  # what is written comes from the CPU
 }
 
 
-@pytest.mark.parametrize("name", ["calibrated", "lwm", "povt", "teco", "videogpt", "videoworld"])
+DERIVES = ["calibrated", "lwm", "multistep_inverse", "povt", "teco", "videogpt", "videoworld"]
+
+
+@pytest.mark.parametrize("name", DERIVES)
 def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
     stores = {"": [recorded()]}
     for step, parts, _ in declared(*LEARNERS[name]):
