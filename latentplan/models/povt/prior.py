@@ -4,9 +4,9 @@ Yan et al., arXiv 2206.04003, section 3. A frame is 5 symbols for each object (s
 width, height), then its tokens in raster order. They depend on the tokens of the last `previous`
 frames, and on the boxes and glimpses of objects in the last `memory` frames. Differs: the input of
 a token also has the token in its place in the frame before, and how the boxes, which are known by
-then, cover its patch; an object's past boxes are read as numbers; all frames of a clip share their
-object tokens, so that the length of the memory is drawn with the frame; box symbols, which are few,
-weigh more in the loss.
+then, cover its patch; an object's past boxes are read as numbers, too; all frames of a clip share
+their object tokens, so that the length of the memory is drawn with the frame; box symbols, which
+are few, weigh more in the loss.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ class ObjectPrior(nn.Module):
         seen = self.glimpse(pixels).transpose(1, 2)  # (b t n) corners width
         seen = self.glimpse_norm(seen).view(b, t, self.slots, CORNERS, -1) + self.corner
         numbers = torch.cat([boxes_of(boxes, self.config.bins), boxes[..., :1]], dim=-1)
-        seen = seen + self.past_box(4 * numbers.to(seen.dtype) - 2)[..., None, :]
+        past = self.past_box(4 * numbers.to(seen.dtype) - 2) + self._symbols(boxes).sum(-2)
+        seen = seen + past[..., None, :]
         first = self.no_past.expand(b, 1, self.slots, -1, -1)
         seen = torch.cat([first, seen], dim=1)[:, : self.config.clip]
         return self.body.remember(seen + self.slot + self.time[: seen.shape[1]])
@@ -262,9 +263,14 @@ class ObjectPrior(nn.Module):
         """Return the embedded symbol before each symbol and token (n, 5 slots + K, width)."""
         parts = [self.start.expand(len(ids), 1, -1)]
         if self.slots:
-            kinds = torch.arange(SYMBOLS, device=ids.device) * self.config.bins
-            parts.append(self.symbol(boxes + kinds).flatten(1, 2))
+            parts.append(self._symbols(boxes).flatten(1, 2))
         return torch.cat([*parts, self.embed(ids[:, :-1])], dim=1)
+
+    def _symbols(self, boxes: Tensor) -> Tensor:
+        """Return the embedded symbols (..., 5, width) of boxes (..., 5)."""
+        kinds = torch.arange(SYMBOLS, device=boxes.device) * self.config.bins
+        embedded: Tensor = self.symbol(boxes + kinds)
+        return embedded
 
     def _previous(self, before: Tensor) -> Tensor:
         """Return the embedded tokens (n, previous K, width) of frames (n, previous, K)."""
