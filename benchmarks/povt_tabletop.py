@@ -1,6 +1,7 @@
-"""POVT on the tabletop: boxes set by the user, and boxes of what happened.
+r"""POVT on the tabletop: boxes set by the user, and boxes of what happened.
 
-    python benchmarks/povt_tabletop.py runs/povt eval.zarr --clips 16 --json benchmarks/povt_tabletop.json
+    python benchmarks/povt_tabletop.py runs/povt eval.zarr --clips 16 \
+      --json benchmarks/povt_tabletop.json
 
 One clip from each episode; the model is given 4 frames and imagines 4. `commanded`: a visible
 object is to go 2 pixels a frame in one direction. `true boxes`: all objects are to go where they
