@@ -33,15 +33,29 @@ SMALL = {
         ["model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"],
     ),
     "keypoints": ["model.hidden=[8]"],
+    "lqae": [
+        *("patch=8", "channels=[16]", "language_width=16", "language_layers=1"),
+        "language_heads=2",
+    ],
     "lwm": [
         *("model.contexts=[3,6]", "model.horizon=2", "model.transformer.width=16"),
         *("model.transformer.layers=1", "model.transformer.heads=2", "model.tokenizer.patch=8"),
         *("model.tokenizer.channels=[8]", "model.tokenizer.levels=[5,3]"),
     ],
+    "multistep_inverse": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.network.latent=8"),
+        *("model.network.channels=[8]", "model.network.hidden=[8]", "model.network.row=8"),
+        "model.network.inverse.hidden=[8]",
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),
         *("model.recurrent=8", "model.context=2"),
+    ],
+    "povt": [
+        *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.prior.memory=3"),
+        *("model.prior.width=16", "model.prior.layers=1", "model.prior.heads=2"),
+        *("model.prior.channels=8", "model.prior.glimpse=8", "model.prior.bins=16"),
     ],
     "videoworld": [
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
@@ -98,12 +112,14 @@ def settings(kind: str, name: str) -> list[str]:
     where = ["training"]
     if issubclass(build, Staged):
         where = [f"training.{each}" for each in build.Training.__dataclass_fields__]
-    return [f"{place}.{key}={value}" for place in where for key, value in few.items()]
+    before = ["tokenizer.language_steps=2"] if name == "lqae" else []
+    return before + [f"{place}.{key}={value}" for place in where for key, value in few.items()]
 
 
 def small(name: str) -> list[str]:
-    """Return overrides that make a model small."""
-    return [each if each.startswith("model.") else f"model.{each}" for each in SMALL.get(name, ())]
+    """Return overrides that make a model or tokenizer small."""
+    kind = "tokenizer." if name in registry.BUILT_IN["tokenizer"] else "model."
+    return [each if each.startswith(kind) else f"{kind}{each}" for each in SMALL.get(name, ())]
 
 
 def tensors(folder: Path) -> dict[str, bytes]:

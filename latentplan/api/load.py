@@ -9,10 +9,12 @@ from typing import Any
 
 from latentplan import config, registry
 from latentplan.api.choice import Overrides, as_overrides
+from latentplan.api.text_space import fit_text_space
 from latentplan.errors import CheckpointError, ConfigError
 from latentplan.models.ensemble import Ensemble
 from latentplan.nn.torch_settings import own_torch_settings
 from latentplan.objectives.subgoal import Subgoal
+from latentplan.objectives.text import TextGoal
 from latentplan.planning.generative import GenerativePolicy
 from latentplan.planning.mpc import MPC
 from latentplan.protocols import Constraint, DefaultPlanner, DefaultPolicy, Dynamics, Proposal
@@ -139,8 +141,11 @@ def assemble(
     if isinstance(chosen, Subgoal.Config) and chosen.steps is None:
         planned = settings["planner"] if parts.planner else own
         chosen = replace(chosen, steps=planned.horizon)
+    objective = parts.classes["objective"](chosen)
+    if isinstance(objective, TextGoal) and objective.config.data:
+        objective.space = fit_text_space(found.model, objective.config)
     more: dict[str, Any] = {
-        "objective": parts.classes["objective"](chosen),
+        "objective": objective,
         "seed": seed,
         "proposals": proposals,
         "constraints": constraints,

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from latentplan import shapes
 from latentplan.conformance.data import seeded
+from latentplan.errors import ShapeError
 from latentplan.types import ActionSpec, ArraySpec, Context, Spec, Tensors
 
 STATE = "state"  # key of the observation, which is also the latent
@@ -22,9 +23,10 @@ def spec(states: int = 4, actions: int = 2) -> Spec:
 
 
 class Linear(nn.Module):
-    """Linear dynamics z' = A z + B a, which also propose actions and predict subgoals.
+    """Linear dynamics z' = A z + B a, which also propose actions, predict subgoals and read texts.
 
-    Proposals are uniform within the bounds; the subgoal of every task is the origin.
+    Proposals are uniform within the bounds; the subgoal of every task is the origin; every text
+    means that all states are 1.
     """
 
     context = 1
@@ -65,6 +67,17 @@ class Linear(nn.Module):
     def subgoal(self, task: str = "") -> Callable[[Context, int], Tensor]:
         """Return a function that returns the origin (B, D)."""
         return lambda context, steps: torch.zeros_like(context.latents[:, -1])
+
+    def describe(self, latents: Tensor) -> Tensor:
+        """Return the latents (..., D), which are their own vectors."""
+        if latents.shape[-1] != self.latent_dim:
+            shape = tuple(latents.shape)
+            raise ShapeError(f"Linear.describe: found {shape}, need (..., {self.latent_dim})")
+        return latents
+
+    def text_vector(self, text: str) -> Tensor:
+        """Return ones (D,)."""
+        return torch.ones_like(self.A[0])
 
 
 class Uniform:

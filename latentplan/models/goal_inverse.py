@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from latentplan.data.packing import PADDING
 from latentplan.errors import check_range
 from latentplan.models.latents import LATENTS, one_view, turn_actions_of, turned_pairs_of
 from latentplan.nn.mlp import mlp
@@ -45,6 +46,8 @@ class GoalInverse(nn.Module):
         hidden: tuple[int, ...] = (256, 256, 256)  # widths of the layers
         components: int = 16  # of the mixture
         hide: float = 0.3  # share of the rows whose number of steps is hidden
+        episodes: bool = False  # goals up to the end of an episode, whose rows are packed
+        final: float = 0.3  # share of the goals that are the last of a row's episode; episodes=true
         least_std: float = 0.02  # of a component, of scaled actions (half their range is 1)
 
         def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class GoalInverse(nn.Module):
             check_range("GoalInverse.steps", self.steps, 1, 1000)
             check_range("GoalInverse.components", self.components, 1, 1000)
             check_range("GoalInverse.hide", self.hide, 0.0, 1.0)
+            check_range("GoalInverse.final", self.final, 0.0, 1.0)
             check_range("GoalInverse.least_std", self.least_std, 1e-4, 1.0)
             for width in self.hidden:
                 check_range("GoalInverse.hidden", width, 1, 8192)
@@ -61,6 +65,8 @@ class GoalInverse(nn.Module):
         super().__init__()
         c = self.config = config or self.Config()
         self.spec, self.window = spec, c.steps + 1
+        if c.episodes:  # a `protocols.PackedLearner`
+            self.packed, self.reads = True, ("segments",)
         self.turn = turn_actions_of(base)
         self.scaling = ActionScaling(spec.action, pairs=turned_pairs_of(base))
         self.scaling.use_bounds()
@@ -101,6 +107,9 @@ class GoalInverse(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the negative log-density of actions towards later latents of their episodes."""
         z, actions = one_view(batch, self.turn)
+        if self.config.episodes:
+            nats = self.hindsight(z, actions, segments=batch.segments, goals=1)
+            return Loss(nats, {"nats": nats.detach()})
         row, last = torch.arange(len(z), device=z.device), z.shape[1] - 1
         start, ahead, shown = (row[:, None] * self.spread % 1).unbind(-1)
         start = (start * last).long()
@@ -108,6 +117,28 @@ class GoalInverse(nn.Module):
         given = steps.masked_fill(shown < self.config.hide, 0)
         nats = -self.log_prob(z[row, start], z[row, start + steps], given, actions[row, start])
         return Loss(nats.mean(), {"nats": nats.detach().mean()})
+
+    def hindsight(
+        self, z: Tensor, actions: Tensor, *, segments: Tensor | None, goals: int
+    ) -> Tensor:
+        """Return the mean negative log-density () of all actions towards later latents.
+
+        Given latents (B, T, d) of packed rows, actions (B, T - 1, A) and `segments` (B, T), by
+        default one a row. Every action has `goals` drawn from the rest of its segment, `final` of
+        them its last latent.
+        """
+        left = remaining(segments, z)[:, :-1]  # b t
+        row = torch.arange(len(z), device=z.device)[:, None]
+        start = torch.arange(left.shape[1], device=z.device)
+        ahead, last, shown = torch.rand(3, goals, *left.shape, device=z.device).unbind()
+        steps = torch.where(last < self.config.final, left, 1 + (ahead * left).long())  # g b t
+        given = steps.clamp_max(self.config.steps).masked_fill(shown < self.config.hide, 0)
+        rows = (z[:, :-1].expand(goals, -1, -1, -1), z[row, start + steps])
+        now, goal = (each.flatten(0, 2) for each in rows)
+        taken = actions.expand(goals, -1, -1, -1).flatten(0, 2)
+        log_prob = self.log_prob(now, goal, given.flatten(), taken).view_as(steps)
+        within = (left > 0).expand_as(steps)  # an action follows in its segment
+        return -torch.where(within, log_prob, 0.0).sum() / within.sum().clamp_min(1)
 
     @torch.no_grad()
     def sample(
@@ -138,6 +169,19 @@ class GoalInverse(nn.Module):
     def _actions(self, scaled: Tensor) -> Tensor:
         """Return actions (..., A) of scaled ones, within the bounds."""
         return self.scaling.inverse(scaled).clamp(self.low, self.high)
+
+
+def remaining(segments: Tensor | None, z: Tensor) -> Tensor:
+    """Return how many positions (B, T) follow each one of rows z (B, T, d) in its segment.
+
+    `segments` (B, T) number packed episodes, -1 is padding; None for one a row.
+    """
+    place = torch.arange(z.shape[1], device=z.device)
+    if segments is None:
+        return (place[-1] - place).expand(z.shape[:2])
+    ends = F.pad(segments[:, 1:] != segments[:, :-1], (0, 1), value=True)
+    last = torch.where(ends, place, place[-1]).flip(1).cummin(1).values.flip(1)
+    return (last - place).masked_fill(segments == PADDING, 0)
 
 
 class InverseProposal:

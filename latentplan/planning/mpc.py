@@ -19,6 +19,7 @@ from latentplan.planning.history import Histories
 from latentplan.planning.latency import Latency, Stopwatch
 from latentplan.planning.model_planner import ModelPlanner
 from latentplan.planning.receding_horizon import RecedingHorizonConfig
+from latentplan.planning.roadmap import Guide
 from latentplan.protocols import Constraint, Dynamics, ObjectiveFactory, Planner, Proposal
 from latentplan.types import Array, Context, Goal, Observation, Plan
 
@@ -83,6 +84,7 @@ class MPC:
             cuda_graph=c.cuda_graph,
             action_rate_limit=c.action_rate_limit,
         )
+        self._guide = Guide(model, c.roadmap) if c.roadmap.store else None
         self.lock = threading.RLock()
         self._execution: Execution | None = None  # of the last plan
         self._last: Tensor | None = None  # (1, A) last action sent, on the CPU
@@ -106,6 +108,8 @@ class MPC:
         goal = Goal.of(observation, text=text, mask=mask, keypoints=keypoints)
         first = self._planner.goal is None
         self._planner.aim(goal)
+        if self._guide is not None:
+            self._guide.aim(goal)
         self._histories.instruct(goal.text)
         self._execution = None  # its plan leads to the previous goal
         if first and self.config.deadline_ms is not None:
@@ -123,6 +127,10 @@ class MPC:
         execution, self._execution = self._execution, None  # an error leaves none to continue
         self._histories.observe("MPC.act", observation)
         context = self._histories[self.model].context()
+        subgoal = None if self._guide is None else self._guide.follow(context.latents[0, -1])
+        if subgoal is not None:
+            self._planner.aim(subgoal)
+            execution = None
         if execution is None or execution.done(context):
             execution = self._plan(context, observation, execution)
         self._execution, action = execution, execution.next()
@@ -180,6 +188,8 @@ class MPC:
         """
         self._histories.clear()
         self._execution = self._last = None
+        if self._guide is not None:
+            self._guide.restart()
         if seed is not None:
             self._planner.seed(seed)
         if goal is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.planning.precision import DTYPES
+from latentplan.planning.roadmap import Roadmap
 from latentplan.protocols import Dynamics, Planner
 from latentplan.types import Part, Spec
 
@@ -22,6 +23,7 @@ class RecedingHorizonConfig:
     # latent exceeds this share of the predicted change
     dtype: str = "float32"  # precision of rollouts: float32, tf32 (CUDA), bfloat16 or float16
     proposer: Part = Part("model")  # {run: RUN}: another model whose proposals are candidates
+    roadmap: Roadmap.Config = Roadmap.Config()  # subgoals from a graph of stored observations
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a setting is out of its range."""

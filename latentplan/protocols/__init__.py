@@ -48,6 +48,7 @@ from latentplan.protocols.learning import (
     ScalarTokenizer,
     Staged,
     SymmetricDynamics,
+    TextPretrained,
     Tokenizer,
     TokenModel,
     Upgradable,
@@ -65,6 +66,7 @@ from latentplan.protocols.planning import (
     Proposal,
     StepProposal,
     SubgoalModel,
+    TextSpace,
 )
 
 __all__ = [
@@ -117,6 +119,8 @@ __all__ = [
     "StepProposal",
     "SubgoalModel",
     "SymmetricDynamics",
+    "TextPretrained",
+    "TextSpace",
     "Tokenizer",
     "Upgradable",
     "UpgradableWeights",

@@ -59,6 +59,17 @@ class Normalised(Protocol):
 
 
 @runtime_checkable
+class TextPretrained(Protocol):
+    """A Learner with a part that is trained on text before its own first step.
+
+    What it learned is saved with its weights, so that a resumed training does not repeat it.
+    """
+
+    def pretrain(self, texts: Sequence[str]) -> None:
+        """Train that part on the texts of the data's labels, which may be none."""
+
+
+@runtime_checkable
 class PackedLearner(Protocol):
     """A Learner whose training windows are packed: each is filled with several short episodes.
 

@@ -100,6 +100,20 @@ class SubgoalModel(Protocol):
         """
 
 
+@runtime_checkable
+class TextSpace(Protocol):
+    """A space of vectors for latents and texts: a model that has one, or a reader of its latents.
+
+    The nearer a latent is to a text (by the cosine), the better it satisfies the text.
+    """
+
+    def describe(self, latents: Tensor) -> Tensor:
+        """Return the vectors (..., E) of latents (..., D); ShapeError for another D."""
+
+    def text_vector(self, text: str) -> Tensor:
+        """Return the vector (E,) of a text; ConfigError for one that has no meaning here."""
+
+
 class Planner(Protocol):
     """A stateless optimiser of action sequences, by sampling or gradients."""
 

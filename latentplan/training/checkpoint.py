@@ -162,10 +162,10 @@ def select(
         return "", header
     parts = header.parts
     if name in parts and parts[name].kind == kind:
-        return f"{name}.", parts[name]
+        return f"{name}.", _as_observed(parts[name], header)
     found = [prefix for prefix, part in parts.items() if part.kind == kind]
     if len(found) == 1 and kind != "part":
-        return f"{found[0]}.", parts[found[0]]
+        return f"{found[0]}.", _as_observed(parts[found[0]], header)
     if header.kind == kind and (not name or header.name == name):
         return "", header
     wanted = f"{kind} {name!r}" if name and kind == "part" else kind
@@ -174,6 +174,18 @@ def select(
         f"{path}: holds the {header.kind} {header.name!r}"
         f"{f' with the parts {inside}' if inside else ''}, need a {wanted}"
     )
+
+
+def _as_observed(part: headers.NetworkHeader, whole: Header) -> headers.NetworkHeader:
+    """Return a part's header with its cameras in the order in which the whole names them.
+
+    A network that takes all images takes them in the order of its spec, and files of earlier
+    versions sorted that by name.
+    """
+    seen, images = part.spec.observation, whole.config.get("images")
+    named = [key for key in images if key in [*seen]] if isinstance(images, list) else []
+    order = dict.fromkeys([*named, *seen])
+    return replace(part, spec=replace(part.spec, observation={key: seen[key] for key in order}))
 
 
 def with_parts_of_runs(settings: Any) -> Any:

@@ -17,7 +17,7 @@ from latentplan.data.windows import Windows
 from latentplan.errors import CheckpointError, ConfigError, StoreError
 from latentplan.files import replacing
 from latentplan.nn.observations import frames_of
-from latentplan.protocols import Dynamics, Learner, Normalised, PackedLearner
+from latentplan.protocols import Dynamics, Learner, Normalised, PackedLearner, TextPretrained
 from latentplan.training import checkpoint, header, run_folder, state, weights
 from latentplan.training.heldout import HeldOut
 from latentplan.training.loop import train, writing
@@ -68,6 +68,8 @@ def fit(
     done = state.steps_done(folder) if resume else 0
     if done == 0 and isinstance(learner, Normalised):
         learner.fit_statistics(*statistics(store, learner.scaled, held_out=training.held_out))
+    if done == 0 and isinstance(learner, TextPretrained):
+        learner.pretrain(sorted({label.text for _, label in store.labels()} - {""}))
     if done < training.steps:
         pinned = {"pin_memory": session.device.type == "cuda"}
         chosen = {"seed": session.seed, "share": stage.share, **pinned}

@@ -200,6 +200,17 @@ def test_cameras_keep_their_order(tmp_path: Path) -> None:
     assert torch.equal(found.encode(seen).ids, model.encode(seen).ids)
 
 
+def test_a_part_of_a_file_of_before_has_the_cameras_in_the_order_of_the_whole() -> None:
+    file = checkpoint.find("tabletop-videoworld")
+    whole = checkpoint.load(file).model
+    part = checkpoint.load(file, kind="tokenizer").model
+    assert whole.config.images == part.images == ("rgb_static", "rgb_gripper")
+    images = {
+        key: torch.randint(0, 256, (1, 2, 64, 64, 3), dtype=torch.uint8) for key in part.images
+    }
+    assert torch.equal(part.encode(images).ids, whole.tokenizer.encode(images).ids)
+
+
 def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

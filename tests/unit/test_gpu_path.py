@@ -104,7 +104,7 @@ def test_a_plan_waits_for_its_answer_alone(name, of):
     [
         (aim, of)
         for aim in sorted({*registry.names("objective")} - {"goal"})  # that of all other tests
-        for of in (MODELS if aim != "subgoal" else having("subgoal"))
+        for of in {"subgoal": having("subgoal"), "text": having("text_vector")}.get(aim, MODELS)
     ],
 )
 def test_an_objective_never_waits(aim, of):

@@ -40,12 +40,16 @@ LEARNERS = {
     "vqvae, vq": ("tokenizer", "vqvae", ["tokenizer.quantizer=vq"]),
     "video_vqvae": ("tokenizer", "video_vqvae", []),
     "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
+    "lqae": ("tokenizer", "lqae", []),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
     "lwm": ("model", "lwm", LWM),
     "videoworld": ("model", "videoworld", ["model.ldm.whiten=true", "model.ldm.motion=1"]),
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
+    "povt": ("model", "povt", []),
     "teco": ("model", "teco", []),
+    "multistep_inverse": ("model", "multistep_inverse", []),
+    "calibrated, episodes": ("model", "calibrated", ["model.inverse.episodes=true"]),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
 }
 
@@ -162,6 +166,7 @@ def test_held_out_figures_are_computed_on_the_gpu(monkeypatch):
 STORES = {  # what is written comes from the CPU
     "models/frame_tokens.py:tokens_of": "the tokens",
     "models/latents.py:latents_of": "the latents",
+    "models/povt/povt.py:objects_of": "the tokens, boxes and glimpses",
     "models/videogpt/clips.py:clips_of": "the tokens",
     "models/videoworld/stages.py:tokenised": "the codes",
     "models/videoworld/stages.py:_states": "the states",
@@ -169,7 +174,10 @@ STORES = {  # what is written comes from the CPU
 }
 
 
-@pytest.mark.parametrize("name", ["calibrated", "lwm", "teco", "videogpt", "videoworld"])
+DERIVES = ["calibrated", "lwm", "multistep_inverse", "povt", "teco", "videogpt", "videoworld"]
+
+
+@pytest.mark.parametrize("name", DERIVES)
 def test_a_store_is_derived_on_the_gpu_and_written_from_the_cpu(name):
     stores = {"": [recorded()]}
     for step, parts, _ in declared(*LEARNERS[name]):

@@ -1,0 +1,1 @@
+"""Multi-step inverse model of tokens: `multistep_inverse`."""

@@ -1,0 +1,1 @@
+"""POVT: video of objects, by boxes that the user may set, glimpses of them, and a short memory."""

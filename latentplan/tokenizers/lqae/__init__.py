@@ -1,0 +1,1 @@
+"""LQAE: images as words, through a frozen language model."""
