@@ -53,10 +53,9 @@ def fit(
     """Train a stage's learner to its end, or continue it; return it and its held-out figures.
 
     `parts` are the networks that it is built with. It comes back with the weights of its best step,
-    frozen. `settings` are written to config.yaml
-    (default: the stage's), `files` are JSON values by file name. Raises ConfigError if the learner
-    lacks what a Learner has or its windows are too short, StoreError if the store does not fit,
-    and as `run_folder.check_state` and `loop.train`.
+    frozen. `settings` are written to config.yaml (default: the stage's), `files` are JSON values by
+    file name. Raises ConfigError if the learner lacks what a Learner has or its windows are too
+    short, StoreError if the store does not fit, and as `run_folder.check_state` and `loop.train`.
     """
     spec, training = run_folder.public(store, privileged=stage.privileged), stage.training
     run_folder.check_state(folder)

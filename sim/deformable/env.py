@@ -60,8 +60,8 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
     control=velocity `gripper` (4,) float32: x, y, z in metres, and 1 while closed. `cameras` and
     `observe` add more, see `sensors.Sensors`; `cameras()` returns the cameras' poses.
 
-    rectify: `rgb` shows the table as the camera `top` does at its own pose, however it is moved
-    (`rectification.rectify`), so that a pick still refers to the same point of the table.
+    rectify: `rgb` shows the table as the camera `top` does at its own pose, however it is moved, so
+    that a pick still refers to the same point of the table.
 
     randomise: a reset draws every setting that has a range, and `info["randomised"]` of reset and
     step holds the drawn numbers, by name. With randomise.per=step the privileged observation
@@ -169,10 +169,8 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     def cameras(self) -> dict[str, Camera]:
         """Return the cameras in use, by name, at the poses that their images show."""
-        placed = self._placed()
-        if self.config.rectify:
-            placed["top"] = self._cameras["top"]
-        return placed
+        seen = {"top": self._cameras["top"]} if self.config.rectify else {}
+        return self._placed() | seen
 
     def views(self) -> dict[str, str]:
         """Return the camera of each image (h, w, 3), by observation key."""
@@ -387,9 +385,7 @@ class Deformable(gymnasium.Env[dict[str, Array], Array]):
 
     def _placed(self) -> dict[str, Camera]:
         """Return the cameras in use, by name, at their current poses."""
-        if self._conditions is not None:
-            return self._conditions.cameras()
-        return dict(self._cameras)
+        return dict(self._cameras) if self._conditions is None else self._conditions.cameras()
 
     def _randomised(self) -> dict[str, dict[str, float]]:
         return {} if self._conditions is None else {"randomised": dict(self._conditions.values)}
