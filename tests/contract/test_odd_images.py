@@ -31,6 +31,7 @@ TRAINS = {  # all others are refused
     **dict.fromkeys(("calibrated", "cfm", "jepa", "joint"), ENCODED | {"vector"}),
     "pixel": ENCODED | {"tiny"},
     "lwm": {"tiny"},
+    "povt": {"tiny"},
     "videogpt": {"tiny"},
     "video_vqvae": {"tiny"},
     "vqvae": {"tiny"},

@@ -50,7 +50,7 @@ class MultistepInverse(nn.Module):
         images: tuple[str, ...] = ()  # observation keys of the cameras; () for all images
         vectors: tuple[str, ...] | None = None  # keys of vectors; None for all public ones
         tokenizer: Part = Part("tokenizer", "vqvae")  # of single frames
-        network: MultistepNetwork.Config = field(default=MultistepNetwork.Config())
+        network: MultistepNetwork.Config = MultistepNetwork.Config()  # encoder, inverse, dynamics
 
         def observed(self, spec: Spec) -> Spec:
             """Return the spec of what is read; ConfigError if the data do not have it."""

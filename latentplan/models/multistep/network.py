@@ -95,7 +95,7 @@ class MultistepNetwork(nn.Module):
             default=GoalInverse.Config(
                 steps=39, hidden=(256, 256), components=4, hide=0.5, least_std=0.2
             )
-        )
+        )  # proposes actions
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
