@@ -24,8 +24,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentplan import registry
-from latentplan.errors import ConfigError, check_range
-from latentplan.models.goal_inverse import GoalInverse, InverseProposal
+from latentplan.errors import check_range
+from latentplan.models.goal_inverse import GoalInverse, InverseProposal, latent_of_goal
 from latentplan.models.latents import (
     LATENTS,
     latent_spec,
@@ -35,7 +35,7 @@ from latentplan.models.latents import (
     turned_pairs_of,
 )
 from latentplan.nn.mlp import LatentMLP
-from latentplan.nn.observations import checked, encode, frames_of, privileged_of
+from latentplan.nn.observations import frames_of, privileged_of
 from latentplan.nn.scaling import ActionScaling
 from latentplan.nn.symmetry import turn_for_views
 from latentplan.protocols import (
@@ -262,12 +262,7 @@ class Calibrated(nn.Module):
 
         Raises ConfigError for a goal without one.
         """
-        if goal.observation is None:
-            raise ConfigError(
-                "goal.observation: found none, need one: calibrated proposes actions towards an "
-                "observation; set propose=false for other goals"
-            )
-        latent = encode(self, checked("goal.observation", self, goal.observation))[0, 0]
+        latent = latent_of_goal(self, goal, name="calibrated")
         goals = self.equivalents(latent)[:, : self.latent_dim // self.views]
         return InverseProposal(self.inverse, goals)
 

@@ -19,12 +19,14 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from latentplan.data.packing import PADDING
-from latentplan.errors import check_range
+from latentplan.errors import ConfigError, check_range
 from latentplan.models.latents import LATENTS, one_view, turn_actions_of, turned_pairs_of
 from latentplan.nn.mlp import mlp
+from latentplan.nn.observations import checked, encode
 from latentplan.nn.scaling import ActionScaling
+from latentplan.protocols import Dynamics
 from latentplan.shapes import check
-from latentplan.types import Batch, Context, Loss, Moments, Spec
+from latentplan.types import Batch, Context, Goal, Loss, Moments, Spec
 
 # Multiples of these mod 1 fill the cube evenly (Roberts 2018, the R3 sequence): which step and
 # goal row i of a batch takes depends on i alone, so that a loss is the same each time.
@@ -182,6 +184,16 @@ def remaining(segments: Tensor | None, z: Tensor) -> Tensor:
     ends = F.pad(segments[:, 1:] != segments[:, :-1], (0, 1), value=True)
     last = torch.where(ends, place, place[-1]).flip(1).cummin(1).values.flip(1)
     return (last - place).masked_fill(segments == PADDING, 0)
+
+
+def latent_of_goal(model: Dynamics, goal: Goal, *, name: str) -> Tensor:
+    """Return the latent (D,) of a goal observation; ConfigError, with the model's name, without."""
+    if goal.observation is None:
+        raise ConfigError(
+            f"goal.observation: found none, need one: {name} proposes actions towards an "
+            "observation; set propose=false for other goals"
+        )
+    return encode(model, checked("goal.observation", model, goal.observation))[0, 0]
 
 
 class InverseProposal:

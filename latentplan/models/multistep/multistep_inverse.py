@@ -14,13 +14,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from latentplan import registry
 from latentplan.errors import ConfigError
-from latentplan.models.frame_tokens import TOKENS, check_stride, token_array, tokens_of
-from latentplan.models.goal_inverse import InverseProposal
+from latentplan.models.frame_tokens import (
+    TOKENS,
+    build_tokenizer,
+    of_cameras,
+    token_spec,
+    token_store,
+    tokenizer_stage,
+    tokens_of,
+)
+from latentplan.models.goal_inverse import InverseProposal, latent_of_goal
 from latentplan.models.multistep.network import MultistepNetwork
-from latentplan.nn import images
-from latentplan.nn.observations import checked, encode
 from latentplan.shapes import check
 from latentplan.types import (
     Context,
@@ -54,8 +59,7 @@ class MultistepInverse(nn.Module):
 
         def observed(self, spec: Spec) -> Spec:
             """Return the spec of what is read; ConfigError if the data do not have it."""
-            cameras = images.keys("MultistepInverse.images", self.images, spec)
-            images.square("MultistepInverse.images", cameras, spec)
+            cameras = of_cameras("MultistepInverse.images", self.images, spec).observation
             public = [key for key in spec.observation if key not in spec.privileged]
             flat = tuple(key for key in public if len(spec.observation[key].shape) == 1)
             vectors = flat if self.vectors is None else self.vectors
@@ -65,7 +69,7 @@ class MultistepInverse(nn.Module):
                     raise ConfigError(
                         f"MultistepInverse.vectors: no vector {key!r}; the data have: {known}"
                     )
-            seen = {key: spec.observation[key] for key in (*cameras, *vectors)}
+            seen = {**cameras, **{key: spec.observation[key] for key in vectors}}
             return replace(spec, observation=seen, privileged=(), planar=None)
 
     @dataclass(frozen=True)
@@ -93,10 +97,11 @@ class MultistepInverse(nn.Module):
         if tokenizer is not None:  # that of a run may have its cameras in another order
             c = replace(c, images=tuple(tokenizer.spec.observation))
         self.spec = c.observed(spec)
-        cameras = images.keys("MultistepInverse.images", c.images, self.spec)
-        self.vectors = tuple(key for key in self.spec.observation if key not in cameras)
-        c = self.config = replace(c, images=tuple(cameras), vectors=self.vectors)
-        self.tokenizer = tokenizer or _tokenizer(self.spec, c)
+        cameras = of_cameras("MultistepInverse.images", c.images, self.spec)
+        keys = tuple(cameras.observation)
+        self.vectors = tuple(key for key in self.spec.observation if key not in keys)
+        c = self.config = replace(c, images=keys, vectors=self.vectors)
+        self.tokenizer = tokenizer or build_tokenizer("MultistepInverse", c.tokenizer, cameras)
         tokens = _token_spec(self.spec, self.tokenizer)
         self.network = network or _network(tokens, c, self.tokenizer)
         self.latent_dim = c.network.latent
@@ -112,22 +117,14 @@ class MultistepInverse(nn.Module):
     ) -> Sequence[Stage | Derived]:
         """Return the tokenizer, the store of tokens and vectors, and the network on them."""
         seen = config.observed(spec)
-        cameras = images.keys("MultistepInverse.images", config.images, seen)
-        of_cameras = replace(seen, observation={key: seen.observation[key] for key in cameras})
+        cameras = of_cameras("MultistepInverse.images", config.images, seen)
         return [
-            Stage.of_part(
-                "tokenizer",
-                config.tokenizer,
-                lambda spec, parts: _tokenizer(of_cameras, config),
-                training.tokenizer,
-            ),
-            Derived(
+            tokenizer_stage("MultistepInverse", config.tokenizer, cameras, training.tokenizer),
+            token_store(
                 "tokens",
-                lambda spec, parts: _token_spec(seen, parts["tokenizer"]),
-                lambda episodes, parts: [_tokenized(e, seen, parts["tokenizer"]) for e in episodes],
-                {"observations": list(seen.observation)},
-                parts=("tokenizer",),
-                codebooks={TOKENS: "tokenizer"},
+                lambda tokenizer: _token_spec(seen, tokenizer),
+                lambda episode, tokenizer: _tokenized(episode, seen, tokenizer),
+                of={"observations": list(seen.observation)},
             ),
             Stage(
                 "network",
@@ -169,20 +166,14 @@ class MultistepInverse(nn.Module):
 
         Raises ConfigError for a goal without one.
         """
-        if goal.observation is None:
-            raise ConfigError(
-                "goal.observation: found none, need one: multistep_inverse proposes actions "
-                "towards an observation; set propose=false for other goals"
-            )
-        latent = encode(self, checked("goal.observation", self, goal.observation))[0]
-        return InverseProposal(self.network.inverse, latent)
+        latent = latent_of_goal(self, goal, name="multistep_inverse")
+        return InverseProposal(self.network.inverse, latent[None])
 
 
 def _token_spec(spec: Spec, tokenizer: Any) -> Spec:
     """Return the spec of a store of tokens and the vectors of `spec`."""
     vectors = {key: a for key, a in spec.observation.items() if len(a.shape) == 1}
-    seen = {TOKENS: token_array(tokenizer), **vectors}
-    return replace(spec, observation=seen, privileged=(), pick=None, planar=None)
+    return token_spec(spec, tokenizer, vectors)
 
 
 def _tokenized(episode: Episode, spec: Spec, tokenizer: Any) -> Episode:
@@ -191,15 +182,6 @@ def _tokenized(episode: Episode, spec: Spec, tokenizer: Any) -> Episode:
         key: episode.observations[key] for key, a in spec.observation.items() if len(a.shape) == 1
     }
     return replace(episode, observations={TOKENS: tokens_of(episode, tokenizer), **vectors})
-
-
-def _tokenizer(spec: Spec, config: MultistepInverse.Config) -> Any:
-    """Return an untrained tokenizer; ConfigError unless it encodes single frames."""
-    cameras = images.keys("MultistepInverse.images", config.images, spec)
-    seen = replace(spec, observation={key: spec.observation[key] for key in cameras})
-    made = registry.build(config.tokenizer, seen)
-    check_stride("MultistepInverse.tokenizer", made, config.tokenizer.name)
-    return made
 
 
 def _network(spec: Spec, config: MultistepInverse.Config, tokenizer: Any) -> MultistepNetwork:

@@ -16,9 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.frame_tokens import FRAMES, TOKENS, check_stride, token_array
+from latentplan.models.frame_tokens import (
+    FRAMES,
+    TOKENS,
+    build_tokenizer,
+    of_cameras,
+    token_spec,
+    token_store,
+    tokenizer_stage,
+)
 from latentplan.models.povt.boxes import (
     SYMBOLS,
     ColourBoxes,
@@ -83,8 +90,7 @@ class POVT(nn.Module):
             """Return the spec of the camera alone; ConfigError if the data do not have it."""
             chosen = (self.image,) if self.image else ()
             key = images.keys("POVT.image", chosen, spec)[0]
-            images.square("POVT.image", [key], spec)
-            return replace(spec, observation={key: spec.observation[key]}, privileged=())
+            return of_cameras("POVT.image", [key], spec)
 
     @dataclass(frozen=True)
     class Training:
@@ -107,7 +113,7 @@ class POVT(nn.Module):
         self.spec = c.observed(spec)
         (self.image,) = self.spec.observation
         c = self.config = replace(c, image=self.image)
-        self.tokenizer = tokenizer or _tokenizer(self.spec, c)
+        self.tokenizer = tokenizer or build_tokenizer("POVT", c.tokenizer, self.spec)
         self.prior = prior or _prior(object_spec(self.spec, self.tokenizer, c), self.tokenizer, c)
         self.find = c.boxes()
 
@@ -120,19 +126,12 @@ class POVT(nn.Module):
         found = {"colours": config.colours, "background": config.background, "bins": p.bins}
         found |= {"tolerance": config.tolerance, "least": config.least, "glimpse": p.glimpse}
         return [
-            Stage.of_part(
-                "tokenizer",
-                config.tokenizer,
-                lambda spec, parts: _tokenizer(seen, config),
-                training.tokenizer,
-            ),
-            Derived(
+            tokenizer_stage("POVT", config.tokenizer, seen, training.tokenizer),
+            token_store(
                 "objects",
-                lambda spec, parts: object_spec(seen, parts["tokenizer"], config),
-                lambda each, parts: [objects_of(e, parts["tokenizer"], config) for e in each],
-                {"images": list(seen.observation), **found},
-                parts=("tokenizer",),
-                codebooks={TOKENS: "tokenizer"},
+                lambda tokenizer: object_spec(seen, tokenizer, config),
+                lambda episode, tokenizer: objects_of(episode, tokenizer, config),
+                of={"images": list(seen.observation), **found},
             ),
             Stage(
                 "prior",
@@ -258,11 +257,12 @@ class POVT(nn.Module):
 
 def object_spec(spec: Spec, tokenizer: Any, config: POVT.Config) -> Spec:
     """Return the spec of a store of tokens, and of the boxes and glimpses of objects if any."""
-    seen, n, g = {TOKENS: token_array(tokenizer)}, len(config.colours), config.prior.glimpse
-    if n:
-        seen[BOXES] = ArraySpec((n, SYMBOLS), "uint8", "seen, x, y, width, height in bins")
-        seen[GLIMPSES] = ArraySpec((n, g, g, 3), "uint8", "what is in each box, reconstructed")
-    return replace(spec, observation=seen, privileged=(), pick=None, planar=None)
+    n, g = len(config.colours), config.prior.glimpse
+    objects = {
+        BOXES: ArraySpec((n, SYMBOLS), "uint8", "seen, x, y, width, height in bins"),
+        GLIMPSES: ArraySpec((n, g, g, 3), "uint8", "what is in each box, reconstructed"),
+    }
+    return token_spec(spec, tokenizer, objects if n else {})
 
 
 @torch.no_grad()
@@ -285,13 +285,6 @@ def objects_of(episode: Episode, tokenizer: Any, config: POVT.Config) -> Episode
             found.setdefault(key, []).append(each[0].cpu())
     whole = {key: torch.cat(parts).numpy() for key, parts in found.items()}
     return replace(episode, observations=whole)
-
-
-def _tokenizer(spec: Spec, config: POVT.Config) -> Any:
-    """Return an untrained tokenizer; ConfigError unless it encodes single frames."""
-    made = registry.build(config.tokenizer, spec)
-    check_stride("POVT.tokenizer", made, config.tokenizer.name)
-    return made
 
 
 def _prior(spec: Spec, tokenizer: Any, config: POVT.Config) -> ObjectPrior:

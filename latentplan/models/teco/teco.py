@@ -17,12 +17,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan import registry
 from latentplan.errors import ShapeError, check_range
-from latentplan.models.frame_tokens import TOKENS, check_stride, token_array, tokens_of
+from latentplan.models.frame_tokens import (
+    TOKENS,
+    build_tokenizer,
+    of_cameras,
+    token_spec,
+    token_store,
+    tokenizer_stage,
+    tokens_of,
+)
 from latentplan.models.teco.dynamics import TemporalDynamics, fitted
 from latentplan.models.teco.layers import History
-from latentplan.nn import images
 from latentplan.shapes import check
 from latentplan.types import (
     Context,
@@ -61,10 +67,7 @@ class TECO(nn.Module):
 
         def observed(self, spec: Spec) -> Spec:
             """Return the spec of the cameras alone; ConfigError if the data do not have them."""
-            cameras = images.keys("TECO.images", self.images, spec)
-            images.square("TECO.images", cameras, spec)
-            seen = {key: spec.observation[key] for key in cameras}
-            return replace(spec, observation=seen, privileged=())
+            return of_cameras("TECO.images", self.images, spec)
 
     @dataclass(frozen=True)
     class Training:
@@ -89,7 +92,7 @@ class TECO(nn.Module):
         self.spec = c.observed(spec)
         self.cameras = tuple(self.spec.observation)
         c = self.config = replace(c, images=self.cameras)  # in this order when it is loaded
-        self.tokenizer = tokenizer or _tokenizer(self.spec, c)
+        self.tokenizer = tokenizer or build_tokenizer("TECO", c.tokenizer, self.spec)
         tokens = token_spec(self.spec, self.tokenizer)
         self.dynamics = dynamics or _dynamics(tokens, self.tokenizer, c)
         self.context = c.dynamics.context
@@ -102,19 +105,12 @@ class TECO(nn.Module):
         """Return the tokenizer, the store of tokenized frames, and the dynamics."""
         seen = config.observed(spec)
         return [
-            Stage.of_part(
-                "tokenizer",
-                config.tokenizer,
-                lambda spec, parts: _tokenizer(seen, config),
-                training.tokenizer,
-            ),
-            Derived(
+            tokenizer_stage("TECO", config.tokenizer, seen, training.tokenizer),
+            token_store(
                 "tokens",
-                lambda spec, parts: token_spec(seen, parts["tokenizer"]),
-                lambda episodes, parts: [tokenized(e, parts["tokenizer"]) for e in episodes],
-                {"images": list(seen.observation)},
-                parts=("tokenizer",),
-                codebooks={TOKENS: "tokenizer"},
+                lambda tokenizer: token_spec(seen, tokenizer),
+                tokenized,
+                of={"images": list(seen.observation)},
             ),
             Stage(
                 "dynamics",
@@ -236,22 +232,9 @@ class TECO(nn.Module):
             raise ShapeError(f"{where}.actions: found NaN or infinite numbers, need finite ones")
 
 
-def token_spec(spec: Spec, tokenizer: Any) -> Spec:
-    """Return the spec of a store of tokens."""
-    seen = {TOKENS: token_array(tokenizer)}
-    return replace(spec, observation=seen, privileged=(), pick=None, planar=None)
-
-
 def tokenized(episode: Episode, tokenizer: Any) -> Episode:
     """Return an episode of tokens, with the same actions and labels."""
     return replace(episode, observations={TOKENS: tokens_of(episode, tokenizer)})
-
-
-def _tokenizer(spec: Spec, config: TECO.Config) -> Any:
-    """Return an untrained tokenizer; ConfigError unless it encodes single frames."""
-    made = registry.build(config.tokenizer, spec)
-    check_stride("TECO.tokenizer", made, config.tokenizer.name)
-    return made
 
 
 def _dynamics(spec: Spec, tokenizer: Any, config: TECO.Config) -> TemporalDynamics:
