@@ -39,6 +39,17 @@ def of_cameras(where: str, chosen: Sequence[str], spec: Spec) -> Spec:
     return replace(spec, observation=seen, privileged=())
 
 
+def ordered(config: Any, tokenizer: Any) -> Any:
+    """Return a config whose `images` are in the order in which a given tokenizer takes them.
+
+    That of a run may have another order than the data. Its embeddings are in that order, in which
+    the tokenizer has to be built again when the model is loaded.
+    """
+    if tokenizer is None:
+        return config
+    return replace(config, images=tuple(tokenizer.spec.observation))
+
+
 def tokenizer_stage(where: str, part: Part, cameras: Spec, training: Training) -> Stage:
     """Return the stage of the tokenizer of `cameras`: one to train, or that of a run."""
     return Stage.of_part(

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from latentplan import config as configs
 from latentplan import registry
 from latentplan.errors import ConfigError, ShapeError, check_range
-from latentplan.models.frame_tokens import TOKENS, check_stride, token_array, tokens_of
+from latentplan.models.frame_tokens import (
+    TOKENS,
+    check_stride,
+    ordered,
+    token_array,
+    tokens_of,
+)
 from latentplan.models.lwm.stream import PROPRIOCEPTION, Prepared, Stream
 from latentplan.nn import images
 from latentplan.protocols import ScalarTokenizer
@@ -105,7 +111,7 @@ class LWM(nn.Module):
         Raises ConfigError if they do not fit the data or each other.
         """
         super().__init__()
-        c = self.config = config or self.Config()
+        c = self.config = ordered(config or self.Config(), tokenizer)
         self.spec = observed(spec, c)
         self.cameras = images.keys("LWM.images", c.images, spec)
         self.vectors = vectors(spec, c)
@@ -348,5 +354,5 @@ def _stream(
 def _tokenizer(spec: Spec, config: LWM.Config) -> Any:
     """Return an untrained tokenizer of the cameras."""
     keys = images.keys("LWM.images", config.images, spec)
-    seen = {key: array for key, array in spec.observation.items() if key in keys}
+    seen = {key: spec.observation[key] for key in keys}
     return registry.build(config.tokenizer, replace(spec, observation=seen, privileged=()))

@@ -19,6 +19,7 @@ from latentplan.models.frame_tokens import (
     TOKENS,
     build_tokenizer,
     of_cameras,
+    ordered,
     token_spec,
     token_store,
     tokenizer_stage,
@@ -93,9 +94,7 @@ class MultistepInverse(nn.Module):
     ) -> None:
         """Put the networks together, or build those that are not given."""
         super().__init__()
-        c = config or self.Config()
-        if tokenizer is not None:  # that of a run may have its cameras in another order
-            c = replace(c, images=tuple(tokenizer.spec.observation))
+        c = ordered(config or self.Config(), tokenizer)
         self.spec = c.observed(spec)
         cameras = of_cameras("MultistepInverse.images", c.images, self.spec)
         keys = tuple(cameras.observation)

@@ -22,6 +22,7 @@ from latentplan.models.frame_tokens import (
     TOKENS,
     build_tokenizer,
     of_cameras,
+    ordered,
     token_spec,
     token_store,
     tokenizer_stage,
@@ -88,7 +89,7 @@ class TECO(nn.Module):
     ) -> None:
         """Put the networks together, or build those that are not given."""
         super().__init__()
-        c = config or self.Config()
+        c = ordered(config or self.Config(), tokenizer)
         self.spec = c.observed(spec)
         self.cameras = tuple(self.spec.observation)
         c = self.config = replace(c, images=self.cameras)  # in this order when it is loaded
