@@ -11,18 +11,16 @@ of docs/results/shift.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cells
 import numpy as np
 
 import latentplan
-from latentplan.api.bench_tables import head, interval, line
+from latentplan.api.bench_tables import interval
 from latentplan.evaluation.metrics import bootstrap, progress
-from latentplan.evaluation.provenance import provenance
-from latentplan.files import replacing
 
 SAME = "as collected"
 WORLDS: dict[str, list[str]] = {  # options of the env
@@ -59,44 +57,30 @@ def measure(run: str, world: str, *, goals: int, seed: int) -> dict[str, Any]:
 def kept(there: dict[str, Any], here: dict[str, Any], *, seed: int) -> tuple[float, list[float]]:
     """Return the share of progress that is left, and its interval, over the same goals."""
 
-    def share(*ends: Any) -> Any:
+    def ratio(*ends: Any) -> Any:
         return progress(*ends[:3]) / progress(*ends[3:])
 
     ends = [np.array(cell["ends"][name]) for cell in (there, here) for name in ENDS]
-    return float(share(*ends)), [*bootstrap(share, *ends, seed=seed)]
+    return float(ratio(*ends)), [*bootstrap(ratio, *ends, seed=seed)]
 
 
-def table(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the rows: a world each, with success, progress and its share of every run."""
-    columns = ["world"]
-    for name in cells:
-        columns += [f"{name}: success (95 %)", "progress (95 %)", "kept (95 %)"]
-    rows = head(columns)
-    for world in WORLDS:
-        row = [world]
-        for found in cells.values():
-            row += _row(found, world)
-        rows.append(line(row))
-    return rows
+def share(found: dict[str, Any], world: str) -> str:
+    """Return the share of progress that is left, with its interval; empty for the world itself."""
+    if world == SAME:
+        return ""
+    value, ends = kept(found[world], found[SAME], seed=found[world]["metrics"]["seed"])
+    return f"{value:.2f}{interval(ends, 2)}"
 
 
-def _row(found: dict[str, Any], world: str) -> list[str]:
-    if world not in found:
-        return ["", "", ""]
-    metrics = found[world]["metrics"]
-    share = ""
-    if world != SAME:
-        value, ends = kept(found[world], found[SAME], seed=metrics["seed"])
-        share = f"{value:.2f}{interval(ends, 2)}"
-    return [
-        f"{metrics['success']:.0%}{interval(metrics['success_ci95'], 0, 100)}",
-        f"{metrics['progress']:.3f}{interval(metrics['progress_ci95'], 3)}",
-        share,
-    ]
+COLUMNS = {
+    "success (95 %)": lambda found, world: cells.success(found[world]["metrics"]),
+    "progress": lambda found, world: f"{found[world]['metrics']['progress']:.3f}",
+    "kept (95 %)": share,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, write it after every cell, and print the table."""
+    """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,20 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worlds", default="", help="some worlds, with semicolons; default: all")
     given = parser.parse_args(arguments)
-    done = json.loads(given.json.read_text()) if given.json.exists() else {"cells": {}}
-    worlds = [each.strip() for each in given.worlds.split(";") if each.strip()] or list(WORLDS)
-    for named in given.runs:
-        name, _, run = named.partition("=")
-        cells = done["cells"].setdefault(name, {})
-        for world in worlds:
-            if world in cells:
-                continue
-            cells[world] = measure(run, world, goals=given.goals, seed=given.seed)
-            done |= {"goals": given.goals, "seed": given.seed, "provenance": provenance()}
-            with replacing(given.json) as partial:
-                partial.write_text(json.dumps(done, indent=1) + "\n")
-            print(f"{name}, {world}: {cells[world]['metrics']['progress']:.3f}", flush=True)
-    print("\n".join(table(done["cells"])))
+    about = {"goals": given.goals, "seed": given.seed}
+    found = cells.measured(
+        given.json,
+        dict(named.split("=", 1) for named in given.runs),
+        [each.strip() for each in given.worlds.split(";") if each.strip()] or WORLDS,
+        lambda run, world: measure(run, world, **about),
+        **about,
+    )
+    print(cells.table("world", found, WORLDS, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ repeated. Prints the table of docs/results/planners.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cells
 import torch
 
 import latentplan
-from latentplan.api.bench_tables import head, interval, line
-from latentplan.evaluation.provenance import provenance
-from latentplan.files import replacing
 
 STEPS = 16  # of a gradient planner, each with 32 rollouts and their gradients
 FEW = {"candidates": 32, "iterations": STEPS}
@@ -52,31 +49,15 @@ def measure(run: str, planner: str, *, goals: int, seed: int) -> dict[str, Any]:
     return dict(found.metrics.to_json())
 
 
-def table(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the rows: a planner each, with success, progress and time for every run."""
-    columns = ["planner"]
-    for run in cells:
-        columns += [f"{run}: success", "progress (95 %)", "act() ms p50"]
-    rows = head(columns)
-    for planner in PLANNERS:
-        row = [planner]
-        for found in cells.values():
-            m = found.get(planner)
-            row += (
-                ["", "", ""]
-                if m is None
-                else [
-                    f"{m['success']:.0%}",
-                    f"{m['progress']:.3f}{interval(m['progress_ci95'], 3)}",
-                    f"{m['act_ms_p50']:.1f}",
-                ]
-            )
-        rows.append(line(row))
-    return rows
+COLUMNS = {
+    "success": lambda found, planner: f"{found[planner]['success']:.0%}",
+    "progress (95 %)": lambda found, planner: cells.progress(found[planner]),
+    "act() ms p50": lambda found, planner: f"{found[planner]['act_ms_p50']:.1f}",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, write it after every cell, and print the table."""
+    """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,19 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--goals", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args(arguments)
-    done = json.loads(given.json.read_text()) if given.json.exists() else {"cells": {}}
-    for run in given.runs:
-        cells = done["cells"].setdefault(run, {})
-        for planner in PLANNERS:
-            if planner in cells:
-                continue
-            cells[planner] = measure(run, planner, goals=given.goals, seed=given.seed)
-            done |= {"goals": given.goals, "seed": given.seed, "provenance": provenance()}
-            done |= {"settings": PLANNERS, "threads": torch.get_num_threads()}
-            with replacing(given.json) as partial:
-                partial.write_text(json.dumps(done, indent=1) + "\n")
-            print(f"{run}, {planner}: {cells[planner]['progress']:.3f}", flush=True)
-    print("\n".join(table(done["cells"])))
+    about = {"goals": given.goals, "seed": given.seed}
+    found = cells.measured(
+        given.json,
+        {run: run for run in given.runs},
+        PLANNERS,
+        lambda run, planner: measure(run, planner, **about),
+        settings=PLANNERS,
+        threads=torch.get_num_threads(),
+        **about,
+    )
+    print(cells.table("planner", found, PLANNERS, COLUMNS))
 
 
 if __name__ == "__main__":
