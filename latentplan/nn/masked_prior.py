@@ -122,21 +122,28 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, conditions: Tensor, *, temperature: float = 1.0, generator: Generator | None = None
+        self,
+        conditions: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+        draft: int | None = None,
     ) -> Tensor:
         """Return ids (n, K) drawn for conditions (n, K, C); at temperature 0 the likeliest.
 
-        Partitions are drawn from the generator, one for all n; without it they are the same each
-        time, so that temperature 0 has no chance.
+        With `draft` the grid is filled in so many steps, and not revised. Partitions are drawn from
+        the generator, one for all n; without it they are the same each time, so that temperature 0
+        has no chance.
         """
         c, device = self.config, conditions.device
         ids = torch.zeros(conditions.shape[:2], dtype=torch.long, device=device)
         masked = torch.ones_like(ids, dtype=torch.bool)
-        for number in range(c.rounds + 1):
+        steps = [c.draft, *[c.revise] * c.rounds] if draft is None else [draft]
+        for number, count in enumerate(steps):
             order = self.orders[number]
             if generator is not None:
                 order = torch.rand(self.tokens, generator=generator, device=device).argsort()
-            for part in order.tensor_split(c.revise if number else c.draft):
+            for part in order.tensor_split(count):
                 hidden = masked.index_fill(1, part, True)
                 logits = self(ids, hidden, conditions)[:, part]
                 drawn = sampling.choose(logits, temperature, generator=generator)
