@@ -57,6 +57,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "tokenizer": {
         "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
         "lqae": "latentplan.tokenizers.lqae.lqae:LQAE",
+        "selftok": "latentplan.tokenizers.selftok.selftok:Selftok",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },

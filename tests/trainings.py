@@ -62,6 +62,10 @@ SMALL = {
         *("model.prior.width=16", "model.prior.layers=1", "model.prior.heads=2"),
         *("model.prior.channels=8", "model.prior.glimpse=8", "model.prior.bins=16"),
     ],
+    "selftok": [
+        *("patch=8", "tokens=8", "channels=8", "width=16", "layers=1", "heads=2"),
+        *("decoder_width=16", "decoder_layers=1", "decoder_heads=2"),
+    ],
     "videoworld": [
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),
         *("ldm.levels=[3,3]", "transformer.width=32", "transformer.layers=1", "inverse.width=16"),

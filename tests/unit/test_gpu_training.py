@@ -41,6 +41,7 @@ LEARNERS = {
     "video_vqvae": ("tokenizer", "video_vqvae", []),
     "elastictok": ("tokenizer", "elastictok", ["tokenizer.blocks=2"]),
     "lqae": ("tokenizer", "lqae", []),
+    "selftok": ("tokenizer", "selftok", []),
     "calibrated": ("model", "calibrated", []),
     **{name: ("model", name, []) for name in BASELINES},
     "lwm": ("model", "lwm", LWM),
