@@ -36,6 +36,7 @@ from latentplan.evaluation.provenance import provenance
 from latentplan.files import replacing
 from latentplan.nn.quantizer import usage
 from latentplan.tokenizers.elastictok import ElasticTok
+from latentplan.tokenizers.selftok.selftok import Selftok
 from latentplan.training import checkpoint
 from latentplan.types import ActionSpec, ArraySpec, Batch, Episode, Spec, Tokens
 
@@ -288,7 +289,10 @@ def against(more: np.ndarray, fewer: np.ndarray) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_tokenizers(held: Held, runs: Sequence[Path]) -> dict[str, Any]:
-    """Return the figures of tokenizers on the same held-out frames of the rope."""
+    """Return the figures of tokenizers on the same held-out frames of the rope.
+
+    Rows of earlier runs are kept.
+    """
     clips = held.frames([range(CLIP)] * len(held.rope))[torch.from_numpy(held.rope)]
     rows = {}
     for run in runs:
@@ -297,7 +301,7 @@ def measure_tokenizers(held: Held, runs: Sequence[Path]) -> dict[str, Any]:
         steps = checkpoint.read_header(checkpoint.find(run)).step
         batch = settings["training"]["batch"]
         minutes = steps * step_ms(model, clips[:batch, : model.window]) / 60_000
-        for length in (0, 32, CUT) if isinstance(model, ElasticTok) else (0,):
+        for length in (0, 32, CUT) if isinstance(model, ElasticTok | Selftok) else (0,):
             suffix = f", {length} tokens" if length else ""
             rows[f"{settings['tokenizer']['name']}{suffix}"] = {
                 **of_tokenizer(model, clips, length),
@@ -306,7 +310,11 @@ def measure_tokenizers(held: Held, runs: Sequence[Path]) -> dict[str, Any]:
                 "cpu_minutes": round(minutes, 1),
                 "weights": sum(p.numel() for p in model.parameters()),
             }
-    return {"clips": len(clips), "frames_per_clip": CLIP, "rows": rows, "provenance": provenance()}
+    kept = json.loads(FILE.read_text(encoding="utf-8")).get("tokenizers", {}).get("rows", {})
+    return {
+        "clips": len(clips), "frames_per_clip": CLIP, "rows": kept | rows,
+        "provenance": provenance(),
+    }  # fmt: skip
 
 
 def step_ms(model: Any, frames: Tensor) -> float:

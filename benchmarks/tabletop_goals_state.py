@@ -76,9 +76,9 @@ class StatePolicy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return the action (A,)."""
-        unknown = torch.zeros(1, dtype=torch.long)
-        found = self.inverse.likeliest(self._of(observation), self._goal, unknown)
-        return found[0].numpy()
+        unknown, draw = torch.zeros(1, dtype=torch.long), torch.Generator()
+        found = self.inverse.propose(self._of(observation), self._goal, unknown, generator=draw)
+        return found[0, 0].numpy()
 
     def _of(self, seen: Observation) -> Tensor:
         robot, scene = (torch.from_numpy(seen[key])[None] for key in ("robot_obs", "scene_obs"))

@@ -19,6 +19,8 @@ from latentplan.sim import gymnasium_ids
 if TYPE_CHECKING:
     from latentplan.api.collect import collect
     from latentplan.api.evaluate import evaluate
+    from latentplan.api.evaluate_offline import evaluate_offline
+    from latentplan.api.goals import goal_of
     from latentplan.api.improve import improve
     from latentplan.api.join import join
     from latentplan.api.load import load
@@ -26,12 +28,25 @@ if TYPE_CHECKING:
     from latentplan.api.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "collect", "connect", "evaluate", "improve", "join", "load", "train"]
+__all__ = [
+    "__version__",
+    "collect",
+    "connect",
+    "evaluate",
+    "evaluate_offline",
+    "goal_of",
+    "improve",
+    "join",
+    "load",
+    "train",
+]
 
 MODULES = {  # of api, imported when first asked for: they need numpy or torch
     "collect": "collect",
     "connect": "robot",
     "evaluate": "evaluate",
+    "evaluate_offline": "evaluate_offline",
+    "goal_of": "goals",
     "improve": "improve",
     "join": "join",
     "load": "load",

@@ -24,6 +24,7 @@ from latentplan.commands import (
     collect,
     config,
     doctor,
+    evaluate,
     export,
     import_,
     improve,
@@ -49,6 +50,7 @@ OF_THE_DISK = (
 # Functions of the library whose parameters are options of a command, by the command.
 FUNCTIONS = {
     "bench": "bench_models",
+    "evaluate": "evaluate_offline",
     "plan": "evaluate",
     "record": "record|robot",
     "replay": "replay|robot",
@@ -87,6 +89,7 @@ COMMANDS: dict[str, Any] = {
     "train": train,
     "improve": improve,
     "plan": plan,
+    "evaluate": evaluate,
     "list": list_,
     "show": show,
     "calibrate": calibrate,

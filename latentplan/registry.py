@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "autoencoder": "latentplan.models.autoencoder:Autoencoder",
         "calibrated": "latentplan.models.calibrated:Calibrated",
         "cfm": "latentplan.models.cfm:CFM",
+        "elastic": "latentplan.models.elastic:Elastic",
         "jepa": "latentplan.models.jepa:JEPA",
         "joint": "latentplan.models.joint:Joint",
         "keypoints": "latentplan.models.keypoints:Keypoints",
@@ -56,6 +57,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "tokenizer": {
         "elastictok": "latentplan.tokenizers.elastictok:ElasticTok",
         "lqae": "latentplan.tokenizers.lqae.lqae:LQAE",
+        "selftok": "latentplan.tokenizers.selftok.selftok:Selftok",
         "video_vqvae": "latentplan.tokenizers.video_vqvae:VideoVQVAE",
         "vqvae": "latentplan.tokenizers.vqvae:VQVAE",
     },

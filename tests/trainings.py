@@ -47,6 +47,11 @@ SMALL = {
         *("model.network.channels=[8]", "model.network.hidden=[8]", "model.network.row=8"),
         "model.network.inverse.hidden=[8]",
     ],
+    "elastic": [
+        *("model.tokenizer.patch=16", "model.tokenizer.width=16", "model.tokenizer.layers=1"),
+        *("model.tokenizer.heads=2", "model.dynamics.width=16", "model.dynamics.layers=1"),
+        "model.dynamics.heads=2",
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),
@@ -56,6 +61,10 @@ SMALL = {
         *("model.tokenizer.channels=[16]", "model.tokenizer.patch=8", "model.prior.memory=3"),
         *("model.prior.width=16", "model.prior.layers=1", "model.prior.heads=2"),
         *("model.prior.channels=8", "model.prior.glimpse=8", "model.prior.bins=16"),
+    ],
+    "selftok": [
+        *("patch=8", "tokens=8", "channels=8", "width=16", "layers=1", "heads=2"),
+        *("decoder_width=16", "decoder_layers=1", "decoder_heads=2"),
     ],
     "videoworld": [
         *("tokenizer.patch=8", "tokenizer.channels=[16]", "ldm.patch=8", "ldm.channels=[16]"),

@@ -91,9 +91,10 @@ def drive(
     A trained `run` plans, or a `task` that needs none. With a folder `out`, metrics.json and
     video.mp4 are written there, also if a fault or Ctrl-C ends the episodes. Sections of
     `overrides`: backend, safety, supervisor if there is a backend; planner, objective, mpc,
-    picking, tracking, reach. The planner is by default the model's own; `goal` is an image file,
-    `goal_text` an instruction. `on_episode` is called after every episode, `on_wait` with a
-    sentence while the arm waits for a goal. Raises RobotError, with the arm at rest, on a fault.
+    picking, tracking, reach. The planner is by default the model's own; `goal` is an image file or
+    a recorded observation DATA.zarr:EPISODE[:STEP], `goal_text` an instruction. `on_episode` is
+    called after every episode, `on_wait` with a sentence while the arm waits for a goal. Raises
+    RobotError, with the arm at rest, on a fault.
     """
     check_range("robot.episodes", episodes, 1)
     check_range("robot.seed", seed, 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from latentplan import config, registry
 from latentplan.api import connection as links
+from latentplan.api import goals
 from latentplan.api.connection import Connection
 from latentplan.api.load import assemble, check_names
 from latentplan.api.load import choose as choose_parts
@@ -128,7 +129,13 @@ def _env_config(spec: Spec) -> Any:
 
 
 def read_goal(file: str, spec: Spec) -> Observation:
-    """Return the observation of an image file; ConfigError unless it has the model's size."""
+    """Return the observation of an image file, or at a place DATA.zarr:EPISODE[:STEP].
+
+    Raises ConfigError or ShapeError unless it is one of the model's.
+    """
+    recorded = goals.of_place(file)
+    if recorded is not None:
+        return goals.read_by(spec, recorded)
     key = image_key(spec)
     if key is None:
         raise ConfigError("robot.goal: found an image, but this model has no images")

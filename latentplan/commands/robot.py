@@ -28,7 +28,8 @@ def command(
     episodes: options.Episodes = 1,
     steps: options.Steps = None,
     goal: Annotated[
-        str | None, typer.Option(metavar="IMAGE", help="Image of the goal.")
+        str | None,
+        typer.Option(metavar="IMAGE", help="Image of the goal, or DATA.zarr:EPISODE[:STEP]."),
     ] = None,
     goal_text: Annotated[
         str, typer.Option(help="Instead of an image: an instruction that the model takes.")

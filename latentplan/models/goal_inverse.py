@@ -143,30 +143,26 @@ class GoalInverse(nn.Module):
         return -torch.where(within, log_prob, 0.0).sum() / within.sum().clamp_min(1)
 
     @torch.no_grad()
-    def sample(
+    def propose(
         self, z: Tensor, goal: Tensor, steps: Tensor, *, generator: Generator
     ) -> Tensor:
         """Return actions (B, n, A) from latents (B, d) to goals (B, d), one for each of steps (n,).
 
-        The same random numbers serve all B.
+        The first is the mean of the component with the largest density at its mean; the others are
+        samples, with the same random numbers for all B.
         """
         b, n = len(z), len(steps)
         rows = (each.repeat_interleave(n, 0) for each in (z, goal))
-        shares, means, stds = self(*rows, steps.repeat(b))
+        shares, means, stds = (each.unflatten(0, (b, n)) for each in self(*rows, steps.repeat(b)))
         like = {"device": z.device, "dtype": means.dtype, "generator": generator}
-        level = torch.rand((n, 1), **like).repeat(b, 1)
-        chosen = (shares.exp().cumsum(-1) < level).sum(-1).clamp_max(shares.shape[-1] - 1)
-        row = torch.arange(len(chosen), device=z.device)
-        noise = torch.randn((n, means.shape[-1]), **like).repeat(b, 1)
-        scaled = means[row, chosen] + stds[row, chosen] * noise
-        return self._actions(scaled).view(b, n, -1)
-
-    @torch.no_grad()
-    def likeliest(self, z: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
-        """Return the mean (n, A) of the component with the largest density at its mean."""
-        shares, means, stds = self(z, goal, steps)
-        best = (shares - stds.log().sum(-1)).argmax(-1)
-        return self._actions(means[torch.arange(len(z), device=z.device), best])
+        level, noise = torch.rand((n, 1), **like), torch.randn((n, means.shape[-1]), **like)
+        likeliest = (shares[:, 0] - stds[:, 0].log().sum(-1)).argmax(-1)
+        component = (shares.exp().cumsum(-1) < level).sum(-1).clamp_max(shares.shape[-1] - 1)
+        component[:, 0], noise[0] = likeliest, 0.0
+        mean, std = (
+            each.take_along_dim(component[..., None, None], 2)[:, :, 0] for each in (means, stds)
+        )
+        return self._actions(mean + std * noise)
 
     def _actions(self, scaled: Tensor) -> Tensor:
         """Return actions (..., A) of scaled ones, within the bounds."""
@@ -216,13 +212,10 @@ class InverseProposal:
         check("InverseProposal.context", context.latents, "B T D")
         now = context.latents[:, -1, : self.goal.shape[-1]].to(self.goal)
         goal = self.goal.expand(len(now), -1) if len(self.goal) == 1 else self._nearest(now)
-        unknown = torch.zeros(len(now), dtype=torch.long, device=now.device)
-        actions = self.inverse.likeliest(now, goal, unknown)[:, None]
-        if count > 1:
-            index = torch.arange(count, device=now.device)
-            steps = (index % self.STEPS + 1).clamp_max(self.inverse.config.steps)
-            drawn = self.inverse.sample(now, goal, steps, generator=generator)
-            actions = torch.cat([actions, drawn[:, 1:]], dim=1)
+        index = torch.arange(count, device=now.device)
+        steps = (index % self.STEPS + 1).clamp_max(self.inverse.config.steps)
+        steps[:1] = 0  # the likeliest action, of an unknown number of steps
+        actions = self.inverse.propose(now, goal, steps, generator=generator)
         return F.pad(actions[:, :, None], (0, 0, 0, horizon - 1))
 
     def _nearest(self, now: Tensor) -> Tensor:

@@ -165,20 +165,23 @@ class MaskedPrior(nn.Module):
         *,
         temperature: float = 1.0,
         generator: Generator | None = None,
+        draft: int | None = None,
     ) -> Tensor:
         """Return ids (n, K) drawn for conditions (n, P, C); at temperature 0 the likeliest.
 
-        Partitions are drawn from the generator, one for all n; without it they are the same each
-        time, so that temperature 0 has no chance.
+        With `draft` the grid is filled in so many steps, and not revised. Partitions are drawn from
+        the generator, one for all n; without it they are the same each time, so that temperature 0
+        has no chance.
         """
         c, device, n = self.config, conditions.device, len(conditions)
         ids = torch.zeros(n, self.tokens, dtype=torch.long, device=device)
         masked = torch.ones(n, self.positions, dtype=torch.bool, device=device)
-        for number in range(c.rounds + 1):
+        steps = [c.draft, *[c.revise] * c.rounds] if draft is None else [draft]
+        for number, count in enumerate(steps):
             order = self.orders[number]
             if generator is not None:
                 order = torch.rand(self.positions, generator=generator, device=device).argsort()
-            for part in order.tensor_split(c.revise if number else c.draft):
+            for part in order.tensor_split(count):
                 hidden = masked.index_fill(1, part, True)
                 logits = self._grouped(self(ids, hidden, conditions, before))[:, part]
                 drawn = sampling.choose(logits, temperature, generator=generator)

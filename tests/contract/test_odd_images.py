@@ -32,6 +32,7 @@ TRAINS = {  # all others are refused
     "pixel": ENCODED | {"tiny"},
     "lwm": {"tiny"},
     "povt": {"tiny"},
+    "selftok": {"tiny"},
     "videogpt": {"tiny"},
     "video_vqvae": {"tiny"},
     "vqvae": {"tiny"},
