@@ -3,6 +3,8 @@
     python benchmarks/tabletop_goals.py reach NAME RUN [KEY=VALUE ...] --episodes 20
     python benchmarks/tabletop_goals.py reach controls none --episodes 20
 
+    python benchmarks/tabletop_goals.py reach NAME RUN --tasks open_drawer --episodes 50
+
 Every family of tasks has `episodes` goals, spread evenly over its tasks; a goal is an observation
 after the expert solved the task, and the start is the same desk with the task undone. An attempt
 succeeds if the task is done at its end. `none` runs no model but the controls: random actions, no
@@ -46,22 +48,27 @@ class Alone(Goals):
         return {}
 
 
-def reach(policy: Policy | str, *, episodes: int, seed: int, length: int) -> dict[str, Any]:
+def reach(
+    policy: Policy | str, *, episodes: int, seed: int, length: int, tasks: list[str]
+) -> dict[str, Any]:
     """Return successes, goals, Wilson interval and median ms per action of each family.
 
-    `policy` may be the name of a control.
+    `policy` may be the name of a control. With `tasks`, each of these is a family.
     """
     rows = {}
-    for family, tasks in FAMILIES.items():
+    families = {task: [task] for task in tasks} or FAMILIES
+    for family, group in families.items():
         solved, times, steps = {}, [], []
-        for number, task in enumerate(tasks):
-            count = len(range(number, episodes, len(tasks)))
+        for number, task in enumerate(group):
+            count = len(range(number, episodes, len(group)))
             preset = config.resolve("env", "tabletop_short").values
             env = Tabletop(Tabletop.Config(**{**preset, "task": task}))
             chosen = baselines(env)[policy] if isinstance(policy, str) else policy
             protocol = Alone(Goals.Config(length=length, states=0))
-            trials = list(protocol.trials(chosen, env, episodes=count, seed=seed))
-            done = [trial.attempts["planner"] for trial in trials]
+            done = []
+            for trial in protocol.trials(chosen, env, episodes=count, seed=seed):
+                done.append(trial.attempts["planner"])
+                print(task, len(done), done[-1].success, len(done[-1].actions), flush=True)
             solved[task] = [int(bool(each.success)) for each in done]
             times += [ms for each in done for ms in each.act_ms]
             steps += [len(each.actions) for each in done if each.success]
@@ -100,9 +107,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="goals of each family")
     parser.add_argument("--length", type=int, default=64, help="most actions of an attempt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tasks", nargs="+", choices=NAMES, default=[], help="instead of families")
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
     asked = {"episodes": given.episodes, "seed": given.seed, "length": given.length}
+    asked["tasks"] = given.tasks
     found = {}
     if given.run == "none":
         found = {name: reach(name, **asked) for name in ("random", "noop", "oracle")}

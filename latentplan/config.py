@@ -264,8 +264,11 @@ def _check_plain(where: str, value: Any) -> None:
 def _part(where: str, before: Part, value: Any) -> Part:
     """Return a part of the kind of `before` filled with plain values: a name and fields, or a run.
 
-    A name alone, or none, keeps the fields that the part had by default.
+    A name alone, or none, keeps the fields that the part had by default. An optional part without a
+    name stays as it is where nothing is set.
     """
+    if not before.name and value == {}:
+        return before
     if not isinstance(value, Mapping):
         value = {"name": value}
     values = dict(value)

@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "autoencoder": "latentplan.models.autoencoder:Autoencoder",
         "calibrated": "latentplan.models.calibrated:Calibrated",
         "cfm": "latentplan.models.cfm:CFM",
+        "elastic": "latentplan.models.elastic:Elastic",
         "jepa": "latentplan.models.jepa:JEPA",
         "joint": "latentplan.models.joint:Joint",
         "keypoints": "latentplan.models.keypoints:Keypoints",

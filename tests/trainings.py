@@ -47,6 +47,11 @@ SMALL = {
         *("model.network.channels=[8]", "model.network.hidden=[8]", "model.network.row=8"),
         "model.network.inverse.hidden=[8]",
     ],
+    "elastic": [
+        *("model.tokenizer.patch=16", "model.tokenizer.width=16", "model.tokenizer.layers=1"),
+        *("model.tokenizer.heads=2", "model.dynamics.width=16", "model.dynamics.layers=1"),
+        "model.dynamics.heads=2",
+    ],
     "pixel": ["model.size=8", "model.channels=[8,8]"],
     "planet": [
         *("model.channels=[8,8]", "model.strides=[2,2]", "model.latent=4", "model.hidden=[8]"),

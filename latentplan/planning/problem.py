@@ -17,11 +17,12 @@ import torch
 from torch import Generator, Tensor
 
 from latentplan import shapes
-from latentplan.errors import LatentplanError, PlanningError
+from latentplan.errors import ConfigError, LatentplanError, PlanningError
 from latentplan.protocols import (
     ActionSpace,
     Constraint,
     Dynamics,
+    ElasticDynamics,
     Objective,
     Proposal,
     StepProposal,
@@ -128,10 +129,18 @@ class Problem:
         """The number of problems, B."""
         return len(self.context.latents)
 
-    def prepare(self) -> Problem:
-        """Return the problem with its context prepared by the model, as `score` needs it."""
-        with _raised_by(self.dynamics, "prepare"):
-            return replace(self, prepared=self.dynamics.prepare(self.context))
+    def prepare(self, tokens: int | None = None) -> Problem:
+        """Return the problem with its context prepared by the model, as `score` needs it.
+
+        With `tokens`, rollouts predict that many of each frame; ConfigError unless the model is a
+        `protocols.ElasticDynamics` with as many.
+        """
+        d = self.dynamics
+        if tokens is None:
+            with _raised_by(d, "prepare"):
+                return replace(self, prepared=d.prepare(self.context))
+        with _raised_by(d, "prepare_prefix"):
+            return replace(self, prepared=elastic(d, tokens).prepare_prefix(self.context, tokens))
 
     def first(self, count: int, *, hold: bool, proposed: float, near: float) -> Tensor:
         """Return the candidates (B, N, H, A) of the first round.
@@ -269,6 +278,20 @@ class _raised_by:
             name = named.__name__
             where = f"{name}.{self.method}" if self.method else name
             raise PlanningError(f"{where} raised {type(error).__name__}: {error}") from error
+
+
+def elastic(model: Dynamics, tokens: int) -> ElasticDynamics:
+    """Return the model; ConfigError unless its rollouts can predict so many tokens of a frame."""
+    if not isinstance(model, ElasticDynamics):
+        raise ConfigError(
+            "planner.budget: needs a model that can predict the first tokens of a frame alone, "
+            f"such as elastic, found {type(model).__name__}; leave it out"
+        )
+    if tokens > model.tokens:
+        raise ConfigError(
+            f"planner.budget: {tokens} is more than the {model.tokens} tokens of a frame"
+        )
+    return model
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:

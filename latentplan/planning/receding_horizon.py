@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from latentplan.errors import ConfigError, check_range
 from latentplan.planning.precision import DTYPES
+from latentplan.planning.problem import elastic
 from latentplan.planning.roadmap import Roadmap
+from latentplan.planning.solver import Solver
 from latentplan.protocols import Dynamics, Planner
 from latentplan.types import Part, Spec
 
@@ -50,6 +52,9 @@ class RecedingHorizonConfig:
         if self.chunk > planner.horizon:
             limit = f"[1, horizon={planner.horizon}]"
             raise ConfigError(f"{owner}.chunk: {self.chunk} is not within {limit}")
+        if isinstance(planner, Solver):
+            for tokens in planner.config.budget:
+                elastic(model, tokens)
         if self.proposer.run and not proposers:
             raise ConfigError(
                 f"{owner}.proposer: {self.proposer.run!r} is loaded by latentplan.load; give a "

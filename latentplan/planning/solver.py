@@ -41,6 +41,8 @@ class Solver(ABC):
         hold: bool = True  # whether the action nearest to zero is a candidate in the first round
         proposed: float = 0.25  # share of the first round that proposals fill, if there are any
         std_init: float = 0.3  # std of the draws around the warm start in the first round
+        budget: tuple[int, ...] = ()  # tokens of a frame that rollouts predict in each round, the
+        # last in all further ones; () for all tokens. Needs a `protocols.ElasticDynamics`
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a setting is out of its range."""
@@ -49,16 +51,27 @@ class Solver(ABC):
             self._check("horizon", 1)
             self._check("proposed", 0, 1)
             self._check("std_init", 0)
+            for tokens in self.budget:
+                check_range(f"{self._owner()}.budget", tokens, 1)
+            if len(self.budget) > self.iterations:
+                raise ConfigError(
+                    f"{self._owner()}.budget: {len(self.budget)} rounds, iterations are "
+                    f"{self.iterations}; give at most one number a round"
+                )
 
         def _check(self, field: str, low: float | None = None, high: float | None = None) -> None:
-            owner = type(self).__qualname__.split(".")[0]
-            check_range(f"{owner}.{field}", getattr(self, field), low, high)
+            check_range(f"{self._owner()}.{field}", getattr(self, field), low, high)
 
         def _choose(self, field: str, *known: str) -> None:
-            owner = type(self).__qualname__.split(".")[0]
             if getattr(self, field) not in known:
                 names = " or ".join(map(repr, known))
-                raise ConfigError(f"{owner}.{field}: {getattr(self, field)!r} is not {names}")
+                raise ConfigError(
+                    f"{self._owner()}.{field}: {getattr(self, field)!r} is not {names}"
+                )
+
+        @classmethod
+        def _owner(cls) -> str:
+            return cls.__qualname__.split(".")[0]
 
     config: Any
     closing = 0  # rollouts in `answer`; before a deadline each reserves the time of a round
@@ -76,6 +89,11 @@ class Solver(ABC):
     def rounds(self) -> int:
         """The number of rounds of a complete solve."""
         return int(self.config.iterations)
+
+    def tokens(self, index: int) -> int | None:
+        """Return the budget of round `index` (from 0); None for all tokens."""
+        budget: tuple[int, ...] = self.config.budget
+        return budget[min(index, len(budget) - 1)] if budget else None
 
     @abstractmethod
     def first(self, problem: Problem) -> Any:
@@ -136,7 +154,7 @@ class Solver(ABC):
         each take as long as the longest round so far. Without one, nothing synchronises with the
         device.
         """
-        problem = problem.prepare()  # once a solve
+        problem = problem.prepare(self.tokens(0))  # once a solve, and once a further budget
         state, done, longest, last = self.first(problem), 1, 0.0, start
         while done < self.rounds:
             if deadline_ms is not None:
@@ -145,6 +163,10 @@ class Solver(ABC):
                 longest, last = max(longest, now - last), now
                 if (now - start + (1 + self.closing) * longest) * 1e3 > deadline_ms:
                     break
+            if self.tokens(done) != self.tokens(done - 1):
+                problem = problem.prepare(self.tokens(done))
+                # costs by different tokens cannot be compared
+                state = state._replace(best=problem.score(state.best.actions))
             state = self.next(problem, state, done)
             done += 1
         found = self.answer(problem, state)

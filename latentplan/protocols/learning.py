@@ -158,6 +158,20 @@ class Dynamics(Protocol):
 
 
 @runtime_checkable
+class ElasticDynamics(Dynamics, Protocol):
+    """A Dynamics that can predict the first tokens of each frame alone, in less time."""
+
+    tokens: int  # most tokens of a frame, of one camera
+
+    def prepare_prefix(self, context: Context, tokens: int) -> Any:
+        """Return state as `prepare` does, of which rollouts predict the first `tokens` of a frame.
+
+        Latents keep their size; later tokens stay those of the context. Raises ConfigError if there
+        are fewer tokens.
+        """
+
+
+@runtime_checkable
 class FrameStacking(Protocol):
     """A Dynamics whose latents are of several observations in a row, such as for velocities.
 

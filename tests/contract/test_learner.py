@@ -50,7 +50,7 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt")
+@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt", "elastic")
 @every_name
 def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
     kind: str, name: str, data: Path, tmp_path: Path
@@ -68,7 +68,7 @@ def test_stopped_and_resumed_it_has_every_bit_of_an_undisturbed_run(
     assert differ == [], [(whole[key], cut[key]) for key in differ if key.endswith("header")]
 
 
-@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt")
+@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt", "elastic")
 @every_name
 def test_what_a_resume_needs_is_never_made_again_in_silence(
     kind: str, name: str, data: Path, tmp_path: Path
@@ -121,7 +121,7 @@ def learners(kind: str, name: str, data: Path, folder: Path):
             stores[step.name] = ZarrStore.open(next((folder / "stages").glob(f"{step.name}-*")))
 
 
-@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt")
+@pytest.mark.slow_with("videoworld", "videogpt", "lwm", "teco", "povt", "elastic")
 @every_name
 def test_each_network_is_a_learner_whose_loss_trains_every_weight_and_falls(
     kind: str, name: str, data: Path, tmp_path: Path

@@ -12,6 +12,7 @@ APPLIES = {
     "autoencoder": LEARNED,
     "calibrated": DYNAMICS | {"proposal"},
     "cfm": LEARNED,
+    "elastic": DYNAMICS,
     "jepa": LEARNED,
     "joint": LEARNED,
     "keypoints": LEARNED,

@@ -49,6 +49,7 @@ LEARNERS = {
     "videoworld, frames": ("model", *VARIANTS["videoworld, frames"]),
     "povt": ("model", "povt", []),
     "teco": ("model", "teco", []),
+    "elastic": ("model", "elastic", []),
     "multistep_inverse": ("model", "multistep_inverse", []),
     "calibrated, episodes": ("model", "calibrated", ["model.inverse.episodes=true"]),
     "videogpt": ("model", "videogpt", ["model.prior.tasks=true", "model.prior.hide=0.3"]),
@@ -175,7 +176,10 @@ STORES = {  # what is written comes from the CPU
 }
 
 
-DERIVES = ["calibrated", "lwm", "multistep_inverse", "povt", "teco", "videogpt", "videoworld"]
+DERIVES = [
+    *("calibrated", "elastic", "lwm", "multistep_inverse", "povt", "teco", "videogpt"),
+    "videoworld",
+]
 
 
 @pytest.mark.parametrize("name", DERIVES)

@@ -294,10 +294,12 @@ class TemporalDynamics(nn.Module):
         *,
         temperature: float = 0.0,
         generator: Generator | None = None,
+        draft: int | None = None,
     ) -> Tensor:
         """Add the frame after `action` (n, A) to a history; return its logits (n, K, vocabulary).
 
-        A history as long as a clip continues from its last half.
+        A history as long as a clip continues from its last half. `draft` is that of
+        `MaskedPrior.sample`.
         """
         self._shorten(history)
         at, before = history.tokens.shape[1] - 1, history.tokens[:, -1]
@@ -307,7 +309,9 @@ class TemporalDynamics(nn.Module):
             history.newest[:, None], self.embed_actions(sent, like=like), start=at
         )
         memory = self.remember(self._out(self.body(x, history.cache))[:, 0], before)
-        codes = self.prior.sample(_cells(memory), temperature=temperature, generator=generator)
+        codes = self.prior.sample(
+            _cells(memory), temperature=temperature, generator=generator, draft=draft
+        )
         history.newest = rearrange(self.book.vectors(codes), "n (y x) c -> n c y x", y=self.side)
         logits = self.decode(memory, history.newest, before)
         after = logits.argmax(-1)

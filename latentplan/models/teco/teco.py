@@ -65,6 +65,11 @@ class TECO(nn.Module):
         dynamics: TemporalDynamics.Config = field(
             default_factory=TemporalDynamics.Config
         )  # over its tokens
+        rollout_draft: int = 1  # steps in which a planner's rollouts decode the codes of a frame
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError if a field is out of its range."""
+            check_range("TECO.rollout_draft", self.rollout_draft, 1)
 
         def observed(self, spec: Spec) -> Spec:
             """Return the spec of the cameras alone; ConfigError if the data do not have them."""
@@ -156,13 +161,16 @@ class TECO(nn.Module):
 
     @torch.no_grad()
     def rollout(self, prepared: History, actions: Tensor) -> Tensor:
-        """Return (B, N, H, D) after each of the actions (B, N, H, A): the likeliest codes."""
+        """Return (B, N, H, D) after each of the actions (B, N, H, A): the likeliest codes.
+
+        They are decoded in `rollout_draft` steps, without the revision of `sample`.
+        """
         size = self.spec.action.size
         check("TECO.rollout.actions", actions, "B N H A", B=len(prepared.tokens), A=size)
         b, n = actions.shape[:2]
         history, after = prepared.repeat(n), []
         for action in actions.flatten(0, 1).unbind(1):
-            logits = self.dynamics.advance(history, action)
+            logits = self.dynamics.advance(history, action, draft=self.config.rollout_draft)
             after.append((logits.softmax(-1) @ self.dynamics.embed.weight).flatten(1))
         return rearrange(torch.stack(after, dim=1), "(b n) h d -> b n h d", b=b)
 

@@ -1,7 +1,8 @@
-"""The stages of VideoWorld's training: five networks and two derived stores.
+"""The stages of VideoWorld's training: five or six networks, and the stores between them.
 
 Frames and clips become tokens and codes, on which the transformer trains. The inverse dynamics
-trains on the transformer's states, which are computed once, since reading them takes less time.
+trains on the transformer's states, which are computed once, since reading them takes less time; so
+does the joint prior of a frame, which may also be added to a trained VideoWorld.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from latentplan import registry
 from latentplan.errors import ConfigError
 from latentplan.models.frame_tokens import FRAMES, TOKENS, token_array, tokens_of
 from latentplan.models.videoworld.dynamics import TokenDynamics
+from latentplan.models.videoworld.frame_prior import FramePrior
 from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
 from latentplan.models.videoworld.video_transformer import (
@@ -34,6 +36,7 @@ from latentplan.types import (
     Derived,
     Episode,
     Label,
+    Part,
     Parts,
     Spec,
     Stage,
@@ -59,12 +62,17 @@ class StageTraining:
         default_factory=lambda: Training(steps=1500, batch=64, clip=1.0, weight_decay=0.01)
     )
     dynamics: Training = field(default_factory=lambda: Training(steps=2000, batch=32, clip=1.0))
+    frame_prior: Training = field(
+        default_factory=lambda: Training(steps=2000, batch=32, clip=1.0, weight_decay=0.01)
+    )
 
 
 def declare(
     config: VideoWorld.Config, *, training: StageTraining, spec: Spec, labels: Sequence[Label]
 ) -> tuple[Stage | Derived, ...]:
     """Return VideoWorld's stages; ConfigError if the data lack images, or sentences to learn."""
+    if config.base != Part("model"):
+        return _on_base(config, training, spec)
     tasks = task_names(labels, language=config.language)
     if config.language and not tasks:
         raise ConfigError("model.language: no episode in the data has a sentence")
@@ -108,7 +116,54 @@ def declare(
         share=c.inverse.labelled,
     )
     tokenized = _tokenized(c, training, seen=c.observed(spec), tasks=tasks)
-    return *tokenized, transformer, *([states] if hidden else []), inverse, dynamics
+    made = *tokenized, transformer, *([states] if hidden else []), inverse, dynamics
+    return (*made, *_frame_prior(c, training, "transformer")) if c.frame_prior.channels else made
+
+
+def _on_base(
+    config: VideoWorld.Config, training: StageTraining, spec: Spec
+) -> tuple[Stage | Derived, ...]:
+    """Return the stages that add a joint prior of frames to a trained, frozen VideoWorld."""
+    c = config.on_base()
+    seen = c.observed(spec)
+    base = Stage.of_part(
+        "base", config.base, lambda spec, parts: registry.build(config.base, seen), Training()
+    )
+    tokens = _token_store(c, seen, c.transformer.tasks, of_base=True)
+    return base, tokens, *_frame_prior(c, training, "base")
+
+
+def _frame_prior(
+    c: VideoWorld.Config, training: StageTraining, of: str
+) -> tuple[Stage | Derived, ...]:
+    """Return the joint prior of frames, and the states that it reads: those of true codes.
+
+    `of` is the stage of the transformer, or of a VideoWorld that has one.
+    """
+
+    def transformer(parts: Parts) -> VideoTransformer:
+        found = parts[of]
+        return found if isinstance(found, VideoTransformer) else found.transformer
+
+    states = Derived(
+        "frame_states",
+        lambda spec, parts: with_states(spec, c.transformer),
+        lambda episodes, parts: add_states(episodes, transformer(parts), generated=False),
+        data="tokens",
+        parts=(of,),
+        rows=PLANS,
+    )
+    prior = Stage(
+        "frame_prior",
+        lambda spec, parts: FramePrior(spec, c.frame_prior),
+        c.frame_prior,
+        training.frame_prior,
+        data="frame_states",
+        share=c.inverse.labelled,
+        window=FramePrior.window,
+        window_from="model.frame_prior",
+    )
+    return states, prior
 
 
 def _tokenized(
@@ -131,15 +186,27 @@ def _tokenized(
         window_from="model.ldm.horizon",
         run=c.ldm_run,
     )
-    tokens = Derived(
+    return tokenizer, ldm, _token_store(c, seen, tasks)
+
+
+def _token_store(
+    c: VideoWorld.Config, seen: Spec, tasks: Sequence[str], *, of_base: bool = False
+) -> Derived:
+    """Return the store of tokens and codes, made by two stages or by a trained VideoWorld's."""
+
+    def networks(parts: Parts) -> Parts:
+        if not of_base:
+            return parts
+        return {name: getattr(parts["base"], name) for name in ("tokenizer", "ldm")}
+
+    return Derived(
         "tokens",
-        lambda spec, parts: token_spec(seen, parts["tokenizer"], parts["ldm"]),
-        lambda episodes, parts: [tokenised(e, parts, c, tasks) for e in episodes],
+        lambda spec, parts: token_spec(seen, *networks(parts).values()),
+        lambda episodes, parts: [tokenised(e, networks(parts), c, tasks) for e in episodes],
         {"tasks": list(tasks), "language": c.language},
-        parts=("tokenizer", "ldm"),
-        codebooks={TOKENS: "tokenizer", CODES: "ldm"},
+        parts=("base",) if of_base else ("tokenizer", "ldm"),
+        codebooks={} if of_base else {TOKENS: "tokenizer", CODES: "ldm"},
     )
-    return tokenizer, ldm, tokens
 
 
 def task_names(labels: Sequence[Label], *, language: bool = False) -> tuple[str, ...]:
@@ -198,26 +265,32 @@ def _task_ids(episode: Episode, tasks: Sequence[str], *, language: bool) -> Arra
     return found
 
 
-def add_states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[Episode]:
+def add_states(
+    episodes: Sequence[Episode], transformer: VideoTransformer, *, generated: bool = True
+) -> list[Episode]:
     """Return episodes of tokens with the transformer's states.
 
-    These are the states after each frame and its likeliest codes, given the frames of the context
-    up to then.
+    These are the states after each frame and its codes, given the frames of the context up to then:
+    the likeliest codes if `generated`, else those of the store.
     """
     return [
         replace(episode, observations={**episode.observations, HIDDEN: found})
-        for episode, found in zip(episodes, _states(episodes, transformer), strict=True)
+        for episode, found in zip(
+            episodes, _states(episodes, transformer, generated=generated), strict=True
+        )
     ]
 
 
 @torch.no_grad()
-def _states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[Array]:
+def _states(
+    episodes: Sequence[Episode], transformer: VideoTransformer, *, generated: bool
+) -> list[Array]:
     """Return (L + 1, H + 1, width) float16 of each episode."""
     c, device = transformer.config, next(transformer.parameters()).device
     lengths = [len(episode) + 1 for episode in episodes]
-    tokens, task = (
+    tokens, task, codes = (
         torch.from_numpy(np.concatenate([e.observations[key] for e in episodes])).long().to(device)
-        for key in (TOKENS, TASK)
+        for key in (TOKENS, TASK, CODES)
     )
     since = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
     found = torch.empty(len(tokens), c.horizon + 1, c.width, dtype=torch.float16)
@@ -226,5 +299,10 @@ def _states(episodes: Sequence[Episode], transformer: VideoTransformer) -> list[
         for first in range(0, len(rows), PLANS):
             some = rows[first : first + PLANS]
             context = tokens[some[:, None] + torch.arange(1 - count, 1)]
-            found[some] = transformer.generate(context, task[some]).hidden[:, 0].half().cpu()
+            if generated:
+                states = transformer.generate(context, task[some]).hidden[:, 0]
+            else:
+                given = codes[some, : c.horizon]
+                states = transformer.plan_states(context, given, task[some])
+            found[some] = states.half().cpu()
     return np.split(found.numpy(), np.cumsum(lengths)[:-1])

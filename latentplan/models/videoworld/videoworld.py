@@ -2,7 +2,8 @@
 
 Ren et al., arXiv 2501.09781. `stages` trains the parts one after the other; `assemble` joins them
 here. It plans in two ways: `proposal` generates codes and their actions, as the paper's policy
-does; `rollout` predicts the latents after given actions, for any planner.
+does; `rollout` predicts the latents after given actions, for any planner. With a `frame_prior`, the
+tokens of an imagined frame are decoded jointly, in rollouts, videos and subgoals.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ from torch import Tensor, nn
 from latentplan import registry
 from latentplan.errors import ConfigError, check_range
 from latentplan.models.videoworld.dynamics import TokenDynamics
+from latentplan.models.videoworld.frame_prior import FramePrior
 from latentplan.models.videoworld.inverse_dynamics import InverseDynamics
 from latentplan.models.videoworld.ldm import LDM
-from latentplan.models.videoworld.stages import StageTraining, declare, task_names, token_spec
+from latentplan.models.videoworld.stages import (
+    StageTraining,
+    declare,
+    task_names,
+    token_spec,
+    with_states,
+)
 from latentplan.models.videoworld.video_transformer import Generated, VideoTransformer
 from latentplan.nn import images
 from latentplan.nn.sentences import SIZE
@@ -67,6 +75,10 @@ class VideoWorld(nn.Module):
         dynamics: TokenDynamics.Config = field(
             default_factory=TokenDynamics.Config
         )  # from an action to the next frame, for planners
+        frame_prior: FramePrior.Config = field(
+            default_factory=FramePrior.Config
+        )  # joint decoding of the next frame; with it, also for planners
+        base: Part = Part("model")  # {run: RUN}: a VideoWorld to which a frame prior is added
 
         def __post_init__(self) -> None:
             """Raise ConfigError if the parts do not fit each other."""
@@ -101,6 +113,7 @@ class VideoWorld(nn.Module):
                     "observations a token frame, need 1"
                 )
             of_tokens: dict[str, Any] = {"levels": tokenizer.levels, "views": len(cameras)}
+            joint = self.frame_prior
             return replace(
                 self,
                 images=cameras,
@@ -113,7 +126,28 @@ class VideoWorld(nn.Module):
                     tasks=tasks or self.transformer.tasks,
                 ),
                 dynamics=replace(self.dynamics, **of_tokens),
+                frame_prior=replace(joint, **of_tokens) if joint.channels else joint,
             )
+
+        def on_base(self) -> VideoWorld.Config:
+            """Return the config of the base with the `frame_prior` of this one.
+
+            Raises ConfigError if the base is no VideoWorld, or the `frame_prior` has no network.
+            """
+            other = self.base.config
+            if not isinstance(other, VideoWorld.Config):
+                raise ConfigError(
+                    f"VideoWorld.base: found {self.base.name!r}, need a run of VideoWorld; set "
+                    "model.base.run"
+                )
+            if not self.frame_prior.channels:
+                raise ConfigError(
+                    "VideoWorld.frame_prior.channels: found 0, need some to add to a base; set "
+                    "model.frame_prior.channels=64"
+                )
+            of = other.transformer
+            prior = replace(self.frame_prior, levels=of.levels, views=of.views)
+            return replace(other, frame_prior=prior)
 
     def __init__(self, spec: Spec, config: Config | None = None) -> None:
         """Build all parts for the images and actions of `spec`."""
@@ -127,6 +161,9 @@ class VideoWorld(nn.Module):
         transformer = VideoTransformer(tokens, c.transformer, sentences=sentences)
         self.inverse = InverseDynamics(tokens, c.inverse, transformer=transformer)
         self.dynamics = TokenDynamics(tokens, c.dynamics)
+        self.frame_prior: FramePrior | None = None
+        if c.frame_prior.channels:
+            self.frame_prior = FramePrior(with_states(tokens, c.transformer), c.frame_prior)
         self.context = c.transformer.context
         self.latent_dim = self.tokenizer.tokens * len(self.tokenizer.levels)
 
@@ -142,10 +179,15 @@ class VideoWorld(nn.Module):
         cls, config: Config, *, spec: Spec, labels: Sequence[Label], parts: Parts
     ) -> VideoWorld:
         """Return the model of its trained parts."""
-        tasks = task_names(labels, language=config.language)
-        model = cls(spec, config.fitted(spec, tasks=tasks))
-        model.tokenizer, model.ldm = parts["tokenizer"], parts["ldm"]
-        model.inverse, model.dynamics = parts["inverse"], parts["dynamics"]
+        base = parts.get("base")
+        if base is None:
+            tasks = task_names(labels, language=config.language)
+            model = cls(spec, config.fitted(spec, tasks=tasks))
+        else:
+            model = cls(spec, config.on_base())
+        for name in ("tokenizer", "ldm", "inverse", "dynamics"):
+            setattr(model, name, parts[name] if base is None else getattr(base, name))
+        model.frame_prior = parts.get("frame_prior")
         return model
 
     @property
@@ -174,10 +216,19 @@ class VideoWorld(nn.Module):
         return context.latents[:, -1]
 
     def rollout(self, prepared: Tensor, actions: Tensor) -> Tensor:
-        """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B, D)."""
+        """Return (B, N, H, D) after each of the actions (B, N, H, A), from latents (B, D).
+
+        With a `frame_prior` these are the likeliest tokens' numbers, which have no gradient to the
+        actions.
+        """
         size = self.spec.action.size
         check("VideoWorld.rollout.actions", actions, "B N H A", B=len(prepared), A=size)
-        return self.dynamics.rollout(prepared, actions)
+        if self.frame_prior is None:
+            return self.dynamics.rollout(prepared, actions)
+        b, n = actions.shape[:2]
+        tokens = self.ids(prepared).repeat_interleave(n, dim=0)
+        after = self.frame_prior.rollout(tokens, actions.flatten(0, 1))  # (b n) h k
+        return rearrange(self.dynamics.codebook.codes(after), "(b n) h k d -> b n h (k d)", b=b)
 
     def log_prob(
         self, frames: Tensors, *, actions: Tensor | None = None, task: Tensor | None = None
@@ -207,13 +258,21 @@ class VideoWorld(nn.Module):
         """
         tokens = self.tokenizer.encode(frames).ids
         task = tokens.new_zeros(len(tokens)) if task is None else task
-        drawn: dict[str, Any] = {"temperature": temperature, "generator": generator}
         for _ in range(steps):
-            codes = self.transformer.generate(tokens[:, -self.context :], task, **drawn).codes[:, 0]
-            after = self.transformer.imagine(tokens, codes, task, **drawn)
+            after = self._next(tokens, task, temperature=temperature, generator=generator)
             tokens = torch.cat([tokens, after[:, None]], dim=1)
         decoded: dict[str, Tensor] = self.tokenizer.decode(Tokens(tokens[:, -steps:]))
         return decoded
+
+    def _next(self, tokens: Tensor, task: Tensor, **drawn: Any) -> Tensor:
+        """Return the tokens (B, K) that follow frames (B, T, K), after codes of their own."""
+        tokens = tokens[:, -self.context :]
+        codes = self.transformer.generate(tokens, task, **drawn).codes[:, 0]
+        prior = self.frame_prior
+        if prior is None:
+            return self.transformer.imagine(tokens, codes, task, **drawn)
+        states = self.transformer.plan_states(tokens, codes, task)
+        return prior.sample(tokens[:, -1], prior.condition(states=states), **drawn)
 
     def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
         """Draw reconstructions, futures, codes and usage of held-out episodes into a folder."""
@@ -240,15 +299,14 @@ class VideoWorld(nn.Module):
         Each step takes the likeliest codes, then the likeliest next frame.
         """
         task_id = self.transformer.task_id(task) if task else 0
-        transformer, codebook = self.transformer, self.dynamics.codebook
+        codebook = self.dynamics.codebook
 
         @torch.no_grad()
         def imagined(context: Context, steps: int) -> Tensor:
             tokens = _without_copies(self.ids(context.latents[:, -self.context :]))
             tasks = torch.full((len(tokens),), task_id, device=tokens.device)
             for _ in range(steps):
-                codes = transformer.generate(tokens, tasks).codes[:, 0]
-                after = transformer.imagine(tokens, codes, tasks)
+                after = self._next(tokens, tasks)
                 tokens = torch.cat([tokens, after[:, None]], dim=1)[:, -self.context :]
             return codebook.codes(tokens[:, -1]).flatten(1)  # b (k d)
 
