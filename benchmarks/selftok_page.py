@@ -43,11 +43,9 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def reveal(found: dict[str, Any]) -> list[str]:
     """Return the table of PSNR by tokens given."""
     psnr = found["psnr"]
-    names = [("all", "coarse to fine"), ("all", "fine to coarse"), ("rope", "coarse to fine"),
-             ("cloth", "coarse to fine")]  # fmt: skip
-    heads = ["coarse to fine, dB", "fine to coarse, dB (control)", "rope", "cloth"]
+    names = [(kind, order) for kind in ("rope", "cloth") for order in psnr[kind]]
     return table(
-        ["tokens given", *heads],
+        ["tokens given", *(f"{kind}, {order}, dB" for kind, order in names)],
         [
             [str(n), *(cell(psnr[kind][order][i]) for kind, order in names)]
             for i, n in enumerate(found["tokens"])
