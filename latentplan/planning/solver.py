@@ -21,7 +21,7 @@ CARRIED = 4  # sequences of a plan that the next one starts from
 
 
 class State(Protocol):
-    """The state that a planner carries from round to round, made of tensors alone."""
+    """The state that a planner carries from round to round: a NamedTuple of tensors alone."""
 
     @property
     def best(self) -> Scored:
@@ -95,6 +95,16 @@ class Solver(ABC):
         budget: tuple[int, ...] = self.config.budget
         return budget[min(index, len(budget) - 1)] if budget else None
 
+    def _growth(self, index: int) -> float:
+        """Return how many times as long as the round before round `index` may take.
+
+        Twice the ratio of their tokens, since candidates that were kept are scored again.
+        """
+        before, now = self.tokens(index - 1), self.tokens(index)
+        if before is None or now is None or before == now:
+            return 1.0
+        return 2 * max(1.0, now / before)
+
     @abstractmethod
     def first(self, problem: Problem) -> Any:
         """Return the State after the first round."""
@@ -151,8 +161,8 @@ class Solver(ABC):
         """Return the number of rounds done, the answer (B, 1) and the elites (B, K, H, A).
 
         With a deadline, a further round begins only if it and the answer would end in time should
-        each take as long as the longest round so far. Without one, nothing synchronises with the
-        device.
+        each take as long as the longest round so far, or with more tokens as much longer. Without
+        one, nothing synchronises with the device.
         """
         problem = problem.prepare(self.tokens(0))  # once a solve, and once a further budget
         state, done, longest, last = self.first(problem), 1, 0.0, start
@@ -161,7 +171,8 @@ class Solver(ABC):
                 _wait(problem.context.latents)
                 now = perf_counter()
                 longest, last = max(longest, now - last), now
-                if (now - start + (1 + self.closing) * longest) * 1e3 > deadline_ms:
+                ahead = (1 + self.closing) * self._growth(done) * longest
+                if (now - start + ahead) * 1e3 > deadline_ms:
                     break
             if self.tokens(done) != self.tokens(done - 1):
                 problem = problem.prepare(self.tokens(done))

@@ -12,6 +12,7 @@ from latentplan.errors import ConfigError
 from latentplan.models.elastic import Elastic, PrefixDynamics
 from latentplan.models.frame_tokens import TOKENS
 from latentplan.objectives.goal import LatentDistance
+from latentplan.planning import solver
 from latentplan.planning.cem import CEM
 from latentplan.planning.mpc import MPC
 from latentplan.planning.problem import Problem
@@ -137,11 +138,11 @@ def recorded(model) -> Recorded:
     return made.eval().requires_grad_(False)
 
 
-def plan(planner, model, seed=0):
+def plan(planner, model, seed=0, **rest):
     given = context(model)
     space = Box(torch.full((SIZE,), -1.0), torch.full((SIZE,), 1.0), problems=2)
     goal = LatentDistance(context(model, seed=5).latents[:, 0])
-    found = planner.plan(given, model, objective=goal, space=space, generator=seeded(seed))
+    found = planner.plan(given, model, objective=goal, space=space, generator=seeded(seed), **rest)
     return found, given, goal
 
 
@@ -161,6 +162,18 @@ def test_what_is_kept_is_scored_again_when_the_budget_changes(recorded):
     plan(planner, recorded)
     # first round; second; elites again; third; the answer's mean
     assert recorded.seen == [(3, 16), (3, 12), (7, 4), (7, 12), (7, 1)]
+
+
+@pytest.mark.parametrize(("deadline", "rounds"), [(200, 2), (1000, 3)])
+def test_a_deadline_reserves_the_time_of_more_tokens(deadline, rounds, recorded, monkeypatch):
+    def milliseconds():  # 1 for each token of each candidate
+        return sum(tokens * candidates for tokens, candidates in recorded.seen)
+
+    monkeypatch.setattr(solver, "perf_counter", lambda: milliseconds() / 1e3)
+    planner = CEM(CEM.Config(candidates=16, elites=4, iterations=3, horizon=2, budget=(3, 3, 9)))
+    found, *_ = plan(planner, recorded, deadline_ms=deadline)
+    # two rounds and their mean take 87 ms, the third with its mean 153: 200 would be exceeded
+    assert found.iterations == rounds and milliseconds() <= deadline
 
 
 def test_a_budget_of_all_tokens_changes_nothing(model):
