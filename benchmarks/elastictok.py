@@ -310,11 +310,14 @@ def measure_tokenizers(held: Held, runs: Sequence[Path]) -> dict[str, Any]:
                 "cpu_minutes": round(minutes, 1),
                 "weights": sum(p.numel() for p in model.parameters()),
             }
-    kept = json.loads(FILE.read_text(encoding="utf-8")).get("tokenizers", {}).get("rows", {})
+    written = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    kept = written.get("tokenizers", {"rows": {}, "provenance": {}})
     return {
-        "clips": len(clips), "frames_per_clip": CLIP, "rows": kept | rows,
-        "provenance": provenance(),
-    }  # fmt: skip
+        "clips": len(clips),
+        "frames_per_clip": CLIP,
+        "rows": kept["rows"] | rows,
+        "provenance": kept["provenance"] | dict.fromkeys(rows, provenance()),
+    }
 
 
 def step_ms(model: Any, frames: Tensor) -> float:

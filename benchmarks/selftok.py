@@ -37,9 +37,10 @@ from latentplan.types import Array, Tokens
 
 SEED, SMOOTHING = 0, 0.5  # SMOOTHING: added to each count of a code
 STEPS = (1, 4, 16)  # of the flow
-WIDTH, LAYERS, HEADS, DROPOUT = 96, 2, 4, 0.1  # of the prior
-UPDATES, BATCH, RATE = 600, 32, 2e-3  # of its training
-STRIDES = (1, 2, 3)  # of the orders that a prior is trained on; 1 is the tokens' own
+WIDTH, LAYERS, HEADS, DROPOUT = 64, 2, 4, 0.1  # of the prior
+UPDATES, BATCH, RATE = 500, 32, 3e-3  # of its training
+EVERY = 2  # one of so many images that differ from the one before
+STRIDES = (1, 2)  # of the orders that a prior is trained on; 1 is the tokens' own
 GOALS, CANDIDATES = 200, 128  # goals, and stored images among which each is looked for
 KEPT = (32, 8)  # candidates left after the rounds with few tokens
 
@@ -165,18 +166,19 @@ def entropy(data: Path, tokenizers: dict[str, Any]) -> dict[str, Any]:
             found[name]["orders"][stride] = by_position(
                 nats, spread, alone[:, order].numpy(), groups, stride
             )
+            print(name, stride, found[name]["orders"][stride]["fall"], flush=True)
     return found
 
 
 def distinct(data: Path) -> tuple[Tensor, Array]:
-    """Return the images (n, h, w, 3) that differ from the one before, and their episodes (n,)."""
+    """Return images (n, h, w, 3), of those that differ from the one before, and episodes (n,)."""
     images, episodes = [], []
     with ZarrStore.open(data) as store:
         for number in range(len(store)):
             seen = store.episode(number).observations[KEY]
             new = np.r_[True, (seen[1:] != seen[:-1]).any((1, 2, 3))]
-            images.append(seen[new])
-            episodes += [number] * int(new.sum())
+            images.append(seen[new][::EVERY])
+            episodes += [number] * len(images[-1])
     return torch.from_numpy(np.concatenate(images)), np.array(episodes)
 
 

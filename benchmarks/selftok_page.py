@@ -16,7 +16,7 @@ def write_page() -> None:
     """Write each section's table between its marks."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")
-    tables = {"reveal": reveal, "entropy": entropy, "goals": goals}
+    tables = {"reveal": reveal, "entropy": entropy, "goals": goals, "plan": plan, "grpo": grpo}
     for name, table in tables.items():
         if name not in found:
             continue
@@ -43,11 +43,9 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def reveal(found: dict[str, Any]) -> list[str]:
     """Return the table of PSNR by tokens given."""
     psnr = found["psnr"]
-    names = [("all", "coarse to fine"), ("all", "fine to coarse"), ("rope", "coarse to fine"),
-             ("cloth", "coarse to fine")]  # fmt: skip
-    heads = ["coarse to fine, dB", "fine to coarse, dB (control)", "rope", "cloth"]
+    names = [(kind, order) for kind in ("rope", "cloth") for order in psnr[kind]]
     return table(
-        ["tokens given", *heads],
+        ["tokens given", *(f"{kind}, {order}, dB" for kind, order in names)],
         [
             [str(n), *(cell(psnr[kind][order][i]) for kind, order in names)]
             for i, n in enumerate(found["tokens"])
@@ -56,19 +54,18 @@ def reveal(found: dict[str, Any]) -> list[str]:
 
 
 def entropy(found: dict[str, Any]) -> list[str]:
-    """Return the table of nats by position, one row a tokenizer and order."""
+    """Return the table of nats by position, one row a tokenizer and segment of an order."""
     rows = []
     for name in ("selftok", "vqvae"):
         for stride, order in found[name]["orders"].items():
-            kind = "in order" if stride == "1" else f"every {stride}th"
-            rows.append([
-                f"{name}, {kind}",
-                cell(order["unigram"]), cell(order["mean"]["nats"]), cell(order["mean"]["gain"]),
-                "; ".join(cell(x) for x in order["fall"]["entropy"]),
-                "; ".join(f"{x:.2f}" for x in order["spearman"]),
-            ])  # fmt: skip
-    heads = ["unigram entropy", "nats a token", "gain", "fall of entropy", "rank correlation"]
-    return table(["tokens", *heads], rows)
+            mean = order["mean"]
+            every = [cell(each) for each in (order["unigram"], mean["nats"], mean["gain"])]
+            for segment in range(int(stride)):
+                part = f", every {stride}nd token, segment {segment + 1}" if stride != "1" else ""
+                falls = [cell(order["fall"][kind][segment]) for kind in ("entropy", "nats")]
+                rows.append([f"{name}{part}", *(every if not segment else [""] * 3), *falls])
+    heads = ["frequencies alone, nats", "prior, nats", "gain of the context"]
+    return table(["tokens", *heads, "fall of the entropy", "fall of the nats"], rows)
 
 
 def goals(found: dict[str, Any]) -> list[str]:
@@ -83,3 +80,24 @@ def goals(found: dict[str, Any]) -> list[str]:
     rows += [["any (control)", *[""] * 3, cell(found["distance_of_any_mm"], 1)]]
     heads = ["rank correlation", "of the nearest quarter", "of the farther half"]
     return table(["cost", *heads, "distance of the choice, mm"], rows)
+
+
+def plan(found: dict[str, Any]) -> list[str]:
+    """Return the table of picks that were planned with each cost."""
+    better = found["less_than_all_tokens_mm"]
+    rows = [
+        [name, cell(distance, 1), "" if name == "selftok, all tokens" else cell(better[name], 1)]
+        for name, distance in found["distance_mm"].items()
+    ]
+    return table(["cost", "distance to the goal, mm", "nearer than with all tokens, mm"], rows)
+
+
+def grpo(found: dict[str, Any]) -> list[str]:
+    """Return the table of success before and after GRPO."""
+    rows = [
+        [name, *(cell(found[name][kind]) for kind in ("before", "after", "gain")),
+         f"{found[name]['bound']:.2f}"]
+        for name in ("selftok", "vqvae")
+    ]  # fmt: skip
+    rows.append(["difference", "", "", cell(found["gain_selftok_minus_vqvae"]), ""])
+    return table(["tokens", "before", "after", "gain", "of true images"], rows)

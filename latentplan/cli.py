@@ -50,6 +50,7 @@ OF_THE_DISK = (
 # Functions of the library whose parameters are options of a command, by the command.
 FUNCTIONS = {
     "bench": "bench_models",
+    "doctor": "check_up",
     "evaluate": "evaluate_offline",
     "plan": "evaluate",
     "record": "record|robot",

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -46,6 +46,17 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {"works": self.works, "findings": [asdict(f) for f in self.findings]}
+
+
+def summary(found: Diagnosis) -> Iterator[str]:
+    """Yield what was found in lines."""
+    width = max(len(each.name) for each in found.findings)
+    for each in found.findings:
+        yield f"{each.state:8}  {each.name:{width}}  {each.found}"
+        if each.remedy:
+            yield f"{'':8}  {'':{width}}  -> {each.remedy}"
+    works = "the core works" if found.works else "the core does not work: mend what is missing"
+    yield works
 
 
 def diagnose() -> Diagnosis:

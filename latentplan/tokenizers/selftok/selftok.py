@@ -168,10 +168,6 @@ class Selftok(nn.Module):
         mask = (place < length).expand_as(tokens.ids)
         return Tokens(tokens.ids, mask if tokens.mask is None else mask & tokens.mask)
 
-    def vectors(self, tokens: Tokens) -> Tensor:
-        """Return the codes (B, T, K, width) of tokens, as the decoder is given them."""
-        return self.quantizer.vectors(tokens.ids)
-
     def loss(self, batch: Batch) -> Loss:
         """Return the squared error of the flow's network, whose target has unit variance.
 

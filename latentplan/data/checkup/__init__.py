@@ -1,0 +1,1 @@
+"""What is wrong with recorded episodes: each check names episode and row."""
