@@ -1,11 +1,11 @@
 """Plan with few tokens in early rounds: distance, tokens and time, for docs/results/tokenizers.md.
 
     python benchmarks/token_budget.py rollout RUN --data eval.zarr
-    python benchmarks/token_budget.py reach RUN --goals 30
+    python benchmarks/token_budget.py reach RUN --goals 24
 
 RUN is a model `elastic`. `rollout` compares predicted tokens with those of held-out clips, and
 times rollouts. `reach` plans with CEM and each of `ARMS` on the desk of `tabletop_short`; a goal is
-the image after the gripper moved `AWAY` actions in a random direction, about 0.2 m. Figures are
+the image after the gripper moved level for `AWAY` actions in a random direction, 0.2 m. Figures are
 the share of that distance that is left after `LENGTH` actions, and the goals that are nearer than
 `NEAR`. Each is written to benchmarks/token_budget.json when it is done; `--arms` chooses some.
 """
@@ -39,12 +39,14 @@ CANDIDATES, ELITES, ROUNDS, HORIZON, CHUNK = 64, 8, 3, 3, 2
 ARMS: dict[str, tuple[tuple[int, ...], int]] = {  # tokens in each round, candidates
     "all": ((), CANDIDATES),
     "schedule": ((16, 16, 48), CANDIDATES),
+    "16, 32": ((16, 32), CANDIDATES),
+    "32": ((32,), CANDIDATES),
     "16": ((16,), CANDIDATES),
     "8": ((8,), CANDIDATES),
     "all, fewer candidates": ((), 34),
 }
-LENGTH, NEAR = 10, 0.05  # actions, m
-AWAY = 5  # actions to a goal
+LENGTH, NEAR = 8, 0.05  # actions, m
+AWAY = 4  # actions to a goal
 
 
 def tokens_a_frame(budget: tuple[int, ...], candidates: int, most: int) -> tuple[float, int]:
@@ -64,16 +66,26 @@ def interval(values: list[float]) -> list[float]:
     return [round(float(each), 3) for each in found.confidence_interval]
 
 
+def compare(rows: dict[str, Any]) -> None:
+    """Add to each arm its difference to `all` on the same goals, with the interval."""
+    base = rows.get("all", {})
+    for name, row in rows.items():
+        if name in ("rollout", "all") or any(row[k] != base.get(k) for k in ("goals", "seed")):
+            continue
+        pairs = zip(row["each_left"], base["each_left"], strict=True)
+        more = [arm - whole for arm, whole in pairs]
+        row["left_more_than_all"] = [round(float(np.mean(more)), 3), *interval(more)]
+
+
 def goals(env: Tabletop, count: int, seed: int) -> Iterator[tuple[Any, Any]]:
     """Yield the first observation of a desk, at which the env is left, and a goal."""
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         first, _ = env.reset(seed=int(rng.integers(2**31)))
         state = env.snapshot()
-        way = rng.normal(size=3)
-        way[2] = 0.5 * abs(way[2])  # the desk is below
+        angle = rng.uniform(0, 2 * np.pi)
         action = np.zeros(7)
-        action[:3] = 0.8 * way / np.linalg.norm(way)
+        action[:2] = np.cos(angle), np.sin(angle)
         for _ in range(AWAY):
             goal = env.step(action).observation
         env.restore(state)
@@ -161,7 +173,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="store of held-out clips")
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--goals", type=int, default=30)
+    parser.add_argument("--goals", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=FILE)
     given = parser.parse_args()
@@ -174,6 +186,7 @@ def main() -> None:
             row = reach(given.run, name, count=given.goals, seed=given.seed)
         rows = json.loads(given.json.read_text()) if given.json.exists() else {}
         rows[name] = {**row, "provenance": provenance()}
+        compare(rows)
         with replacing(given.json) as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n")
 

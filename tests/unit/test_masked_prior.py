@@ -65,6 +65,13 @@ def test_without_a_generator_the_likeliest_is_the_same_each_time(prior):
     assert torch.equal(prior.sample(known[1:2], temperature=0.0), first[1:2])
 
 
+def test_a_draft_of_one_step_takes_all_tokens_as_independent(prior):
+    known = torch.randn(4, TOKENS, CONDITION)
+    nothing = torch.zeros(4, TOKENS, dtype=torch.long)
+    alone = prior(nothing, torch.ones(4, TOKENS, dtype=torch.bool), known).argmax(-1)
+    assert torch.equal(prior.sample(known, temperature=0.0, draft=1), alone)
+
+
 def test_wrong_grids_and_settings_are_refused(prior):
     ids = torch.zeros(2, TOKENS + 1, dtype=torch.long)
     with pytest.raises(ShapeError, match=r"MaskedPrior.ids: found shape \(2, 7\)"):

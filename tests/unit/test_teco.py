@@ -222,3 +222,16 @@ def test_images_of_another_size_than_the_tokenizers_are_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="tokenizer observes"):
         overrides = [*FEW, f"model.tokenizer.run={run}"]
         train("teco", data=data, run=tmp_path / "run", overrides=overrides)
+
+
+def test_rollouts_decode_codes_in_as_many_steps_as_set(model, monkeypatch):
+    steps, sample = [], MaskedPrior.sample
+    monkeypatch.setattr(
+        MaskedPrior, "sample", lambda *a, **k: steps.append(k["draft"]) or sample(*a, **k)
+    )
+    context, actions = Context(model.encode(frames(2)), sent(1)), sent(2)[:, None]
+    model.rollout(model.prepare(context), actions)
+    model.sample(frames(2), 1)
+    assert steps == [1, 1, None]
+    with pytest.raises(ConfigError, match="rollout_draft"):
+        replace(CONFIG, rollout_draft=0)
