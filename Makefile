@@ -10,7 +10,7 @@
 # Each makes .venv first, and installs a library for drawing without a screen where it can.
 
 EPISODES ?= 1500
-STEPS ?= 1500
+STEPS ?= 1000
 GOALS ?= 40
 DEMO ?= runs/demo
 

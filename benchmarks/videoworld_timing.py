@@ -48,7 +48,10 @@ def timing(run: str, *, device: str = "cpu", chunk: int = 1) -> dict[str, Any]:
     for batch in BATCHES:
         shape = (batch, model.context, k)
         tokens = torch.randint(transformer.config.vocabulary, shape, generator=drawn).to(device)
-        row[f"batch_{batch}"] = generating(transformer, tokens, device=device)
+        found = row[f"batch_{batch}"] = generating(transformer, tokens, device=device)
+        if model.frame_prior is not None:
+            found["joint_ms"] = joint_ms(model, tokens, device=device)
+            found["joint_speedup"] = round(found["frame_ms_uncached"] / found["joint_ms"], 2)
     row["act"] = acting(run, device=device, chunk=chunk)
     return row
 
@@ -78,6 +81,21 @@ def generating(transformer: VideoTransformer, tokens: Tensor, *, device: str) ->
     same = calls["frame"][1]() == calls["frame"][2]()
     found["frame_token_agreement"] = round(float(same.float().mean()), 4)
     return found
+
+
+def joint_ms(model: VideoWorld, tokens: Tensor, *, device: str) -> float:
+    """Return the median ms of a frame that is decoded jointly after frames (B, T, K)."""
+    task = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    transformer, prior = model.transformer, model.frame_prior
+    assert prior is not None
+    codes = transformer.generate(tokens, task).codes[:, 0]
+
+    @torch.no_grad()
+    def decode() -> Tensor:
+        states = transformer.plan_states(tokens, codes, task)
+        return prior.sample(tokens[:, -1], prior.condition(states=states))
+
+    return median(decode, device)
 
 
 def acting(run: str, *, device: str, chunk: int) -> dict[str, float]:

@@ -38,6 +38,13 @@ VARIANTS = {  # of the registered models
     "jepa, vicreg": ("jepa", ["model.against=vicreg"]),
     "keypoints, line": ("keypoints", ["model.orders=line"]),
     "videoworld, frames": ("videoworld", ["model.inverse.reads=frames"]),
+    "videoworld, frame prior": (
+        "videoworld",
+        [
+            *("model.frame_prior.channels=8", "model.frame_prior.blocks=1"),
+            *("model.frame_prior.prior.width=16", "model.frame_prior.prior.layers=1"),
+        ],
+    ),
     "videoworld, sentences": (
         "videoworld",
         ["model.language=true", "model.transformer.tasks=[push,pull]"],

@@ -307,6 +307,8 @@ class VideoTransformer(nn.Module):
             logits = self._token_logits(hidden[:, None])[..., : self.config.vocabulary]
             token = choose(logits.flatten(0, 1), temperature, top_p=top_p, generator=generator)
             drawn.append(token.view(b, -1))
+            if k + 1 == self.positions:
+                break  # nothing is predicted from the last
             hidden = sequence.read(self._embed_tokens(drawn[-1]) + self.position[2 + k])[:, -1]
         return torch.cat(drawn, dim=1)
 
