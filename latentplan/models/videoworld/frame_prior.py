@@ -47,7 +47,9 @@ class FramePrior(nn.Module):
         views: int = 1  # cameras
         noise: float = 0.01  # share of the tokens before that training replaces by any
         own: float = 0.5  # share of the frames before that training replaces by predictions
-        prior: MaskedPrior.Config = MaskedPrior.Config(width=96, layers=3, draft=2, rounds=0)
+        prior: MaskedPrior.Config = MaskedPrior.Config(
+            width=96, layers=3, draft=2, rounds=0
+        )  # of the patches, filled in two steps and not revised
 
         def __post_init__(self) -> None:
             """Raise ConfigError if a field is out of its range."""
