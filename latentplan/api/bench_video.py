@@ -22,7 +22,7 @@ import torch
 
 from latentplan.api import bench_video_page as pages
 from latentplan.data.store import ZarrStore
-from latentplan.data.windows import is_test
+from latentplan.data.windows import HELD_OUT, is_test
 from latentplan.errors import CheckpointError, ConfigError, StoreError, check_range
 from latentplan.evaluation import objects, open_loop
 from latentplan.evaluation.provenance import provenance
@@ -35,7 +35,6 @@ from latentplan.urls import local
 BATCH = 16  # clips imagined at a time
 HORIZONS = (1, 2, 4, 8, 16, 32, 64)  # frames that figures are pooled over, as far as they go
 REPEAT = "last frame repeated"
-HELD_OUT = 0.1  # share of episodes that training leaves out by default
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from latentplan.api import offline_page, results
 from latentplan.api.choice import Overrides
 from latentplan.api.load import load
 from latentplan.data.store import ZarrStore
-from latentplan.data.windows import is_test
+from latentplan.data.windows import HELD_OUT, is_test
 from latentplan.errors import CheckpointError, ConfigError, StoreError, check_range
 from latentplan.evaluation import metrics, offline
 from latentplan.evaluation.provenance import provenance
@@ -34,7 +34,6 @@ AHEAD = (1, 5, 25)  # actions
 ACTED = 500  # actions that the policy is asked for, at most
 STEPS = 2  # of an episode, whose recorded action is ranked
 DRAWS = 63  # recorded actions of other episodes among which it is
-HELD_OUT = 0.1  # share of episodes that training leaves out by default
 RESAMPLES = 2000
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from latentplan.data.store import ZarrStore
 from latentplan.errors import ConfigError, StoreError, check_range
-from latentplan.types import Array, Batch, Spec
+from latentplan.types import Array, Batch, Spec, Training
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples fill [0, 1) evenly
 
 
+HELD_OUT = Training().held_out  # share of episodes that training leaves out by default
 OPTIONAL = ("rewards", "task", "segments")  # fields of Batch that are filled on request
 
 
@@ -65,7 +66,7 @@ class Windows:
         batch: int,
         seed: int = 0,
         split: Literal["train", "test"] = "train",
-        test_fraction: float = 0.1,
+        test_fraction: float = HELD_OUT,
         share: float = 1.0,
         keys: Sequence[str] | None = None,
         targets: Sequence[str] = (),

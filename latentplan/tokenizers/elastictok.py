@@ -21,17 +21,14 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from latentplan import png
-from latentplan.data.windows import Windows
-from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
+from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn import images, quantizer
 from latentplan.nn.transformer import Transformer
 from latentplan.protocols import EpisodeStore
 from latentplan.shapes import check
+from latentplan.tokenizers import prefix_images
 from latentplan.tokenizers.prefix_search import bisect, scan
 from latentplan.types import Batch, Loss, Spec, Tensors, Tokens
-
-DRAWN = 6  # held-out frames that are illustrated
 
 
 class Searched(NamedTuple):
@@ -234,28 +231,25 @@ class ElasticTok(nn.Module):
 
     def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
         """Draw held-out frames of `store` and their reconstructions from few to all tokens."""
-        for key in self.images:
-            if key not in store.spec.observation:
-                raise StoreError(f"data: has no images {key}, which ElasticTok observes")
         lengths = [self.config.min_tokens]
         while lengths[-1] < self.longest:
             lengths.append(min(2 * lengths[-1], self.longest))
-        chosen = {"length": self.stride, "batch": DRAWN, "split": "test"}
-        seen = Windows(store, keys=self.images, **chosen)[0].observations  # type: ignore[arg-type]
-        frames = {key: each.to(self.dropped.device) for key, each in seen.items()}
-        with torch.no_grad():
-            every = torch.full((DRAWN, 1, len(self.images)), self.longest)
-            full = self.encode(frames, lengths=every.to(self.dropped.device))
-            rows = [frames, *(self.decode(self.truncate(full, length)) for length in lengths)]
-        for key in self.images:
-            grid = torch.stack([each[key][:, 0] for each in rows])  # r b h w c
-            true, *shown = grid.movedim(-1, -3).float() / 127.5 - 1
-            psnr = [f"{images.psnr(each, true):.1f} dB" for each in shown]
-            found = [f"{n}: {db}" for n, db in zip(lengths, psnr, strict=True)]
-            framed = F.pad(grid, (0, 0, 0, 2, 0, 2), value=255)  # a white line between images
-            image = rearrange(framed, "r b h w c -> (r h) (b w) c").cpu().numpy()
-            file = png.write(folder / f"tokens_{key}.png", image)
-            yield file, f"held-out frames, then decoded from tokens: {', '.join(found)}"
+        device = self.dropped.device
+
+        def decoded(seen: Tensors) -> dict[int, Tensors]:
+            shape = (len(seen[self.images[0]]), 1, len(self.images))
+            full = self.encode(seen, lengths=torch.full(shape, self.longest, device=device))
+            return {length: self.decode(self.truncate(full, length)) for length in lengths}
+
+        yield from prefix_images.draw(
+            store,
+            folder,
+            keys=self.images,
+            name="ElasticTok",
+            stride=self.stride,
+            device=device,
+            decoded=decoded,
+        )
 
     def _blocks(self, observations: Tensors) -> Tensor:
         """Return the patches ((b v), n, slots, pixels) in [-1, 1] of images; ShapeError if odd."""

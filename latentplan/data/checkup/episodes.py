@@ -8,9 +8,8 @@ import numpy as np
 
 from latentplan.data.checkup.findings import Finding
 from latentplan.data.checkup.seen import Seen
-from latentplan.data.windows import is_test
+from latentplan.data.windows import HELD_OUT, is_test
 
-HELD_OUT = 0.1  # share of episodes that training leaves out by default
 UNLIKE = 10  # times longer or shorter than the median
 
 

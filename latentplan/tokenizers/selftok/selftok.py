@@ -26,17 +26,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan import png
-from latentplan.data.windows import Windows
-from latentplan.errors import ConfigError, ShapeError, StoreError, check_range
+from latentplan.errors import ConfigError, ShapeError, check_range
 from latentplan.nn import images, quantizer
 from latentplan.nn.transformer import Transformer
 from latentplan.protocols import EpisodeStore
 from latentplan.shapes import check
+from latentplan.tokenizers import prefix_images
 from latentplan.tokenizers.selftok.flow_decoder import FlowDecoder, noised
 from latentplan.types import Batch, Loss, Spec, Tensors, Tokens
 
-DRAWN = 6  # held-out frames that are illustrated
 LEAST = 1e-3  # contrast of images that is divided by
 
 
@@ -191,26 +189,22 @@ class Selftok(nn.Module):
 
     def illustrate(self, store: EpisodeStore, folder: Path) -> Iterator[tuple[Path, str]]:
         """Draw held-out frames of `store` and their reconstructions from few to all tokens."""
-        for key in self.images:
-            if key not in store.spec.observation:
-                raise StoreError(f"data: has no images {key}, which Selftok observes")
         most = self.config.tokens
         lengths = [most // 2**power for power in range(5, -1, -1) if most >= 2**power]
-        chosen = {"length": 1, "batch": DRAWN, "split": "test"}
-        found = Windows(store, keys=self.images, **chosen)[0].observations  # type: ignore[arg-type]
-        seen = {key: each.to(self.mean.device) for key, each in found.items()}
-        with torch.no_grad():
+
+        def decoded(seen: Tensors) -> dict[int, Tensors]:
             full = self.encode(seen)
-            rows = [seen, *(self.decode(self.truncate(full, length)) for length in lengths)]
-        for key in self.images:
-            grid = torch.stack([each[key][:, 0] for each in rows])  # r b h w c
-            true, *shown = grid.movedim(-1, -3).float() / 127.5 - 1
-            psnr = [f"{images.psnr(each, true):.1f} dB" for each in shown]
-            about = [f"{n}: {db}" for n, db in zip(lengths, psnr, strict=True)]
-            framed = F.pad(grid, (0, 0, 0, 2, 0, 2), value=255)  # a white line between images
-            image = rearrange(framed, "r b h w c -> (r h) (b w) c").cpu().numpy()
-            file = png.write(folder / f"tokens_{key}.png", image)
-            yield file, f"held-out frames, then decoded from tokens: {', '.join(about)}"
+            return {length: self.decode(self.truncate(full, length)) for length in lengths}
+
+        yield from prefix_images.draw(
+            store,
+            folder,
+            keys=self.images,
+            name="Selftok",
+            stride=1,
+            device=self.mean.device,
+            decoded=decoded,
+        )
 
     def _stacked(self, observations: Tensors) -> Tensor:
         """Return the cameras' images (b, t, v, 3, h, w) in [-1, 1]; ShapeError if they are odd."""
